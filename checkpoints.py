@@ -1,0 +1,165 @@
+"""Checkpoint folders of a training run: written whole or not at all, found again, never executed.
+
+A folder of its own beside train_taco.py so that both stay short. `checkpoint_N` (N = completed
+epochs) and `final_checkpoint` hold what Accelerate saves (model.safetensors, optimizer, scheduler,
+scaler, RNG of every process), config.json (all that inference needs) and trainer_state.json.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import load as load_tensors
+
+from dataset import AudioConfig, DataError
+from model import Tacotron2Config
+from synthesize import read_config, write_config
+from tokenizer import Tokenizer
+
+STATE_FILE = "trainer_state.json"
+TEMPORARY_PREFIX = ".writing_"
+
+
+class TrainerState(NamedTuple):
+    """Where a run stands."""
+
+    epoch: int  # completed epochs
+    epoch_step: int  # optimizer steps done in the epoch after them
+    step: int  # optimizer steps in all
+    history: list[dict]  # losses and scores of each completed epoch
+    wandb_run_id: str | None = None
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    path: Path,
+    state: TrainerState,
+    train_config: dict,
+    audio_config: AudioConfig,
+    model_config: Tacotron2Config,
+    tokenizer: Tokenizer,
+) -> None:
+    """Writes the folder `path` under a temporary name, then renames it. Every process calls this.
+
+    Raises:
+        DataError: when it cannot be written; nothing of it is left then.
+    """
+    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
+    error = None
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(temporary), safe_serialization=True)
+        if accelerator.is_main_process:
+            write_config(temporary, model_config, audio_config, tokenizer)
+            content = {**state._asdict(), "train_config": train_config}
+            (temporary / STATE_FILE).write_text(json.dumps(content, indent=2))
+            for file in temporary.iterdir():  # on the disk before the name says so
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+    except (OSError, RuntimeError) as caught:
+        error = caught
+    failures = accelerator.reduce(
+        torch.tensor(float(error is not None), device=accelerator.device), "sum"
+    )
+    if failures.item():
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+        reason = " ".join(str(error).split())[:200] if error else "another process failed"
+        raise DataError(f"{path}: the checkpoint could not be written ({reason})")
+    if accelerator.is_main_process:
+        if path.exists():  # the same point of the same run: replaced
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    accelerator.wait_for_everyone()
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest step first."""
+    found = []
+    for path in folder.glob("*checkpoint*"):
+        if (path / STATE_FILE).is_file() and not path.name.startswith(TEMPORARY_PREFIX):
+            found.append((read_state(path)[0].step, path.name, path))
+    return [path for _, _, path in sorted(found)]
+
+
+def find_checkpoint(folder: Path, name: str) -> Path:
+    """`latest`, the name of a checkpoint in `folder`, or a path.
+
+    Raises:
+        DataError: when there is none.
+    """
+    if name == "latest":
+        checkpoints = list_checkpoints(folder)
+        if not checkpoints:
+            raise DataError(f"--resume_from_checkpoint latest: no checkpoint in {folder}")
+        return checkpoints[-1]
+    for path in (folder / name, Path(name)):
+        if (path / STATE_FILE).is_file():
+            return path
+    raise DataError(f"--resume_from_checkpoint {name}: no checkpoint there or in {folder}")
+
+
+def read_state(path: Path) -> tuple[TrainerState, dict]:
+    """trainer_state.json of a checkpoint folder: the state, and the flags of the run.
+
+    Raises:
+        DataError: when it is missing or broken.
+    """
+    try:
+        content = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        train_config = content.pop("train_config")
+        return TrainerState(**content), train_config
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path / STATE_FILE}: cannot be read ({error})") from None
+
+
+def load_checkpoint_state(
+    accelerator: Accelerator,
+    path: Path,
+    audio_config: AudioConfig,
+    model_config: Tacotron2Config,
+    tokenizer: Tokenizer,
+) -> TrainerState:
+    """Puts a run back where the checkpoint left it, random numbers of this process included.
+
+    Raises:
+        DataError: when a file is missing, broken, would need code to be run, or belongs to
+            another model, audio or table of symbols.
+    """
+    differences = [
+        f"--{name} {old} is now {new}"
+        for saved, given in zip(
+            map(asdict, read_config(path)[:2]),
+            map(asdict, (model_config, audio_config)),
+            strict=True,
+        )
+        for (name, old), new in zip(saved.items(), given.values(), strict=True)
+        if old != new and name != "fast_decoder"
+    ]
+    if read_config(path)[2].symbols != tokenizer.symbols:
+        differences.append("the symbols differ")
+    if differences:
+        raise DataError(f"{path}: cannot be resumed with other settings: {'; '.join(differences)}")
+    random_states = f"random_states_{accelerator.process_index}.pkl"
+    if not (path / random_states).is_file():
+        raise DataError(f"{path}: {random_states} is missing; resume with as many processes")
+    for file in sorted([*path.glob("*.bin"), *path.glob("*.pkl"), *path.glob("*.pt")]):
+        try:
+            load_tensors(file, map_location="cpu")
+        except Exception as error:
+            reason = " ".join(str(error).split())[:120]
+            raise DataError(f"{file}: refused, not plain tensors and numbers ({reason})") from None
+    try:
+        accelerator.load_state(str(path))
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: cannot be loaded ({reason})") from None
+    return read_state(path)[0]

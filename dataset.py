@@ -1,0 +1,382 @@
+"""Recordings and transcripts to batches, and wav <-> scaled mel.
+
+    audio_config = AudioConfig()
+    wav = load_wav("clip.flac", audio_config.sampling_rate)     # (n_samples,) in [-1, 1]
+    mel = audio_to_mel(wav, audio_config)                       # (T_mel, num_mels), -4 .. 4
+    mel_to_audio(mel, audio_config)                             # Griffin-Lim, (n_samples,)
+
+The mel: reflect-pad by (n_fft - hop_size) / 2, STFT without centring, magnitude, Slaney mel
+filters, so that T_mel = n_samples // hop_size, which is HiFi-GAN's framing. Then
+dB = 20 log10(max(m, 10^(min_db / 20))), and min_db .. 0 dB is mapped to -A .. A with
+A = max_scaled_abs: zero-centred data, with silence at -A. `scaled_to_log_mel` turns it into the
+natural-log mel that HiFi-GAN and NVIDIA's Tacotron 2 use.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import librosa
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+import torch.nn.functional as F
+import torchaudio
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from model import build_padding_mask
+from tokenizer import Tokenizer
+
+MANIFEST_COLUMNS = ("file_path", "normalized_transcript", "duration")
+LENGTH_JITTER = 0.03  # share of a clip's length; what reshuffles batches, at about 3 % padding
+
+
+class DataError(ValueError):
+    """A file or a text of the user's that cannot be used; the message is meant for them."""
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    """How wav becomes mel. Raises ValueError naming the flag that is off."""
+
+    sampling_rate: Annotated[int, "audio samples per second; other rates are resampled"] = 22050
+    num_mels: Annotated[int, "mel bins"] = 80
+    n_fft: Annotated[int, "FFT size in samples"] = 1024
+    window_size: Annotated[int, "length of the Hann window in samples"] = 1024
+    hop_size: Annotated[int, "samples from one frame to the next"] = 256
+    min_db: Annotated[float, "floor of the mel in decibels"] = -100.0
+    max_scaled_abs: Annotated[float, "mels are scaled to -max_scaled_abs .. max_scaled_abs"] = 4.0
+    fmin: Annotated[float, "lowest frequency of the mel filters in Hz"] = 0.0
+    fmax: Annotated[float, "highest frequency of the mel filters in Hz"] = 8000.0
+    mel_scaling: Annotated[str, "scaled_db, or log for natural-log mels as NVIDIA has them"] = (
+        "scaled_db"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("sampling_rate", "num_mels", "n_fft", "window_size", "hop_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, found {getattr(self, name)}")
+        if not self.hop_size <= self.window_size <= self.n_fft:
+            raise ValueError(
+                "--hop_size <= --window_size <= --n_fft must hold, found "
+                f"{self.hop_size}, {self.window_size}, {self.n_fft}"
+            )
+        if (self.n_fft - self.hop_size) % 2:
+            raise ValueError(
+                f"--n_fft minus --hop_size must be even, found {self.n_fft} - {self.hop_size}"
+            )
+        if not 0 <= self.fmin < self.fmax <= self.sampling_rate / 2:
+            raise ValueError(
+                "0 <= --fmin < --fmax <= half of --sampling_rate must hold, found "
+                f"{self.fmin}, {self.fmax}, {self.sampling_rate / 2}"
+            )
+        if not -1000 <= self.min_db < 0:
+            raise ValueError(f"--min_db must be below 0 and at least -1000, found {self.min_db}")
+        if not 0 < self.max_scaled_abs < math.inf:
+            raise ValueError(f"--max_scaled_abs must be above 0, found {self.max_scaled_abs}")
+        if self.mel_scaling not in ("scaled_db", "log"):
+            raise ValueError(f"--mel_scaling must be scaled_db or log, found {self.mel_scaling}")
+
+    @property
+    def silence(self) -> float:
+        """The mel value of silence, which is also the padding of a batch."""
+        return -self.max_scaled_abs if self.mel_scaling == "scaled_db" else self.log_floor
+
+    @property
+    def log_floor(self) -> float:
+        """ln of the smallest magnitude: 1e-5 at -100 dB."""
+        return self.min_db / 20.0 * math.log(10.0)
+
+    @property
+    def hop_seconds(self) -> float:
+        return self.hop_size / self.sampling_rate
+
+
+class Utterance(NamedTuple):
+    """One clip of a manifest."""
+
+    tokens: Tensor  # (T_text,) int64
+    mel: Tensor  # (T_mel, num_mels)
+    text: str
+    path: str
+
+
+class Batch(NamedTuple):
+    """Utterances padded to the longest of them."""
+
+    tokens: Tensor  # (B, T_text) int64, padded with pad_token_id
+    token_lengths: Tensor  # (B,) int64
+    mels: Tensor  # (B, T_mel, num_mels), padded with silence
+    mel_lengths: Tensor  # (B,) int64
+    stop_targets: Tensor  # (B, T_mel), 1 from the last valid frame on
+    texts: list[str]
+    paths: list[str]
+
+
+def load_wav(path: str | Path, sampling_rate: int) -> Tensor:
+    """Reads wav or flac of any rate and channel count.
+
+    Returns:
+        (n_samples,) float32 in [-1, 1], mono, at `sampling_rate`.
+
+    Raises:
+        DataError: when the file is missing, unreadable, empty, or holds NaN or infinity.
+    """
+    try:
+        samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, RuntimeError) as error:
+        reason = "no such file" if not Path(path).is_file() else str(error).strip(". ")
+        raise DataError(f"{path}: cannot be read as audio ({reason})") from None
+    wav = torch.from_numpy(samples).mean(dim=1)  # (n_samples,)
+    if len(wav) == 0:
+        raise DataError(f"{path}: holds no samples")
+    if not torch.isfinite(wav).all():
+        raise DataError(f"{path}: holds samples that are NaN or infinite")
+    if file_rate != sampling_rate:
+        wav = torchaudio.functional.resample(wav, file_rate, sampling_rate)
+    return wav.clamp(-1.0, 1.0)
+
+
+@lru_cache(maxsize=16)
+def _mel_filters(
+    sampling_rate: int, n_fft: int, num_mels: int, fmin: float, fmax: float, device: torch.device
+) -> Tensor:
+    """(num_mels, n_fft // 2 + 1), Slaney's mel scale and area norm."""
+    filters = librosa.filters.mel(
+        sr=sampling_rate, n_fft=n_fft, n_mels=num_mels, fmin=fmin, fmax=fmax
+    )
+    return torch.from_numpy(filters).to(device)
+
+
+@lru_cache(maxsize=16)
+def _window(window_size: int, device: torch.device) -> Tensor:
+    return torch.hann_window(window_size, device=device)
+
+
+def _filters_for(audio_config: AudioConfig, device: torch.device) -> Tensor:
+    a = audio_config
+    return _mel_filters(a.sampling_rate, a.n_fft, a.num_mels, a.fmin, a.fmax, device)
+
+
+def audio_to_mel(wav: Tensor, audio_config: AudioConfig) -> Tensor:
+    """wav (n_samples,) or (B, n_samples) -> (T_mel, num_mels) or (B, T_mel, num_mels), scaled.
+
+    T_mel = n_samples // hop_size.
+
+    Raises:
+        DataError: when the wav is shorter than one window.
+    """
+    a = audio_config
+    if wav.shape[-1] < a.n_fft:
+        raise DataError(
+            f"{wav.shape[-1]} samples at {a.sampling_rate} Hz are less than one window of {a.n_fft}"
+        )
+    padding = (a.n_fft - a.hop_size) // 2
+    padded = F.pad(wav.reshape(-1, wav.shape[-1]), (padding, padding), mode="reflect")
+    spectrum = torch.stft(
+        padded,
+        a.n_fft,
+        hop_length=a.hop_size,
+        win_length=a.window_size,
+        window=_window(a.window_size, wav.device),
+        center=False,
+        return_complex=True,
+    )  # (B, n_fft // 2 + 1, T_mel)
+    magnitude = torch.matmul(_filters_for(a, wav.device), spectrum.abs())  # (B, num_mels, T_mel)
+    log_mel = magnitude.clamp_min(math.exp(a.log_floor)).log()
+    mel = log_to_scaled_mel(log_mel, a) if a.mel_scaling == "scaled_db" else log_mel
+    return mel.transpose(1, 2).reshape(*wav.shape[:-1], -1, a.num_mels)
+
+
+def scaled_to_log_mel(mel: Tensor, audio_config: AudioConfig) -> Tensor:
+    """Scaled mel -> natural-log mel: ln m = ((scaled + A) / 2A - 1) (-min_db) / 20 ln 10."""
+    a = audio_config
+    return ((mel + a.max_scaled_abs) / (2.0 * a.max_scaled_abs) - 1.0) * -a.log_floor
+
+
+def log_to_scaled_mel(mel: Tensor, audio_config: AudioConfig) -> Tensor:
+    """Natural-log mel -> scaled mel, the inverse of `scaled_to_log_mel`."""
+    a = audio_config
+    return (mel / -a.log_floor + 1.0) * (2.0 * a.max_scaled_abs) - a.max_scaled_abs
+
+
+def to_log_mel(mel: Tensor, audio_config: AudioConfig) -> Tensor:
+    """A mel as this config scales it -> natural-log mel, what vocoders read."""
+    return mel if audio_config.mel_scaling == "log" else scaled_to_log_mel(mel, audio_config)
+
+
+def mel_to_audio(mel: Tensor, audio_config: AudioConfig, n_iter: int = 60) -> Tensor:
+    """Griffin-Lim: (T_mel, num_mels) scaled -> (n_samples,) with n_samples = T_mel * hop_size.
+
+    The magnitudes are the least-squares solution of the mel filters; phases start at random, so
+    seed torch for a repeatable wav. A peak above 1 is scaled down to 1.
+    """
+    a = audio_config
+    # Griffin-Lim needs more than a window of signal, and loses half a window at each edge.
+    edge = a.n_fft // a.hop_size + 1
+    longer = torch.cat([mel[:1].expand(edge, -1), mel, mel[-1:].expand(edge, -1)]).float()
+    magnitude = to_log_mel(longer, a).exp().t()  # (num_mels, T_mel + 2 edge)
+    inverse = torch.linalg.pinv(_filters_for(a, mel.device))  # (n_fft // 2 + 1, num_mels)
+    # torchaudio centres frame t on sample t * hop_size, this framing on (t + 1/2) * hop_size.
+    wav = torchaudio.functional.griffinlim(
+        (inverse @ magnitude).clamp_min(0.0),
+        window=_window(a.window_size, mel.device),
+        n_fft=a.n_fft,
+        hop_length=a.hop_size,
+        win_length=a.window_size,
+        power=1.0,
+        n_iter=n_iter,
+        momentum=0.99,
+        length=None,
+        rand_init=True,
+    )  # ((T_mel + 2 edge - 1) * hop_size,)
+    start = edge * a.hop_size - a.hop_size // 2
+    wav = wav[start : start + len(mel) * a.hop_size]
+    return wav / wav.abs().max().clamp_min(1.0)
+
+
+def read_manifest(path: str | Path) -> pd.DataFrame:
+    """A manifest CSV with absolute paths and all text as it stands.
+
+    Relative paths are taken from the manifest's folder.
+
+    Raises:
+        DataError: naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such manifest; prep_splits.py writes one")
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as CSV ({error})") from None
+    missing = [column for column in MANIFEST_COLUMNS if column not in frame.columns]
+    if missing:
+        raise DataError(
+            f"{path}: column {missing[0]} is missing; expected the header "
+            f"{','.join(MANIFEST_COLUMNS)}, found {','.join(map(str, frame.columns))[:80]}"
+        )
+    if frame.empty:
+        raise DataError(f"{path}: holds no clips")
+    frame["duration"] = pd.to_numeric(frame["duration"], errors="coerce")
+    frame["file_path"] = [str(path.parent.absolute() / name) for name in frame["file_path"]]
+    rows = zip(frame["file_path"], frame["normalized_transcript"], frame["duration"], strict=True)
+    for line, (file_path, text, duration) in enumerate(rows, start=2):
+        if not text.strip():
+            raise DataError(f"{path}: line {line} has an empty normalized_transcript")
+        if not 0 < duration < math.inf:
+            raise DataError(f"{path}: line {line} has no duration above 0 seconds")
+        if not Path(file_path).is_file():
+            raise DataError(f"{path}: line {line} names {file_path}, which is not a file")
+    return frame
+
+
+class TTSDataset(Dataset):
+    """The clips of a manifest. `n_frames` holds their lengths in frames, from the durations.
+
+    Raises:
+        DataError: naming the manifest or the clip.
+    """
+
+    def __init__(
+        self, manifest: str | Path, audio_config: AudioConfig, tokenizer: Tokenizer
+    ) -> None:
+        frame = read_manifest(manifest)
+        self.audio_config = audio_config
+        self.tokenizer = tokenizer
+        self.paths: list[str] = frame["file_path"].tolist()
+        self.texts: list[str] = frame["normalized_transcript"].tolist()
+        self.n_frames: list[float] = (frame["duration"] / audio_config.hop_seconds).tolist()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Utterance:
+        path, text = self.paths[index], self.texts[index]
+        wav = load_wav(path, self.audio_config.sampling_rate)
+        try:
+            tokens, mel = self.tokenizer.encode(text), audio_to_mel(wav, self.audio_config)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from None
+        return Utterance(tokens, mel, text, path)
+
+
+class TTSCollator:
+    """Pads utterances, in any order, to a Batch."""
+
+    def __init__(self, audio_config: AudioConfig, tokenizer: Tokenizer) -> None:
+        self.silence = audio_config.silence
+        self.pad_token_id = tokenizer.pad_token_id
+
+    def __call__(self, utterances: Sequence[Utterance]) -> Batch:
+        pad = torch.nn.utils.rnn.pad_sequence
+        tokens = pad([u.tokens for u in utterances], True, self.pad_token_id)  # (B, T_text)
+        mels = pad([u.mel for u in utterances], True, self.silence)  # (B, T_mel, num_mels)
+        mel_lengths = torch.tensor([len(u.mel) for u in utterances])
+        return Batch(
+            tokens=tokens,
+            token_lengths=torch.tensor([len(u.tokens) for u in utterances]),
+            mels=mels,
+            mel_lengths=mel_lengths,
+            stop_targets=build_padding_mask(mel_lengths - 1, mels.shape[1]).float(),
+            texts=[u.text for u in utterances],
+            paths=[u.path for u in utterances],
+        )
+
+
+class BatchSampler(Sampler[list[int]]):
+    """Batches of similar length, every clip once per epoch, from (seed, epoch) alone.
+
+    Clips are sorted by a length blurred by a few per cent, cut into batches as equal in size as
+    can be, and the batches shuffled. With several processes, a batch of batch_size *
+    num_processes clips is dealt out to them, so that together they see what one process with
+    that batch size would see. With shuffle=False the order is longest first.
+
+    Args:
+        lengths: of the clips, in any unit.
+        batch_size: clips per process at most.
+        seed, epoch: what the order is drawn from.
+        start_batch: batches of this epoch to skip, for resuming in its middle.
+        num_processes, process_index: which share of each batch to yield.
+
+    Raises:
+        ValueError: when a process would get no clip of a batch.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[float],
+        batch_size: int,
+        seed: int = 0,
+        epoch: int = 0,
+        start_batch: int = 0,
+        num_processes: int = 1,
+        process_index: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"--batch_size must be at least 1, found {batch_size}")
+        if len(lengths) < num_processes:
+            raise ValueError(f"{len(lengths)} clips cannot be dealt to {num_processes} processes")
+        rng = np.random.Generator(np.random.PCG64([seed, epoch]))
+        keys = -np.asarray(lengths, dtype=np.float64)
+        if shuffle:
+            keys = keys * rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, size=len(keys))
+        n_batches = math.ceil(len(keys) / (batch_size * num_processes))
+        batches = np.array_split(np.argsort(keys, kind="stable"), n_batches)
+        order = rng.permutation(n_batches) if shuffle else np.arange(n_batches)
+        self.batches = [
+            np.array_split(batches[i], num_processes)[process_index].tolist()
+            for i in order[start_batch:]
+        ]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)

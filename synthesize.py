@@ -1,0 +1,237 @@
+"""Speaks text with a checkpoint: NNN.wav, NNN.png (mel and alignment), NNN.npy for each sentence.
+
+    python synthesize.py --checkpoint work_dir/tacotron2/final_checkpoint \
+        --text "Printing, in the only sense." --output_dir spoken
+
+The .npy holds the natural-log mel, float32, (num_mels, T_mel): what a HiFi-GAN reads. The wav is
+Griffin-Lim's. `load_checkpoint` and `synthesize` are what inference.ipynb calls.
+"""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors
+import soundfile
+import torch
+from torch import Tensor
+
+from dataset import AudioConfig, DataError, mel_to_audio, to_log_mel
+from model import Tacotron2, Tacotron2Config
+from plotting import save_figure, summary_figure
+from tokenizer import Tokenizer
+
+CONFIG_FILE = "config.json"
+FORMAT_VERSION = 1
+MAX_DECODER_STEPS = 2000  # 23 s at 86 frames per second
+
+
+class Voice(NamedTuple):
+    """A checkpoint, ready to speak."""
+
+    model: Tacotron2
+    audio_config: AudioConfig
+    tokenizer: Tokenizer
+
+
+class Synthesis(NamedTuple):
+    """One spoken text."""
+
+    mel: Tensor  # (T_mel, num_mels), scaled as the checkpoint's audio_config says
+    alignment: Tensor  # (T_mel, T_text)
+    wav: Tensor  # (n_samples,)
+    reached_limit: bool  # True: cut at max_decoder_steps instead of stopping by itself
+
+
+def write_config(
+    directory: str | Path,
+    model_config: Tacotron2Config,
+    audio_config: AudioConfig,
+    tokenizer: Tokenizer,
+) -> None:
+    """Writes config.json: all that inference needs beside the weights."""
+    config = {
+        "format_version": FORMAT_VERSION,
+        **asdict(model_config),
+        "audio": asdict(audio_config),
+        "symbols": list(tokenizer.symbols),
+    }
+    (Path(directory) / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False))
+
+
+def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, Tokenizer]:
+    """Reads config.json of a checkpoint folder.
+
+    Raises:
+        DataError: when it is missing, not JSON, of a newer format, or lacks or invents a field.
+    """
+    path = Path(directory) / CONFIG_FILE
+    if not Path(directory).is_dir():
+        raise DataError(f"{directory}: no such checkpoint folder")
+    if not path.is_file():
+        raise DataError(f"{directory}: not a checkpoint folder, {CONFIG_FILE} is missing")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        version = config.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"{path}: format_version {version} is not the {FORMAT_VERSION} read here"
+            )
+        audio, symbols = config.pop("audio"), config.pop("symbols")
+        for given, config_class in ((config, Tacotron2Config), (audio, AudioConfig)):
+            odd = set(given) ^ {field.name for field in fields(config_class)}
+            if odd:
+                raise DataError(f"{path}: {sorted(odd)[0]} is missing or unknown")
+        result = Tacotron2Config(**config), AudioConfig(**audio), Tokenizer(symbols)
+    except DataError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not a checkpoint's config ({error})") from None
+    if result[0].vocab_size != result[2].vocab_size or result[0].num_mels != result[1].num_mels:
+        raise DataError(f"{path}: model, symbols and audio do not fit each other")
+    return result
+
+
+def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -> Voice:
+    """A checkpoint folder to a Voice in eval mode. No pickle is opened.
+
+    Raises:
+        DataError: when config.json or model.safetensors is missing, broken or does not fit.
+    """
+    model_config, audio_config, tokenizer = read_config(directory)
+    model = Tacotron2(model_config)
+    path = Path(directory) / "model.safetensors"
+    if not path.is_file():
+        raise DataError(f"{directory}: model.safetensors is missing")
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except (safetensors.SafetensorError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: weights do not fit config.json ({reason})") from None
+    return Voice(model.to(device).eval(), audio_config, tokenizer)
+
+
+def synthesize(
+    text: str,
+    voice: Voice,
+    max_decoder_steps: int = MAX_DECODER_STEPS,
+    stop_threshold: float = 0.5,
+    seed: int | None = None,
+) -> Synthesis:
+    """Speaks one text; the prenet's dropout makes every seed sound a little different.
+
+    Raises:
+        DataError: when the text has nothing to speak.
+    """
+    if seed is not None:
+        torch.manual_seed(seed)
+    try:
+        tokens = voice.tokenizer.encode(text)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    device = next(voice.model.parameters()).device
+    output = voice.model.infer(tokens[None].to(device), None, max_decoder_steps, stop_threshold)
+    mel = output.mels[0]  # (T_mel, num_mels)
+    wav = mel_to_audio(mel, voice.audio_config)
+    return Synthesis(mel.cpu(), output.alignments[0].cpu(), wav.cpu(), bool(output.reached_limit))
+
+
+def write_wav(path: str | Path, wav: Tensor, sampling_rate: int) -> None:
+    """16-bit wav, written whole or not at all."""
+    temporary = Path(f"{path}.tmp")
+    try:
+        soundfile.write(temporary, wav.numpy(), sampling_rate, "PCM_16", format="WAV")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_synthesis(
+    result: Synthesis, text: str, voice: Voice, output_dir: Path, stem: str
+) -> None:
+    """stem.wav, stem.png and stem.npy in output_dir."""
+    audio_config = voice.audio_config
+    write_wav(output_dir / f"{stem}.wav", result.wav, audio_config.sampling_rate)
+    log_mel = to_log_mel(result.mel, audio_config).t().numpy()  # (num_mels, T_mel)
+    np.save(output_dir / f"{stem}.npy", log_mel.astype(np.float32))
+    said = voice.tokenizer.decode(voice.tokenizer.encode(text))
+    figure = summary_figure(
+        None, result.mel, result.alignment, said, hop_seconds=audio_config.hop_seconds
+    )
+    save_figure(figure, output_dir / f"{stem}.png")
+
+
+def read_texts(args: argparse.Namespace) -> list[str]:
+    """--text and the lines of --text_file, blank ones left out.
+
+    Raises:
+        DataError: when the file cannot be read or there is nothing to say.
+    """
+    texts = list(args.text or [])
+    if args.text_file:
+        try:
+            texts += Path(args.text_file).read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"--text_file {args.text_file}: cannot be read ({error})") from None
+    texts = [text.strip() for text in texts if text.strip()]
+    if not texts:
+        raise DataError("nothing to say: give --text or a --text_file with a line in it")
+    return texts
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--checkpoint", required=True, help="checkpoint folder")
+    parser.add_argument("--text", nargs="+", help="one or several sentences")
+    parser.add_argument("--text_file", help="UTF-8 file, one sentence a line")
+    parser.add_argument("--output_dir", required=True, help="folder for wav, png and npy")
+    parser.add_argument("--seed", type=int, default=42, help="seed of prenet dropout and phases")
+    parser.add_argument("--max_decoder_steps", type=int, default=MAX_DECODER_STEPS)
+    parser.add_argument("--stop_threshold", type=float, default=0.5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+    if args.max_decoder_steps < 1:
+        parser.error(f"--max_decoder_steps must be at least 1, found {args.max_decoder_steps}")
+    if not 0 < args.stop_threshold < 1:
+        parser.error(f"--stop_threshold must be between 0 and 1, found {args.stop_threshold}")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Speaks every text of `args` and says for each whether it stopped by itself."""
+    texts = read_texts(args)
+    voice = load_checkpoint(args.checkpoint, args.device)
+    for text in texts:  # all are checked before the first is spoken
+        voice.tokenizer.encode(text)
+    output_dir = Path(args.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for number, text in enumerate(texts, start=1):
+        unknown = voice.tokenizer.unknown_characters(text)
+        if unknown:
+            print(f"{number:03d}: left out {unknown!r}, which the checkpoint has no symbols for")
+        result = synthesize(text, voice, args.max_decoder_steps, args.stop_threshold, args.seed)
+        write_synthesis(result, text, voice, output_dir, f"{number:03d}")
+        seconds = len(result.mel) * voice.audio_config.hop_seconds
+        ending = (
+            f"cut at the limit of {args.max_decoder_steps} steps without a stop"
+            if result.reached_limit
+            else "stopped by itself"
+        )
+        print(f"{output_dir / f'{number:03d}.wav'}: {seconds:.2f} s, {ending}: {text[:60]}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"synthesize.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,459 @@
+"""Pictures are tested by their pixels and by what a reader sees: labels, limits, frames."""
+
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib import colormaps, font_manager
+from matplotlib.figure import Figure
+from PIL import Image
+
+import plotting
+from plotting import (
+    alignment_figure,
+    alignment_film,
+    figure_to_array,
+    loss_figure,
+    mel_figure,
+    save_figure,
+    summary_figure,
+)
+
+pytestmark = pytest.mark.filterwarnings("error")  # a missing glyph is a warning
+
+SHORT_TEXT = "It cost $5 or $6."
+LONG_TEXT = "Printing, in the only sense with which we are at present concerned, differs from most"
+HOP_SECONDS = 256 / 22050
+HISTORY = [
+    {
+        "epoch": epoch,
+        "train_loss": 5.0 / epoch,
+        "val_loss": 6.0 / epoch,
+        "train_mel_loss": 4.0 / epoch,
+        "val_mel_loss": 5.0 / epoch,
+        "val_alignment_score": 1 - 1 / epoch,
+        "learning_rate": 1e-3,
+    }
+    for epoch in range(1, 6)
+]
+
+
+def soft_alignment(n_frames: int, n_characters: int, width: float = 0.6) -> np.ndarray:
+    centres = np.linspace(0, n_characters - 1, n_frames)[:, None]
+    alignment = np.exp(-0.5 * ((np.arange(n_characters) - centres) / width) ** 2)
+    return alignment / alignment.sum(axis=1, keepdims=True)
+
+
+def some_mel(n_frames: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n_frames, 80))
+
+
+def pixel_at(figure: Figure, panel: int, x: float, y: float) -> np.ndarray:
+    """The RGB of data point (x, y): array rows count from the top."""
+    pixels = figure_to_array(figure)
+    column, row = figure.axes[panel].transData.transform((x, y))
+    return pixels[pixels.shape[0] - 1 - int(row), int(column)].astype(int)
+
+
+def colour_of(value: float) -> np.ndarray:
+    return (255 * np.array(colormaps[plotting.COLOUR_MAP](value)[:3])).round().astype(int)
+
+
+def y_labels(figure: Figure) -> list[str]:
+    return [label.get_text() for label in figure.axes[-1].get_yticklabels()]
+
+
+# Orientation and colours
+
+
+def test_time_runs_right_and_characters_run_up():
+    alignment = np.zeros((10, 8))
+    alignment[7, 2] = 1.0
+    pixels = figure_to_array(alignment_figure(alignment))
+    is_bright = np.abs(pixels.astype(int) - colour_of(1.0)).sum(axis=-1) <= 3
+    is_bright[:, int(0.93 * pixels.shape[1]) :] = False  # the colour bar
+    rows, columns = np.nonzero(is_bright)
+    assert columns.mean() > 0.6 * pixels.shape[1]  # step 7 of 10 is right of the middle
+    assert rows.mean() > 0.55 * pixels.shape[0]  # character 2 of 8 is below the middle
+
+
+def test_bright_cell_is_found_at_its_seconds_and_character():
+    alignment = np.zeros((10, 8))
+    alignment[7, 2] = 1.0
+    figure = alignment_figure(alignment, hop_seconds=0.5)
+    np.testing.assert_allclose(pixel_at(figure, 0, 7.5 * 0.5, 2), colour_of(1.0), atol=2)
+    for x, y in [(6.5, 2), (8.5, 2), (7.5, 1), (7.5, 3), (2.5, 7), (7.5, 5)]:
+        np.testing.assert_allclose(pixel_at(figure, 0, x * 0.5, y), colour_of(0.0), atol=2)
+    assert figure.axes[0].get_xlim() == (0, 5.0)
+    assert figure.axes[0].get_xlabel() == "seconds"
+    assert alignment_figure(alignment).axes[0].get_xlabel() == "decoder step"
+
+
+def test_mel_bins_run_up():
+    mel = np.zeros((12, 10))
+    mel[3, 8] = 1.0
+    figure = mel_figure(mel, vmin=0, vmax=1)
+    np.testing.assert_allclose(pixel_at(figure, 0, 3.5, 8), colour_of(1.0), atol=2)
+    np.testing.assert_allclose(pixel_at(figure, 0, 3.5, 1), colour_of(0.0), atol=2)
+    np.testing.assert_allclose(pixel_at(figure, 0, 8.5, 8), colour_of(0.0), atol=2)
+
+
+def test_alignment_colours_do_not_depend_on_its_values():
+    faint = alignment_figure(np.full((10, 8), 0.1))
+    np.testing.assert_allclose(pixel_at(faint, 0, 5, 4), colour_of(0.1), atol=2)
+    assert faint.axes[0].images[0].get_clim() == (0, 1)
+
+
+def test_mel_colours_default_to_finite_extremes_and_obey_limits():
+    mel = some_mel(20)
+    assert mel_figure(mel).axes[0].images[0].get_clim() == pytest.approx((mel.min(), mel.max()))
+    assert mel_figure(mel, vmin=-4, vmax=4).axes[0].images[0].get_clim() == (-4, 4)
+    mel[3] = np.nan
+    figure = mel_figure(mel)
+    limits = (np.nanmin(mel), np.nanmax(mel))
+    assert figure.axes[0].images[0].get_clim() == pytest.approx(limits)
+    figure_to_array(figure)
+    figure_to_array(mel_figure(np.full((5, 80), np.nan)))
+
+
+# Labels
+
+
+def test_short_text_is_labelled_by_character():
+    figure = alignment_figure(soft_alignment(40, len(SHORT_TEXT)), SHORT_TEXT, title=SHORT_TEXT)
+    assert y_labels(figure) == list(SHORT_TEXT.replace(" ", "␣"))
+    assert list(figure.axes[0].get_yticks()) == list(range(len(SHORT_TEXT)))
+    figure_to_array(figure)  # "$5 or $6" would fail or vanish as a formula
+
+
+def test_dollars_are_drawn_as_dollars():
+    alignment = soft_alignment(40, 10)
+    as_text = figure_to_array(alignment_figure(alignment, title="$5 or $6"))
+    escaped = alignment_figure(alignment, title="x")
+    escaped.axes[0].set_title(r"\$5 or \$6", fontsize=plotting.FONT_SIZE + 1, parse_math=True)
+    np.testing.assert_array_equal(as_text, figure_to_array(escaped))
+
+
+def test_sixty_characters_still_have_their_labels():
+    text = LONG_TEXT[:60]
+    assert len(y_labels(alignment_figure(soft_alignment(90, 60), text))) == 60
+
+
+def test_long_text_is_labelled_by_word_without_overlap():
+    figure = alignment_figure(soft_alignment(300, len(LONG_TEXT)), LONG_TEXT, title=LONG_TEXT * 2)
+    labels = y_labels(figure)
+    assert labels[0] == "Printing,"
+    assert set(labels) <= set(LONG_TEXT.split())
+    assert len(labels) > 0.8 * len(LONG_TEXT.split())
+    figure_to_array(figure)
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert all(low.y1 < high.y0 for low, high in pairwise(boxes))
+    assert all(box.x0 >= 0 for box in boxes)
+    title = figure.axes[0].title.get_window_extent()
+    assert title.x0 >= 0 and title.x1 <= figure.bbox.x1 and title.y1 <= figure.bbox.y1
+
+
+def test_words_too_short_for_a_label_go_without():
+    text = "a b c d e " * 18
+    figure = alignment_figure(soft_alignment(300, len(text)), text)
+    figure_to_array(figure)
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert len(boxes) > 20
+    assert all(low.y1 < high.y0 for low, high in pairwise(boxes))
+
+
+def test_space_mark_is_in_the_label_font():
+    path = font_manager.findfont(plotting.LABEL_FONT, fallback_to_default=False)
+    assert font_manager.get_font(path).get_char_index(ord(plotting.VISIBLE_SPACE)) != 0
+
+
+def test_word_starts_are_marked_in_seconds():
+    words = [{"word": "It", "index": 0, "start": 0.1}, {"word": "cost", "index": 3, "start": 0.3}]
+    alignment = soft_alignment(40, len(SHORT_TEXT))
+    figure = alignment_figure(alignment, SHORT_TEXT, hop_seconds=HOP_SECONDS, word_times=words)
+    axes = figure.axes[0]
+    np.testing.assert_allclose(axes.collections[0].get_offsets(), [(0.1, 0), (0.3, 3)])
+    assert axes.get_legend().get_texts()[0].get_text() == "true word starts"
+    with pytest.raises(ValueError, match="hop_seconds"):
+        alignment_figure(alignment, SHORT_TEXT, word_times=words)
+
+
+# Summary
+
+
+def test_summary_shares_time_and_mel_colours():
+    alignment = soft_alignment(40, len(SHORT_TEXT))
+    figure = summary_figure(some_mel(50), 3 * some_mel(40), alignment, SHORT_TEXT, HOP_SECONDS)
+    true, predicted, below = figure.axes
+    assert true.get_xlim() == predicted.get_xlim() == below.get_xlim()
+    assert below.get_xlim() == pytest.approx((0, 50 * HOP_SECONDS))  # the longer of the two
+    assert true.images[0].get_clim() == predicted.images[0].get_clim()
+    assert below.images[0].get_clim() == (0, 1)
+    figure_to_array(figure)
+    lefts_and_widths = {(axes.bbox.x0, axes.bbox.width) for axes in figure.axes}
+    assert len(lefts_and_widths) == 1
+    assert [axes.get_ylabel() for axes in (true, predicted)] == [
+        "true mel (bin)",
+        "predicted mel (bin)",
+    ]
+
+
+def test_summary_without_a_true_mel():
+    alignment = soft_alignment(40, len(SHORT_TEXT))
+    figure = summary_figure(None, some_mel(40), alignment, SHORT_TEXT, HOP_SECONDS)
+    assert len(figure.axes) == 2
+    assert figure.axes[0].get_ylabel() == "mel (bin)"
+
+
+def test_torch_tensors_draw_like_arrays():
+    alignment = soft_alignment(20, 10).astype(np.float32)
+    from_tensor = alignment_figure(torch.from_numpy(alignment))
+    np.testing.assert_array_equal(
+        figure_to_array(from_tensor), figure_to_array(alignment_figure(alignment))
+    )
+
+
+# Losses
+
+
+def test_loss_figure_has_a_panel_per_quantity():
+    figure = loss_figure(HISTORY)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["loss", "mel loss", "alignment score", "learning rate"]
+    total = figure.axes[0]
+    assert total.get_yscale() == "log"
+    assert [line.get_label() for line in total.lines] == ["training", "validation"]
+    np.testing.assert_allclose(total.lines[1].get_ydata(), [row["val_loss"] for row in HISTORY])
+    np.testing.assert_allclose(total.lines[0].get_xdata(), [1, 2, 3, 4, 5])
+    assert figure.axes[2].get_yscale() == "linear"
+    figure_to_array(figure)
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        HISTORY[:1],
+        [{"train_loss": 3.0}],
+        [{"epoch": 1, "val_loss": 2.0}, {"epoch": 2, "train_loss": 1.0, "note": "warm"}],
+        [{"epoch": 1, "train_guided_loss": 1.0}, {"epoch": 2, "train_guided_loss": 0.0}],
+        [{"epoch": 1, "train_loss": float("nan"), "val_loss": None, "val_stop_loss": 1.0}],
+    ],
+)
+def test_loss_figure_takes_short_and_patchy_histories(history):
+    figure = loss_figure(history)
+    for axes in figure.axes:
+        assert len(axes.lines) > 0
+        assert all(np.isfinite(line.get_ydata()).all() for line in axes.lines)
+    figure_to_array(figure)
+
+
+def test_validation_every_other_epoch_keeps_its_epochs():
+    history = [{"epoch": e, "train_loss": 1.0 / e} for e in (11, 12, 13, 14)]
+    history[1]["val_loss"], history[3]["val_loss"] = 0.8, 0.4
+    validation = loss_figure(history).axes[0].lines[1]
+    assert list(validation.get_xdata()) == [12, 14]
+
+
+# Files
+
+
+def test_png_is_the_figure_and_is_deterministic(tmp_path):
+    for name in ("a.png", "new/folder/b.png"):
+        figure = alignment_figure(soft_alignment(40, len(SHORT_TEXT)), SHORT_TEXT, title="epoch 1")
+        save_figure(figure, tmp_path / name)
+    first, second = tmp_path / "a.png", tmp_path / "new" / "folder" / "b.png"
+    assert first.read_bytes() == second.read_bytes()
+    with Image.open(first) as png:
+        np.testing.assert_array_equal(np.asarray(png.convert("RGB")), figure_to_array(figure))
+        assert "Software" not in png.info
+    save_figure(figure, second)  # drawing it again moves nothing
+    assert first.read_bytes() == second.read_bytes()
+    assert os.listdir(second.parent) == ["b.png"]  # no temporary file stays
+
+
+def test_failed_writes_leave_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"before")
+    figure = mel_figure(some_mel(5))
+
+    def fail_halfway(file, **_):
+        with open(file, "wb") as half:
+            half.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(figure, "savefig", fail_halfway)
+    with pytest.raises(OSError, match="disk full"):
+        save_figure(figure, path)
+    monkeypatch.setattr(Image.Image, "save", lambda self, file, **_: fail_halfway(file))
+    with pytest.raises(OSError, match="disk full"):
+        alignment_film([soft_alignment(10, 5)], path)
+    assert os.listdir(tmp_path) == ["a.png"]
+    assert path.read_bytes() == b"before"
+
+
+# The film
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory) -> tuple[list[np.ndarray], list[int], dict, int]:
+    """(frames as RGB arrays, durations in ms, the GIF's info, its size in bytes)."""
+    path = tmp_path_factory.mktemp("film") / "film.gif"
+    text = LONG_TEXT[:40]
+    alignments = [soft_alignment(120, len(text), width) for width in (20, 8, 3, 1)]
+    mels = [some_mel(120, seed) * scale for seed, scale in enumerate((0.1, 0.2, 0.5, 1.0))]
+    titles = [f"epoch {i}" for i in (1, 2, 3, 4)]
+    alignment_film(alignments, path, text, titles, HOP_SECONDS, frame_seconds=0.2, mels=mels)
+    with Image.open(path) as gif:
+        info, frames, durations = dict(gif.info), [], []
+        for i in range(gif.n_frames):
+            gif.seek(i)
+            durations.append(gif.info["duration"])
+            frames.append(np.asarray(gif.convert("RGB")).astype(int))
+    assert os.listdir(path.parent) == ["film.gif"]
+    return frames, durations, info, path.stat().st_size
+
+
+def test_film_has_every_frame_loops_and_holds_the_last(film):
+    frames, durations, info, n_bytes = film
+    assert len(frames) == 4
+    assert frames[0].shape == (400, 640, 3)
+    assert durations[:-1] == [200, 200, 200]
+    assert durations[-1] == 1000 * plotting.LAST_FRAME_SECONDS
+    assert info["loop"] == 0  # for ever
+    assert n_bytes / len(frames) < 1e6 / 30  # 30 frames stay below 1 MB, even with noise as mel
+
+
+def test_film_moves_in_its_pictures_and_nowhere_else(film):
+    frames = film[0]
+    for before, after in pairwise(frames):
+        changed = np.abs(after - before).sum(axis=-1) > 0
+        assert changed[:20].any()  # the title's number
+        assert changed[60:140, 200:400].any()  # mel
+        assert changed[200:360, 100:550].any()  # alignment
+        assert not changed[:, :55].any()  # labels on the left
+        assert not changed[370:].any()  # time axis
+        assert not changed[:, 620:].any()  # the colour bars' numbers
+
+
+def test_film_does_not_jump_with_its_titles(tmp_path):
+    path = tmp_path / "film.gif"
+    alignment_film([soft_alignment(30, 10)] * 2, path, titles=["x", "|Å| gj"], hop_seconds=0.1)
+    with Image.open(path) as gif:
+        first = np.asarray(gif.convert("RGB"))
+        gif.seek(1)
+        second = np.asarray(gif.convert("RGB"))
+    assert (first != second)[:25].any()
+    np.testing.assert_array_equal(first[25:], second[25:])
+
+
+def test_film_frame_looks_like_the_figure(tmp_path):
+    alignment = np.zeros((10, 8))
+    alignment[7, 2] = 1.0
+    alignment_film([np.full((10, 8), 0.1), alignment], tmp_path / "film.gif")
+    with Image.open(tmp_path / "film.gif") as gif:
+        gif.seek(1)
+        pixels = np.asarray(gif.convert("RGB")).astype(int)
+    is_bright = np.abs(pixels - colour_of(1.0)).sum(axis=-1) <= 12
+    rows, columns = np.nonzero(is_bright[:, :590])
+    assert 0.68 < columns.mean() / 640 < 0.76  # step 7.5 of 10
+    assert 0.58 < rows.mean() / 400 < 0.68  # character 2 of 8, counted from the bottom
+
+
+def test_film_keeps_one_mel_range_for_all_frames(tmp_path):
+    flat = [np.full((10, 80), value) for value in (0.0, 1.0)]
+    alignment_film([soft_alignment(10, 5)] * 2, tmp_path / "film.gif", mels=flat)
+    with Image.open(tmp_path / "film.gif") as gif:
+        for i, value in enumerate((0.0, 1.0)):
+            gif.seek(i)
+            np.testing.assert_allclose(
+                np.asarray(gif.convert("RGB"))[90, 300], colour_of(value), atol=4
+            )
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda path: alignment_figure(np.zeros(3)), r"alignment must be .*\(3,\)"),
+        (lambda path: alignment_figure(np.zeros((1, 4, 3))), r"alignment must be .*\(1, 4, 3\)"),
+        (lambda path: alignment_figure(np.zeros((0, 3))), r"alignment must be .*\(0, 3\)"),
+        (lambda path: alignment_figure(np.zeros((4, 3)), "abcd"), r"text must have .*3.*got 4"),
+        (lambda path: mel_figure(np.zeros((1, 4, 80))), r"mel must be .*\(1, 4, 80\)"),
+        (
+            lambda path: summary_figure(None, np.zeros((5, 80)), np.zeros((4, 3))),
+            r"same T_mel, got 5 and 4",
+        ),
+        (
+            lambda path: summary_figure(np.zeros(5), np.zeros((4, 80)), np.zeros((4, 3))),
+            r"mel_true must be .*\(5,\)",
+        ),
+        (lambda path: loss_figure([]), "history must hold .*empty list"),
+        (lambda path: loss_figure([{"epoch": 1}]), r"history must hold numbers.*\['epoch'\]"),
+        (lambda path: alignment_film([], path), "alignments must be .*at least one.*got 0"),
+        (
+            lambda path: alignment_film([np.zeros((4, 3)), np.zeros((5, 3))], path),
+            r"alignments must have one shape .*\(4, 3\), \(5, 3\)",
+        ),
+        (
+            lambda path: alignment_film([np.zeros((4, 3)), np.zeros(4)], path),
+            r"alignments\[1\] must be .*\(4,\)",
+        ),
+        (
+            lambda path: alignment_film([np.zeros((4, 3))], path, mels=[]),
+            r"mels must be one per frame \(1\), got 0",
+        ),
+        (
+            lambda path: alignment_film([np.zeros((4, 3))], path, titles=["a", "b"]),
+            r"titles must be one per frame \(1\), got 2",
+        ),
+    ],
+)
+def test_wrong_input_is_named(draw, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        draw(tmp_path / "film.gif")
+    assert os.listdir(tmp_path) == []
+
+
+# A run of a week
+
+
+def test_nothing_is_left_open(tmp_path):
+    gc.collect()
+    figures = [
+        alignment_figure(soft_alignment(20, 10)),
+        mel_figure(some_mel(20)),
+        summary_figure(None, some_mel(20), soft_alignment(20, 10)),
+        loss_figure(HISTORY),
+    ]
+    for i, figure in enumerate(figures):
+        save_figure(figure, tmp_path / f"{i}.png")
+        figure_to_array(figure)
+    left = [weakref.ref(figure) for figure in figures]
+    del figures, figure
+    gc.collect()
+    assert [reference() for reference in left] == [None] * 4
+    alignment_film([soft_alignment(20, 10)] * 2, tmp_path / "film.gif")
+    gc.collect()
+    assert not any(type(thing) is Figure for thing in gc.get_objects())
+    assert plt.get_fignums() == []
+
+
+def test_import_leaves_pyplot_and_the_siblings_alone():
+    code = """if True:
+        import sys, plotting
+        unwanted = {"matplotlib.pyplot", "torch", "tokenizer", "dataset", "model", "train_taco"}
+        print(unwanted & set(sys.modules))
+    """
+    folder = os.path.dirname(plotting.__file__)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
