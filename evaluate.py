@@ -10,8 +10,20 @@ knows when its words are spoken (`--word_times`, as make_demo_corpus.py writes i
 of every word's start, beside that of a straight diagonal, which is what a fake alignment scores.
 """
 
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dataset import BatchSampler, DataError, TTSCollator, TTSDataset
+from synthesize import MAX_DECODER_STEPS, Voice, load_checkpoint
+from tokenizer import clean_text
 
 COVERED = 0.5  # frames' worth of attention that counts a character as visited
 LENGTH_TOLERANCE = 0.15  # share of the recording's length

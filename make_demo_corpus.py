@@ -166,7 +166,9 @@ RULES = {
         {plain} {handled} it: {a} {thing}|{plain} {handled} both: {a} {thing} and {a} {thing}|
         we want {food}, {food} and {food}|it's true: {clause}|
         two things: {a} {thing} and {a} {thing}|{a} {thing}, {a} {thing}, {a} {thing}|
-        {food}, {food} and {food}|{name}, {name} and {name} {did}""",
+        {food}, {food} and {food}|{name}, {name} and {name} {did}|{long}""",
+    "long": """{place fact}, and {place fact}|{fact}, but {long}|{fact}, so {long}|{fact}; {long}|
+        {when}, {long}|{yes}, {long}""",
     "fact": """{clause}|{clause} {how}|{clause} {when}|{clause} {how}|{clause} {when}|
         {subject} can't {do}|{subject} won't {do}|{subject} didn't {do}|{subject} couldn't {do}|
         {subject} will {do} {when}|{subject} may {do}|{subject} must {handle} it|
@@ -601,12 +603,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--max_chars", type=int, help=f"grammar only (default: {MAX_CHARS})")
     add("--seed", type=int, help=f"grammar only (default: {SEED})")
     add("--voice", default="en-us", help="an espeak-ng voice (default: %(default)s)")
-    add(
-        "--words_per_minute",
-        type=int,
-        default=WORDS_PER_MINUTE,
-        help="speed (default: %(default)s)",
-    )
+    add("--words_per_minute", type=int, default=WORDS_PER_MINUTE, help="default: %(default)s")
     add("--overwrite", action="store_true", help="replace another corpus at path_to_save")
     args = parser.parse_args(argv)
     for name, default in (("min_chars", MIN_CHARS), ("max_chars", MAX_CHARS), ("seed", SEED)):

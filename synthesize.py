@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors
+import safetensors.torch
 import soundfile
 import torch
 from torch import Tensor

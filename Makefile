@@ -1,0 +1,68 @@
+# make demo   from nothing to a voice, on a CPU: corpus, training, pictures, wavs, numbers
+# make test   the tests; LJSPEECH_DIR=... adds those on real speech
+# make lint   ruff
+# Each sets up .venv itself when it is missing.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+DEMO := demo
+DEMO_CHECKPOINT := $(DEMO)/work_dir/demo/final_checkpoint
+DEMO_FLAGS := \
+	--experiment_name demo --run_name demo \
+	--working_directory $(DEMO)/work_dir --save_audio_gen $(DEMO)/validation \
+	--path_to_train_manifest $(DEMO)/train_metadata.csv \
+	--path_to_val_manifest $(DEMO)/test_metadata.csv \
+	--training_epochs 15 --batch_size 32 --checkpoint_epochs 5 --console_out_iters 20 \
+	--num_workers 0 \
+	--character_embed_dim 128 --encoder_embed_dim 128 --decoder_rnn_embed_dim 256 \
+	--decoder_prenet_dim 64 --attention_dim 64 --decoder_postnet_n_filters 128
+
+.PHONY: demo test lint bench clean
+
+demo: $(DEMO)/report.json
+	@cat $(DEMO)/report.txt
+	@echo
+	@echo "Look at    $(DEMO)/validation/alignment.gif, $(DEMO)/validation/loss.png, $(DEMO)/spoken/*.png"
+	@echo "Listen to  $(DEMO)/spoken/*.wav"
+
+$(DEMO)/report.json: $(DEMO)/spoken/done
+	$(BIN)/python evaluate.py --checkpoint $(DEMO_CHECKPOINT) \
+		--path_to_manifest $(DEMO)/test_metadata.csv \
+		--word_times $(DEMO)/corpus/word_times.json --output_json $@ > $(DEMO)/report.txt
+
+$(DEMO)/spoken/done: $(DEMO_CHECKPOINT)/model.safetensors
+	$(BIN)/python synthesize.py --checkpoint $(DEMO_CHECKPOINT) --output_dir $(DEMO)/spoken --text \
+		"Can you hear my new voice?" "The quick fox naps." "Hello, I learned to speak."
+	@touch $@
+
+$(DEMO_CHECKPOINT)/model.safetensors: $(DEMO)/train_metadata.csv
+	$(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no \
+		--dynamo_backend no train_taco.py $(DEMO_FLAGS) --overwrite
+
+$(DEMO)/train_metadata.csv: $(DEMO)/corpus/metadata.csv
+	$(BIN)/python prep_splits.py --path_to_ljspech $(DEMO)/corpus --path_to_save $(DEMO) \
+		--test_split_pct 0.0304
+
+$(DEMO)/corpus/metadata.csv: | $(BIN)/installed
+	$(BIN)/python make_demo_corpus.py --path_to_save $(DEMO)/corpus
+
+test: $(BIN)/installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(BIN)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+$(BIN)/installed: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+$(BIN)/installed-dev: requirements-dev.txt requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	@touch $(BIN)/installed $@
+
+clean:
+	rm -rf $(DEMO)

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# The reference LJSpeech run, with every option visible. Set the paths, then:
+#   bash train_taco.sh                                   trains from the start
+#   bash train_taco.sh --resume_from_checkpoint latest   goes on after an interruption
+# Extra arguments are passed on and win over those below. For several GPUs, several machines or
+# float32, change the `accelerate launch` options (README.md has the commands).
+set -euo pipefail
+cd "$(dirname "$0")"
+
+PATH_TO_TRAIN_MANIFEST=${PATH_TO_TRAIN_MANIFEST:-data/train_metadata.csv}
+PATH_TO_VAL_MANIFEST=${PATH_TO_VAL_MANIFEST:-data/test_metadata.csv}
+WORKING_DIRECTORY=${WORKING_DIRECTORY:-work_dir}
+SAVE_AUDIO_GEN=${SAVE_AUDIO_GEN:-work_dir/samples}
+MIXED_PRECISION=${MIXED_PRECISION:-bf16} # no, bf16 or fp16
+
+arguments=(
+    --experiment_name tacotron2
+    --run_name tacotron2_trainer
+    --working_directory "$WORKING_DIRECTORY"
+    --save_audio_gen "$SAVE_AUDIO_GEN"
+    --path_to_train_manifest "$PATH_TO_TRAIN_MANIFEST"
+    --path_to_val_manifest "$PATH_TO_VAL_MANIFEST"
+
+    # The run
+    --training_epochs 250
+    --batch_size 64 # per device
+    --gradient_accumulation_steps 1
+    --learning_rate 0.001
+    --min_learning_rate "1e-5"
+    --start_decay_epochs 125
+    --weight_decay "1e-6"
+    --adam_eps "1e-6"
+    --max_grad_norm 1.0
+    --guided_attention_weight 1.0
+    --guided_attention_sigma 0.4
+    --guided_attention_steps 300
+    --console_out_iters 5
+    --wandb_log_iters 5
+    --checkpoint_epochs 25
+    --max_decoder_steps 2000
+    --num_workers 32
+    --seed 42
+    --log_wandb
+
+    # Audio
+    --sampling_rate 22050
+    --num_mels 80
+    --n_fft 1024
+    --window_size 1024
+    --hop_size 256
+    --min_db "-100"
+    --max_scaled_abs 4
+    --fmin 0
+    --fmax 8000
+    --mel_scaling scaled_db
+
+    # Model
+    --character_embed_dim 512
+    --encoder_kernel_size 5
+    --encoder_n_convolutions 3
+    --encoder_embed_dim 512
+    --encoder_dropout_p 0.5
+    --decoder_rnn_embed_dim 1024
+    --decoder_dropout_p 0.1
+    --decoder_prenet_dim 256
+    --decoder_prenet_depth 2
+    --decoder_prenet_dropout_p 0.5
+    --decoder_postnet_num_convs 5
+    --decoder_postnet_n_filters 512
+    --decoder_postnet_kernel_size 5
+    --decoder_postnet_dropout_p 0.5
+    --attention_dim 128
+    --attention_dropout_p 0.1
+    --attention_location_n_filters 32
+    --attention_location_kernel_size 31
+    --fast_decoder
+)
+
+accelerate launch --mixed_precision "$MIXED_PRECISION" train_taco.py "${arguments[@]}" "$@"
