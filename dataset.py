@@ -13,6 +13,7 @@ natural-log mel that HiFi-GAN and NVIDIA's Tacotron 2 use.
 """
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -61,9 +62,9 @@ class AudioConfig:
         for name in ("sampling_rate", "num_mels", "n_fft", "window_size", "hop_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, found {getattr(self, name)}")
-        if not self.hop_size <= self.window_size <= self.n_fft:
+        if not self.hop_size < self.window_size <= self.n_fft:  # Hann windows must overlap
             raise ValueError(
-                "--hop_size <= --window_size <= --n_fft must hold, found "
+                "--hop_size < --window_size <= --n_fft must hold, found "
                 f"{self.hop_size}, {self.window_size}, {self.n_fft}"
             )
         if (self.n_fft - self.hop_size) % 2:
@@ -129,16 +130,20 @@ def load_wav(path: str | Path, sampling_rate: int) -> Tensor:
     """
     try:
         samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        reason = "no such file" if not Path(path).is_file() else str(error).strip(". ")
+    except (OSError, RuntimeError, TypeError, ValueError, MemoryError) as error:
+        reason = "no such file" if not os.path.isfile(path) else str(error).strip(". ")
         raise DataError(f"{path}: cannot be read as audio ({reason})") from None
+    if not 1_000 <= file_rate <= 1_000_000:
+        raise DataError(f"{path}: has a sampling rate of {file_rate} Hz")
     wav = torch.from_numpy(samples).mean(dim=1)  # (n_samples,)
     if len(wav) == 0:
         raise DataError(f"{path}: holds no samples")
     if not torch.isfinite(wav).all():
         raise DataError(f"{path}: holds samples that are NaN or infinite")
     if file_rate != sampling_rate:
-        wav = torchaudio.functional.resample(wav, file_rate, sampling_rate)
+        # soxr: torchaudio's kernel grows to gigabytes where the two rates share no divisor.
+        resampled = librosa.resample(wav.numpy(), orig_sr=file_rate, target_sr=sampling_rate)
+        wav = torch.from_numpy(resampled)
     return wav.clamp(-1.0, 1.0)
 
 
@@ -249,7 +254,7 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
         DataError: naming the file and what is wrong with it.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, False for any unusable name
         raise DataError(f"{path}: no such manifest; prep_splits.py writes one")
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
@@ -271,7 +276,7 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
             raise DataError(f"{path}: line {line} has an empty normalized_transcript")
         if not 0 < duration < math.inf:
             raise DataError(f"{path}: line {line} has no duration above 0 seconds")
-        if not Path(file_path).is_file():
+        if not os.path.isfile(file_path):
             raise DataError(f"{path}: line {line} names {file_path}, which is not a file")
     return frame
 
@@ -361,13 +366,16 @@ class BatchSampler(Sampler[list[int]]):
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"--batch_size must be at least 1, found {batch_size}")
-        if len(lengths) < num_processes:
-            raise ValueError(f"{len(lengths)} clips cannot be dealt to {num_processes} processes")
+        n_batches = math.ceil(len(lengths) / (batch_size * num_processes))
+        if len(lengths) < num_processes * max(n_batches, 1):
+            raise ValueError(
+                f"{len(lengths)} clips cannot be dealt to {num_processes} processes at "
+                f"--batch_size {batch_size}: some batch would leave one without a clip"
+            )
         rng = np.random.Generator(np.random.PCG64([seed, epoch]))
         keys = -np.asarray(lengths, dtype=np.float64)
         if shuffle:
             keys = keys * rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, size=len(keys))
-        n_batches = math.ceil(len(keys) / (batch_size * num_processes))
         batches = np.array_split(np.argsort(keys, kind="stable"), n_batches)
         order = rng.permutation(n_batches) if shuffle else np.arange(n_batches)
         self.batches = [

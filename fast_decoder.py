@@ -153,8 +153,7 @@ class _AttentionLoop(torch.autograd.Function):
         encoder_outputs: Tensor,  # (B, T_text, E)
         keys: Tensor,  # (B, T_text, A)
         padding_mask: Tensor,  # (B, T_text)
-        dropout_mask: Tensor | None,  # (T_mel, B, H) bool, True = kept
-        dropout_scale: float,
+        drops: Tensor | None,  # (T_mel, B, H)
         weight_ih: Tensor,  # (4H, P + E)
         weight_hh: Tensor,  # (4H, H)
         bias: Tensor,  # (4H,)
@@ -187,8 +186,8 @@ class _AttentionLoop(torch.autograd.Function):
             gate = gates[t].add_(gate_product(recurrent[t]))
             hidden = _activate_cell(gate, cells[t], cells[t + 1])
             query = queries[t].copy_(hidden)
-            if dropout_mask is not None:
-                query.mul_(dropout_mask[t]).mul_(dropout_scale)
+            if drops is not None:
+                query.mul_(drops[t])
             energies = (attention.tanh(locations[t], query)[0] @ v).view(batch_size, n_text)
             energies = energies.to(state_dtype).masked_fill_(padding_mask, lowest)
             alignment = torch.softmax(energies, dim=1, out=alignments[t])
@@ -201,18 +200,17 @@ class _AttentionLoop(torch.autograd.Function):
             recurrent[t + 1, :, encoder_dim:] = hidden
 
         ctx.save_for_backward(
-            prenet_outputs, encoder_outputs, keys, dropout_mask, weight_ih, weight_hh,
+            prenet_outputs, encoder_outputs, keys, drops, weight_ih, weight_hh,
             weight_query, weight_location, v, gates, recurrent, cells, queries, alignments,
             locations,
         )  # fmt: skip
-        ctx.dropout_scale = dropout_scale
         contexts = recurrent[1:, :, :encoder_dim].contiguous()
         return queries.clone(), contexts, alignments.clone()
 
     @staticmethod
     def backward(ctx, grad_queries: Tensor, grad_contexts: Tensor, grad_alignments: Tensor):
         (
-            prenet_outputs, encoder_outputs, keys, dropout_mask, weight_ih, weight_hh,
+            prenet_outputs, encoder_outputs, keys, drops, weight_ih, weight_hh,
             weight_query, weight_location, v, gates, recurrent, cells, queries, alignments,
             locations,
         ) = ctx.saved_tensors  # fmt: skip
@@ -233,8 +231,8 @@ class _AttentionLoop(torch.autograd.Function):
                 locations, queries,
             )  # fmt: skip
             d_hidden = query_product(d_query_input) + grad_queries[t]
-            if dropout_mask is not None:
-                d_hidden.mul_(dropout_mask[t]).mul_(ctx.dropout_scale)
+            if drops is not None:
+                d_hidden.mul_(drops[t])
             d_hidden += d_recurrent[:, encoder_dim:]
             _cell_backward(gates[t], cells[t], cells[t + 1], d_hidden, d_cell, d_gates[t])
             d_recurrent = gate_product(d_gates[t])
@@ -247,7 +245,6 @@ class _AttentionLoop(torch.autograd.Function):
             (flat @ weight_ih[:, :prenet_dim]).view_as(prenet_outputs),
             torch.bmm(alignments.permute(1, 2, 0).to(dtype), gradients.contexts.transpose(0, 1)),
             gradients.keys.view_as(keys).to(dtype),
-            None,
             None,
             None,
             torch.cat([d_weight_prenet, d_weight_recurrent[:, :encoder_dim]], dim=1),
@@ -349,8 +346,7 @@ def attention_loop(
     encoder_outputs: Tensor,
     keys: Tensor,
     padding_mask: Tensor,
-    dropout_mask: Tensor | None,
-    dropout_p: float,
+    drops: Tensor | None,
     attention_rnn: torch.nn.LSTMCell,
     weight_query: Tensor,
     weight_location: Tensor,
@@ -363,8 +359,7 @@ def attention_loop(
         encoder_outputs: (B, T_text, encoder_embed_dim).
         keys: (B, T_text, attention_dim), V encoder_outputs.
         padding_mask: (B, T_text) bool, True = padding.
-        dropout_mask: (T_mel, B, decoder_rnn_embed_dim) bool, True = kept; None for no dropout.
-        dropout_p: the probability that dropout_mask was drawn with.
+        drops: (T_mel, B, decoder_rnn_embed_dim), what dropout multiplies by; None for none.
         attention_rnn: the attention LSTM's weights.
         weight_query: W_q, (attention_dim, decoder_rnn_embed_dim).
         weight_location: U folded with the location convolution, (attention_dim, 2, kernel_size).
@@ -384,7 +379,6 @@ def attention_loop(
             encoder_outputs.to(dtype),
             keys.to(dtype),
             padding_mask,
-            dropout_mask,
-            1.0 / (1.0 - dropout_p),
+            None if drops is None else drops.to(dtype),
             *(weight.to(dtype) for weight in (*weights, weight_query, weight_location, v)),
         )

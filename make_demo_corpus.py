@@ -29,13 +29,13 @@ import re
 import shutil
 import signal
 import sys
-import wave
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
+import soundfile
 from tqdm import tqdm
 
 SAMPLING_RATE = 22050  # Hz, what espeak-ng's own synthesizer produces
@@ -45,7 +45,7 @@ MAX_LEAD_SECONDS = 0.05
 TAIL_SECONDS = 0.1
 SILENCE_LEVEL = 32  # of 32768: -60 dB of full scale; espeak-ng's pauses are exact zeros
 LENGTH_SLACK = 2  # characters
-GIVE_UP_AFTER = 20_000  # draws in a row without a new sentence: the grammar is exhausted
+GIVE_UP_AFTER = 5_000  # draws in a row without a new sentence: the grammar is exhausted
 
 # espeak-ng carries the phase of its pitch flutter from one sentence to the next, even across
 # espeak_Terminate, so what a process has spoken before changes the samples. Every block of this
@@ -68,80 +68,59 @@ PARAMETER_RATE = 1
 # The words. "fix/fixed" is a verb and its past, "fox/foxes" a noun and its plural,
 # and an underscore stands for a space.
 WORD_LISTS = {
-    "name": """Anna Ben Clara Daisy Edgar Felix Grace Hugo Iris Jack Jenny Kevin Lucy Max Molly Nora
-        Oscar Paula Quinn Rosa Sam Tessa Ursula Victor Wendy Xena Yolanda Zack Zoe Jasper""",
-    "person/people": """artist baker boy captain child/children cook dancer doctor driver farmer
-        fisher girl guard guest hiker judge juggler king knight lawyer neighbor nurse painter pilot
-        poet queen sailor singer student tailor teacher thief/thieves twin uncle visitor waiter
-        wizard writer youth ape bear bird cat camel cow crow dog duck eagle elephant fox frog goat
-        goose/geese hawk horse jaguar kitten lion lizard lynx monkey mouse/mice mule otter owl
-        ox/oxen panda pig pony puppy quail rabbit raven sheep/sheep spider squid swan tiger toad
-        turtle walrus wolf/wolves yak zebra""",
-    "thing/things": """anchor apron arrow axe bag ball banjo basket bell belt bench bike blanket
-        boat book boot bottle bowl box brick bridge brush bucket button cage camera candle card
-        carpet cart chain chair chest clock coat coin couch crown cup desk dish door dress drum
-        engine envelope fan feather fence flag flute fork gate gift glove guitar hammer harp hat
-        hook jacket jar jewel jigsaw jug kettle key kite knife/knives knot ladder lamp letter lock
-        map mask mirror motor mug nail necklace needle oar organ oven page paper pen piano picture
-        pillow pipe plate poster prize purse puzzle quilt quiz/quizzes raft ring rope rug saddle
-        sail scarf/scarves shelf/shelves shirt shoe shovel sign skirt sock spoon statue stick
-        stool stove sword table taxi tent ticket tool torch towel toy train trumpet tub umbrella
-        vase vest violin wagon watch wheel whistle window wire xylophone yacht zipper""",
-    "food": """beef bread butter cabbage cake cereal cheese chicken coffee corn cream fish fudge
-        garlic ginger gravy ham honey ice jam jelly juice lemon lettuce milk mint mustard oil onion
-        pasta peanut pepper pie pizza popcorn pudding quiche rice salad salt soup spice squash sugar
-        syrup tea toast vanilla water wheat yogurt zucchini""",
-    "place": """airport attic bakery bank barn bay beach bridge cabin cafe castle cave cellar church
-        city cliff corner desk dock factory farm field forest fountain garage garden gate harbor
-        hill hotel house hut inn island jungle kitchen lake library market maze meadow mill museum
-        office orchard palace park pool porch quarry river road school shed shop square stable
-        station street temple theater tower tree tunnel valley village wall well yard zoo""",
-    "degree": """amazing ancient bad big bright brown cheap clean cold complex cozy damp dark deep
-        dirty dry dusty exotic expensive fancy fragile fresh funny fuzzy hazy heavy icy jagged large
-        light long loud lovely modern muddy narrow new noisy odd old plain pretty quaint quiet rare
-        rough round rusty sharp shiny short simple small smooth soft sticky strange strong thick
-        thin tiny ugly vast warm waxy weird wet wide wild""",
-    "kind": """awful black blue broken empty enormous extra fine flat frozen giant golden gray great
-        green hidden hollow huge jazzy little loose lost magic maroon missing nice orange oval
-        perfect pink purple quirky red silver spare special square unusual useless velvet violet
-        white wooden yellow zany""",
-    "joined": """brand-new cross-eyed dew-covered extra-large eye-catching first-rate half-open
-        hand-made ice-cold jet-black knee-deep long-lost old-fashioned one-eyed quick-drying
-        razor-sharp rose-red second-hand two-tone well-made world-class zigzag-shaped""",
-    "mood": """afraid alert angry anxious awake bored brave busy calm careful cheerful clever
-        curious eager excited famous friendly gentle glad grumpy happy helpful honest hungry jealous
-        jolly joyful kind lazy lonely lucky nervous patient polite proud puzzled quick relaxed sad
-        shy silent silly sleepy slow sorry tired upset vexed weary wise worried young zealous
-        good-natured wide-awake""",
-    "do/did": """agree argue arrive bathe begin/began change cheer climb come_back/came_back cough
-        dance doze_off/dozed_off dream exercise fall_asleep/fell_asleep giggle fly_away/flew_away
-        get_lost/got_lost go_home/went_home grin/grinned hide/hid hum/hummed hurry jog/jogged joke
-        jump laugh leave/left listen move nap/napped nod/nodded obey paint panic/panicked pause play
-        quit/quit rest return run/ran sail shiver shout sigh sing/sang sit_down/sat_down skate
-        sleep/slept smile sneeze snore speak/spoke stand_up/stood_up stay stretch swim/swam talk
-        travel turn vanish wait wake_up/woke_up walk wave whisper win/won work yawn yell""",
-    "handle/handled": """adjust admire borrow break/broke bring/brought buy/bought carry check
-        choose/chose clean collect copy cover deliver describe draw/drew drop/dropped examine
-        exchange fetch find/found fix forget/forgot grab/grabbed hide/hid hold/held inspect
-        keep/kept kick lend/lent lift like lose/lost love make/made mend move need offer order pack
-        paint polish prefer/preferred pull push question recognize remember repair request return
-        save sell/sold shake/shook share show sketch squeeze steal/stole study switch take/took
-        throw/threw touch trade try turn unpack value wash watch weigh wipe wrap/wrapped""",
-    "cook/ate": """bring/brought buy/bought cook finish fry like make/made mix order prepare chop/chopped
-        sell/sold serve share smell taste try want""",
-    "happen/happened": """break/broke crack fall/fell float freeze/froze glow jam/jammed jingle leak
-        move rattle rust shake/shook shine/shone sink/sank slide/slid slip/slipped spin/spun squeak
-        stop/stopped tilt topple vanish vibrate wobble""",
-    "how": """again alone aloud at_ease at_once badly boldly bravely briefly calmly carefully
-        cheerfully for_fun gently gladly happily in_a_hurry in_haste joyfully kindly lazily loudly
-        nearby neatly nervously often oddly patiently politely proudly quickly quietly quite_well
-        sadly slowly softly suddenly too_fast too_soon twice very_well with_ease with_zest""",
-    "when": """after_dark after_lunch all_day at_dawn at_dusk at_night at_noon before_tea by_six
-        every_day in_April in_autumn in_July in_June in_March in_spring in_winter just_now last_week
-        last_year next_week on_Friday on_Monday on_Sunday on_time today tonight yesterday""",
+    "name": """Anna Ben Clara Daisy Felix Grace Hugo Iris Jack Jenny Lucy Max Nora Oscar Paula Quinn
+        Rosa Sam Ursula Victor Wendy Xena Zack Zoe""",
+    "person/people": """baker boy captain child/children cook doctor driver farmer guard judge king
+        knight nurse painter pilot queen sailor student teacher thief/thieves twin uncle wizard
+        writer bear bird cat cow dog duck elephant fox frog goat goose/geese horse jaguar lion
+        lizard lynx monkey mouse/mice owl ox/oxen panda pig pony puppy quail rabbit sheep/sheep
+        tiger wolf/wolves yak zebra""",
+    "thing/things": """bag ball banjo basket bell bike boat book boot bowl box brick bridge button
+        candle card cart chain chair clock coat coin cup desk door engine fan flag gate gift guitar
+        hat jacket jar jewel jug key kite knife/knives lamp letter map mirror motor mug oven paper
+        pen piano picture prize puzzle quilt quiz/quizzes ring rope rug sail shoe sign sock spoon
+        statue stick table taxi tent tool toy train trumpet umbrella vase violin wagon watch wheel
+        window xylophone yacht""",
+    "food": """beef bread butter cake cheese chicken coffee corn cream fish fudge honey jam jelly
+        juice lemon lettuce milk onion pepper pie pizza popcorn rice salt soup squash sugar tea
+        toast water yogurt zucchini""",
+    "place": """bakery bank barn beach bridge cabin cafe castle cave church city desk farm forest
+        garden gate hill hotel house island jungle kitchen lake library market maze meadow mill
+        office palace park pool road school shed shop square station tower tree valley wall yard
+        zoo""",
+    "degree": """big bright cheap clean cold complex cozy dark deep dirty dusty exotic fancy
+        fresh funny fuzzy heavy icy jagged light long loud lovely muddy narrow new noisy old pretty
+        quaint quiet round shiny short smooth soft sticky strange strong thin tiny ugly waxy wet
+        wide""",
+    "kind": """black blue broken empty fine frozen giant golden green hollow huge jazzy little lost
+        nice orange perfect pink purple red special square unusual violet white wooden yellow
+        zany""",
+    "joined": """brand-new extra-large half-open hand-made ice-cold jet-black long-lost
+        old-fashioned one-eyed second-hand two-tone world-class""",
+    "mood": """angry bored brave busy calm careful clever eager excited famous friendly
+        gentle happy honest hungry jealous jolly kind lazy lucky proud puzzled quick sad shy silly
+        sleepy slow sorry worried zealous good-natured""",
+    "do/did": """agree arrive begin/began change climb come_back/came_back dance dream
+        fall_asleep/fell_asleep giggle go_home/went_home hide/hid hurry jog/jogged joke jump laugh
+        leave/left listen move paint pause play quit/quit run/ran sail shout sing/sang
+        sit_down/sat_down sleep/slept smile sneeze snore speak/spoke stay swim/swam talk turn wait
+        wake_up/woke_up walk wave win/won work yell""",
+    "handle/handled": """borrow break/broke bring/brought buy/bought carry check choose/chose clean
+        cover draw/drew examine find/found fix forget/forgot hide/hid hold/held keep/kept kick lift
+        like lose/lost love make/made move need order paint pull push question repair return save
+        sell/sold show squeeze switch take/took try wash watch wrap/wrapped""",
+    "cook/ate": """bring/brought buy/bought cook like make/made mix sell/sold share smell taste try
+        want""",
+    "happen/happened": """break/broke fall/fell glow jam/jammed leak move rattle shake/shook
+        sink/sank slip/slipped spin/spun squeak stop/stopped vanish wobble""",
+    "how": """again alone at_once badly bravely calmly for_fun gently gladly happily in_a_hurry
+        kindly lazily loudly nearby nervously often patiently quickly quietly quite_well slowly
+        softly suddenly too_fast too_soon twice very_well with_ease""",
+    "when": """after_lunch all_day at_dawn at_dusk at_night at_noon every_day in_autumn in_July
+        in_June in_spring in_winter just_now last_week next_week on_Friday on_Monday today tonight
+        yesterday""",
     "at": "across at behind below beside beyond by inside near outside past",
-    "number": """two three four five six seven eight nine ten eleven twelve twenty-one sixty-six
-        a_dozen""",
+    "number": "two three four five six seven nine ten twelve twenty-one a_dozen",
     "many": "all both many several some the these those",
     "mass": "any enough extra fresh less more some that the this warm your",
     "own": "her his my our the the the their your",
@@ -155,42 +134,49 @@ WORD_LISTS = {
 RULES = {
     "sentence": """{statement}.|{statement}.|{statement}.|{statement}.|{question}?|{question}?|
         {cry}!""",
-    "statement": """{fact}|{fact}|{fact}|{fact}|{fact}|{fact}|{fact}|{place fact}|{place fact}|
-        {yes}, {clause}|{name}, {order}|please {order}|{order}|{order}, {name}|
-        {order}, not {own} {thing}|{clause}, but {clause}|{clause}, and {clause}|
-        {clause}, so {clause}|{short}; {short}|{short}; {short}|{short}; {short}|
-        {short}; {clause}|{clause}; {short}|{clause} when {clause}|
-        if you {do}, {plain} will {do}|if they {do}, we {do}|when {plain} {did}, {one} {did}|
-        {when}, {clause}|{at} the {place}, {clause}|one rule: {order}|remember: {clause}|
-        listen: {clause}|the news: {clause}|look: {a} {quality} {thing}|the plan: {do} and {do}|
-        {plain} {handled} it: {a} {thing}|{plain} {handled} both: {a} {thing} and {a} {thing}|
-        we want {food}, {food} and {food}|it's true: {clause}|
-        two things: {a} {thing} and {a} {thing}|{a} {thing}, {a} {thing}, {a} {thing}|
-        {food}, {food} and {food}|{name}, {name} and {name} {did}|{long}""",
-    "long": """{place fact}, and {place fact}|{fact}, but {long}|{fact}, so {long}|{fact}; {long}|
-        {when}, {long}|{yes}, {long}""",
-    "fact": """{clause}|{clause} {how}|{clause} {when}|{clause} {how}|{clause} {when}|
-        {subject} can't {do}|{subject} won't {do}|{subject} didn't {do}|{subject} couldn't {do}|
-        {subject} will {do} {when}|{subject} may {do}|{subject} must {handle} it|
-        I don't {handle} it|we'll {handle} the {thing}|they'll {do} {when}|
-        you'd {handle} {a} {thing}|I'd like {mass} {food}|{subject} never {did}|
-        {subject} always {did}|{subject} just {handled} it|nobody {did} {how}|
-        {subject} had {a} {quality} {thing}|the {person} and the {person} {did}|
-        I've {number} {things}|{subject} {handled} {many} {things}|
-        {subject} {handled} {number} {quality} {things}|
+    "statement": """{fact}|{fact}|{fact}|{fact}|{fact}|{fact}|{fact}|{fact}|{fact}|
+        {place fact}|{place fact}|{place fact}|{place fact}|{place fact}|{yes}, {clause}|
+        {name}, {order}|please {order}|{order}|{order}, {name}|{order}, not {own} {thing}|
+        {clause}, but {clause}|{clause}, and {clause}|{clause}, so {clause}|{short}; {short}|
+        {short}; {short}|{short}; {short}|{short}; {clause}|{clause}; {short}|
+        {clause} when {clause}|if you {do}, {plain} will {do}|if they {do}, we {do}|
+        when {plain} {did}, {one} {did}|{when}, {clause}|{at} the {place}, {clause}|
+        one rule: {order}|remember: {clause}|listen: {clause}|the news: {clause}|
+        look: {a} {quality} {thing}|the plan: {do} and {do}|{plain} {handled} it: {a} {thing}|
+        {plain} {handled} both: {a} {thing} and {a} {thing}|we want {food}, {food} and {food}|
+        it's true: {clause}|two things: {a} {thing} and {a} {thing}|
+        {a} {thing}, {a} {thing}, {a} {thing}|{food}, {food} and {food}|
+        {name}, {name} and {name} {did}|{long}""",
+    "long": """{place fact}, and {place fact}|{fact}, but {long}|{fact}, so {long}|
+        {fact}; {long}|{when}, {long}|{yes}, {long}""",
+    "fact": """{clause}|{subject} {did} {how}|{clause} {when}|{subject} {handled} it {how}|
+        {subject} can't {do}|{subject} won't {do}|{subject} didn't {do}|
+        {subject} couldn't {do}|{subject} will {do} {when}|{subject} may {do}|
+        {subject} must {handle} it|I don't {handle} it|we'll {handle} the {thing}|
+        they'll {do} {when}|you'd {handle} {a} {thing}|I'd like {mass} {food}|
+        {subject} never {did}|{subject} always {did}|{subject} just {handled} it|
+        nobody {did} {how}|{subject} had {a} {quality} {thing}|
+        the {person} and the {person} {did}|I've {number} {things}|
+        {subject} {handled} {many} {things}|{plain} {handled} {object}|
+        {plain} {handled} {number} {things}|the {things} are {quality}|
+        {own} {things} {happened}|{number} {things} {happened}|{name} {handled} {own} {things}|
+        {plain} {ate} the {food}|{plain} {handled} the {thing}|{name} {handled} {a} {thing}|
+        {a} {person} {handled} it|{subject} {handled} {number} {quality} {things}|
         {subject} {handled} {a} {quality} {thing}|{subject} ate {mass} {food}|
         they {ate} the {food}""",
     "place fact": """{subject} {did} {at} the {place}|{subject} {handled} it {at} the {place}|
         the {place} is {quality}|the {quality} {thing} is {at} the {place}|
         there's {a} {thing} {at} the {place}|{many} {people} {did} {at} the {place}|
         the {place} was {quality}, not {quality}|{name} {handled} {a} {thing} {at} the {place}|
-        our {place} has {number} {things}""",
+        our {place} has {number} {things}|it is {at} the {place}|they {did} {at} the {place}|
+        {name} is {at} the {place}|the {things} are {at} the {place}|
+        {own} {place} is {quality}""",
     "clause": """{subject} {did}|{subject} {did}|{subject} {did}|{subject} {handled} {object}|
-        {subject} {handled} {object}|{subject} {handled} {object}|{subject} {ate} {mass} {food}|
-        {one} was {mood}|{one} is {mood}|{one} isn't {mood}|{own} {thing} is {quality}|
-        {own} {thing} was {quality}|{own} {things} were {quality}|the {thing} {happened}|
-        {own} {quality} {thing} {happened}|{number} {people} {did}|it's {quality}|
-        they're {mood}|I'm {mood}|{name}'s {thing} is {quality}|
+        {subject} {handled} {object}|{subject} {handled} {object}|
+        {subject} {ate} {mass} {food}|{one} was {mood}|{one} is {mood}|{one} isn't {mood}|
+        {own} {thing} is {quality}|{own} {thing} was {quality}|{own} {things} were {quality}|
+        the {thing} {happened}|{own} {quality} {thing} {happened}|{number} {people} {did}|
+        it's {quality}|they're {mood}|I'm {mood}|{name}'s {thing} is {quality}|
         the {person}'s {thing} {happened}|{many} {people} are {mood}""",
     "short": """{name} {did}|{one} {did}|{plain} {did}|it {happened}|it's {quality}|I'm {mood}|
         {do} {how}|don't {do}|{plain} can {do}|{name} is {mood}|the {thing} {happened}|
@@ -211,15 +197,17 @@ RULES = {
         where is {own} {thing}|where are {own} {things}|who {did} {at} the {place}|
         who {handled} {object}|who is {mood}|why is {one} {mood}|why did {subject} {do}|
         why is {own} {thing} {quality}|what is {at} the {place}|what {happened} {when}|
+        is it {at} the {place}|where is the {place}|who {handled} the {thing}|
+        who has {number} {things}|do {things} {happen}|are the {people} {mood}|
         how {degree} is {own} {thing}|how did {subject} {do}|when will {subject} {do}|
         shall we {do} {when}|is it {quality} or {quality}|{yes}, did {subject} {do}|
         may I {handle} {own} {thing}|would you like {mass} {food}|which {thing} is {quality}|
         whose {thing} is it|whose {thing} {happened}|does {name} {do} {how}|
         didn't {subject} {do}""",
     "cry": """what {a} {quality} {thing}|what {a} {mood} {person}|how {degree} it is|
-        how {mood} {one} is|quick, {order}|{call}, {name}|{call}, {order}|{yes}, {clause}|
-        {order}|{name}, {order}|{name}, {do} {how}|{plain} {did}|{call}, {own} {person}|
-        hooray, {clause}|{clause}|look, {a} {person}|help, {clause}""",
+        how {mood} {one} is|{call}, {name}|{call}, {order}|{yes}, {clause}|{order}|
+        {name}, {order}|{name}, {do} {how}|{plain} {did}|{call}, {own} {person}|
+        hooray, {clause}|{clause}|look, {a} {person}|{fact}|{fact}""",
 }
 REPEATABLE = {"a", "an", "are", "is", "it", "the", "was"}
 
@@ -429,15 +417,6 @@ def read_sentences(path: str, n_sentences: int | None) -> list[str]:
     return sentences
 
 
-def write_wav(path: Path, wav: np.ndarray) -> None:
-    """Writes (n_samples,) int16 as a mono 16-bit wav at 22,050 Hz."""
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLING_RATE)
-        file.writeframes(wav.astype("<i2").tobytes())
-
-
 def speak_block(
     block: list[tuple[str, str]], wavs: Path, voice: str, words_per_minute: int
 ) -> list:
@@ -446,17 +425,16 @@ def speak_block(
     clips = []
     for clip_id, text in block:
         wav, starts = speaker.speak(text)
-        write_wav(wavs / f"{clip_id}.wav", wav)
+        soundfile.write(wavs / f"{clip_id}.wav", wav, SAMPLING_RATE, subtype="PCM_16")
         clips.append((clip_id, len(wav) / SAMPLING_RATE, *word_times(text, starts)))
     return clips
 
 
 def speak_block_apart(block: list[tuple[str, str]], *speech) -> list:
-    """speak_block in a process of its own, which leaves Ctrl-C to its parent."""
-    ignore_interrupt = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    """speak_block in a process of its own."""
     spawn = multiprocessing.get_context("spawn")  # a fork would inherit what was spoken
     try:
-        with ProcessPoolExecutor(1, mp_context=spawn, **ignore_interrupt) as pool:
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
             return pool.submit(speak_block, block, *speech).result()
     except BrokenProcessPool:
         raise CorpusError("a speaking process died; was the machine out of memory?") from None
@@ -465,7 +443,11 @@ def speak_block_apart(block: list[tuple[str, str]], *speech) -> list:
 def speak_all(clips: list[tuple[str, str]], *speech) -> Iterator[list]:
     """Yields what speak_block returns, block after block, N_PROCESSES at a time."""
     blocks = [clips[i : i + BLOCK_SIZE] for i in range(0, len(clips), BLOCK_SIZE)]
-    with ThreadPoolExecutor(N_PROCESSES) as threads:
+    mask = {}
+    if hasattr(signal, "pthread_sigmask"):  # processes inherit it: Ctrl-C is for this one alone
+        mask["initializer"] = signal.pthread_sigmask
+        mask["initargs"] = (signal.SIG_BLOCK, [signal.SIGINT])
+    with ThreadPoolExecutor(N_PROCESSES, **mask) as threads:
         yield from threads.map(lambda block: speak_block_apart(block, *speech), blocks)
 
 
@@ -511,16 +493,13 @@ def choose_sentences(args: argparse.Namespace) -> tuple[list[str], Iterator[str]
         return read_sentences(args.sentences, args.n_sentences), iter(())
     n_sentences = args.n_sentences or N_SENTENCES
     if not 1 <= args.min_chars <= args.max_chars:
-        raise CorpusError(
-            f"--min_chars {args.min_chars} and --max_chars {args.max_chars} must be in order,"
-            " and at least 1"
-        )
+        raise CorpusError(f"no length is {args.min_chars} to {args.max_chars} characters")
     supply = make_sentences(args.min_chars, args.max_chars, args.seed)
     sentences = list(itertools.islice(supply, n_sentences))
     if len(sentences) < n_sentences:
         raise CorpusError(
-            f"the grammar makes only {len(sentences)} different sentences of {args.min_chars} to"
-            f" {args.max_chars} characters; ask for fewer, or for a wider range"
+            f"the grammar gives only {len(sentences)} different sentences of {args.min_chars} to"
+            f" {args.max_chars} characters; lower --n_sentences or widen the range"
         )
     return sentences, itertools.islice(supply, n_sentences)
 

@@ -132,6 +132,20 @@ def build_padding_mask(lengths: Tensor, max_length: int | None = None) -> Tensor
     return torch.arange(max_length, device=lengths.device) >= lengths[:, None]
 
 
+def dropout_mask(like: Tensor, shape: torch.Size, p: float) -> Tensor:
+    """What dropout multiplies by: 0 with probability p, else 1 / (1 - p)."""
+    if like.device.type == "cpu":  # bernoulli_ draws number by number there: 3 times as slow
+        return torch.rand(shape).ge_(p).mul_(1.0 / (1.0 - p)).to(like.dtype)
+    return like.new_empty(shape).bernoulli_(1.0 - p).mul_(1.0 / (1.0 - p))
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """F.dropout, with the mask above on a CPU."""
+    if x.device.type == "cpu" and training and p > 0.0:
+        return x * dropout_mask(x, x.shape, p)
+    return F.dropout(x, p, training)
+
+
 class ConvNorm(nn.Sequential):
     """Convolution that keeps the length, then batch norm: (B, C_in, T) -> (B, C_out, T)."""
 
@@ -177,7 +191,7 @@ class Encoder(nn.Module):
         for conv in self.convolutions:
             # Zero, as the convolution's own edge padding is: alone and in a batch are then equal.
             x = F.relu(conv(x.masked_fill(pad, 0.0)))  # (B, encoder_embed_dim, T_text)
-            x = F.dropout(x, self.dropout_p, self.training)
+            x = dropout(x, self.dropout_p, self.training)
         packed = nn.utils.rnn.pack_padded_sequence(
             x.transpose(1, 2), token_lengths.cpu(), batch_first=True, enforce_sorted=False
         )
@@ -206,7 +220,7 @@ class Prenet(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """(..., num_mels) -> (..., decoder_prenet_dim)."""
         for layer in self.layers:
-            frames = F.dropout(F.relu(layer(frames)), self.dropout_p, training=True)
+            frames = dropout(F.relu(layer(frames)), self.dropout_p, training=True)
         return frames
 
 
@@ -286,9 +300,9 @@ class Decoder(nn.Module):
         text = EncodedText(encoder_outputs, self.attention.key_layer(encoder_outputs), padding_mask)
         frames = F.pad(mels.transpose(0, 1), (0, 0, 0, 0, 1, -1))  # (T_mel, B, num_mels), go = 0
         prenet_outputs = self.prenet(frames)  # (T_mel, B, decoder_prenet_dim)
-        kept = self._draw_dropout(prenet_outputs)  # (T_mel, B, decoder_rnn_embed_dim) or None
+        drops = self._draw_dropout(prenet_outputs)  # (T_mel, B, decoder_rnn_embed_dim) or None
         loop = self._fast_loop if self.config.fast_decoder else self._plain_loop
-        queries, contexts, alignments = loop(prenet_outputs, text, kept)
+        queries, contexts, alignments = loop(prenet_outputs, text, drops)
 
         # All that follows needs no frame before its own: one call over all frames.
         rnn_inputs = torch.cat([queries, contexts.to(queries.dtype)], dim=2)
@@ -296,30 +310,28 @@ class Decoder(nn.Module):
         rnn_outputs = (
             fast_lstm(rnn_inputs, self.decoder_rnn) if fast else self.decoder_rnn(rnn_inputs)[0]
         )
-        rnn_outputs = F.dropout(rnn_outputs, self.config.decoder_dropout_p, self.training)
+        rnn_outputs = dropout(rnn_outputs, self.config.decoder_dropout_p, self.training)
         features = torch.cat([rnn_outputs, contexts.to(rnn_outputs.dtype)], dim=2).transpose(0, 1)
         mels_before = self.mel_projection(features)  # (B, T_mel, num_mels)
         stop_logits = self.stop_projection(features).squeeze(2)  # (B, T_mel)
         return mels_before, stop_logits, alignments.transpose(0, 1)
 
     def _draw_dropout(self, prenet_outputs: Tensor) -> Tensor | None:
-        """Which of the attention LSTM's outputs are kept, for all frames at once."""
+        """Dropout of the attention LSTM's outputs, for all frames at once."""
         if not (self.training and self.config.attention_dropout_p):
             return None
         shape = (*prenet_outputs.shape[:2], self.config.decoder_rnn_embed_dim)
-        keep_p = 1.0 - self.config.attention_dropout_p
-        return torch.rand(shape, device=prenet_outputs.device) < keep_p
+        return dropout_mask(prenet_outputs, shape, self.config.attention_dropout_p)
 
     def _fast_loop(
-        self, prenet_outputs: Tensor, text: EncodedText, kept: Tensor | None
+        self, prenet_outputs: Tensor, text: EncodedText, drops: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         return attention_loop(
             prenet_outputs,
             text.encoder_outputs,
             text.keys,
             text.padding_mask,
-            kept,
-            self.config.attention_dropout_p,
+            drops,
             self.attention_rnn,
             self.attention.query_layer.weight,
             self.attention.folded_location_weight(),
@@ -327,13 +339,13 @@ class Decoder(nn.Module):
         )
 
     def _plain_loop(
-        self, prenet_outputs: Tensor, text: EncodedText, kept: Tensor | None
+        self, prenet_outputs: Tensor, text: EncodedText, drops: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         state = self.initial_state(text)
         queries, contexts, alignments = [], [], []
         for t, prenet_output in enumerate(prenet_outputs.unbind()):
             query, state = self.attention_step(
-                prenet_output, state, text, None if kept is None else kept[t]
+                prenet_output, state, text, None if drops is None else drops[t]
             )
             queries.append(query)
             contexts.append(state.context)
@@ -354,7 +366,7 @@ class Decoder(nn.Module):
         prenet_output: Tensor,
         state: DecoderState,
         text: EncodedText,
-        kept: Tensor | None = None,
+        drop: Tensor | None = None,
     ) -> tuple[Tensor, DecoderState]:
         """Attention LSTM and attention of one frame; returns the query and the state after it.
 
@@ -364,9 +376,7 @@ class Decoder(nn.Module):
             torch.cat([prenet_output, state.context.to(prenet_output.dtype)], dim=1),
             (state.attention_hidden, state.attention_cell),
         )
-        query = hidden
-        if kept is not None:
-            query = hidden * kept / (1.0 - self.config.attention_dropout_p)
+        query = hidden if drop is None else hidden * drop
         context, alignment = self.attention(
             query, text, state.alignment, state.cumulative_alignment
         )
@@ -423,8 +433,8 @@ class PostNet(nn.Module):
         x = mels.transpose(1, 2)  # (B, num_mels, T_mel)
         for conv in self.convolutions[:-1]:
             x = torch.tanh(conv(x.masked_fill(pad, 0.0)))  # (B, n_filters, T_mel)
-            x = F.dropout(x, self.dropout_p, self.training)
-        x = F.dropout(self.convolutions[-1](x.masked_fill(pad, 0.0)), self.dropout_p, self.training)
+            x = dropout(x, self.dropout_p, self.training)
+        x = dropout(self.convolutions[-1](x.masked_fill(pad, 0.0)), self.dropout_p, self.training)
         return x.transpose(1, 2)
 
 

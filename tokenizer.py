@@ -27,13 +27,9 @@ PLAIN_PUNCTUATION = {
     **dict.fromkeys("]}", ")"),
     "\u00df": "ss",
     "\u00e6": "ae",
-    "\u00c6": "ae",
     "\u0153": "oe",
-    "\u0152": "oe",
     "\u00f8": "o",
-    "\u00d8": "o",
     "\u0142": "l",
-    "\u0141": "l",
     "&": " and ",
     "%": " percent",
     "/": " ",
@@ -65,45 +61,54 @@ CURRENCIES = {
     "\u20ac": ("euro", "euros"),
 }
 
-_ABBREVIATION = re.compile(rf"\b({'|'.join(ABBREVIATIONS)})\.", re.IGNORECASE)
-_MONEY = re.compile(r"([$\u00a3\u20ac])\s?(\d[\d,]*(?:\.\d+)?)")
-_NUMBER = re.compile(r"\d[\d,]*\d(?:\.\d+)?|\d(?:\.\d+)?")
-_ORDINAL = re.compile(r"\b(\d[\d,]*)(st|nd|rd|th)\b", re.IGNORECASE)
+_ABBREVIATION = re.compile(rf"\b({'|'.join(ABBREVIATIONS)})\.")
+_WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"  # a comma only before three figures
+_MONEY = re.compile(rf"([$\u00a3\u20ac])\s?({_WHOLE}(?:\.\d+)?)")
+_NUMBER = re.compile(rf"{_WHOLE}(?:\.\d+)?")
+_ORDINAL = re.compile(rf"\b({_WHOLE})(?:st|nd|rd|th)\b")
+MAX_FIGURES = 15  # longer numbers are read figure by figure
 
 
-def _spell_number(digits: str) -> str:
+def _spell_figures(figures: str) -> str:
+    return " ".join(num2words(int(figure)) for figure in figures)
+
+
+def _spell_number(number: str, may_be_year: bool = True) -> str:
     """'1465' -> 'fourteen sixty-five'; '1,465' -> 'one thousand ...'; '2.5' -> 'two point five'."""
-    plain = digits.replace(",", "")
-    if "." in plain:
-        return num2words(plain)
-    if len(plain) > 15 or (len(plain) > 1 and plain[0] == "0"):
-        return " ".join(num2words(int(digit)) for digit in plain)
-    # Four figures without a comma are read as LJSpeech's reader does, as a year.
-    is_year = digits == plain and len(plain) == 4 and plain[1:3] != "00"
-    return num2words(int(plain), to="year" if is_year else "cardinal")
+    whole, _, decimals = number.replace(",", "").partition(".")
+    decimals = decimals.rstrip("0")
+    if len(whole) > MAX_FIGURES or (len(whole) > 1 and whole[0] == "0"):
+        words = _spell_figures(whole)
+    else:
+        # Four figures without a comma are read as LJSpeech's reader does, as a year.
+        is_year = may_be_year and number == whole and len(whole) == 4 and whole[1:3] != "00"
+        words = num2words(int(whole), to="year" if is_year else "cardinal")
+    return f"{words} point {_spell_figures(decimals)}" if decimals else words
 
 
 def _spell_money(match: re.Match) -> str:
     singular, plural = CURRENCIES[match[1]]
-    amount = match[2].replace(",", "")
-    words = (
-        num2words(int(amount)) if amount.isdigit() and len(amount) < 16 else _spell_number(amount)
-    )
-    return f"{words} {singular if amount == '1' else plural}"
+    words = _spell_number(match[2], may_be_year=False)
+    return f"{words} {singular if words == 'one' else plural}"
+
+
+def _spell_ordinal(match: re.Match) -> str:
+    whole = match[1].replace(",", "")
+    return match[0] if len(whole) > MAX_FIGURES else num2words(int(whole), to="ordinal")
 
 
 def clean_text(text: str) -> str:
     """Plain lower-case text: what `Tokenizer.encode` looks up, character by character."""
-    text = unicodedata.normalize("NFKD", text)
+    # A fraction or an exponent must not run into the number before it: 1\u00bd is not 11/2.
+    text = "".join(f" {c}" if c.isnumeric() and not c.isdecimal() else c for c in text)
+    text = unicodedata.normalize("NFKD", text).lower()
     text = "".join(character for character in text if not unicodedata.combining(character))
     text = "".join(PLAIN_PUNCTUATION.get(character, character) for character in text)
-    text = _ABBREVIATION.sub(lambda match: ABBREVIATIONS[match[1].lower()], text)
+    text = _ABBREVIATION.sub(lambda match: ABBREVIATIONS[match[1]], text)
     text = _MONEY.sub(_spell_money, text)
-    text = _ORDINAL.sub(
-        lambda match: num2words(int(match[1].replace(",", "")[:15]), to="ordinal"), text
-    )
+    text = _ORDINAL.sub(_spell_ordinal, text)
     text = _NUMBER.sub(lambda match: _spell_number(match[0]), text)
-    return re.sub(r"\s+", " ", text).strip().lower()
+    return re.sub(r"\s+", " ", text).strip()
 
 
 class Tokenizer:

@@ -1,0 +1,120 @@
+"""The flags: TrainConfig, and the one function that turns the three configs into flags.
+
+Apart from train_taco.py so that both stay short. AudioConfig stands in dataset.py and
+Tacotron2Config in model.py, beside what they describe.
+"""
+
+import argparse
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any, get_type_hints
+
+from dataset import AudioConfig
+from model import Tacotron2Config
+from tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run. Raises ValueError naming the flag that is off."""
+
+    working_directory: Annotated[str, "checkpoints go to a folder in here"]
+    save_audio_gen: Annotated[str, "folder for the pictures and wavs of each validation"]
+    path_to_train_manifest: Annotated[str, "train_metadata.csv of prep_splits.py"]
+    path_to_val_manifest: Annotated[str, "test_metadata.csv of prep_splits.py"]
+    experiment_name: Annotated[str, "folder in working_directory; wandb project"] = "tacotron2"
+    run_name: Annotated[str, "name of the wandb run"] = "tacotron2_trainer"
+    training_epochs: Annotated[int, "passes over the training manifest"] = 250
+    batch_size: Annotated[int, "clips per device and step"] = 64
+    gradient_accumulation_steps: Annotated[int, "batches added up to one optimizer step"] = 1
+    learning_rate: Annotated[float, "Adam's learning rate until the decay begins"] = 1e-3
+    min_learning_rate: Annotated[float, "learning rate that the decay ends at"] = 1e-5
+    start_decay_epochs: Annotated[int | None, "epoch the decay begins; half of all if unset"] = None
+    weight_decay: Annotated[float, "Adam's L2 penalty"] = 1e-6
+    adam_eps: Annotated[float, "Adam's epsilon"] = 1e-6
+    max_grad_norm: Annotated[float, "gradients are scaled down to this norm"] = 1.0
+    guided_attention_weight: Annotated[float, "guided attention's weight at step 0; 0 is off"] = 1.0
+    guided_attention_sigma: Annotated[float, "width of its diagonal, share of the clip"] = 0.4
+    guided_attention_steps: Annotated[int, "step at which its weight has fallen to 0"] = 300
+    console_out_iters: Annotated[int, "steps between two lines of losses"] = 5
+    wandb_log_iters: Annotated[int, "steps between two points in wandb"] = 5
+    checkpoint_epochs: Annotated[int, "epochs between two checkpoints"] = 25
+    max_decoder_steps: Annotated[int, "frames after which free running is cut"] = 2000
+    num_workers: Annotated[int, "processes that load data, per device"] = 2
+    log_wandb: Annotated[bool, "log to Weights & Biases"] = False
+    resume_from_checkpoint: Annotated[str | None, "folder name, path, or latest"] = None
+    overwrite: Annotated[bool, "start anew in a folder that holds checkpoints"] = False
+    seed: Annotated[int, "seed of weights, order and dropout"] = 42
+
+    def __post_init__(self) -> None:
+        least = {
+            **dict.fromkeys(
+                ("training_epochs", "batch_size", "gradient_accumulation_steps",
+                 "console_out_iters", "wandb_log_iters", "checkpoint_epochs",
+                 "max_decoder_steps"), 1
+            ),
+            **dict.fromkeys(
+                ("weight_decay", "guided_attention_weight", "guided_attention_steps",
+                 "num_workers", "seed", "start_decay_epochs"), 0
+            ),
+        }  # fmt: skip
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and not bound <= value < float("inf"):
+                raise ValueError(f"--{name} must be at least {bound}, found {value}")
+        for name in ("learning_rate", "min_learning_rate", "adam_eps", "max_grad_norm",
+                     "guided_attention_sigma"):  # fmt: skip
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"--{name} must be above 0, found {getattr(self, name)}")
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"--min_learning_rate must not exceed --learning_rate, found "
+                f"{self.min_learning_rate} > {self.learning_rate}"
+            )
+        for name in ("experiment_name", "run_name"):
+            value = getattr(self, name)
+            if not value or "/" in value or "\\" in value or value in (".", ".."):
+                raise ValueError(f"--{name} must be a plain name, found {value!r}")
+
+
+CONFIG_CLASSES = (TrainConfig, AudioConfig, Tacotron2Config)
+FROM_TOKENIZER = ("vocab_size", "pad_token_id")  # fields that are no flags
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
+    """One flag for each field of a config, with its type, default and help line."""
+    group = parser.add_argument_group(config_class.__name__)
+    hints = get_type_hints(config_class, include_extras=True)
+    taken = {action.dest for action in parser._actions}
+    for field in fields(config_class):
+        if field.name in FROM_TOKENIZER or field.name in taken:
+            continue
+        kind, help_line = hints[field.name].__args__[0], hints[field.name].__metadata__[0]
+        kind = getattr(kind, "__args__", (kind,))[0]  # int | None is an int
+        required = field.default is MISSING
+        options: dict[str, Any] = {"required": required, "help": help_line.replace("%", "%%")}
+        if not required:
+            options |= {"default": field.default}
+            options["help"] += " (default: %(default)s)"
+        if kind is bool:
+            group.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, **options)
+        else:
+            group.add_argument(f"--{field.name}", type=kind, metavar=kind.__name__, **options)
+
+
+def parse_args(
+    argv: list[str] | None, description: str
+) -> tuple[TrainConfig, AudioConfig, Tacotron2Config]:
+    """Flags to the three configs; a mistake ends the program with one sentence."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    for config_class in CONFIG_CLASSES:
+        add_config_arguments(parser, config_class)
+    values = vars(parser.parse_args(argv))
+    tokenizer = Tokenizer()
+    values |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_token_id}
+    try:
+        return tuple(
+            config_class(**{field.name: values[field.name] for field in fields(config_class)})
+            for config_class in CONFIG_CLASSES
+        )
+    except ValueError as error:
+        parser.error(str(error))

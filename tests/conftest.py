@@ -1,0 +1,91 @@
+"""What several test files share: a tiny made-up corpus, and real clips where there are some."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import hypothesis
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+# The same examples on every run, no limit per example on a busy machine, nothing left in the repo.
+os.environ.setdefault(
+    "HYPOTHESIS_STORAGE_DIRECTORY", os.path.join(tempfile.gettempdir(), "hypothesis")
+)
+hypothesis.settings.register_profile("repo", deadline=None, database=None, derandomize=True)
+hypothesis.settings.load_profile("repo")
+
+RATE = 22050
+SECONDS_PER_LETTER = 0.05
+N_TEST_CLIPS = 3
+SENTENCES = (  # one per clip, 8 to 24 characters, so 0.4 to 1.2 s
+    "Go home.",
+    "Come in now",
+    "A dog barks.",
+    "The sun is up",
+    "Ring the bell!",
+    "We like old cats",
+    "He sees five boats",
+    "Birds sing at dawn,",
+    "Where is the big key?",
+    "Rain falls on the hill",
+    "She said: open the gate",
+    "The quick fox jumps over",
+)
+
+
+class TinyCorpus(NamedTuple):
+    """An LJSpeech-shaped corpus of 12 clips, and manifests of 9 and 3 of them."""
+
+    folder: Path  # metadata.csv and wavs/
+    metadata: Path
+    wavs: Path
+    train_manifest: Path
+    test_manifest: Path
+
+
+def speak(text: str) -> np.ndarray:
+    """Each letter is a chord of its own pitch, all else is silence; (n_samples,) in [-1, 1]."""
+    n = round(SECONDS_PER_LETTER * RATE)
+    time, envelope = np.arange(n) / RATE, np.sin(np.pi * np.arange(n) / n)
+    chords = []
+    for letter in text.lower():
+        pitch = 150.0 * 2.0 ** ((ord(letter) - ord("a")) / 12) if letter.isalpha() else 0.0
+        partials = [np.sin(2 * np.pi * k * pitch * time) / k for k in (1, 2, 3)]
+        chords.append(0.3 * envelope * np.sum(partials, axis=0))
+    return np.concatenate(chords)
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory) -> TinyCorpus:
+    folder = tmp_path_factory.mktemp("tiny_corpus")
+    corpus = TinyCorpus(
+        folder, folder / "metadata.csv", folder / "wavs", folder / "train.csv", folder / "test.csv"
+    )
+    corpus.wavs.mkdir()
+    rows = []
+    for i, text in enumerate(SENTENCES):
+        path = corpus.wavs / f"tiny-{i:02d}.wav"
+        wav = speak(text)
+        soundfile.write(path, wav, RATE, subtype="PCM_16")
+        rows.append((str(path), text, len(wav) / RATE))
+    lines = [f"{Path(path).stem}|{text}|{text}\n" for path, text, _ in rows]
+    corpus.metadata.write_text("".join(lines), encoding="utf-8")
+    manifest = pd.DataFrame(rows, columns=["file_path", "normalized_transcript", "duration"])
+    manifest[:-N_TEST_CLIPS].to_csv(corpus.train_manifest, index=False)
+    manifest[-N_TEST_CLIPS:].to_csv(corpus.test_manifest, index=False)
+    return corpus
+
+
+@pytest.fixture(scope="session")
+def ljspeech_dir() -> Path:
+    """A folder of real clips, with metadata.csv and wavs/."""
+    folder = os.environ.get("LJSPEECH_DIR")
+    if not folder:
+        pytest.skip("LJSPEECH_DIR is unset; it names a folder with metadata.csv and wavs/")
+    return Path(folder)

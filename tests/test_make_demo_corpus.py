@@ -1,0 +1,356 @@
+"""make_demo_corpus.py: the sentences, the wavs, the true word times, and what it refuses."""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import signal
+import string
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import make_demo_corpus as demo
+
+SCRIPT = Path(demo.__file__)
+N_CLIPS = 300  # more than one block, so that two processes speak
+PROSE = [
+    "The printers of the old town, it is said, kept their presses in the cellars; and as soon as"
+    " the river rose, they would have to carry every sheet of paper up to the attic.",
+    "The naïve café owner, Zoë Ångström, served crème brûlée — twice — to the señor from São"
+    " Paulo; and “never again” was all that he could say.",
+    "A façade 😀, a résumé, and a piñata were in the box, weren\u2019t they?",
+    "It has to be one of them, and it would have been there as well as it is here.",
+]
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=60
+    )
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def read_corpus(folder: Path) -> dict[str, tuple[str, np.ndarray, list[dict]]]:
+    """{id: (text, samples, word times)}."""
+    times = json.loads((folder / "word_times.json").read_text(encoding="utf-8"))
+    corpus = {}
+    for line in (folder / "metadata.csv").read_text(encoding="utf-8").splitlines():
+        clip_id, raw, normalized = line.split("|")
+        assert raw == normalized
+        wav, rate = soundfile.read(folder / "wavs" / f"{clip_id}.wav", dtype="int16")
+        assert rate == 22050
+        corpus[clip_id] = raw, wav, times[clip_id]
+    assert list(times) == list(corpus)
+    return corpus
+
+
+def sound_starts(wav: np.ndarray, quiet_ms: int = 60) -> np.ndarray:
+    """Seconds at which sound follows quiet_ms of silence: frames of 1 ms, RMS over 100."""
+    frames = wav[: len(wav) // 22 * 22].reshape(-1, 22).astype(float)
+    loud = np.sqrt((frames**2).mean(1)) > 100
+    padded = np.concatenate([np.zeros(quiet_ms, bool), loud])
+    heard = np.convolve(padded, np.ones(quiet_ms), "valid")[:-1] > 0
+    return np.flatnonzero(loud & ~heard) * 22 / 22050
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A small corpus spoken by a process of its own."""
+    path = tmp_path_factory.mktemp("demo") / "corpus"
+    result = run("--path_to_save", path, "--n_sentences", N_CLIPS)
+    assert result.returncode == 0, result.stderr
+    return path
+
+
+@pytest.fixture(scope="module")
+def prose(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("prose")
+    (path / "prose.txt").write_text("\n\n".join(PROSE) + "\n", encoding="utf-8")
+    text = str(path / "prose.txt")
+    assert demo.main(["--path_to_save", str(path / "corpus"), "--sentences", text]) == 0
+    return path / "corpus"
+
+
+def test_sentences_are_unique_ordinary_english_of_the_asked_length():
+    sentences = list(itertools.islice(demo.make_sentences(10, 32, seed=42), 3300))
+    assert len({re.sub("[^a-z]", "", text.lower()) for text in sentences}) == 3300
+    for text in sentences:
+        assert 10 <= len(text) <= 32
+        assert re.fullmatch(r"[A-Z][A-Za-z ,;:'-]*[.?!]", text), text
+        assert not re.search(r"\ba (?!one)[aeiou]|\ban (?!honest)[^aeiou]", text, re.I), text
+    for length in range(10, 33):
+        assert sum(len(text) == length for text in sentences) >= 20
+
+
+def test_sentences_cover_every_letter_and_mark():
+    sentences = list(itertools.islice(demo.make_sentences(10, 32, seed=42), 3300))
+    counts = Counter("".join(sentences).lower())
+    assert min(counts[letter] for letter in string.ascii_lowercase) >= 150
+    assert min(counts[mark] for mark in ".,?!;:'-") >= 50
+    words = Counter(re.findall(r"[a-z'-]+", " ".join(sentences).lower()))
+    assert len(words) > 800
+    assert sum(n >= 3 for n in words.values()) > 0.85 * len(words)  # few only once or twice
+    bigrams = Counter(a + b for a, b in itertools.pairwise("".join(sentences).lower()))
+    assert sum(n for pair, n in bigrams.items() if n < 5) < 0.02 * bigrams.total()
+
+
+def test_sentences_depend_on_the_seed_alone_and_suffice_for_ljspeechs_size():
+    def first(n, seed):
+        return list(itertools.islice(demo.make_sentences(10, 32, seed), n))
+
+    assert first(200, 1) == first(200, 1)
+    assert len(set(first(200, 1)) & set(first(200, 2))) < 20
+    assert len(first(13_100, 42)) == 13_100
+
+
+def test_inflections():
+    slots = demo.read_slots()
+    plurals = dict(
+        zip(slots["thing"] + slots["person"], slots["things"] + slots["people"], strict=True)
+    )
+    pasts = dict(zip(slots["do"] + slots["cook"], slots["did"] + slots["ate"], strict=True))
+    for word, plural in ("fox", "foxes"), ("pony", "ponies"), ("key", "keys"), ("knife", "knives"):
+        assert plurals[word] == plural
+    for word, past in ("hurry", "hurried"), ("joke", "joked"), ("stay", "stayed"), ("run", "ran"):
+        assert pasts[word] == past
+    assert pasts["sit down"] == "sat down"
+
+
+def test_every_run_gives_the_same_bytes(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "N_PROCESSES", 1)
+    path = tmp_path / "again"
+    assert demo.main(["--path_to_save", str(path), "--n_sentences", str(N_CLIPS)]) == 0
+    assert file_hashes(path) == file_hashes(folder)
+    assert len(file_hashes(folder)) == N_CLIPS + 3
+
+
+def test_a_voice_with_breath_is_the_same_in_another_second(tmp_path):
+    wavs = []
+    for _ in range(2):  # espeak-ng seeds its noise with the time, in whole seconds
+        time.sleep(1 - time.time() % 1)
+        demo.speak_block_apart([("clip", "She sells six fish.")], tmp_path, "en-us+whisper", 160)
+        wavs.append((tmp_path / "clip.wav").read_bytes())
+    assert wavs[0] == wavs[1]
+
+
+def test_wavs_are_ljspeech_shaped_and_trimmed(folder):
+    corpus = read_corpus(folder)
+    assert next(iter(corpus)) == "DEMO-00001" and len(corpus) == N_CLIPS
+    info = soundfile.info(folder / "wavs" / "DEMO-00001.wav")
+    assert (info.samplerate, info.channels, info.subtype) == (22050, 1, "PCM_16")
+    for _, wav, _ in corpus.values():
+        assert 0.4 < len(wav) / 22050 < 3.5
+        assert np.abs(wav.astype(int)).max() < 32767  # nothing clipped
+        sound = np.flatnonzero(np.abs(wav.astype(int)) > 32)
+        assert sound[0] / 22050 <= 0.051
+        assert 0.09 < (len(wav) - sound[-1]) / 22050 < 0.11
+    record = json.loads((folder / "corpus.json").read_text())
+    assert record["n_clips"] == N_CLIPS
+    assert record["seconds"] == pytest.approx(
+        sum(len(wav) for _, wav, _ in corpus.values()) / 22050, abs=0.01
+    )
+
+
+def test_word_times_name_every_word_in_order(folder):
+    for text, wav, times in read_corpus(folder).values():
+        assert [(t["index"], t["word"]) for t in times] == [
+            (match.start(), match[0]) for match in re.finditer(r"[A-Za-z'-]+", text)
+        ]
+        starts = [t["start"] for t in times]
+        assert all(a < b for a, b in itertools.pairwise(starts))
+        assert starts[0] >= 0 and starts[-1] < len(wav) / 22050
+
+
+@pytest.mark.parametrize("corpus", ["folder", "prose"])
+def test_word_times_are_where_the_sound_starts(corpus, request):
+    errors = []
+    for text, wav, times in read_corpus(request.getfixturevalue(corpus)).values():
+        onsets = sound_starts(wav)
+        for word in times:
+            if word["index"] == 0 or re.search("[,;:] [“]?$", text[: word["index"]]):
+                errors.append(np.abs(onsets - word["start"]).min())
+    assert len(errors) > (N_CLIPS if corpus == "folder" else 8)
+    assert np.median(errors) < 0.002
+    assert max(errors) < 0.010
+
+
+def test_word_times_within_a_phrase_mark_the_burst_of_p_t_k(folder):
+    errors = []
+    for text, wav, times in read_corpus(folder).values():
+        onsets = sound_starts(wav, quiet_ms=25)
+        for word in times:
+            if re.fullmatch(r"[a-z] (k[ei]|t[aeiou]|p[aeiou])", text[word["index"] - 2 :][:4]):
+                errors.append(np.abs(onsets - word["start"]).min())
+    assert len(errors) > 30
+    assert np.mean(np.array(errors) < 0.010) > 0.9
+
+
+def test_long_and_non_ascii_sentences_keep_their_indexes(prose):
+    corpus = read_corpus(prose)
+    assert [text for text, _, _ in corpus.values()] == PROSE
+    for text, wav, times in corpus.values():
+        words = re.findall(r"[^\W_]+(?:\u2019[^\W_]+)*", text)
+        assert [t["word"] for t in times] == words
+        assert all(text[t["index"] :].startswith(t["word"]) for t in times)
+        starts = [t["start"] for t in times]
+        assert all(a < b for a, b in itertools.pairwise(starts))
+        assert starts[-1] < len(wav) / 22050
+
+
+def test_n_sentences_takes_the_first_lines_of_a_file(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("\ufeffOne fox.\r\n\r\n  Two foxes. \r\nThree|\r\n", encoding="utf-8")
+    assert demo.read_sentences(str(text), 2) == ["One fox.", "Two foxes."]
+
+
+def test_a_sentence_without_all_its_times_is_replaced_while_there_are_spares(tmp_path, monkeypatch):
+    def speak_all(clips, *_):
+        yield [(clip_id, 1.0, [], int("bad" in text)) for clip_id, text in clips]
+
+    monkeypatch.setattr(demo, "speak_all", speak_all)
+    spares = iter(["Still bad.", "Good two.", "Bad luck, none of these is bad."])
+    totals = demo.write_corpus(tmp_path, ["Good one.", "A bad one.", "Good three."], spares, "", 0)
+    texts = [line.split("|")[1] for line in (tmp_path / "metadata.csv").read_text().splitlines()]
+    assert texts == ["Good one.", "Good two.", "Good three."]
+    assert (totals["n_sentences_replaced"], totals["n_words_without_time"]) == (2, 0)
+
+    (tmp_path / "kept").mkdir()
+    totals = demo.write_corpus(tmp_path / "kept", ["A bad one."], iter(()), "", 0)
+    assert (totals["n_sentences_replaced"], totals["n_words_without_time"]) == (0, 1)
+
+
+def test_silence_is_cut_and_times_follow():
+    lead, sound, tail = np.zeros(22050), np.full(22050, 1000), np.zeros(22050)
+    wav = np.concatenate([lead, sound, tail]).astype(np.int16)
+    trimmed, starts = demo.trim_silence(wav, {0: 22050, 5: 33075}, "")
+    assert len(trimmed) == round(0.05 * 22050) + 22050 + round(0.1 * 22050)
+    assert starts == {0: round(0.05 * 22050), 5: round(0.05 * 22050) + 11025}
+
+
+def test_a_corpus_is_reused_refused_or_overwritten(folder, capsys, monkeypatch, tmp_path):
+    arguments = ["--path_to_save", str(folder)]
+    before = file_hashes(folder)
+    monkeypatch.setattr(demo, "Speaker", None)  # reuse speaks nothing
+    assert demo.main([*arguments, "--n_sentences", str(N_CLIPS)]) == 0
+    assert "already there" in capsys.readouterr().out
+    assert demo.main([*arguments, "--n_sentences", str(N_CLIPS), "--seed", "7"]) == 1
+    assert "holds another corpus (other sentences_sha256)" in capsys.readouterr().err
+    assert demo.main([*arguments, "--n_sentences", str(N_CLIPS), "--words_per_minute", "99"]) == 1
+    assert "words_per_minute" in capsys.readouterr().err
+    assert file_hashes(folder) == before
+    monkeypatch.undo()
+
+    path = tmp_path / "corpus"
+    arguments = ["--path_to_save", str(path), "--n_sentences"]
+    assert demo.main([*arguments, "3"]) == 0
+    assert demo.main([*arguments, "2"]) == 1
+    assert demo.main([*arguments, "2", "--overwrite"]) == 0
+    assert len(list((path / "wavs").iterdir())) == 2
+    (path / "wavs" / "DEMO-00002.wav").unlink()
+    assert demo.main([*arguments, "2"]) == 1
+    assert "lost" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["corpus"]
+
+
+def test_a_folder_of_others_is_never_replaced(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert demo.main(["--path_to_save", str(tmp_path), "--n_sentences", "2", "--overwrite"]) == 1
+    assert "not made by this script" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "sentence"),
+    [
+        (["--n_sentences", "0"], None, "--n_sentences is 0"),
+        (["--min_chars", "30", "--max_chars", "20"], None, "no length is 30 to 20"),
+        (["--max_chars", "4", "--min_chars", "1"], None, "the grammar gives only"),
+        (["--voice", "klingon-x"], None, "no voice 'klingon-x'"),
+        (["--words_per_minute", "9"], None, "must be 80 to 450"),
+        ([], "missing", "cannot read"),
+        ([], b"", "has only 0 sentences"),
+        ([], b"\n \n", "has only 0 sentences"),
+        (["--n_sentences", "3"], b"One fox.\nTwo foxes.\n", "has only 2 sentences"),
+        ([], b"One fox.\nTwo|foxes.\n", "line 2 has a |"),
+        ([], b"One fox.\n\nNul \0 here.\n", "line 3 has a | or a control"),
+        ([], b"One fox.\n...\n", "line 2 has no word"),
+        ([], b"caf\xe9\n", "is not UTF-8"),
+    ],
+)
+def test_bad_input_gets_one_sentence(arguments, text, sentence, tmp_path, capsys):
+    out = tmp_path / "out"
+    if text is not None:
+        path = tmp_path / "text.txt"
+        if text != "missing":
+            path.write_bytes(text)
+        arguments = [*arguments, "--sentences", str(path)]
+    assert demo.main(["--path_to_save", str(out), *arguments]) == 1
+    captured = capsys.readouterr()
+    assert sentence in captured.err and captured.err.count("\n") == 1
+    assert captured.err.startswith("make_demo_corpus.py: ") and not captured.out
+    assert [p.name for p in tmp_path.iterdir() if p.name != "text.txt"] == []
+
+
+@pytest.mark.parametrize("extra", [["--n_sent", "2"], ["--sentences", "x", "--seed", "1"], ["-x"]])
+def test_bad_flags_are_argparse_errors(extra, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        demo.main(["--path_to_save", str(tmp_path / "out"), *extra])
+    assert error.value.code == 2
+
+
+def test_without_espeak_it_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    assert demo.main(["--path_to_save", str(tmp_path / "out"), "--n_sentences", "2"]) == 1
+    assert "pip install espeakng-loader" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_nothing(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, "--path_to_save", tmp_path / "corpus"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.time() + 30
+    while not list(tmp_path.glob("corpus.tmp-*/wavs/*.wav")) and time.time() < deadline:
+        time.sleep(0.02)
+    assert not (tmp_path / "corpus").exists()  # it speaks beside the folder, not in it
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the speaking processes too
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == "make_demo_corpus.py: interrupted; nothing was kept\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_midway_leaves_nothing_and_keeps_the_old(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "corpus"
+    assert demo.main(["--path_to_save", str(path), "--n_sentences", "2"]) == 0
+    before = file_hashes(path)
+
+    def speak_all(clips, wavs, *_):
+        (wavs / "DEMO-00001.wav").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+        yield
+
+    monkeypatch.setattr(demo, "speak_all", speak_all)
+    assert demo.main(["--path_to_save", str(path), "--n_sentences", "3", "--overwrite"]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert file_hashes(path) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["corpus"]

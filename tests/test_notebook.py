@@ -1,0 +1,56 @@
+"""inference.ipynb, executed from its first cell to its last on an untrained tiny checkpoint."""
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+from safetensors.torch import save_file
+
+from dataset import AudioConfig
+from model import Tacotron2, Tacotron2Config
+from synthesize import write_config
+from tokenizer import Tokenizer
+
+NOTEBOOK = "inference.ipynb"
+
+
+@pytest.fixture
+def tiny_checkpoint(tmp_path):
+    """A checkpoint that says stop after a while, whatever it is given."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer()
+    config = Tacotron2Config(
+        vocab_size=tokenizer.vocab_size,
+        character_embed_dim=16,
+        encoder_embed_dim=16,
+        decoder_rnn_embed_dim=16,
+        decoder_prenet_dim=8,
+        decoder_postnet_n_filters=8,
+        attention_dim=8,
+    )
+    model = Tacotron2(config)
+    with torch.no_grad():
+        model.decoder.stop_projection.bias.fill_(100.0)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    write_config(tmp_path, config, AudioConfig(), tokenizer)
+    return tmp_path
+
+
+def test_notebook_runs_and_ends_with_a_picture_and_a_player(tiny_checkpoint, monkeypatch, request):
+    monkeypatch.setenv("CHECKPOINT", str(tiny_checkpoint))
+    notebook = nbformat.read(request.config.rootpath / NOTEBOOK, as_version=4)
+    resources = {"metadata": {"path": str(request.config.rootpath)}}
+    NotebookClient(notebook, timeout=120, resources=resources).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    mime_types = [set(output.get("data", {})) for output in outputs]
+    assert any("image/png" in types for types in mime_types)
+    assert any("<audio" in output.get("data", {}).get("text/html", "") for output in outputs)
+
+
+def test_notebook_is_short_and_committed_with_outputs(request):
+    notebook = nbformat.read(request.config.rootpath / NOTEBOOK, as_version=4)
+    assert len(notebook.cells) <= 12
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code)
+    text = "".join(str(cell.outputs) for cell in code)
+    assert "image/png" in text and "<audio" in text and "stopped by itself" in text

@@ -1,0 +1,212 @@
+"""Tests of tokenizer.py: what text becomes before the model sees it, and the way back."""
+
+import string
+import time
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tokenizer import ABBREVIATIONS, DEFAULT_SYMBOLS, PAD, Tokenizer, clean_text
+
+KNOWN = "".join(DEFAULT_SYMBOLS[1:])
+PUNCTUATION = KNOWN.replace(string.ascii_lowercase, "").replace(" ", "")
+
+
+def has_letter(text: str) -> bool:
+    return any(character in string.ascii_lowercase for character in text)
+
+
+@given(st.text(alphabet=KNOWN + string.ascii_uppercase + string.digits + "$%&\n\t", min_size=1))
+def test_cleaned_text_survives_encode_and_decode_unchanged(text):
+    cleaned = clean_text(text)
+    assume(has_letter(cleaned) and not set(cleaned) - set(KNOWN))
+    tokenizer = Tokenizer()
+    assert tokenizer.decode(tokenizer.encode(cleaned)) == cleaned
+    assert tokenizer.decode(tokenizer.encode(text)) == cleaned
+
+
+@given(st.text())
+def test_any_text_is_encoded_without_its_unknown_characters_or_refused(text):
+    tokenizer = Tokenizer()
+    cleaned = clean_text(text)
+    kept = "".join(character for character in cleaned if character in KNOWN)
+    if has_letter(kept):
+        tokens = tokenizer.encode(text)
+        assert tokenizer.decode(tokens) == kept
+        assert tokens.min() > 0 and tokens.max() < tokenizer.vocab_size
+    else:
+        with pytest.raises(ValueError, match="no letter"):
+            tokenizer.encode(text)
+    assert set(tokenizer.unknown_characters(text)) == set(cleaned) - set(KNOWN)
+
+
+def test_ids_are_positions_in_the_table_and_0_is_padding():
+    tokenizer = Tokenizer()
+    assert tokenizer.pad_token_id == 0 and tokenizer.symbols[0] == PAD
+    assert tokenizer.vocab_size == len(DEFAULT_SYMBOLS) == 39
+    tokens = tokenizer.encode("az !")
+    assert tokens.dtype == torch.int64
+    assert tokens.tolist() == [DEFAULT_SYMBOLS.index(character) for character in "az !"]
+    assert Tokenizer(["_", "b", "a"]).encode("ab").tolist() == [2, 1]
+
+
+def test_decode_leaves_padding_out_and_takes_lists_and_tensors():
+    tokenizer = Tokenizer()
+    tokens = tokenizer.encode("hi there").tolist()
+    assert tokenizer.decode([0, *tokens, 0, 0]) == "hi there"
+    assert tokenizer.decode(torch.tensor([*tokens, 0])) == "hi there"
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("Printing, in 1465", "printing, in fourteen sixty-five"),
+        ("HELLO World", "hello world"),
+        ("Café Zoë, naïve façade", "cafe zoe, naive facade"),
+        ("Stra\u00dfe STRA\u1e9eE", "strasse strasse"),
+        ("\u00c6sop \u0152uvre \u0141\u00f3d \u00d8re", "aesop oeuvre lod ore"),
+        ("\u201cIt\u2019s\u201d \u2014 yes\u2026", "\"it's\" - yes..."),
+        ("\u00abno\u00bb [so] {it} goes", '"no" (so) (it) goes'),
+        ("\ufb01ne of\ufb01ce", "fine office"),
+        ("Mr. and Mrs. Smith", "mister and missus smith"),
+        ("DR. X, Capt. Y", "doctor x, captain y"),
+        ("the first. mist. drawn", "the first. mist. drawn"),
+        ("mr smith", "mr smith"),
+        ("this & that/other", "this and that other"),
+        ("5% off", "five percent off"),
+    ],
+)  # fmt: skip
+def test_clean_text_of_words(text, cleaned):
+    assert clean_text(text) == cleaned
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("1900", "nineteen hundred"),
+        ("1905", "nineteen oh-five"),
+        ("2024.", "twenty twenty-four."),
+        ("2000", "two thousand"),
+        ("1,465", "one thousand, four hundred and sixty-five"),
+        ("10,000", "ten thousand"),
+        ("1,000,000", "one million"),
+        ("0", "zero"),
+        ("007", "zero zero seven"),
+        ("3.14", "three point one four"),
+        ("0.5", "zero point five"),
+        ("2.50", "two point five"),
+        ("-5", "-five"),
+        ("1841, 1842", "eighteen forty-one, eighteen forty-two"),
+        ("1841,1842", "eighteen forty-one,eighteen forty-two"),
+        ("1,2,3", "one,two,three"),
+        ("1st 2nd 3rd 21st", "first second third twenty-first"),
+        ("1,000th", "one thousandth"),
+        ("$1", "one dollar"),
+        ("$1.00", "one dollar"),
+        ("$5, please", "five dollars, please"),
+        ("$2.5", "two point five dollars"),
+        ("$1465", "one thousand, four hundred and sixty-five dollars"),
+        ("\u00a31,000,000", "one million pounds"),
+        ("\u20ac 20", "twenty euros"),
+        ("x\u00b2", "x two"),
+        ("1\u00bd", "one one two"),
+        ("\u0661\u0669\u0668\u0664", "nineteen eighty-four"),
+    ],
+)
+def test_clean_text_of_numbers(text, cleaned):
+    assert clean_text(text) == cleaned
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "9" * 400 + ".5", "$" + "9" * 400 + ".25"])
+def test_numbers_too_long_for_words_are_read_figure_by_figure(number):
+    assert clean_text(number).split()[:400] == ["nine"] * 400
+
+
+def test_a_long_decimal_keeps_all_its_figures():
+    figures = "1234567891" * 3
+    assert len(clean_text(f"0.{figures}").split()) == 2 + len(figures)
+
+
+def test_an_ordinal_of_many_figures_is_not_cut_short():
+    assert clean_text("9" * 20 + "th") == " ".join(["nine"] * 20) + "th"
+
+
+@pytest.mark.parametrize(
+    "space", [" ", "  ", "\n", "\t", "\r\n", "\u00a0", "\u2028", "\u2029", "\u0085", "\u3000", "\v"]
+)
+def test_any_whitespace_becomes_one_space(space):
+    assert clean_text(f"{space}one{space}two{space}") == "one two"
+
+
+def test_unknown_characters_are_named_once_in_order_and_left_out():
+    tokenizer = Tokenizer()
+    text = "snow \u2603 and \U0001f600\U0001f600 and \u4e2d\u6587 \u2603"
+    assert tokenizer.unknown_characters(text) == "\u2603\U0001f600\u4e2d\u6587"
+    assert tokenizer.decode(tokenizer.encode(text)) == "snow  and  and  "
+    assert tokenizer.unknown_characters("Plain, text: 1465 \u2014 caf\u00e9!") == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["", "   ", "\n", "...", "?!", "\U0001f600", "\u4e2d\u6587", "\u041f\u0440\u0438", "\0"]
+)
+def test_text_without_a_letter_is_refused_in_one_sentence(text):
+    with pytest.raises(ValueError) as refusal:
+        Tokenizer().encode(text)
+    assert str(refusal.value) == f"text has no letter to speak: {text!r}"
+
+
+def test_the_refusal_of_a_long_text_stays_short():
+    with pytest.raises(ValueError) as refusal:
+        Tokenizer().encode("." * 10_000)
+    assert len(str(refusal.value)) < 150
+
+
+@pytest.mark.parametrize("symbols", [["_", "a", "b", "a"], ["a", "a"], [PAD, *"abc", PAD]])
+def test_a_symbol_that_occurs_twice_is_refused(symbols):
+    with pytest.raises(ValueError, match="unique"):
+        Tokenizer(symbols)
+
+
+@pytest.mark.parametrize("symbols", [[], ["_"]])
+def test_a_table_without_a_character_is_refused(symbols):
+    with pytest.raises(ValueError, match="symbols must hold"):
+        Tokenizer(symbols)
+
+
+def test_symbols_of_several_characters_keep_their_ids_and_are_never_produced():
+    tokenizer = Tokenizer(["_", "a", "h", "@AH", "@a", "ah", "@"])
+    assert tokenizer.encode("ah @ah").tolist() == [1, 2, 6, 1, 2]
+    assert tokenizer.decode([3, 1]) == "@AHa"
+
+
+def test_a_padding_symbol_of_one_character_is_never_produced():
+    tokenizer = Tokenizer(["_", *"ab"])
+    assert tokenizer.encode("a_b").tolist() == [1, 2]
+    assert tokenizer.unknown_characters("a_b") == "_"
+
+
+@given(
+    st.lists(st.text(alphabet=string.ascii_letters, min_size=1, max_size=9), min_size=1),
+    st.data(),
+)
+def test_plain_text_keeps_its_length(words, data):
+    assume(not {word.lower() for word in words} & set(ABBREVIATIONS))
+    marks = data.draw(
+        st.lists(st.sampled_from(["", *PUNCTUATION]), min_size=len(words), max_size=len(words))
+    )
+    text = " ".join(word + mark for word, mark in zip(words, marks, strict=True))
+    assert clean_text(text) == text.lower()
+    assert len(Tokenizer().encode(text)) == len(text)
+
+
+@pytest.mark.parametrize(
+    "unit", ["Hello, world. ", "1", "1,", "$1.5 ", "111,", "Dr. ", "1,,", "1."]
+)
+def test_ten_thousand_characters_are_cleaned_quickly(unit):
+    text = "a " + unit * (10_000 // len(unit))
+    start = time.perf_counter()
+    n_tokens = len(Tokenizer().encode(text))
+    assert n_tokens >= 9_000
+    assert time.perf_counter() - start < 5.0
