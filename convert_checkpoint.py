@@ -12,8 +12,8 @@ What a state dict does not say is taken from the peers' defaults: 22050 Hz, wind
 every 256, mel filters up to 8000 Hz, natural-log mels. torchaudio's weights for WaveRNN have other
 mels: for them, correct "audio" in the written config.json. The table of symbols follows from the
 number of embeddings (148: NVIDIA's; 38 and 96: torchaudio's characters and phonemes), or stands in
---symbols, a JSON list whose first entry is padding. Text is lower-cased before it is looked up, so
-NVIDIA's capitals, and all phonemes, have ids that no text reaches.
+--symbols, a JSON list, padding first. Text is lower-cased before it is looked up, so NVIDIA's
+capitals, and all phonemes, have ids that no text reaches.
 """
 
 import argparse
@@ -25,7 +25,6 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import safetensors.torch
 import torch
@@ -40,21 +39,19 @@ LAYOUTS = ("torchaudio", "nvidia")
 WEIGHTS_FILE = "model.safetensors"
 COUNTER = ".num_batches_tracked"  # of a batch norm; files from before PyTorch 0.4.1 lack it
 
-# Beginnings of our names and of torchaudio's, the first that fits; other names are the same.
-TORCHAUDIO_NAMES = (
-    ("encoder.embedding.", "embedding."),
-    ("decoder.attention.key_layer.", "decoder.attention_layer.memory_layer."),
-    ("decoder.attention.location_conv.", "decoder.attention_layer.location_layer.location_conv."),
-    ("decoder.attention.location_layer.", "decoder.attention_layer.location_layer.location_dense."),
-    ("decoder.attention.", "decoder.attention_layer."),
-    ("decoder.mel_projection.", "decoder.linear_projection."),
-    ("decoder.stop_projection.", "decoder.gate_layer."),
-)
+# Beginnings of our names -> of torchaudio's, the first that fits; other names are the same.
+TORCHAUDIO_NAMES = {
+    "encoder.embedding.": "embedding.",
+    "decoder.attention.key_layer.": "decoder.attention_layer.memory_layer.",
+    "decoder.attention.location_conv.": "decoder.attention_layer.location_layer.location_conv.",
+    "decoder.attention.location_layer.": "decoder.attention_layer.location_layer.location_dense.",
+    "decoder.attention.": "decoder.attention_layer.",
+    "decoder.mel_projection.": "decoder.linear_projection.",
+    "decoder.stop_projection.": "decoder.gate_layer.",
+}
 # NVIDIA wraps its convolutions and linear layers in a module of their own.
-NVIDIA_CONV = re.compile(r"(convolutions\.\d+\.0|location_conv)\.")
-NVIDIA_LINEAR = re.compile(
-    r"(layers\.\d+|query_layer|memory_layer|\bv|location_dense|linear_projection|gate_layer)\."
-)
+NVIDIA_CONV = re.compile(r"(convolutions\.\d+\.0|_conv)\.(weight|bias)$")
+NVIDIA_LINEAR = re.compile(r"(layers\.\d+|_layer|\.v|_dense|_projection)\.(weight|bias)$")
 
 LOWER_CASE = "abcdefghijklmnopqrstuvwxyz"
 VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
@@ -77,23 +74,15 @@ PROBE_SIZES = {
 }  # fmt: skip
 
 
-class Endpoint(NamedTuple):
-    """One side of the conversion."""
-
-    layout: str | None  # None: a checkpoint folder of ours
-    path: Path
-
-
 def peer_name(name: str, layout: str) -> str:
     """Our name of a tensor -> the peer's."""
-    for ours, theirs in TORCHAUDIO_NAMES:
-        if name.startswith(ours):
-            name = theirs + name.removeprefix(ours)
-            break
+    start = next((start for start in TORCHAUDIO_NAMES if name.startswith(start)), "")
+    name = TORCHAUDIO_NAMES.get(start, "") + name.removeprefix(start)
     if name.startswith("decoder.decoder_rnn."):
         name = name.removesuffix("_l0")  # an LSTMCell there
     if layout == "nvidia":
-        name = NVIDIA_LINEAR.sub(r"\1.linear_layer.", NVIDIA_CONV.sub(r"\1.conv.", name))
+        name = NVIDIA_CONV.sub(r"\1.conv.\2", name)
+        name = NVIDIA_LINEAR.sub(r"\1.linear_layer.\2", name)
     return name
 
 
@@ -156,28 +145,23 @@ def model_from_peer(state: dict[str, Tensor], layout: str, path: Path) -> Tacotr
         model = Tacotron2(infer_config(state, layout))
     except ValueError as error:
         raise DataError(f"{path}: {layout} weights of sizes that do not fit ({error})") from None
-    remaining = dict(state)
-    weights, faults, uncounted = {}, [], 0
-    for name, expected in model.state_dict().items():
-        theirs = peer_name(name, layout)
-        found = remaining.pop(theirs, None)
-        if found is None and name.endswith(COUNTER):
-            uncounted += 1
-            found = torch.zeros_like(expected)
-        if found is None:
-            faults.append(f"{theirs} is missing")
-        elif found.shape != expected.shape:
-            faults.append(f"{theirs} is {(*found.shape,)} instead of {(*expected.shape,)}")
-        elif found.is_floating_point() != expected.is_floating_point():
-            faults.append(f"{theirs} is {found.dtype} instead of {expected.dtype}")
-        weights[name] = found
-    faults += [f"{name} is unknown" for name in remaining]
+    expected = {peer_name(name, layout): tensor for name, tensor in model.state_dict().items()}
+    absent = [name for name in expected if name.endswith(COUNTER) and name not in state]
+    state = state | dict.fromkeys(absent, torch.tensor(0))
+    faults = [f"{name} is missing" for name in expected if name not in state]
+    for name, found in state.items():
+        if name not in expected:
+            faults.append(f"{name} is unknown")
+        elif (shape := expected[name].shape) != found.shape:
+            faults.append(f"{name} is {(*found.shape,)} instead of {(*shape,)}")
+        elif expected[name].is_floating_point() != found.is_floating_point():
+            faults.append(f"{name} is {found.dtype} instead of {expected[name].dtype}")
     if faults:
         more = f"; {len(faults) - 3} more such entries" if len(faults) > 3 else ""
         raise DataError(f"{path}: not a {layout} Tacotron 2: {'; '.join(faults[:3])}{more}")
-    if uncounted:
-        print(f"{path}: {uncounted} num_batches_tracked entries are absent and are set to 0")
-    model.load_state_dict(weights)
+    if absent:
+        print(f"{path}: {len(absent)} num_batches_tracked entries are absent and are set to 0")
+    model.load_state_dict({name: state[peer_name(name, layout)] for name in model.state_dict()})
     return model
 
 
@@ -193,28 +177,28 @@ def read_symbols(path: str | None, n_symbols: int) -> Tokenizer:
         return Tokenizer(SYMBOLS[n_symbols])
     try:
         symbols = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(symbols, list) or not all(isinstance(s, str) for s in symbols):
-            raise ValueError("not a JSON list of strings")
-        if len(symbols) != n_symbols:
-            raise ValueError(f"{len(symbols)} symbols for {n_symbols} embeddings")
+        is_list = isinstance(symbols, list) and all(isinstance(s, str) for s in symbols)
+        if not is_list or len(symbols) != n_symbols:
+            raise ValueError(f"not a JSON list of {n_symbols} strings")
         return Tokenizer(symbols)
     except (OSError, ValueError) as error:
         raise DataError(f"--symbols {path}: cannot be used ({error})") from None
 
 
-def check_target(target: Endpoint, overwrite: bool) -> None:
+def check_target(path: Path, is_folder: bool, overwrite: bool) -> None:
     """Refuses a target that is in the way.
 
     Raises:
         DataError: when it exists without --overwrite, or is nothing that this script has written.
     """
-    path = target.path
-    if os.path.lexists(path) and not overwrite:
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
         raise DataError(f"{path}: exists already; --overwrite replaces it")
     ours = path.is_file()
-    if target.layout is None:
+    if is_folder:
         ours = path.is_dir() and set(os.listdir(path)) <= {CONFIG_FILE, WEIGHTS_FILE}
-    if os.path.lexists(path) and not ours:
+    if not ours:
         raise DataError(f"{path}: is not what this script writes there, and is not replaced")
 
 
@@ -234,22 +218,20 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: cannot be written ({error})") from None
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)  # passes over a file
         temporary.unlink(missing_ok=True)
 
 
-def import_peer(source: Endpoint, target: Path, symbols: str | None) -> str:
+def import_peer(layout: str, source: Path, target: Path, symbols: str | None) -> str:
     """A peer's file to a checkpoint folder; returns what was written, in words."""
-    model = model_from_peer(read_state(source.path), source.layout, source.path)
+    model = model_from_peer(read_state(source), layout, source)
     tokenizer = read_symbols(symbols, model.config.vocab_size)
     audio_config = AudioConfig(num_mels=model.config.num_mels, mel_scaling="log")
 
     def write(folder: Path) -> None:
         folder.mkdir()
         write_config(folder, model.config, audio_config, tokenizer)
-        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        safetensors.torch.save_file(weights, folder / WEIGHTS_FILE, {"format": "pt"})
+        safetensors.torch.save_file(model.state_dict(), folder / WEIGHTS_FILE, {"format": "pt"})
 
     write_whole(target, write)
     if not any(symbol in LOWER_CASE for symbol in tokenizer.symbols[1:]):
@@ -257,13 +239,9 @@ def import_peer(source: Endpoint, target: Path, symbols: str | None) -> str:
     return f"{target}: {tokenizer.vocab_size} symbols, log mels"
 
 
-def export_voice(source: Path, target: Endpoint) -> str:
-    """A checkpoint folder to a peer's file; returns what was written, in words.
-
-    Raises:
-        DataError: when the folder cannot be read, or has a size that the peers cannot have.
-    """
-    voice, layout = load_checkpoint(source), target.layout
+def export_voice(source: Path, layout: str, target: Path) -> str:
+    """The way back. Raises DataError when the model has a size that the peers cannot have."""
+    voice = load_checkpoint(source)
     config = voice.model.config
     needs = {"character_embed_dim": config.encoder_embed_dim, "decoder_prenet_depth": 2}
     for field, needed in needs.items():
@@ -271,40 +249,33 @@ def export_voice(source: Path, target: Endpoint) -> str:
             raise DataError(f"{source}: {layout} needs --{field} {needed}, found {found}")
     state = {peer_name(name, layout): t for name, t in voice.model.state_dict().items()}
     content = {"state_dict": state} if layout == "nvidia" else state
-    write_whole(target.path, lambda temporary: torch.save(content, temporary))
+    write_whole(target, lambda temporary: torch.save(content, temporary))
     if voice.audio_config.mel_scaling != "log":
         print(f"warning: the mels are {voice.audio_config.mel_scaling}, {layout} expects log mels")
-    return f"{target.path}: a {layout} state dict"
+    return f"{target}: a {layout} state dict"
 
 
-def parse_endpoint(flag: str, values: list[str]) -> Endpoint:
-    """DIR, or a layout and FILE.
-
-    Raises:
-        DataError: when it is neither.
-    """
+def parse_end(flag: str, values: list[str]) -> tuple[str | None, Path]:
+    """The values of a flag: a layout and a file, or None and a folder. Raises DataError."""
     if len(values) == 1 and values[0] not in LAYOUTS:
-        return Endpoint(None, Path(os.path.abspath(values[0])))
+        return None, Path(os.path.abspath(values[0]))
     if len(values) == 2 and values[0] in LAYOUTS:
-        return Endpoint(values[0], Path(os.path.abspath(values[1])))
-    raise DataError(f"{flag} takes a folder, or torchaudio or nvidia and a file: {values}")
+        return values[0], Path(os.path.abspath(values[1]))
+    raise DataError(f"{flag} takes a folder, or torchaudio or nvidia and a file, found {values}")
 
 
 def run(args: argparse.Namespace) -> str:
-    """Converts; returns what was written, in words.
-
-    Raises:
-        DataError: with one sentence for the user; nothing is written then.
-    """
-    source, target = parse_endpoint("--from", args.source), parse_endpoint("--to", args.target)
-    if (source.layout is None) == (target.layout is None):
+    """Converts; returns what was written, in words. Raises DataError, and writes nothing then."""
+    source_layout, source = parse_end("--from", args.source)
+    target_layout, target = parse_end("--to", args.target)
+    if (source_layout is None) == (target_layout is None):
         raise DataError("one of --from and --to must be a folder, the other a layout and a file")
-    if args.symbols and source.layout is None:
+    if args.symbols and source_layout is None:
         raise DataError("--symbols is for weights of a peer; a folder has its own symbols")
-    check_target(target, args.overwrite)
-    if source.layout is None:
-        return export_voice(source.path, target)
-    return import_peer(source, target.path, args.symbols)
+    check_target(target, target_layout is None, args.overwrite)
+    if target_layout is None:
+        return import_peer(source_layout, source, target, args.symbols)
+    return export_voice(source, target_layout, target)
 
 
 def main(argv: list[str] | None = None) -> None:

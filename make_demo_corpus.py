@@ -32,6 +32,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -303,20 +304,20 @@ class Speaker:
             elif kind == EVENT_PHONEME and word is not None and not phoneme.startswith(b"_"):
                 starts.setdefault(word, sample)
                 word = None
-        wav = np.concatenate(self.chunks) if self.chunks else np.zeros(0, np.int16)
-        return trim_silence(wav, starts, text)
+        return trim_silence(np.concatenate([np.zeros(0, np.int16), *self.chunks]), starts, text)
 
 
 def trim_silence(
     wav: np.ndarray, starts: dict[int, int], text: str
 ) -> tuple[np.ndarray, dict[int, int]]:
-    """Cuts the silence before the speech to MAX_LEAD_SECONDS and after it to TAIL_SECONDS."""
+    """Leaves at most MAX_LEAD_SECONDS of silence before the speech, and TAIL_SECONDS after it."""
     loud = np.flatnonzero(np.abs(wav.astype(np.int32)) > SILENCE_LEVEL)
     if not len(loud):
         raise CorpusError(f"espeak-ng spoke nothing for {text!r}")
-    start = max(0, loud[0] - round(MAX_LEAD_SECONDS * SAMPLING_RATE))
-    end = loud[-1] + 1 + round(TAIL_SECONDS * SAMPLING_RATE)
-    return wav[start:end], {index: max(0, int(n - start)) for index, n in starts.items()}
+    first = max(0, int(loud[0]) - round(MAX_LEAD_SECONDS * SAMPLING_RATE))
+    tail = np.zeros(round(TAIL_SECONDS * SAMPLING_RATE), np.int16)
+    trimmed = np.concatenate([wav[first : loud[-1] + 1], tail])
+    return trimmed, {index: max(0, n - first) for index, n in starts.items()}
 
 
 def word_times(text: str, starts: dict[int, int]) -> tuple[list[dict], int]:
@@ -445,6 +446,7 @@ def speak_all(clips: list[tuple[str, str]], *speech) -> Iterator[list]:
     blocks = [clips[i : i + BLOCK_SIZE] for i in range(0, len(clips), BLOCK_SIZE)]
     mask = {}
     if hasattr(signal, "pthread_sigmask"):  # processes inherit it: Ctrl-C is for this one alone
+        resource_tracker.ensure_running()  # the first process would start it, and it unmasks
         mask["initializer"] = signal.pthread_sigmask
         mask["initargs"] = (signal.SIG_BLOCK, [signal.SIGINT])
     with ThreadPoolExecutor(N_PROCESSES, **mask) as threads:

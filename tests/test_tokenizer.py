@@ -88,6 +88,8 @@ def test_clean_text_of_words(text, cleaned):
         ("1900", "nineteen hundred"),
         ("1905", "nineteen oh-five"),
         ("2024.", "twenty twenty-four."),
+        ("1000", "one thousand"),
+        ("2005", "two thousand and five"),
         ("2000", "two thousand"),
         ("1,465", "one thousand, four hundred and sixty-five"),
         ("10,000", "ten thousand"),

@@ -1,0 +1,257 @@
+"""The oracle: torchaudio.models.Tacotron2 at its default size, with the same weights.
+
+torchaudio's model is NVIDIA/tacotron2's; nobody here wrote it. Dropout is off in both: it is drawn
+in another order, and at other places, in ours.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchaudio
+from torch import Tensor, nn
+
+from convert_checkpoint import model_from_peer, peer_name
+from model import EncodedText, Tacotron2, Tacotron2Config, build_padding_mask
+
+TOLERANCE = 1e-5
+NO_DROPOUT = {
+    "encoder_dropout_p": 0.0,
+    "decoder_dropout_p": 0.0,
+    "decoder_prenet_dropout_p": 0.0,
+    "decoder_postnet_dropout_p": 0.0,
+    "attention_dropout_p": 0.0,
+}
+both_decoders = pytest.mark.parametrize("fast_decoder", [True, False], ids=["fast", "plain"])
+
+
+@pytest.fixture(scope="module")
+def peer() -> torchaudio.models.Tacotron2:
+    """Default size, random weights, batch norms that have seen data, attention with contrast.
+
+    The batch norms' weights stay well below 1: in train mode a fresh model's postnet enlarges
+    rounding errors until torchaudio's own float32 is 1.3e-5 from its float64.
+    """
+    torch.manual_seed(0)
+    model = torchaudio.models.Tacotron2()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.weight.uniform_(0.1, 0.5)
+                module.bias.normal_(std=0.2)
+                module.running_mean.normal_(std=0.2)
+                module.running_var.uniform_(0.5, 1.5)
+                module.num_batches_tracked.fill_(7)
+        model.embedding.weight.normal_()
+        model.decoder.attention_layer.v.weight.mul_(8.0)
+    return model.eval()
+
+
+@pytest.fixture
+def without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchaudio's dropout, which is F.dropout with a fixed 0.5 in places, is the identity."""
+    monkeypatch.setattr(F, "dropout", lambda x, *args, **kwargs: x)
+
+
+def ours_of(peer: torchaudio.models.Tacotron2, fast_decoder: bool, **config) -> Tacotron2:
+    """Our model with torchaudio's weights."""
+    state = peer.state_dict()
+    converted = model_from_peer(state, "torchaudio", Path("peer"))
+    model = Tacotron2(replace(converted.config, fast_decoder=fast_decoder, **config))
+    model.load_state_dict(converted.state_dict())
+    return model.train(peer.training)
+
+
+def equal_batch(batch_size: int = 3, n_text: int = 12, n_mel: int = 20) -> tuple[Tensor, ...]:
+    """tokens, token_lengths, mels, mel_lengths of utterances of equal length."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(1, 148, (batch_size, n_text), generator=generator)
+    mels = 5.0 * torch.randn(batch_size, n_mel, 80, generator=generator)
+    return tokens, torch.full((batch_size,), n_text), mels, torch.full((batch_size,), n_mel)
+
+
+def run_peer(peer: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """torchaudio's outputs in our order and shapes: mels (B, T_mel, num_mels)."""
+    tokens, token_lengths, mels, mel_lengths = batch
+    before, after, stop, alignments = peer(tokens, token_lengths, mels.mT, mel_lengths)
+    return before.mT, after.mT, stop, alignments
+
+
+def largest_difference(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
+    assert [o.shape for o in ours] == [t.shape for t in theirs]
+    return max((o - t).detach().abs().max().item() for o, t in zip(ours, theirs, strict=True))
+
+
+@both_decoders
+def test_forward_in_eval_mode(peer, without_dropout, fast_decoder):
+    batch = equal_batch()
+    # Ours keeps its dropouts, all but the prenet's: eval mode alone must turn them off.
+    model = ours_of(peer, fast_decoder, decoder_prenet_dropout_p=0.0)
+    with torch.no_grad():
+        ours, theirs = model(*batch), run_peer(peer, batch)
+    assert theirs[3].max() > 0.3, "the attention should prefer some character"
+    assert largest_difference(ours, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_forward_in_double_precision(peer, without_dropout, mode):
+    tokens, token_lengths, mels, mel_lengths = equal_batch()
+    batch = (tokens, token_lengths, mels.double(), mel_lengths)
+    model = ours_of(peer, True, **NO_DROPOUT).double().train(mode == "train")
+    double = copy.deepcopy(peer).double().train(mode == "train")
+    with torch.no_grad():
+        assert largest_difference(model(*batch), run_peer(double, batch)) < 1e-11
+
+
+@both_decoders
+def test_forward_and_gradients_in_train_mode(peer, without_dropout, fast_decoder):
+    batch = equal_batch()
+    trained = copy.deepcopy(peer).train()
+    model = ours_of(trained, fast_decoder, **NO_DROPOUT)
+    ours, theirs = model(*batch), run_peer(trained, batch)
+    assert largest_difference(ours, theirs) < TOLERANCE
+    for outputs in (ours, theirs):
+        generator = torch.Generator().manual_seed(2)
+        sum((o * torch.randn(o.shape, generator=generator)).sum() for o in outputs).backward()
+
+    before, after = peer.state_dict(), trained.state_dict()
+    our_state = {peer_name(name, "torchaudio"): t for name, t in model.state_dict().items()}
+    statistics = [name for name in after if "running" in name]
+    counts = [name for name in after if "num_batches_tracked" in name]
+    assert len(statistics) == 16 and len(counts) == 8
+    for name in statistics:
+        assert not torch.equal(after[name], before[name]), "train mode should move the statistics"
+        assert (our_state[name] - after[name]).abs().max() < TOLERANCE, name
+    assert all(our_state[name] == after[name] == 8 for name in counts)
+    gradients = {name: parameter.grad for name, parameter in trained.named_parameters()}
+    for name, parameter in model.named_parameters():
+        check_gradient(peer_name(name, "torchaudio"), parameter.grad, gradients)
+
+
+def check_gradient(name: str, ours: Tensor, gradients: dict[str, Tensor]) -> None:
+    """Norm-wise within 1e-4 of theirs."""
+    theirs = gradients[name]
+    scale = theirs.norm()
+    if ".0.bias" in name and "convolutions" in name:
+        # Batch norm takes a constant out again: the gradient is rounding error around 0, and is
+        # small beside that of the convolution's own weight.
+        scale = gradients[name.replace("bias", "weight")].norm()
+        assert theirs.norm() < 1e-4 * scale, name
+    assert scale > 1e-6, f"{name} should have a gradient"
+    assert (ours - theirs).norm() < 1e-4 * scale, name
+
+
+def stopping_peer(peer: nn.Module, tokens: Tensor, n_frames: int) -> nn.Module:
+    """A copy whose items stop at different frames, one of them never.
+
+    The gate's weights are enlarged so that its logit moves, and its bias set between two items'
+    highest logits.
+    """
+    peer = copy.deepcopy(peer)
+    with torch.no_grad():
+        peer.decoder.gate_layer.weight.mul_(20.0)
+        peer.decoder.gate_layer.bias.zero_()
+        peer.decoder.decoder_max_step, peer.decoder.decoder_early_stopping = n_frames, False
+        lengths = torch.full((len(tokens),), tokens.shape[1])
+        memory = peer.encoder(peer.embedding(tokens).mT, lengths)
+        logits = peer.decoder.infer(memory, lengths)[2]  # (B, T_mel)
+        highest = logits.cummax(dim=1).values
+        peer.decoder.gate_layer.bias.fill_(-float(highest[:, -1].sort().values[:2].mean()))
+        peer.decoder.decoder_early_stopping = True
+    return peer
+
+
+@pytest.mark.filterwarnings("ignore:Reached max decoder steps")
+@both_decoders
+def test_free_running(peer, without_dropout, fast_decoder):
+    n_frames = 24
+    tokens, token_lengths, _, _ = equal_batch(batch_size=6)
+    stopping = stopping_peer(peer, tokens, n_frames)
+    model = ours_of(stopping, fast_decoder, decoder_prenet_dropout_p=0.0)
+    ours = model.infer(tokens, token_lengths, max_decoder_steps=n_frames)
+    with torch.no_grad():
+        mels, lengths, alignments = stopping.infer(tokens, token_lengths)
+        alone = [stopping.infer(tokens[i : i + 1]) for i in range(len(tokens))]
+
+    assert len(set(lengths.tolist())) >= 3, f"lengths should differ, found {lengths}"
+    assert ours.mel_lengths.tolist() == lengths.tolist()
+    assert ours.reached_limit.tolist() == [length == n_frames for length in lengths.tolist()]
+    assert ours.reached_limit.any() and not ours.reached_limit.all()
+    assert largest_difference((ours.alignments,), (alignments,)) < TOLERANCE
+    reach = 5 * 2  # frames on each side that the postnet's five convolutions of width 5 see
+    for i, length in enumerate(lengths.tolist()):
+        own_mel, own_lengths, own_alignment = alone[i]
+        assert own_lengths.item() == length
+        assert (ours.mels[i, :length] - own_mel[0].mT).abs().max() < TOLERANCE
+        assert (ours.alignments[i, :length] - own_alignment[0]).abs().max() < TOLERANCE
+        assert not ours.mels[i, length:].any()
+        # In a batch, theirs lets the frames after the stop into the postnet, ours does not.
+        inner = max(length - reach, 0) if length < mels.shape[2] else length
+        assert torch.allclose(ours.mels[i, :inner], mels[i].mT[:inner], rtol=0, atol=TOLERANCE)
+
+
+def unequal_batch() -> tuple[Tensor, ...]:
+    """Longest text first, as torchaudio wants it; mels of other lengths again."""
+    tokens, _, mels, _ = equal_batch()
+    token_lengths, mel_lengths = torch.tensor([12, 9, 5]), torch.tensor([13, 20, 8])
+    tokens = tokens.masked_fill(build_padding_mask(token_lengths), 0)
+    mels = mels.masked_fill(build_padding_mask(mel_lengths)[:, :, None], 0.0)
+    return tokens, token_lengths, mels, mel_lengths
+
+
+def difference_to_alone(
+    run: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]], batch: tuple[Tensor, ...]
+) -> float:
+    """How far the valid outputs of a padded batch are from those of each utterance alone."""
+    tokens, token_lengths, mels, mel_lengths = batch
+    together, largest = run(batch), 0.0
+    for i, (n, t) in enumerate(zip(token_lengths.tolist(), mel_lengths.tolist(), strict=True)):
+        one = slice(i, i + 1)
+        alone = run((tokens[one, :n], token_lengths[one], mels[one, :t], mel_lengths[one]))
+        valid = [output[one, :t] for output in together]
+        valid[3] = valid[3][:, :, :n]
+        largest = max(largest, largest_difference(tuple(valid), tuple(alone)))
+    return largest
+
+
+@both_decoders
+def test_unequal_lengths_equal_the_single_utterance(peer, without_dropout, fast_decoder):
+    batch = unequal_batch()
+    model = ours_of(peer, fast_decoder, decoder_prenet_dropout_p=0.0)
+    with torch.no_grad():
+        assert difference_to_alone(lambda b: model(*b), batch) < TOLERANCE
+        # The documented departure: theirs convolves over padding, so a neighbour's length shows.
+        assert difference_to_alone(lambda b: run_peer(peer, b), batch) > 1e-2
+        # And alone, where there is no padding, the two are the same model.
+        tokens, token_lengths, mels, mel_lengths = (part[1:2] for part in batch)
+        one = (tokens[:, :9], token_lengths, mels[:, :20], mel_lengths)
+        assert largest_difference(model(*one), run_peer(peer, one)) < TOLERANCE
+
+
+@both_decoders
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_steps_equal_teacher_forcing(batch_size, fast_decoder):
+    torch.manual_seed(3)
+    config = Tacotron2Config(decoder_prenet_dropout_p=0.0, fast_decoder=fast_decoder)
+    model = Tacotron2(config).eval()
+    token_lengths = torch.tensor([12, 7, 12, 3, 1])[:batch_size]
+    tokens = torch.randint(1, config.vocab_size, (batch_size, 12))
+    mask = build_padding_mask(token_lengths, 12)
+    mels = torch.randn(batch_size, 20, 80)
+    with torch.no_grad():
+        model.decoder.attention.v.weight.mul_(8.0)
+        encoded = model.encoder(tokens, token_lengths, mask)
+        forced = model.decoder(encoded, mask, mels)
+        text = EncodedText(encoded, model.decoder.attention.key_layer(encoded), mask)
+        state, frame, steps = model.decoder.initial_state(text), torch.zeros(batch_size, 80), []
+        for t in range(mels.shape[1]):
+            *outputs, state = model.decoder.step(frame, state, text)
+            steps.append(outputs)
+            frame = mels[:, t]
+    stepped = tuple(torch.stack(parts, dim=1) for parts in zip(*steps, strict=True))
+    assert largest_difference(stepped, forced) < TOLERANCE
+    assert not stepped[2].masked_select(mask[:, None]).any()

@@ -1,0 +1,231 @@
+"""Training as a user runs it: flags, files, what comes back after an interruption."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from checkpoints import list_checkpoints
+from config import parse_args
+from train_taco import learning_rate_factor
+
+REPO = Path(__file__).parent.parent
+TINY_MODEL = (
+    "--character_embed_dim 16 --encoder_embed_dim 16 --decoder_rnn_embed_dim 24 "
+    "--decoder_prenet_dim 8 --decoder_postnet_n_filters 8 --attention_dim 8 "
+    "--attention_location_n_filters 4"
+).split()
+
+
+def run_flags(corpus, folder, *extra):
+    return [
+        "--working_directory", str(folder / "work"), "--save_audio_gen", str(folder / "samples"),
+        "--path_to_train_manifest", str(corpus.train_manifest),
+        "--path_to_val_manifest", str(corpus.test_manifest),
+        "--experiment_name", "tiny", "--batch_size", "2", "--num_workers", "0",
+        "--console_out_iters", "2", "--checkpoint_epochs", "1", "--training_epochs", "2",
+        *TINY_MODEL, *map(str, extra),
+    ]  # fmt: skip
+
+
+def launch(flags, processes=1, check=True):
+    """`accelerate launch train_taco.py` as the README has it, on the CPU."""
+    # accelerate starts several processes only with --multi_gpu, also where they are on the CPU.
+    kind = "--cpu" if processes == 1 else "--multi_gpu"
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", kind, "--num_machines", "1",
+        "--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no",
+        "--main_process_port", "0", str(REPO / "train_taco.py"), *flags,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def straight_run(tiny_corpus, tmp_path_factory):
+    """Two epochs without an interruption."""
+    folder = tmp_path_factory.mktemp("straight")
+    return folder, launch(run_flags(tiny_corpus, folder))
+
+
+def assert_same_checkpoint(left: Path, right: Path):
+    ours, theirs = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+    states = [torch.load(path / "optimizer.bin", weights_only=True) for path in (left, right)]
+    for index in states[0]["state"]:
+        for name, value in states[0]["state"][index].items():
+            assert torch.equal(value, states[1]["state"][index][name]), (index, name)
+
+
+def test_a_run_leaves_what_the_readme_says(straight_run):
+    folder, done = straight_run
+    checkpoints = folder / "work" / "tiny"
+    assert {path.name for path in checkpoints.iterdir()} == {
+        "checkpoint_1",
+        "checkpoint_2",
+        "final_checkpoint",
+    }
+    names = {path.name for path in (checkpoints / "final_checkpoint").iterdir()}
+    assert names >= {"config.json", "model.safetensors", "optimizer.bin", "trainer_state.json"}
+    state = json.loads((checkpoints / "final_checkpoint" / "trainer_state.json").read_text())
+    assert (state["epoch"], state["epoch_step"], state["step"]) == (2, 0, 10)
+    losses = [row["val_loss"] for row in state["history"]]
+    assert np.isfinite(losses).all() and losses[1] < losses[0]
+    assert "step 4/5" in done.stdout and "frames/s" in done.stdout and "left" in done.stdout
+
+
+def test_pictures_sound_and_film_can_be_opened(straight_run):
+    samples = straight_run[0] / "samples"
+    for epoch in (1, 2):
+        for kind in ("teacher_forced", "free_running"):
+            picture = np.asarray(Image.open(samples / f"epoch_{epoch}_{kind}.png").convert("L"))
+            assert picture.std() > 10, "an empty picture"
+        wav, rate = soundfile.read(samples / f"epoch_{epoch}_free_running.wav")
+        assert rate == 22050 and len(wav) % 256 == 0 and np.isfinite(wav).all()
+    assert Image.open(samples / "alignment.gif").n_frames == 2
+    assert (samples / "loss.png").stat().st_size > 1000
+
+
+def test_resuming_at_an_epochs_end_is_exact(straight_run, tiny_corpus, tmp_path):
+    launch(run_flags(tiny_corpus, tmp_path))
+    checkpoints = tmp_path / "work" / "tiny"
+    for name in ("checkpoint_2", "final_checkpoint"):
+        for file in (checkpoints / name).iterdir():
+            file.unlink()
+        (checkpoints / name).rmdir()
+    done = launch(
+        run_flags(tiny_corpus, tmp_path, "--resume_from_checkpoint", "latest", "--num_workers", 1)
+    )
+    assert "resumed from" in done.stdout and "epoch 1, step 5" in done.stdout
+    straight = straight_run[0] / "work" / "tiny" / "final_checkpoint"
+    assert_same_checkpoint(checkpoints / "final_checkpoint", straight)
+
+
+def test_two_processes_train_and_only_one_writes(tiny_corpus, tmp_path):
+    done = launch(run_flags(tiny_corpus, tmp_path, "--training_epochs", 1), processes=2)
+    assert done.stdout.count("epoch 1 done") == 1
+    final = tmp_path / "work" / "tiny" / "final_checkpoint"
+    assert (final / "random_states_1.pkl").is_file()
+    assert json.loads((final / "trainer_state.json").read_text())["step"] == 3
+
+
+def test_a_taken_folder_is_refused_and_can_be_overwritten(straight_run, tiny_corpus):
+    folder, _ = straight_run
+    before = list_checkpoints(folder / "work" / "tiny")
+    done = launch(run_flags(tiny_corpus, folder), check=False)
+    assert done.returncode != 0 and "--overwrite" in done.stderr
+    assert list_checkpoints(folder / "work" / "tiny") == before
+
+
+def test_flags_reach_the_configs():
+    train_config, audio_config, model_config = parse_args(
+        ["--working_directory", "w", "--save_audio_gen", "s", "--path_to_train_manifest", "t",
+         "--path_to_val_manifest", "v", "--min_learning_rate", "1e-6", "--min_db", "-80",
+         "--num_mels", "40", "--log_wandb", "--no-fast_decoder", "--attention_dim", "64"],
+        "",
+    )  # fmt: skip
+    assert train_config.min_learning_rate == 1e-6 and train_config.log_wandb
+    assert audio_config.min_db == -80 and audio_config.num_mels == model_config.num_mels == 40
+    assert not model_config.fast_decoder and model_config.attention_dim == 64
+    assert parse_args(
+        ["--working_directory=w", "--save_audio_gen=s", "--path_to_train_manifest=t",
+         "--path_to_val_manifest=v", "--min_db=-100"], ""
+    )[1].min_db == -100  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "culprit"),
+    [
+        (["--learning_rat", "1"], "--learning_rat"),
+        (["--learning_rate", "0"], "--learning_rate"),
+        (["--learning_rate", "nan"], "--learning_rate"),
+        (["--min_learning_rate", "1"], "--min_learning_rate"),
+        (["--batch_size", "0"], "--batch_size"),
+        (["--training_epochs", "-1"], "--training_epochs"),
+        (["--fmax", "12000"], "--fmax"),
+        (["--hop_size", "2048"], "--hop_size"),
+        (["--encoder_kernel_size", "4"], "--encoder_kernel_size"),
+        (["--experiment_name", "../x"], "--experiment_name"),
+        (["--num_workers", "two"], "--num_workers"),
+        (["--mel_scaling", "linear"], "--mel_scaling"),
+    ],
+)
+def test_a_wrong_flag_is_named_in_one_sentence(flags, culprit, capsys):
+    paths = [
+        "working_directory",
+        "save_audio_gen",
+        "path_to_train_manifest",
+        "path_to_val_manifest",
+    ]
+    with pytest.raises(SystemExit) as error:
+        parse_args([*(f"--{name}=x" for name in paths), *flags], "")
+    assert error.value.code == 2
+    last_line = capsys.readouterr().err.strip().split("\n")[-1]
+    assert culprit in last_line and "Traceback" not in last_line
+
+
+def test_every_option_of_the_launch_script_is_known_and_none_is_missing():
+    script = (REPO / "train_taco.sh").read_text()
+    words = [line.split("#")[0].split() for line in script.split("\n")]
+    flags = {line[0] for line in words if line and line[0].startswith("--")}
+    from config import CONFIG_CLASSES, FROM_TOKENIZER
+
+    fields = {name for config in CONFIG_CLASSES for name in config.__dataclass_fields__}
+    left_out = {"resume_from_checkpoint", "overwrite", *FROM_TOKENIZER}
+    assert flags == {f"--{name}" for name in fields - left_out}
+
+
+def test_learning_rate_is_constant_then_decays_to_its_minimum():
+    paths = [
+        "working_directory",
+        "save_audio_gen",
+        "path_to_train_manifest",
+        "path_to_val_manifest",
+    ]
+    config = parse_args([*(f"--{name}=x" for name in paths), "--training_epochs=10"], "")[0]
+    factors = [learning_rate_factor(epoch, config) for epoch in range(11)]
+    assert factors[:6] == [1.0] * 6
+    np.testing.assert_allclose(np.diff(np.log(factors[5:])), np.log(0.01) / 5)
+    assert factors[10] == pytest.approx(0.01)
+
+
+def test_training_on_real_clips(ljspeech_dir, tmp_path):
+    """The default model on real speech: prep_splits, training, checkpoint, synthesis."""
+    python = [sys.executable]
+    subprocess.run(
+        [*python, "prep_splits.py", "--path_to_ljspech", ljspeech_dir, "--path_to_save", tmp_path,
+         "--test_split_pct", "0.2"],
+        cwd=REPO, check=True,
+    )  # fmt: skip
+    launch(
+        ["--working_directory", str(tmp_path), "--save_audio_gen", str(tmp_path / "samples"),
+         "--path_to_train_manifest", str(tmp_path / "train_metadata.csv"),
+         "--path_to_val_manifest", str(tmp_path / "test_metadata.csv"),
+         "--training_epochs", "2", "--batch_size", "4", "--num_workers", "0",
+         "--checkpoint_epochs", "2", "--max_decoder_steps", "60"]
+    )  # fmt: skip
+    final = tmp_path / "tacotron2" / "final_checkpoint"
+    history = json.loads((final / "trainer_state.json").read_text())["history"]
+    losses = [row["train_loss"] for row in history]
+    assert np.isfinite(losses).all() and losses[1] < 0.8 * losses[0]
+    done = subprocess.run(
+        [*python, "synthesize.py", "--checkpoint", final, "--text", "Printing, in 1465.",
+         "--output_dir", tmp_path / "spoken", "--max_decoder_steps", "80"],
+        cwd=REPO, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "001.wav" in done.stdout
+    mel = np.load(tmp_path / "spoken" / "001.npy")
+    assert mel.shape[0] == 80 and mel.dtype == np.float32
