@@ -17,8 +17,8 @@ from accelerate import Accelerator
 from accelerate.utils import load as load_tensors
 
 from dataset import AudioConfig, DataError
-from model import Tacotron2Config
-from synthesize import read_config, write_config
+from model import Tacotron2, Tacotron2Config
+from synthesize import load_checkpoint, read_config, write_config
 from tokenizer import Tokenizer
 
 STATE_FILE = "trainer_state.json"
@@ -121,6 +121,64 @@ def read_state(path: Path) -> tuple[TrainerState, dict]:
         raise DataError(f"{path / STATE_FILE}: cannot be read ({error})") from None
 
 
+def list_differences(
+    path: Path, model_config: Tacotron2Config, audio_config: AudioConfig, tokenizer: Tokenizer
+) -> list[str]:
+    """What a checkpoint's config.json has otherwise than these, a phrase for each.
+
+    Raises:
+        DataError: when config.json cannot be read.
+    """
+    saved_model, saved_audio, saved_tokenizer = read_config(path)
+    differences = []
+    for saved, given in ((saved_model, model_config), (saved_audio, audio_config)):
+        for name, value in asdict(saved).items():
+            if value != getattr(given, name) and name not in ("fast_decoder", "vocab_size"):
+                differences.append(f"--{name} was {value} and is now {getattr(given, name)}")
+    if saved_tokenizer.symbols != tokenizer.symbols:
+        n_saved, n_given = saved_tokenizer.vocab_size, tokenizer.vocab_size
+        differences.append(f"the symbols differ ({n_saved} were saved, {n_given} are given)")
+    return differences
+
+
+def warm_start(
+    model: Tacotron2,
+    path: Path,
+    audio_config: AudioConfig,
+    tokenizer: Tokenizer,
+    allow_mismatch: bool,
+) -> list[str]:
+    """Copies the weights of a checkpoint into `model`; optimizer and step count stay new.
+
+    With allow_mismatch, what does not fit keeps its fresh initialisation.
+
+    Returns:
+        What was not taken over, a phrase for each.
+
+    Raises:
+        DataError: when something does not fit and allow_mismatch is off.
+    """
+    saved = load_checkpoint(path).model.state_dict()
+    skipped = list_differences(path, model.config, audio_config, tokenizer)
+    fitting = {}
+    for name, weight in model.state_dict().items():
+        if name not in saved:
+            skipped.append(f"{name} is not in the checkpoint")
+        elif saved[name].shape != weight.shape:
+            shapes = f"{tuple(saved[name].shape)} there, {tuple(weight.shape)} here"
+            skipped.append(f"{name} has another shape ({shapes})")
+        else:
+            fitting[name] = saved[name]
+    skipped += [f"{name} has no place here" for name in saved if name not in model.state_dict()]
+    if skipped and not allow_mismatch:
+        raise DataError(
+            f"--warm_start {path}: {'; '.join(skipped[:8])}; --warm_start_allow_mismatch takes "
+            "what fits"
+        )
+    model.load_state_dict(fitting, strict=False)
+    return skipped
+
+
 def load_checkpoint_state(
     accelerator: Accelerator,
     path: Path,
@@ -134,18 +192,7 @@ def load_checkpoint_state(
         DataError: when a file is missing, broken, would need code to be run, or belongs to
             another model, audio or table of symbols.
     """
-    differences = [
-        f"--{name} {old} is now {new}"
-        for saved, given in zip(
-            map(asdict, read_config(path)[:2]),
-            map(asdict, (model_config, audio_config)),
-            strict=True,
-        )
-        for (name, old), new in zip(saved.items(), given.values(), strict=True)
-        if old != new and name != "fast_decoder"
-    ]
-    if read_config(path)[2].symbols != tokenizer.symbols:
-        differences.append("the symbols differ")
+    differences = list_differences(path, model_config, audio_config, tokenizer)
     if differences:
         raise DataError(f"{path}: cannot be resumed with other settings: {'; '.join(differences)}")
     random_states = f"random_states_{accelerator.process_index}.pkl"

@@ -41,6 +41,9 @@ class TrainConfig:
     max_decoder_steps: Annotated[int, "frames after which free running is cut"] = 2000
     num_workers: Annotated[int, "processes that load data, per device"] = 2
     log_wandb: Annotated[bool, "log to Weights & Biases"] = False
+    path_to_symbols: Annotated[str | None, "JSON list of symbols, padding first; built in"] = None
+    warm_start: Annotated[str | None, "checkpoint to take weights from; all else is new"] = None
+    warm_start_allow_mismatch: Annotated[bool, "warm-start what fits, list what does not"] = False
     resume_from_checkpoint: Annotated[str | None, "folder name, path, or latest"] = None
     overwrite: Annotated[bool, "start anew in a folder that holds checkpoints"] = False
     seed: Annotated[int, "seed of weights, order and dropout"] = 42

@@ -11,11 +11,12 @@ flags, learning rate, one step, validation, the run.
 """
 
 import contextlib
+import json
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,12 +32,14 @@ from checkpoints import (
     list_checkpoints,
     load_checkpoint_state,
     save_checkpoint,
+    warm_start,
 )
 from config import TrainConfig, parse_args
 from dataset import AudioConfig, Batch, BatchSampler, DataError, TTSCollator, TTSDataset, Utterance
 from evaluate import alignment_scores
 from model import Tacotron2, Tacotron2Config, tacotron2_loss
 from reporting import Console, draw_sample, log_validation, make_film, start_wandb
+from synthesize import read_config
 from tokenizer import Tokenizer
 
 LOSSES = ("loss", "mel_before_loss", "mel_after_loss", "stop_loss", "guided_attention_loss")
@@ -257,6 +260,22 @@ def finish_epoch(run: Run, state: TrainerState, train_means: dict) -> TrainerSta
     return state._replace(epoch=epoch, epoch_step=0, history=[*state.history, row])
 
 
+def choose_tokenizer(config: TrainConfig, resumed: Path | None) -> Tokenizer:
+    """The symbols of the run resumed, of --path_to_symbols, of the warm start, or the built-in.
+
+    Raises:
+        DataError: when a file cannot be used.
+    """
+    if resumed:
+        return read_config(resumed)[2]
+    if config.path_to_symbols:
+        try:
+            return Tokenizer(json.loads(Path(config.path_to_symbols).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"--path_to_symbols {config.path_to_symbols}: {error}") from None
+    return read_config(config.warm_start)[2] if config.warm_start else Tokenizer()
+
+
 def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState]:
     """Everything a run needs, new or resumed.
 
@@ -264,7 +283,6 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
         DataError: when a manifest or checkpoint cannot be used, or the folder is taken.
     """
     config, audio_config, model_config = configs
-    tokenizer = Tokenizer()
     folder = Path(config.working_directory) / config.experiment_name
     resumed = None
     if config.resume_from_checkpoint:
@@ -274,6 +292,8 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
             f"{folder} holds checkpoints already: --resume_from_checkpoint latest goes on with "
             "them, --overwrite removes them"
         )
+    tokenizer = choose_tokenizer(config, resumed)
+    model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
     train_set = TTSDataset(config.path_to_train_manifest, audio_config, tokenizer)
     val_set = TTSDataset(config.path_to_val_manifest, audio_config, tokenizer)
     accelerator.wait_for_everyone()
@@ -286,6 +306,10 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
 
     set_seed(config.seed)
     model = Tacotron2(model_config)
+    if config.warm_start and not resumed:
+        allow = config.warm_start_allow_mismatch
+        skipped = warm_start(model, Path(config.warm_start), audio_config, tokenizer, allow)
+        accelerator.print(f"weights of {config.warm_start}", *skipped, sep="\n  left out: ")
     optimizer = torch.optim.Adam(
         model.parameters(),
         lr=config.learning_rate,

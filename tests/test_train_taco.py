@@ -18,11 +18,11 @@ from config import parse_args
 from train_taco import learning_rate_factor
 
 REPO = Path(__file__).parent.parent
-TINY_MODEL = (
-    "--character_embed_dim 16 --encoder_embed_dim 16 --decoder_rnn_embed_dim 24 "
-    "--decoder_prenet_dim 8 --decoder_postnet_n_filters 8 --attention_dim 8 "
-    "--attention_location_n_filters 4"
-).split()
+TINY_MODEL = [
+    "--character_embed_dim=16", "--encoder_embed_dim=16", "--decoder_rnn_embed_dim=24",
+    "--decoder_prenet_dim=8", "--decoder_postnet_n_filters=8", "--attention_dim=8",
+    "--attention_location_n_filters=4",
+]  # fmt: skip
 
 
 def run_flags(corpus, folder, *extra):
@@ -130,6 +130,33 @@ def test_a_taken_folder_is_refused_and_can_be_overwritten(straight_run, tiny_cor
     assert list_checkpoints(folder / "work" / "tiny") == before
 
 
+def test_warm_start_takes_weights_and_nothing_else(straight_run, tiny_corpus, tmp_path):
+    source = straight_run[0] / "work" / "tiny" / "final_checkpoint"
+    flags = ["--warm_start", source, "--training_epochs", 1, "--learning_rate", 1e-8]
+    flags += ["--min_learning_rate", 1e-8]
+    done = launch(run_flags(tiny_corpus, tmp_path, *flags))
+    assert "weights of" in done.stdout and "left out" not in done.stdout
+    final = tmp_path / "work" / "tiny" / "final_checkpoint"
+    assert json.loads((final / "trainer_state.json").read_text())["step"] == 5
+    before, after = (load_file(path / "model.safetensors") for path in (source, final))
+    name = "decoder.attention_rnn.weight_ih"
+    torch.testing.assert_close(before[name], after[name], atol=1e-6, rtol=0)
+
+
+def test_warm_start_with_other_symbols_is_refused_then_allowed(straight_run, tiny_corpus, tmp_path):
+    source = straight_run[0] / "work" / "tiny" / "final_checkpoint"
+    symbols = tmp_path / "symbols.json"
+    symbols.write_text(json.dumps(["<pad>", *" abcdefghijklmnopqrstuvwxyz.,!?:"]))
+    flags = ["--warm_start", source, "--path_to_symbols", symbols, "--training_epochs", 1]
+    refused = launch(run_flags(tiny_corpus, tmp_path, *flags), check=False)
+    assert refused.returncode != 0 and "the symbols differ" in refused.stderr
+    assert "encoder.embedding.weight has another shape" in refused.stderr
+    done = launch(run_flags(tiny_corpus, tmp_path, *flags, "--warm_start_allow_mismatch"))
+    assert "left out: encoder.embedding.weight has another shape" in done.stdout
+    final = tmp_path / "work" / "tiny" / "final_checkpoint"
+    assert json.loads((final / "config.json").read_text())["vocab_size"] == 33
+
+
 def test_flags_reach_the_configs():
     train_config, audio_config, model_config = parse_args(
         ["--working_directory", "w", "--save_audio_gen", "s", "--path_to_train_manifest", "t",
@@ -184,7 +211,14 @@ def test_every_option_of_the_launch_script_is_known_and_none_is_missing():
     from config import CONFIG_CLASSES, FROM_TOKENIZER
 
     fields = {name for config in CONFIG_CLASSES for name in config.__dataclass_fields__}
-    left_out = {"resume_from_checkpoint", "overwrite", *FROM_TOKENIZER}
+    left_out = {  # what is off unless it is asked for
+        "resume_from_checkpoint",
+        "overwrite",
+        "path_to_symbols",
+        "warm_start",
+        "warm_start_allow_mismatch",
+        *FROM_TOKENIZER,
+    }
     assert flags == {f"--{name}" for name in fields - left_out}
 
 
