@@ -31,6 +31,7 @@ class TrainerState(NamedTuple):
     epoch: int  # completed epochs
     epoch_step: int  # optimizer steps done in the epoch after them
     step: int  # optimizer steps in all
+    epoch_losses: list[float]  # sums over the steps of this epoch, of this process
     history: list[dict]  # losses and scores of each completed epoch
     wandb_run_id: str | None = None
 
@@ -75,9 +76,12 @@ def save_checkpoint(
         reason = " ".join(str(error).split())[:200] if error else "another process failed"
         raise DataError(f"{path}: the checkpoint could not be written ({reason})")
     if accelerator.is_main_process:
-        if path.exists():  # the same point of the same run: replaced
-            shutil.rmtree(path)
+        replaced = path.with_name(f"{TEMPORARY_PREFIX}replaced_{path.name}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if path.exists():
+            os.replace(path, replaced)
         os.replace(temporary, path)
+        shutil.rmtree(replaced, ignore_errors=True)
     accelerator.wait_for_everyone()
 
 
@@ -88,6 +92,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
         if (path / STATE_FILE).is_file() and not path.name.startswith(TEMPORARY_PREFIX):
             found.append((read_state(path)[0].step, path.name, path))
     return [path for _, _, path in sorted(found)]
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Removes all but the newest `keep` of the numbered checkpoints."""
+    numbered = [path for path in list_checkpoints(folder) if path.name.startswith("checkpoint_")]
+    for path in numbered[:-keep]:
+        shutil.rmtree(path)
 
 
 def find_checkpoint(folder: Path, name: str) -> Path:

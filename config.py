@@ -38,6 +38,9 @@ class TrainConfig:
     console_out_iters: Annotated[int, "steps between two lines of losses"] = 5
     wandb_log_iters: Annotated[int, "steps between two points in wandb"] = 5
     checkpoint_epochs: Annotated[int, "epochs between two checkpoints"] = 25
+    checkpoint_minutes: Annotated[float | None, "minutes between two more, also mid-epoch"] = None
+    keep_checkpoints: Annotated[int | None, "newest checkpoints to keep; all if unset"] = None
+    skip_nonfinite: Annotated[bool, "skip steps with a non-finite loss instead of ending"] = False
     max_decoder_steps: Annotated[int, "frames after which free running is cut"] = 2000
     num_workers: Annotated[int, "processes that load data, per device"] = 2
     log_wandb: Annotated[bool, "log to Weights & Biases"] = False
@@ -53,7 +56,7 @@ class TrainConfig:
             **dict.fromkeys(
                 ("training_epochs", "batch_size", "gradient_accumulation_steps",
                  "console_out_iters", "wandb_log_iters", "checkpoint_epochs",
-                 "max_decoder_steps"), 1
+                 "max_decoder_steps", "keep_checkpoints"), 1
             ),
             **dict.fromkeys(
                 ("weight_decay", "guided_attention_weight", "guided_attention_steps",
@@ -68,6 +71,10 @@ class TrainConfig:
                      "guided_attention_sigma"):  # fmt: skip
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name} must be above 0, found {getattr(self, name)}")
+        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+            raise ValueError(
+                f"--checkpoint_minutes must be above 0, found {self.checkpoint_minutes}"
+            )
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
                 f"--min_learning_rate must not exceed --learning_rate, found "

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from config import TrainConfig
 from dataset import AudioConfig, Utterance, mel_to_audio
 from model import Tacotron2
 from plotting import alignment_film, loss_figure, save_figure, summary_figure
@@ -25,36 +27,79 @@ from tokenizer import Tokenizer
 FILM_FRAMES = 40  # at most, in alignment.gif
 
 
-class Console:
-    """Progress of an epoch on the main process: a bar on a terminal, plain lines elsewhere."""
+class Meter:
+    """Means over the steps of an epoch since they were last shown.
+
+    The main process shows them: in a bar on a terminal, as plain lines elsewhere, and in wandb.
+    """
 
     def __init__(
-        self, visible: bool, epoch: int, epochs: int, epoch_step: int, steps_per_epoch: int
+        self,
+        accelerator: Accelerator,
+        config: TrainConfig,
+        wandb_run: Any,
+        epoch: int,
+        epoch_step: int,
+        steps_per_epoch: int,
     ) -> None:
-        self.visible, self.epoch, self.epochs = visible, epoch, epochs
-        self.first_step, self.steps_per_epoch = epoch_step, steps_per_epoch
-        self.seconds = time.perf_counter()
+        self.accelerator, self.config, self.wandb_run = accelerator, config, wandb_run
+        self.epoch, self.steps_per_epoch = epoch, steps_per_epoch
+        self.begun_at, self.begun_step = time.perf_counter(), epoch_step
         self.bar = tqdm(
             total=steps_per_epoch,
             initial=epoch_step,
-            desc=f"epoch {epoch + 1}/{epochs}",
-            disable=not (visible and sys.stderr.isatty()),
+            desc=f"epoch {epoch + 1}/{config.training_epochs}",
+            disable=not (accelerator.is_main_process and sys.stderr.isatty()),
         )
+        self.restart()
 
-    def show(self, epoch_step: int, losses: dict[str, float], frames_per_second: float) -> None:
-        """After step `epoch_step` of this epoch, with the means since the last call."""
-        per_step = (time.perf_counter() - self.seconds) / (epoch_step - self.first_step)
-        steps_left = (self.epochs - self.epoch) * self.steps_per_epoch - epoch_step
-        shown = {name.replace("_loss", ""): f"{value:.3f}" for name, value in losses.items()}
-        shown |= {
-            "frames/s": f"{frames_per_second:,.0f}",
-            "left": str(timedelta(seconds=round(per_step * steps_left))),
-        }
+    def restart(self) -> None:
+        self.since, self.n_steps = time.perf_counter(), 0
+        self.losses: dict[str, float] = {}
+        self.n_frames: Tensor | float = 0.0
+
+    def update(
+        self,
+        epoch_step: int,
+        step: int,
+        losses: dict[str, float],
+        n_frames: Tensor,
+        scalars: dict[str, float],
+    ) -> None:
+        """Takes in one step; shows the means when it is time to. Every process calls this."""
+        self.n_steps += 1
+        self.losses = {name: self.losses.get(name, 0.0) + v for name, v in losses.items()}
+        self.n_frames = self.n_frames + n_frames
+        self.bar.update()
+        to_console = step % self.config.console_out_iters == 0
+        to_wandb = self.config.log_wandb and step % self.config.wandb_log_iters == 0
+        if not (to_console or to_wandb):
+            return
+        sums = torch.tensor(list(self.losses.values()), device=self.accelerator.device)
+        means = (self.accelerator.reduce(sums, "mean") / self.n_steps).tolist()
+        means = dict(zip(self.losses, means, strict=True))
+        frames_per_second = float(self.n_frames) / (time.perf_counter() - self.since)
+        if to_console and self.accelerator.is_main_process:
+            self.show(epoch_step, means, frames_per_second)
+        if to_wandb and self.wandb_run:
+            values = {**means, **scalars, "frames_per_second": frames_per_second}
+            self.wandb_run.log({f"train/{name}": v for name, v in values.items()}, step=step)
+        self.restart()
+
+    def show(self, epoch_step: int, means: dict[str, float], frames_per_second: float) -> None:
+        """The line on the console, or what stands behind the bar."""
+        per_step = (time.perf_counter() - self.begun_at) / (epoch_step - self.begun_step)
+        epochs_left = self.config.training_epochs - self.epoch
+        left = timedelta(
+            seconds=round(per_step * (epochs_left * self.steps_per_epoch - epoch_step))
+        )
+        shown = {name.replace("_loss", ""): f"{value:.3f}" for name, value in means.items()}
+        shown |= {"frames/s": f"{frames_per_second:,.0f}", "left": str(left)}
         self.bar.set_postfix(shown, refresh=False)
-        if self.visible and self.bar.disable:
+        if self.bar.disable:
             line = "  ".join(f"{name} {value}" for name, value in shown.items())
-            print(f"epoch {self.epoch + 1}  step {epoch_step}/{self.steps_per_epoch}  {line}",
-                  flush=True)  # fmt: skip
+            place = f"epoch {self.epoch + 1}  step {epoch_step}/{self.steps_per_epoch}"
+            print(f"{place}  {line}", flush=True)
 
 
 @torch.no_grad()

@@ -12,7 +12,10 @@ flags, learning rate, one step, validation, the run.
 
 import contextlib
 import json
+import math
+import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -31,6 +34,7 @@ from checkpoints import (
     find_checkpoint,
     list_checkpoints,
     load_checkpoint_state,
+    prune_checkpoints,
     save_checkpoint,
     warm_start,
 )
@@ -38,7 +42,7 @@ from config import TrainConfig, parse_args
 from dataset import AudioConfig, Batch, BatchSampler, DataError, TTSCollator, TTSDataset, Utterance
 from evaluate import alignment_scores
 from model import Tacotron2, Tacotron2Config, tacotron2_loss
-from reporting import Console, draw_sample, log_validation, make_film, start_wandb
+from reporting import Meter, draw_sample, log_validation, make_film, start_wandb
 from synthesize import read_config
 from tokenizer import Tokenizer
 
@@ -101,16 +105,58 @@ def make_loader(run: Run, dataset: TTSDataset, **order: Any) -> DataLoader:
     )
 
 
-def groups(batches: Iterator, size: int) -> Iterator[list]:
-    """Lists of `size` batches, the last one perhaps shorter: one optimizer step each."""
-    group = []
-    for batch in batches:
-        group.append(batch)
-        if len(group) == size:
+def read_groups(loader: DataLoader, size: int) -> Iterator[list[Batch] | DataError]:
+    """Lists of `size` batches, the last one perhaps shorter: one optimizer step each.
+
+    A clip that cannot be read, or a loader process that died, comes as a DataError at the end.
+    """
+    group: list[Batch] = []
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (DataError, RuntimeError, OSError) as error:
+            # A loader process sends its traceback along; the last line is the message.
+            yield DataError(str(error).strip().split("\n")[-1].removeprefix("dataset.DataError: "))
+            return
+        if batch is not None:
+            group.append(batch)
+        if group and (batch is None or len(group) == size):
             yield group
             group = []
-    if group:
-        yield group
+        if batch is None:
+            return
+
+
+class Interrupt:
+    """Remembers SIGTERM, SIGUSR1 (SLURM's warning) and Ctrl-C; a second signal stops at once."""
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None  # when the first signal came
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self.remember)
+
+    def remember(self, number: int, _: object) -> None:
+        if self.seconds is None:
+            self.seconds = time.monotonic()
+        elif time.monotonic() - self.seconds > 2.0:  # sooner, it is the launcher passing it on
+            os._exit(128 + number)
+
+    @property
+    def pending(self) -> bool:
+        return self.seconds is not None
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has written the checkpoint that it names."""
+
+
+def agree(run: "Run", *votes: bool) -> list[bool]:
+    """For each vote, whether any process says yes; all processes get the same answer."""
+    if run.accelerator.num_processes == 1:
+        return list(votes)
+    counts = torch.tensor([float(vote) for vote in votes], device=run.accelerator.device)
+    return (run.accelerator.reduce(counts, "sum") > 0).tolist()
 
 
 def forward_losses(run: Run, batch: Batch, n_frames: Tensor, guided_weight: float) -> dict:
@@ -139,8 +185,8 @@ def count_frames(run: Run, batches: list) -> Tensor:
     return run.accelerator.reduce(count.to(run.accelerator.device), "sum")
 
 
-def train_step(run: Run, batches: list, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One optimizer step on all of `batches`: losses (5,) as LOSSES, frames, gradient norm.
+def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, float], Tensor, float]:
+    """One optimizer step on all of `batches`: losses by name, number of frames, gradient norm.
 
     The losses are means over the valid frames of all batches on all processes, so that neither
     how many processes there are nor how a batch is cut up changes the gradient.
@@ -149,6 +195,8 @@ def train_step(run: Run, batches: list, step: int) -> tuple[Tensor, Tensor, Tens
     decay = 1.0 - step / max(run.config.guided_attention_steps, 1)
     guided_weight = run.config.guided_attention_weight * max(decay, 0.0)
     totals = torch.zeros(len(LOSSES), device=run.accelerator.device)
+    # A forward pass on bad data also spoils the running means of the batch norms.
+    buffers = [(b, b.clone()) for b in run.model.buffers()] if run.config.skip_nonfinite else []
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
@@ -158,10 +206,35 @@ def train_step(run: Run, batches: list, step: int) -> tuple[Tensor, Tensor, Tens
             run.accelerator.backward(losses["loss"])
         totals += torch.stack([losses[name].detach() for name in LOSSES])
     grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.max_grad_norm)
-    run.optimizer.step()
-    run.scheduler.step()
+    # The one place where the host waits for the device.
+    *losses, grad_norm = torch.cat([totals, grad_norm.reshape(1)]).tolist()
+    # With fp16 the scaler itself skips steps whose gradients overflow, and lowers its scale.
+    fp16 = run.accelerator.mixed_precision == "fp16"
+    finite = math.isfinite(losses[0]) and (fp16 or math.isfinite(grad_norm))
+    if agree(run, not finite)[0]:
+        refuse_nonfinite(run, batches, step, losses[0])
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        losses = [0.0] * len(LOSSES)
+    else:
+        run.optimizer.step()
     run.optimizer.zero_grad()
-    return totals, n_frames, grad_norm
+    run.scheduler.step()
+    return dict(zip(LOSSES, losses, strict=True)), n_frames, grad_norm
+
+
+def refuse_nonfinite(run: Run, batches: list[Batch], step: int, loss: float) -> None:
+    """Ends the run on a step that is not finite, or with --skip_nonfinite says that it is skipped.
+
+    Raises:
+        DataError: naming the step and the clips, without --skip_nonfinite.
+    """
+    paths = ", ".join(path for batch in batches for path in batch.paths)
+    what = "gradient" if math.isfinite(loss) else "loss"
+    sentence = f"step {step + 1}: the {what} is not finite, with the clips {paths}"
+    if not run.config.skip_nonfinite:
+        raise DataError(f"{sentence}; --skip_nonfinite skips such steps")
+    print(f"{sentence}: skipped", file=sys.stderr)
 
 
 @torch.no_grad()
@@ -189,8 +262,13 @@ def validate(run: Run) -> dict[str, float]:
     return {f"val_{name}": v for name, v in values.items() if name != "guided_attention_loss"}
 
 
-def train_epoch(run: Run, state: TrainerState) -> tuple[TrainerState, dict[str, float]]:
-    """What is left of an epoch; returns the state at its end and the means over these steps."""
+def train_epoch(run: Run, state: TrainerState, interrupt: Interrupt) -> TrainerState:
+    """What is left of an epoch, with the checkpoints that fall due in it.
+
+    Raises:
+        Interrupted: when a signal asked for the end, after writing a checkpoint.
+        DataError: when a clip cannot be read, after writing a checkpoint.
+    """
     config = run.config
     loader = make_loader(
         run,
@@ -199,48 +277,44 @@ def train_epoch(run: Run, state: TrainerState) -> tuple[TrainerState, dict[str, 
         epoch=state.epoch,
         start_batch=state.epoch_step * config.gradient_accumulation_steps,
     )
-    console = Console(
-        run.accelerator.is_main_process, state.epoch, config.training_epochs, state.epoch_step,
-        run.steps_per_epoch,
-    )  # fmt: skip
-    device = run.accelerator.device
-    recent, of_epoch = torch.zeros(2, len(LOSSES), device=device)
-    recent_frames = torch.zeros((), device=device)
-    clock, shown_step, first_step = time.perf_counter(), state.step, state.step
-    for batches in groups(iter(loader), config.gradient_accumulation_steps):
+    meter = Meter(
+        run.accelerator, config, run.wandb, state.epoch, state.epoch_step, run.steps_per_epoch
+    )
+    saved_at = time.monotonic()
+    for batches in read_groups(loader, config.gradient_accumulation_steps):
+        broken = isinstance(batches, DataError)
+        minutes = (time.monotonic() - saved_at) / 60
+        due = config.checkpoint_minutes is not None and minutes >= config.checkpoint_minutes
+        broken_anywhere, stop, due = agree(run, broken, interrupt.pending, due)
+        if broken_anywhere or stop or due:
+            name = f"checkpoint_{state.epoch}_step_{state.step}"
+            save(run, state, name)
+            saved_at = time.monotonic()
+        if broken_anywhere:
+            raise batches if broken else DataError("another process could not read a clip")
+        if stop:
+            raise Interrupted(name)
         losses, n_frames, grad_norm = train_step(run, batches, state.step)
-        recent += losses
-        of_epoch += losses
-        recent_frames += n_frames
-        state = state._replace(epoch_step=state.epoch_step + 1, step=state.step + 1)
-        console.bar.update()
-        to_console = state.step % config.console_out_iters == 0
-        to_wandb = config.log_wandb and state.step % config.wandb_log_iters == 0
-        if to_console or to_wandb:  # the only place where the host waits for the device
-            means = run.accelerator.reduce(recent, "mean") / (state.step - shown_step)
-            values = dict(zip(LOSSES, means.tolist(), strict=True))
-            frames_per_second = recent_frames.item() / (time.perf_counter() - clock)
-            if to_console:
-                console.show(state.epoch_step, values, frames_per_second)
-            if to_wandb and run.wandb:
-                values["learning_rate"] = run.scheduler.get_last_lr()[0]
-                values["frames_per_second"] = frames_per_second
-                values["grad_norm"] = grad_norm.item()
-                run.wandb.log({f"train/{k}": v for k, v in values.items()}, step=state.step)
-            recent.zero_(), recent_frames.zero_()
-            clock, shown_step = time.perf_counter(), state.step
-    console.bar.close()
-    means = run.accelerator.reduce(of_epoch, "mean") / (state.step - first_step)
-    return state, dict(zip([f"train_{name}" for name in LOSSES], means.tolist(), strict=True))
+        sums = [a + b for a, b in zip(state.epoch_losses, losses.values(), strict=True)]
+        state = state._replace(
+            epoch_step=state.epoch_step + 1, step=state.step + 1, epoch_losses=sums
+        )
+        scalars = {"learning_rate": run.scheduler.get_last_lr()[0], "grad_norm": grad_norm}
+        meter.update(state.epoch_step, state.step, losses, n_frames, scalars)
+    meter.bar.close()
+    return state
 
 
-def finish_epoch(run: Run, state: TrainerState, train_means: dict) -> TrainerState:
+def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
     """Validation, pictures and logs after the last step of an epoch."""
     epoch = state.epoch + 1
+    sums = torch.tensor(state.epoch_losses, device=run.accelerator.device)
+    means = run.accelerator.reduce(sums, "mean") / state.epoch_step
+    train_means = {f"train_{k}": v for k, v in zip(LOSSES, means.tolist(), strict=True)}
     # Validation draws the same dropout every time and leaves training's random numbers alone.
     devices = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        set_seed(run.config.seed)
+        torch.manual_seed(run.config.seed)
         row = {"epoch": epoch, "step": state.step, **train_means, **validate(run)}
         if run.accelerator.is_main_process:
             model = run.accelerator.unwrap_model(run.model).eval()
@@ -257,7 +331,22 @@ def finish_epoch(run: Run, state: TrainerState, train_means: dict) -> TrainerSta
         print(f"epoch {epoch} done  train_loss {row['train_loss']:.3f}  {shown}", flush=True)
         if run.wandb:
             log_validation(run.wandb, row, files, run.audio_config.sampling_rate)
-    return state._replace(epoch=epoch, epoch_step=0, history=[*state.history, row])
+    return state._replace(
+        epoch=epoch,
+        epoch_step=0,
+        epoch_losses=[0.0] * len(LOSSES),
+        history=[*state.history, row],
+    )
+
+
+def save(run: Run, state: TrainerState, name: str) -> None:
+    """Writes a checkpoint of the run, then removes those beyond --keep_checkpoints."""
+    save_checkpoint(
+        run.accelerator, run.folder / name, state, asdict(run.config),
+        run.audio_config, run.model_config, run.tokenizer,
+    )  # fmt: skip
+    if run.config.keep_checkpoints and run.accelerator.is_main_process:
+        prune_checkpoints(run.folder, run.config.keep_checkpoints)
 
 
 def choose_tokenizer(config: TrainConfig, resumed: Path | None) -> Tokenizer:
@@ -327,7 +416,7 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     run = run._replace(model=model, optimizer=optimizer, scheduler=scheduler)
     set_seed(config.seed, device_specific=True)  # each process draws its own dropout
-    state = TrainerState(epoch=0, epoch_step=0, step=0, history=[])
+    state = TrainerState(0, 0, 0, epoch_losses=[0.0] * len(LOSSES), history=[])
     if resumed:
         state = load_checkpoint_state(accelerator, resumed, audio_config, model_config, tokenizer)
         accelerator.print(f"resumed from {resumed}: epoch {state.epoch}, step {state.step}")
@@ -344,8 +433,10 @@ def train(configs: tuple) -> None:
 
     Raises:
         DataError: for what the user can mend.
+        Interrupted: when a signal ended the run.
     """
     accelerator = Accelerator(step_scheduler_with_optimizer=False)
+    interrupt = Interrupt()
     run, state = prepare(configs, accelerator)
     config = run.config
     n_parameters = sum(p.numel() for p in run.model.parameters())
@@ -354,19 +445,12 @@ def train(configs: tuple) -> None:
         f"{len(run.val_set):,} to validate on, {run.steps_per_epoch:,} steps an epoch, "
         f"{accelerator.num_processes} x {accelerator.device.type}, {accelerator.mixed_precision}"
     )
-
-    def save(name: str) -> None:
-        save_checkpoint(
-            accelerator, run.folder / name, state, asdict(config),
-            run.audio_config, run.model_config, run.tokenizer,
-        )  # fmt: skip
-
     while state.epoch < config.training_epochs:
-        state, train_means = train_epoch(run, state)
-        state = finish_epoch(run, state, train_means)
+        state = train_epoch(run, state, interrupt)
+        state = finish_epoch(run, state)
         if state.epoch % config.checkpoint_epochs == 0:
-            save(f"checkpoint_{state.epoch}")
-    save("final_checkpoint")
+            save(run, state, f"checkpoint_{state.epoch}")
+    save(run, state, "final_checkpoint")
     if accelerator.is_main_process:
         text = run.tokenizer.decode(run.sample.tokens)
         make_film(config.save_audio_gen, state.history, text, run.audio_config.hop_seconds)
@@ -381,6 +465,9 @@ def main(argv: list[str] | None = None) -> None:
     configs = parse_args(argv, __doc__.split("\n")[0])
     try:
         train(configs)
+    except Interrupted as stop:
+        if PartialState().is_main_process:
+            print(f"stopped, {stop} written: go on with --resume_from_checkpoint latest")
     except DataError as error:
         sys.exit(f"train_taco.py: {error}")
 

@@ -1,0 +1,138 @@
+"""bf16 and fp16 autocast train: finite for 50 steps, and at step 1 the losses of float32.
+
+On clips of LJSpeech where LJSPEECH_DIR names its folder, else on made-up speech of the same kind.
+"""
+
+import csv
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dataset import AudioConfig, Batch, TTSCollator, Utterance, audio_to_mel, load_wav
+from model import Decoder, Tacotron2, Tacotron2Config, build_padding_mask, tacotron2_loss
+from tokenizer import Tokenizer
+
+AUDIO = AudioConfig()
+SMALL = Tacotron2Config(
+    vocab_size=Tokenizer().vocab_size,
+    character_embed_dim=32,
+    encoder_embed_dim=32,
+    decoder_rnn_embed_dim=64,
+    decoder_prenet_dim=32,
+    decoder_postnet_n_filters=32,
+    attention_dim=16,
+    attention_location_n_filters=8,
+)
+SECONDS = (0.6, 0.45, 0.3)  # of each clip: enough frames for the loop, few enough for 50 steps
+N_STEPS = 50
+half_types = pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"]
+)
+
+
+def real_clips(folder: Path) -> list[tuple[str, Tensor]]:
+    """Transcript and samples of the first clips of an LJSpeech folder."""
+    with open(folder / "metadata.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file, delimiter="|", quoting=csv.QUOTE_NONE))[: len(SECONDS)]
+    wavs = (load_wav(folder / "wavs" / f"{row[0]}.wav", AUDIO.sampling_rate) for row in rows)
+    return [(row[-1], wav) for row, wav in zip(rows, wavs, strict=True)]
+
+
+def made_up_clips() -> list[tuple[str, Tensor]]:
+    """A voice-like buzz with pauses of digital silence, which is where mels are at their floor."""
+    time = torch.arange(AUDIO.sampling_rate) / AUDIO.sampling_rate
+    clips = []
+    for number, text in enumerate(["printing in the only sense", "produced the block", "books"]):
+        pitch = 100.0 + 20.0 * number + 10.0 * torch.sin(6.0 * time)
+        phase = 2.0 * torch.pi * pitch.cumsum(0) / AUDIO.sampling_rate
+        buzz = sum(torch.sin(k * phase) / k for k in range(1, 30))
+        clips.append((text, 0.2 * buzz * (torch.sin(20.0 * time) > -0.5)))
+    return clips
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    """Three starts of clips, of different lengths."""
+    folder = os.environ.get("LJSPEECH_DIR")
+    clips = real_clips(Path(folder)) if folder else made_up_clips()
+    utterances = []
+    for seconds, (text, wav) in zip(SECONDS, clips, strict=True):
+        mel = audio_to_mel(wav[: int(seconds * AUDIO.sampling_rate)], AUDIO)
+        tokens = Tokenizer().encode(text)[: int(15 * seconds) + 1]
+        utterances.append(Utterance(tokens, mel, text, ""))
+    return TTSCollator(AUDIO, Tokenizer())(utterances)
+
+
+def losses_of(model: Tacotron2, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        output = model(batch.tokens, batch.token_lengths, batch.mels, batch.mel_lengths)
+    assert all(torch.isfinite(part).all() for part in output)
+    lengths = (batch.token_lengths, batch.mel_lengths)
+    return tacotron2_loss(output, batch.mels, *lengths, batch.stop_targets, 1.0)
+
+
+def first_clip(batch: Batch) -> Batch:
+    """The batch of one: its longest clip, which has no padding."""
+    return Batch(*(part[:1] for part in batch))
+
+
+@half_types
+def test_fifty_steps_stay_finite_and_learn(batch, dtype):
+    """Every fifth step on a batch of one. fp16 needs its gradients scaled, as in training."""
+    torch.manual_seed(0)
+    model = Tacotron2(SMALL).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=dtype == torch.float16)
+    losses = []
+    for step in range(N_STEPS):
+        loss = losses_of(model, first_clip(batch) if step % 5 == 4 else batch, dtype)["loss"]
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        for name, parameter in model.named_parameters():
+            assert torch.isfinite(parameter.grad).all(), f"step {step}: {name}"
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+@half_types
+@pytest.mark.parametrize("fast_decoder", [True, False], ids=["fast", "plain"])
+@pytest.mark.parametrize("alone", [False, True], ids=["batch", "one"])
+def test_first_losses_are_float32s(batch, dtype, fast_decoder, alone):
+    torch.manual_seed(0)
+    model = Tacotron2(replace(SMALL, fast_decoder=fast_decoder)).train()
+    given = first_clip(batch) if alone else batch
+    exact = losses_of(model, given, torch.float32)
+    half = losses_of(model, given, dtype)
+    for name, loss in exact.items():
+        assert loss > 0, name
+        assert half[name] == pytest.approx(loss.item(), rel=0.02), name
+    assert half["loss"] != exact["loss"], "autocast was off"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("fast_decoder", [True, False], ids=["fast", "plain"])
+@pytest.mark.parametrize("lengths", [[6, 0, 3], [0]], ids=["batch", "one"])
+def test_text_that_is_all_padding_stays_finite(dtype, fast_decoder, lengths):
+    torch.manual_seed(0)
+    decoder = Decoder(replace(SMALL, fast_decoder=fast_decoder)).train()
+    encoder_outputs = torch.randn(len(lengths), 6, SMALL.encoder_embed_dim, requires_grad=True)
+    mask = build_padding_mask(torch.tensor(lengths), 6)
+    mels = torch.randn(len(lengths), 9, SMALL.num_mels)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        outputs = decoder(encoder_outputs, mask, mels)
+    sum(part.float().square().mean() for part in outputs).backward()
+    assert all(torch.isfinite(part).all() for part in outputs)
+    alignments = outputs[2].float()
+    assert torch.allclose(alignments.sum(dim=2), torch.ones(len(lengths), 9), atol=0.02)
+    assert torch.isfinite(encoder_outputs.grad).all()
+    for name, parameter in decoder.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
