@@ -33,6 +33,7 @@ class TrainerState(NamedTuple):
     step: int  # optimizer steps in all
     epoch_losses: list[float]  # sums over the steps of this epoch, of this process
     history: list[dict]  # losses and scores of each completed epoch
+    best_score: float = -1.0  # of free running, at the end of an epoch
     wandb_run_id: str | None = None
 
 

@@ -41,6 +41,7 @@ class TrainConfig:
     checkpoint_minutes: Annotated[float | None, "minutes between two more, also mid-epoch"] = None
     keep_checkpoints: Annotated[int | None, "newest checkpoints to keep; all if unset"] = None
     skip_nonfinite: Annotated[bool, "skip steps with a non-finite loss instead of ending"] = False
+    free_running_clips: Annotated[int, "validation clips spoken freely after each epoch"] = 16
     max_decoder_steps: Annotated[int, "frames after which free running is cut"] = 2000
     num_workers: Annotated[int, "processes that load data, per device"] = 2
     log_wandb: Annotated[bool, "log to Weights & Biases"] = False
@@ -56,7 +57,7 @@ class TrainConfig:
             **dict.fromkeys(
                 ("training_epochs", "batch_size", "gradient_accumulation_steps",
                  "console_out_iters", "wandb_log_iters", "checkpoint_epochs",
-                 "max_decoder_steps", "keep_checkpoints"), 1
+                 "max_decoder_steps", "keep_checkpoints", "free_running_clips"), 1
             ),
             **dict.fromkeys(
                 ("weight_decay", "guided_attention_weight", "guided_attention_steps",

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dataset import BatchSampler, DataError, TTSCollator, TTSDataset
+from model import InferenceOutput
 from synthesize import MAX_DECODER_STEPS, Voice, load_checkpoint
 from tokenizer import clean_text
 
@@ -55,6 +56,18 @@ def alignment_scores(
         "coverage": (attention >= COVERED).sum(dim=1) / token_lengths,
         "monotonicity": forward.sum(dim=1) / (mel_lengths - 1).clamp_min(1),
     }
+
+
+def free_running_scores(output: InferenceOutput, token_lengths: Tensor) -> dict[str, Tensor]:
+    """`alignment_scores` of free running, per item, with `stopped` and one `score`.
+
+    The score is the product of all: near 0 when an item does not stop, babbles, skips or goes
+    back, 0.5 to 0.8 when all is well.
+    """
+    scores = alignment_scores(output.alignments, token_lengths, output.mel_lengths)
+    scores["stopped"] = (~output.reached_limit).float()
+    scores["score"] = torch.stack(list(scores.values())).prod(dim=0)
+    return scores
 
 
 def word_start_errors(
@@ -128,15 +141,18 @@ def evaluate_free_running(
     device = next(voice.model.parameters()).device
     stopped: list[bool] = []
     ratios: list[float] = []
+    scores: list[float] = []
     for batch in batches:
         output = voice.model.infer(batch.tokens.to(device), batch.token_lengths, max_decoder_steps)
         stopped += (~output.reached_limit).tolist()
+        scores += free_running_scores(output, batch.token_lengths)["score"].tolist()
         ratios += (output.mel_lengths.cpu() / batch.mel_lengths).tolist()
     close = np.abs(np.array(ratios) - 1) <= LENGTH_TOLERANCE
     return {
         "clips": len(stopped),
         "stopped_by_itself": float(np.mean(stopped)),
         "length_within_15_percent": float(np.mean(close & np.array(stopped))),
+        "free_running_score": float(np.mean(scores)),
         "length_ratio_median": float(np.median(ratios)),
     }
 
@@ -147,6 +163,7 @@ def print_report(report: dict[str, float]) -> None:
         ("clips", f"{report['clips']}"),
         ("stopped by itself", f"{report['stopped_by_itself']:.1%}"),
         ("length within 15 % of the recording", f"{report['length_within_15_percent']:.1%}"),
+        ("free-running score", f"{report['free_running_score']:.3f}"),
         ("alignment focus", f"{report['focus']:.3f}"),
         ("alignment coverage", f"{report['coverage']:.3f}"),
         ("alignment monotonicity", f"{report['monotonicity']:.3f}"),

@@ -14,6 +14,7 @@ the frame before, and fast_decoder.py runs those two; all the rest is one call o
 `--no-fast_decoder` runs the same loop in plain PyTorch, to the same numbers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, NamedTuple
@@ -23,7 +24,9 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from fast_decoder import attention_loop, fast_lstm
+from fast_decoder import attention_loop, fast_lstm, repeated_cell
+
+CellFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # x, h, c -> h, c
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ class EncodedText(NamedTuple):
     encoder_outputs: Tensor  # (B, T_text, encoder_embed_dim)
     keys: Tensor  # (B, T_text, attention_dim), V encoder_outputs
     padding_mask: Tensor  # (B, T_text), True = padding
+    attention_cell: CellFunction  # the LSTMs, made ready for many steps
+    decoder_cell: CellFunction
 
 
 def build_padding_mask(lengths: Tensor, max_length: int | None = None) -> Tensor:
@@ -297,12 +302,11 @@ class Decoder(nn.Module):
             mels_before (B, T_mel, num_mels), stop_logits (B, T_mel), alignments
             (B, T_mel, T_text).
         """
-        text = EncodedText(encoder_outputs, self.attention.key_layer(encoder_outputs), padding_mask)
         frames = F.pad(mels.transpose(0, 1), (0, 0, 0, 0, 1, -1))  # (T_mel, B, num_mels), go = 0
         prenet_outputs = self.prenet(frames)  # (T_mel, B, decoder_prenet_dim)
         drops = self._draw_dropout(prenet_outputs)  # (T_mel, B, decoder_rnn_embed_dim) or None
         loop = self._fast_loop if self.config.fast_decoder else self._plain_loop
-        queries, contexts, alignments = loop(prenet_outputs, text, drops)
+        queries, contexts, alignments = loop(prenet_outputs, encoder_outputs, padding_mask, drops)
 
         # All that follows needs no frame before its own: one call over all frames.
         rnn_inputs = torch.cat([queries, contexts.to(queries.dtype)], dim=2)
@@ -324,13 +328,17 @@ class Decoder(nn.Module):
         return dropout_mask(prenet_outputs, shape, self.config.attention_dropout_p)
 
     def _fast_loop(
-        self, prenet_outputs: Tensor, text: EncodedText, drops: Tensor | None
+        self,
+        prenet_outputs: Tensor,
+        encoder_outputs: Tensor,
+        padding_mask: Tensor,
+        drops: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         return attention_loop(
             prenet_outputs,
-            text.encoder_outputs,
-            text.keys,
-            text.padding_mask,
+            encoder_outputs,
+            self.attention.key_layer(encoder_outputs),
+            padding_mask,
             drops,
             self.attention_rnn,
             self.attention.query_layer.weight,
@@ -339,8 +347,13 @@ class Decoder(nn.Module):
         )
 
     def _plain_loop(
-        self, prenet_outputs: Tensor, text: EncodedText, drops: Tensor | None
+        self,
+        prenet_outputs: Tensor,
+        encoder_outputs: Tensor,
+        padding_mask: Tensor,
+        drops: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        text = self.encode_text(encoder_outputs, padding_mask)
         state = self.initial_state(text)
         queries, contexts, alignments = [], [], []
         for t, prenet_output in enumerate(prenet_outputs.unbind()):
@@ -352,13 +365,30 @@ class Decoder(nn.Module):
             alignments.append(state.alignment)
         return torch.stack(queries), torch.stack(contexts), torch.stack(alignments)
 
+    def encode_text(self, encoder_outputs: Tensor, padding_mask: Tensor) -> EncodedText:
+        """What `step` needs of a text, computed once."""
+        first, second = self.attention_rnn, self.decoder_rnn
+        return EncodedText(
+            encoder_outputs,
+            self.attention.key_layer(encoder_outputs),
+            padding_mask,
+            repeated_cell(first.weight_ih, first.weight_hh, first.bias_ih, first.bias_hh),
+            repeated_cell(
+                second.weight_ih_l0, second.weight_hh_l0, second.bias_ih_l0, second.bias_hh_l0
+            ),
+        )
+
     def initial_state(self, text: EncodedText) -> DecoderState:
         """All zeros."""
         batch_size, n_text, text_dim = text.encoder_outputs.shape
-        new = text.encoder_outputs.new_zeros
-        hidden = new(batch_size, self.config.decoder_rnn_embed_dim)
-        alignment = new(batch_size, n_text, dtype=torch.float32)
-        context = new(batch_size, text_dim)
+        # Also under autocast: cells and alignments add up over hundreds of frames.
+        dtype = torch.promote_types(text.encoder_outputs.dtype, torch.float32)
+
+        def zeros(width: int) -> Tensor:
+            return text.encoder_outputs.new_zeros(batch_size, width, dtype=dtype)
+
+        hidden = zeros(self.config.decoder_rnn_embed_dim)
+        context, alignment = zeros(text_dim), zeros(n_text)
         return DecoderState(hidden, hidden, hidden, hidden, context, alignment, alignment)
 
     def attention_step(
@@ -372,9 +402,10 @@ class Decoder(nn.Module):
 
         Dropout falls on the output, not on the state that is fed back.
         """
-        hidden, cell = self.attention_rnn(
+        hidden, cell = text.attention_cell(
             torch.cat([prenet_output, state.context.to(prenet_output.dtype)], dim=1),
-            (state.attention_hidden, state.attention_cell),
+            state.attention_hidden,
+            state.attention_cell,
         )
         query = hidden if drop is None else hidden * drop
         context, alignment = self.attention(
@@ -404,11 +435,9 @@ class Decoder(nn.Module):
         """
         query, state = self.attention_step(self.prenet(frame), state, text)
         rnn_input = torch.cat([query, state.context.to(query.dtype)], dim=1)
-        output, (hidden, cell) = self.decoder_rnn(
-            rnn_input[None], (state.decoder_hidden[None], state.decoder_cell[None])
-        )
-        features = torch.cat([output[0], state.context.to(output.dtype)], dim=1)
-        state = state._replace(decoder_hidden=hidden[0], decoder_cell=cell[0])
+        hidden, cell = text.decoder_cell(rnn_input, state.decoder_hidden, state.decoder_cell)
+        features = torch.cat([hidden, state.context.to(hidden.dtype)], dim=1)
+        state = state._replace(decoder_hidden=hidden, decoder_cell=cell)
         frame = self.mel_projection(features)
         return frame, self.stop_projection(features).squeeze(1), state.alignment, state
 
@@ -499,8 +528,7 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
             token_lengths = torch.full((batch_size,), n_text)
         padding_mask = build_padding_mask(token_lengths, n_text).to(tokens.device)
         encoder_outputs = self.encoder(tokens, token_lengths, padding_mask)
-        keys = self.decoder.attention.key_layer(encoder_outputs)
-        text = EncodedText(encoder_outputs, keys, padding_mask)
+        text = self.decoder.encode_text(encoder_outputs, padding_mask)
 
         state = self.decoder.initial_state(text)
         frame = encoder_outputs.new_zeros(batch_size, self.config.num_mels)

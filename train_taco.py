@@ -40,7 +40,7 @@ from checkpoints import (
 )
 from config import TrainConfig, parse_args
 from dataset import AudioConfig, Batch, BatchSampler, DataError, TTSCollator, TTSDataset, Utterance
-from evaluate import alignment_scores
+from evaluate import alignment_scores, free_running_scores
 from model import Tacotron2, Tacotron2Config, tacotron2_loss
 from reporting import Meter, draw_sample, log_validation, make_film, start_wandb
 from synthesize import read_config
@@ -262,6 +262,29 @@ def validate(run: Run) -> dict[str, float]:
     return {f"val_{name}": v for name, v in values.items() if name != "guided_attention_loss"}
 
 
+@torch.no_grad()
+def speak_freely(run: Run) -> dict[str, float]:
+    """Scores of free running over --free_running_clips clips spread over the validation set."""
+    n_clips = min(run.config.free_running_clips, len(run.val_set))
+    picked = [round(i * (len(run.val_set) - 1) / max(n_clips - 1, 1)) for i in range(n_clips)]
+    mine = picked[run.accelerator.process_index :: run.accelerator.num_processes]
+    sums = torch.zeros(6, device=run.accelerator.device)
+    if mine:
+        clips = [run.val_set[i] for i in mine]
+        batch = TTSCollator(run.audio_config, run.tokenizer)(clips)
+        model = run.accelerator.unwrap_model(run.model).eval()
+        limit = min(run.config.max_decoder_steps, 2 * batch.mels.shape[1] + 100)
+        tokens = batch.tokens.to(run.accelerator.device)
+        scores = free_running_scores(
+            model.infer(tokens, batch.token_lengths, limit), batch.token_lengths
+        )
+        sums = torch.stack([score.sum() for score in scores.values()] + [sums[0] + len(mine)])
+        model.train()
+    *sums, n_scored = run.accelerator.reduce(sums, "sum").tolist()
+    names = ("focus", "coverage", "monotonicity", "stopped", "score")
+    return {f"free_{name}": value / n_scored for name, value in zip(names, sums, strict=True)}
+
+
 def train_epoch(run: Run, state: TrainerState, interrupt: Interrupt) -> TrainerState:
     """What is left of an epoch, with the checkpoints that fall due in it.
 
@@ -316,6 +339,7 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
     with torch.random.fork_rng(devices):
         torch.manual_seed(run.config.seed)
         row = {"epoch": epoch, "step": state.step, **train_means, **validate(run)}
+        row |= speak_freely(run)
         if run.accelerator.is_main_process:
             model = run.accelerator.unwrap_model(run.model).eval()
             files = draw_sample(
@@ -325,9 +349,8 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
             model.train()
     row["learning_rate"] = run.scheduler.get_last_lr()[0]
     if run.accelerator.is_main_process:
-        shown = "  ".join(
-            f"{name} {row[name]:.3f}" for name in ("train_loss", *row) if name.startswith("val_")
-        )
+        shown = [name for name in row if name.startswith(("val_", "free_"))]
+        shown = "  ".join(f"{name} {row[name]:.3f}" for name in shown)
         print(f"epoch {epoch} done  train_loss {row['train_loss']:.3f}  {shown}", flush=True)
         if run.wandb:
             log_validation(run.wandb, row, files, run.audio_config.sampling_rate)
@@ -448,6 +471,10 @@ def train(configs: tuple) -> None:
     while state.epoch < config.training_epochs:
         state = train_epoch(run, state, interrupt)
         state = finish_epoch(run, state)
+        score = state.history[-1]["free_score"]
+        if score > state.best_score:
+            state = state._replace(best_score=score)
+            save(run, state, "best_checkpoint")
         if state.epoch % config.checkpoint_epochs == 0:
             save(run, state, f"checkpoint_{state.epoch}")
     save(run, state, "final_checkpoint")

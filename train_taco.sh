@@ -37,6 +37,7 @@ arguments=(
     --console_out_iters 5
     --wandb_log_iters 5
     --checkpoint_epochs 25
+    --free_running_clips 16
     --max_decoder_steps 2000
     --num_workers 32
     --seed 42

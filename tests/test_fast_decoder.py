@@ -22,7 +22,7 @@ SMALL = Tacotron2Config(
     attention_location_kernel_size=7,
     attention_dropout_p=0.4,
 )
-BF16_OUTPUT, BF16_GRADIENT = 0.06, 0.2  # of the norm; 8 bits are 0.004 at each operation
+BF16_OUTPUT, BF16_GRADIENT = 0.05, 0.1  # of the norm; 8 bits are 0.004 at each operation
 DOUBLE = {"dtype": torch.float64, "requires_grad": True}
 
 
@@ -83,6 +83,7 @@ def test_loop_gradients_in_double_precision(padding, with_dropout):
 
 def make_batch(lengths: list[tuple[int, int]]) -> tuple[Tensor, ...]:
     """tokens, token_lengths, mels, mel_lengths of (characters, frames), padded."""
+    torch.manual_seed(3)
     token_lengths, mel_lengths = map(torch.tensor, zip(*lengths, strict=True))
     tokens = torch.randint(1, SMALL.vocab_size, (len(lengths), int(token_lengths.max())))
     mels = torch.randn(len(lengths), int(mel_lengths.max()), SMALL.num_mels)
@@ -106,11 +107,12 @@ def train_step(
     return Tacotron2Output(*(part.detach().float() for part in output)), gradients
 
 
-def fast_and_plain() -> tuple[Tacotron2, Tacotron2]:
+def fast_and_plain(contrast: float) -> tuple[Tacotron2, Tacotron2]:
+    """The same weights in both loops; more contrast, more pointed alignments."""
     torch.manual_seed(0)
     fast = Tacotron2(SMALL)
     with torch.no_grad():
-        fast.decoder.attention.v.weight.mul_(8.0)  # contrast, as after training
+        fast.decoder.attention.v.weight.mul_(contrast)
         for module in fast.postnet.modules():
             if isinstance(module, nn.BatchNorm1d):  # in train mode it enlarges rounding errors
                 module.weight.fill_(0.3)
@@ -126,7 +128,7 @@ def fast_and_plain() -> tuple[Tacotron2, Tacotron2]:
 )
 def test_fast_equals_plain_with_dropout_of_the_same_seed(lengths):
     batch = make_batch(lengths)
-    fast, plain = fast_and_plain()
+    fast, plain = fast_and_plain(contrast=8.0)
     fast_output, fast_gradients = train_step(fast, batch)
     plain_output, plain_gradients = train_step(plain, batch)
     for name, ours, theirs in zip(fast_output._fields, fast_output, plain_output, strict=True):
@@ -141,7 +143,7 @@ def test_fast_equals_plain_with_dropout_of_the_same_seed(lengths):
 
 def test_attention_dropout_is_in_the_comparison():
     """Another seed draws other masks: the test above would see a mask that is not applied."""
-    fast, _ = fast_and_plain()
+    fast, _ = fast_and_plain(contrast=1.0)
     batch = make_batch([(9, 17), (4, 21)])
     encoder_outputs = torch.randn(2, 9, SMALL.encoder_embed_dim)
     mask = build_padding_mask(batch[1])
@@ -160,7 +162,7 @@ def test_attention_dropout_is_in_the_comparison():
 def test_bfloat16_is_close_to_float32(lengths):
     """As close as the plain loop under autocast is: rounding to 8 bits, not another function."""
     batch = make_batch(lengths)
-    fast, plain = fast_and_plain()
+    fast, plain = fast_and_plain(contrast=2.0)
     exact_output, exact_gradients = train_step(plain, batch)
     for model in (fast, plain):
         output, gradients = train_step(model, batch, torch.bfloat16)

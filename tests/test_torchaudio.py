@@ -16,7 +16,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from convert_checkpoint import model_from_peer, peer_name
-from model import EncodedText, Tacotron2, Tacotron2Config, build_padding_mask
+from model import Tacotron2, Tacotron2Config, build_padding_mask
 
 TOLERANCE = 1e-5
 NO_DROPOUT = {
@@ -246,7 +246,7 @@ def test_steps_equal_teacher_forcing(batch_size, fast_decoder):
         model.decoder.attention.v.weight.mul_(8.0)
         encoded = model.encoder(tokens, token_lengths, mask)
         forced = model.decoder(encoded, mask, mels)
-        text = EncodedText(encoded, model.decoder.attention.key_layer(encoded), mask)
+        text = model.decoder.encode_text(encoded, mask)
         state, frame, steps = model.decoder.initial_state(text), torch.zeros(batch_size, 80), []
         for t in range(mels.shape[1]):
             *outputs, state = model.decoder.step(frame, state, text)

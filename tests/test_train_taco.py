@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,7 @@ def test_a_run_leaves_what_the_readme_says(straight_run):
     folder, done = straight_run
     checkpoints = folder / "work" / "tiny"
     assert {path.name for path in checkpoints.iterdir()} == {
+        "best_checkpoint",
         "checkpoint_1",
         "checkpoint_2",
         "final_checkpoint",
@@ -102,10 +104,8 @@ def test_pictures_sound_and_film_can_be_opened(straight_run):
 def test_resuming_at_an_epochs_end_is_exact(straight_run, tiny_corpus, tmp_path):
     launch(run_flags(tiny_corpus, tmp_path))
     checkpoints = tmp_path / "work" / "tiny"
-    for name in ("checkpoint_2", "final_checkpoint"):
-        for file in (checkpoints / name).iterdir():
-            file.unlink()
-        (checkpoints / name).rmdir()
+    for name in ("checkpoint_2", "best_checkpoint", "final_checkpoint"):
+        shutil.rmtree(checkpoints / name)
     done = launch(
         run_flags(tiny_corpus, tmp_path, "--resume_from_checkpoint", "latest", "--num_workers", 1)
     )
