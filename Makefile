@@ -13,7 +13,7 @@ DEMO_FLAGS := \
 	--working_directory $(DEMO)/work_dir --save_audio_gen $(DEMO)/validation \
 	--path_to_train_manifest $(DEMO)/train_metadata.csv \
 	--path_to_val_manifest $(DEMO)/test_metadata.csv \
-	--training_epochs 10 --batch_size 16 --learning_rate 0.002 \
+	--training_epochs 10 --batch_size 16 --learning_rate 0.002 --min_learning_rate 1e-4 \
 	--checkpoint_epochs 5 --console_out_iters 20 --num_workers 0 \
 	--character_embed_dim 128 --encoder_embed_dim 128 --decoder_rnn_embed_dim 256 \
 	--decoder_prenet_dim 64 --attention_dim 64 --decoder_postnet_n_filters 128

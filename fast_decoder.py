@@ -231,7 +231,7 @@ class _AttentionLoop(torch.autograd.Function):
             recurrent[t + 1, :, encoder_dim:] = hidden
 
         ctx.save_for_backward(
-            prenet_outputs, encoder_outputs, keys, drops, weight_ih, weight_hh,
+            prenet_outputs, encoder_outputs, keys, padding_mask, drops, weight_ih, weight_hh,
             weight_query, weight_location, v, gates, recurrent, cells, queries, alignments,
             locations,
         )  # fmt: skip
@@ -241,7 +241,7 @@ class _AttentionLoop(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_queries: Tensor, grad_contexts: Tensor, grad_alignments: Tensor):
         (
-            prenet_outputs, encoder_outputs, keys, drops, weight_ih, weight_hh,
+            prenet_outputs, encoder_outputs, keys, padding_mask, drops, weight_ih, weight_hh,
             weight_query, weight_location, v, gates, recurrent, cells, queries, alignments,
             locations,
         ) = ctx.saved_tensors  # fmt: skip
@@ -258,8 +258,8 @@ class _AttentionLoop(torch.autograd.Function):
         for t in reversed(range(n_frames)):
             gradients.contexts[t].add_(d_recurrent[:, :encoder_dim])
             d_query_input = _attention_backward(
-                t, attention, gradients, encoder_outputs, alignments, grad_alignments,
-                locations, queries,
+                t, attention, gradients, encoder_outputs, padding_mask, alignments,
+                grad_alignments, locations, queries,
             )  # fmt: skip
             d_hidden = query_product(d_query_input) + grad_queries[t]
             if drops is not None:
@@ -321,6 +321,7 @@ def _attention_backward(
     attention: _Attention,
     gradients: _AttentionGradients,
     encoder_outputs: Tensor,
+    padding_mask: Tensor,
     alignments: Tensor,
     grad_alignments: Tensor,
     locations: Tensor,
@@ -334,7 +335,8 @@ def _attention_backward(
     d_alignment = torch.bmm(d_context, encoder_outputs.transpose(1, 2)).squeeze(1)
     d_alignment = gradients.alignment + gradients.cumulative + grad_alignments[t] + d_alignment
     d_energies = d_alignment - (d_alignment * alignment).sum(dim=1, keepdim=True)
-    d_energies = (d_energies * alignment).to(queries.dtype).view(-1, 1)  # (N, 1)
+    d_energies = (d_energies * alignment).masked_fill_(padding_mask, 0.0)
+    d_energies = d_energies.to(queries.dtype).view(-1, 1)  # (N, 1)
 
     tanh, windows = attention.tanh(locations[t], queries[t])  # (N, A), (N, 2K)
     gradients.v.add_((d_energies.t() @ tanh).squeeze(0))

@@ -309,7 +309,7 @@ class Decoder(nn.Module):
         queries, contexts, alignments = loop(prenet_outputs, encoder_outputs, padding_mask, drops)
 
         # All that follows needs no frame before its own: one call over all frames.
-        rnn_inputs = torch.cat([queries, contexts.to(queries.dtype)], dim=2)
+        rnn_inputs = torch.cat([queries.to(contexts.dtype), contexts], dim=2)
         fast = self.config.fast_decoder
         rnn_outputs = (
             fast_lstm(rnn_inputs, self.decoder_rnn) if fast else self.decoder_rnn(rnn_inputs)[0]

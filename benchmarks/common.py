@@ -42,8 +42,10 @@ def add_common_arguments(parser: argparse.ArgumentParser, with_models: bool = Tr
     if not with_models:
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", type=torch.device, default=device, help=f"default: {device}")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch; torch's own if unset")
+    parser.add_argument("--device", type=usable_device, default=device, help=f"default: {device}")
+    parser.add_argument(
+        "--threads", type=positive, help="CPU threads of torch; torch's own if unset"
+    )
     parser.add_argument("--only", choices=(*MODELS, "both"), default="both", help="default: both")
     add_config_arguments(parser, Tacotron2Config)
 
@@ -70,6 +72,16 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, found {value}")
     return value
+
+
+def usable_device(text: str) -> torch.device:
+    """argparse type of --device: cpu, cuda or cuda:N, which must be there."""
+    name, _, index = text.partition(":")
+    if name not in MATMUL_SIZE or (index and not index.isdigit()):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, found {text!r}")
+    if name == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{text}: PyTorch sees no such GPU")
+    return torch.device(text)
 
 
 def build_torchaudio(config: Tacotron2Config, **options: Any) -> torchaudio.models.Tacotron2:

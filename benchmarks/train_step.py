@@ -5,9 +5,11 @@
 
 A step is forward, tacotron2_loss, backward, Adam, on one batch of utterances of equal length: the
 same batch, loss, sizes and dtype for torchaudio.models.Tacotron2, of which every --repeats runs
-one step of each, swapping who goes first. bfloat16 is the same autocast around both forwards.
-"ratio" is the ratio of the medians. --sweep N_MELxBATCH_SIZE ... times further sizes and shows
-what a frame costs at each: flat over n_mel when a step is linear in the length.
+one step of each, swapping who goes first; ratios are those of the medians. bfloat16 is the same
+autocast around both forwards. --sweep N_MELxBATCH_SIZE ... times further sizes beside the first
+and shows what a frame costs at each: flat over n_mel when a step is linear in the length. (All
+frames of a clip share the cost of its --n_text characters, so short clips' frames are dearer by
+that; the floor knows it, and "of_floor" with it.)
 
 Beside each time stands its floor: the model's FLOPs, times 3 for training, over the rate of a
 large matrix product of that dtype, measured in the same run. (A GPU's convolutions and LSTMs may
@@ -389,10 +391,10 @@ def measure(args: argparse.Namespace, config: Tacotron2Config, argv: Sequence[st
     contenders = [make_contender(name, config, args.device) for name in names]
     batch = make_batch(config, size, args.device)
     seconds = time_steps(contenders, batch, dtype, args.repeats)
-    rows = [
-        timing_row(name, config, size, args.dtype, times, rate) | memory[name]
-        for name, times in seconds.items()
+    timings = [
+        timing_row(name, config, size, args.dtype, times, rate) for name, times in seconds.items()
     ]
+    rows = [row | memory[row["model"]] for row in timings]
     print(format_table(rows))
     write_csv(args.output_dir / "train_step.csv", rows, machine)
     if len(names) == 2:
@@ -402,6 +404,7 @@ def measure(args: argparse.Namespace, config: Tacotron2Config, argv: Sequence[st
 
     sweep = run_sweep(args, config, contenders, rate)
     if sweep:
+        sweep = timings + sweep
         print(f"\n{format_table(sweep)}\n{flatness(sweep)}")
         write_csv(args.output_dir / "train_step_sweep.csv", sweep, machine)
     save_figure(make_figure(rows, seconds, sweep, machine), args.output_dir / "train_step.png")
@@ -414,6 +417,7 @@ def run_sweep(
     contenders: Sequence[Contender],
     rate: float,
 ) -> list[dict[str, Any]]:
+    """Rows of all the further sizes."""
     rows = []
     for n_mel, batch_size in args.sweep:
         size = Size(batch_size, args.n_text, n_mel)
