@@ -51,7 +51,7 @@ $(DEMO)/corpus/metadata.csv: | $(BIN)/installed
 	$(BIN)/python make_demo_corpus.py --path_to_save $(DEMO)/corpus
 
 test: $(BIN)/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(BIN)/installed-dev
 	$(BIN)/ruff format --check .

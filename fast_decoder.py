@@ -352,6 +352,7 @@ def _attention_backward(
     return torch.sum(d_hidden.view(batch_size, n_text, -1), dim=1, out=d_query_input)
 
 
+@torch.compiler.disable  # the loop is written out by hand; tracing T_mel frames gains nothing
 def fast_lstm(inputs: Tensor, lstm: torch.nn.LSTM) -> Tensor:
     """`lstm(inputs)[0]` for a one-layer LSTM: inputs (T_mel, B, n_in) -> (T_mel, B, n_hidden).
 
@@ -366,6 +367,7 @@ def fast_lstm(inputs: Tensor, lstm: torch.nn.LSTM) -> Tensor:
         return _LSTM.apply(inputs.to(dtype), *(weight.to(dtype) for weight in weights))
 
 
+@torch.compiler.disable  # the loop is written out by hand; tracing T_mel frames gains nothing
 def attention_loop(
     prenet_outputs: Tensor,
     encoder_outputs: Tensor,

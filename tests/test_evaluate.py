@@ -73,11 +73,11 @@ def test_a_word_that_is_never_reached_counts_to_the_end():
 def test_report_of_a_checkpoint(tiny_corpus, tmp_path, capsys):
     """On an untrained model: the table and the file agree, and the numbers are shares."""
     from safetensors.torch import save_file
-    from test_synthesize import SMALL
 
     from dataset import AudioConfig
     from model import Tacotron2, Tacotron2Config
     from synthesize import write_config
+    from test_synthesize import SMALL
     from tokenizer import Tokenizer
 
     torch.manual_seed(0)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from test_train_taco import REPO, assert_same_checkpoint, launch, run_flags
 
 from checkpoints import find_checkpoint, list_checkpoints
+from test_train_taco import REPO, assert_same_checkpoint, launch, run_flags
 
 
 def start(flags):

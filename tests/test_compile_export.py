@@ -1,0 +1,71 @@
+"""What torch.compile and torch.export can do with the model, as the README says it."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from model import DecoderState, EncodedText, build_padding_mask
+from test_model import lively, make_batch, make_model
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_the_compiled_model_gives_the_same_numbers_and_gradients():
+    batch = make_batch()
+    eager, compiled = make_model(), make_model()
+    compiled_forward = torch.compile(compiled)
+    outputs = eager(*batch), compiled_forward(*batch)
+    for ours, theirs in zip(*outputs, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    for output in outputs:
+        output.mels_after.square().mean().backward()
+    for (name, left), right in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(left.grad, right.grad, atol=1e-5, rtol=1e-3, msg=name)
+
+
+class EncoderOfOneText(nn.Module):
+    """Unpadded texts: packing, which an exported graph cannot do, is then not needed."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, tokens):
+        x = self.encoder.embedding(tokens).transpose(1, 2)
+        for conv in self.encoder.convolutions:
+            x = torch.relu(conv(x))
+        return self.encoder.lstm(x.transpose(1, 2))[0]
+
+
+class OneStep(nn.Module):
+    def __init__(self, decoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, frame, state, encoder_outputs, padding_mask):
+        text = self.decoder.encode_text(encoder_outputs, padding_mask)
+        frame, stop_logit, alignment, state = self.decoder.step(frame, DecoderState(*state), text)
+        return frame, stop_logit, alignment, tuple(state)
+
+
+def test_encoder_decoder_step_and_postnet_can_be_exported():
+    model = lively(make_model())
+    tokens, token_lengths, mels, mel_lengths = make_batch((9, 9, 9), (20, 20, 20))
+    padding_mask = build_padding_mask(token_lengths)
+    encoder_outputs = model.encoder(tokens, token_lengths, padding_mask)
+    exported = torch.export.export(EncoderOfOneText(model.encoder), (tokens,)).module()
+    torch.testing.assert_close(exported(tokens), encoder_outputs)
+
+    text = model.decoder.encode_text(encoder_outputs, padding_mask)
+    assert isinstance(text, EncodedText)
+    state = model.decoder.initial_state(text)
+    arguments = (mels[:, 0], tuple(state), encoder_outputs, padding_mask)
+    exported = torch.export.export(OneStep(model.decoder), arguments).module()
+    expected = model.decoder.step(mels[:, 0], state, text)
+    for ours, theirs in zip(exported(*arguments)[:3], expected[:3], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+    mel_mask = build_padding_mask(mel_lengths)
+    exported = torch.export.export(model.postnet, (mels, mel_mask)).module()
+    torch.testing.assert_close(exported(mels, mel_mask), model.postnet(mels, mel_mask))

@@ -1,0 +1,100 @@
+"""Several processes, several machines and accumulated batches all take the same step."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+from test_train_taco import REPO, run_flags
+
+N_CLIPS = 5  # uneven for two processes, and for two accumulated batches
+NO_DROPOUT = [
+    f"--{name}=0"
+    for name in ("encoder_dropout_p", "decoder_dropout_p", "decoder_prenet_dropout_p",
+                 "decoder_postnet_dropout_p", "attention_dropout_p")
+]  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def one_batch(tiny_corpus, tmp_path_factory):
+    """A manifest that is one batch, and how to take a step on it."""
+    folder = tmp_path_factory.mktemp("one_batch")
+    frame = pd.read_csv(tiny_corpus.train_manifest)[:N_CLIPS]
+    frame.to_csv(folder / "train.csv", index=False)
+    corpus = tiny_corpus._replace(train_manifest=folder / "train.csv")
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+
+    def take_step(name, batch_size, accumulated=1, launchers=([],)):
+        output = folder / f"{name}.pt"
+        flags = [str(output), *run_flags(corpus, folder / name), *NO_DROPOUT,
+                 "--batch_size", str(batch_size),
+                 "--gradient_accumulation_steps", str(accumulated)]  # fmt: skip
+        commands = [
+            [sys.executable, *launcher, str(REPO / "tests" / "one_step.py"), *flags]
+            for launcher in launchers
+        ]
+        running = [
+            subprocess.Popen(command, cwd=REPO, env=environment, stderr=subprocess.PIPE, text=True)
+            for command in commands
+        ]
+        for process in running:
+            _, errors = process.communicate(timeout=180)
+            assert process.returncode == 0, errors[-3000:]
+        return torch.load(output, weights_only=True)
+
+    return take_step
+
+
+def accelerate(*flags):
+    return ["-m", "accelerate.commands.launch", "--multi_gpu", "--mixed_precision", "no",
+            "--dynamo_backend", "no", "--num_processes", "2", *flags]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(one_batch):
+    """One process, one batch of all clips."""
+    return one_batch("alone", N_CLIPS)
+
+
+def assert_same_step(step, reference):
+    assert step["n_frames"] == reference["n_frames"]
+    assert step["losses"] == pytest.approx(reference["losses"], rel=1e-5)
+    assert step["validation"] == pytest.approx(reference["validation"], rel=1e-5)
+    assert step["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-4)
+    assert step["gradients"].keys() == reference["gradients"].keys()
+    for name, gradient in reference["gradients"].items():
+        torch.testing.assert_close(step["gradients"][name], gradient, atol=1e-6, rtol=0, msg=name)
+
+
+def test_two_processes_are_one_with_twice_the_batch(one_batch, alone):
+    launcher = accelerate("--num_machines", "1", "--main_process_port", str(free_port()))
+    assert_same_step(one_batch("two_processes", 3, launchers=[launcher]), alone)
+
+
+def test_two_machines_are_one_with_twice_the_batch(one_batch, alone):
+    port = str(free_port())
+    launchers = [
+        accelerate("--num_machines", "2", "--machine_rank", rank, "--main_process_ip", "127.0.0.1",
+                   "--main_process_port", port)
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    assert_same_step(one_batch("two_machines", 3, launchers=launchers), alone)
+
+
+def test_accumulated_batches_are_one_large_batch(one_batch, alone):
+    assert_same_step(one_batch("accumulated", 3, accumulated=2), alone)
