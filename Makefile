@@ -1,6 +1,7 @@
 # make demo   from nothing to a voice, on a CPU: corpus, training, pictures, wavs, numbers
 # make test   the tests; LJSPEECH_DIR=... adds those on real speech
 # make lint   ruff
+# make bench  speed and memory beside torchaudio's Tacotron2, in turn in one run
 # Each sets up .venv itself when it is missing.
 
 PYTHON ?= python3
@@ -52,6 +53,11 @@ $(DEMO)/corpus/metadata.csv: | $(BIN)/installed
 
 test: $(BIN)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: $(BIN)/installed
+	$(BIN)/python benchmarks/train_step.py --repeats 3 --sweep 100x16 600x16 300x4 --sweep_repeats 1
+	$(BIN)/python benchmarks/inference.py --n_steps 100 --repeats 3
+	$(BIN)/python benchmarks/loader.py --n_clips 128
 
 lint: $(BIN)/installed-dev
 	$(BIN)/ruff format --check .

@@ -451,6 +451,17 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
     return run, state
 
 
+def leave(accelerator: Accelerator) -> None:
+    """Ends the process group, when every process has come here.
+
+    The pause is for gloo's thread, which needs Python's lock to let go of its last tensors, while
+    the group's destructor holds that lock and waits for the thread.
+    """
+    accelerator.wait_for_everyone()
+    time.sleep(0.2)
+    accelerator.end_training()
+
+
 def train(configs: tuple) -> None:
     """The run from its first step, or from a checkpoint, to `final_checkpoint`.
 
@@ -485,7 +496,7 @@ def train(configs: tuple) -> None:
         print(f"pictures and wavs: {config.save_audio_gen}")
     if run.wandb:
         run.wandb.finish()
-    accelerator.end_training()
+    leave(accelerator)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -57,7 +57,7 @@ def main(output, *flags):
             },
             output,
         )
-    accelerator.end_training()
+    train_taco.leave(accelerator)
 
 
 if __name__ == "__main__":

@@ -327,6 +327,8 @@ def test_ctrl_c_leaves_nothing(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A test run in a shell's background ignores SIGINT, and what it starts would as well.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.time() + 30
     while not list(tmp_path.glob("corpus.tmp-*/wavs/*.wav")) and time.time() < deadline:
