@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from checkpoints import list_checkpoints
 from config import parse_args
+from model import Tacotron2
 from train_taco import learning_rate_factor
 
 REPO = Path(__file__).parent.parent
@@ -90,6 +91,14 @@ def test_a_run_leaves_what_the_readme_says(straight_run):
     losses = [row["val_loss"] for row in state["history"]]
     assert np.isfinite(losses).all() and losses[1] < losses[0]
     assert "step 4/5" in done.stdout and "frames/s" in done.stdout and "left" in done.stdout
+
+
+def test_a_checkpoint_folder_is_a_pretrained_model(straight_run):
+    final = straight_run[0] / "work" / "tiny" / "final_checkpoint"
+    model = Tacotron2.from_pretrained(final)
+    assert model.config.attention_dim == 8
+    for name, weight in load_file(final / "model.safetensors").items():
+        assert torch.equal(model.state_dict()[name], weight), name
 
 
 def test_pictures_sound_and_film_can_be_opened(straight_run):
