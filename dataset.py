@@ -20,7 +20,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import librosa
+# By name and at once: librosa imports its parts when they are first used, which would be in a
+# loader process, where wandb's hook on imports ends the run.
+import librosa.core.audio
+import librosa.filters
 import numpy as np
 import pandas as pd
 import soundfile

@@ -39,7 +39,9 @@ def offline_run(tiny_corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    flags = run_flags(tiny_corpus, tmp_path, "--log_wandb", "--wandb_log_iters", 2)
+    # Loader processes too: wandb refuses to be used, even by an import, in a forked process.
+    flags = ["--log_wandb", "--wandb_log_iters", 2, "--num_workers", 1]
+    flags = run_flags(tiny_corpus, tmp_path, *flags)
     launch([*flags, "--training_epochs", "1"])
     launch([*flags, "--resume_from_checkpoint", "latest"])
     return tmp_path
