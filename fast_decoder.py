@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 
 def _can_block(weight: Tensor) -> bool:
@@ -46,6 +47,11 @@ def repeated_linear(weight: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: x @ weight.t()
 
 
+# The blocked weights of the LSTM cells last stepped: weight_hh -> (what they were made from, cell).
+# Making them takes as long as 60 steps of a single sentence; entries go when the model goes.
+_CELLS = WeakIdKeyDictionary()
+
+
 def repeated_cell(
     weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
 ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -53,6 +59,11 @@ def repeated_cell(
     dtype = _compute_dtype(weight_hh)
     if not _can_block(weight_hh.to(dtype)):
         return lambda x, h, c: torch.lstm_cell(x, (h, c), weight_ih, weight_hh, bias_ih, bias_hh)
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    # Any write to a weight raises its version, loading and training steps included.
+    made_from = (dtype, *((id(weight), weight._version) for weight in weights))
+    if weight_hh in _CELLS and _CELLS[weight_hh][0] == made_from:
+        return _CELLS[weight_hh][1]
     product = repeated_linear(torch.cat([weight_ih, weight_hh], dim=1).to(dtype))
     bias = (bias_ih + bias_hh).float()
 
@@ -61,6 +72,7 @@ def repeated_cell(
         next_cell = torch.empty_like(cell)
         return _activate_cell(gate, cell, next_cell), next_cell
 
+    _CELLS[weight_hh] = (made_from, cell)
     return cell
 
 

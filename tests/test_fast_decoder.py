@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fast_decoder
 from fast_decoder import _LSTM, _AttentionLoop, attention_loop, fast_lstm
 from model import Tacotron2, Tacotron2Config, Tacotron2Output, build_padding_mask
 
@@ -194,3 +195,22 @@ def test_padded_characters_get_nothing():
     contexts.square().sum().backward()
     assert encoder.grad[:, :3].any() and not encoder.grad[:, 3:].any()
     assert keys.grad[:, :3].any() and not keys.grad[:, 3:].any()
+
+
+def test_stepped_cells_follow_their_weights():
+    """Blocked weights are made once, and again after any change to the weights."""
+    torch.manual_seed(0)
+    lstm = torch.nn.LSTMCell(5, 7)
+    weights = (lstm.weight_ih, lstm.weight_hh, lstm.bias_ih, lstm.bias_hh)
+    x, h, c = torch.randn(3, 5), torch.randn(3, 7), torch.randn(3, 7)
+    with torch.no_grad():
+        for change in (
+            lambda: None,
+            lambda: lstm.weight_ih.mul_(2.0),
+            lambda: lstm.bias_hh.add_(1),
+        ):
+            change()
+            stepped = fast_decoder.repeated_cell(*weights)(x, h, c)
+            for ours, theirs in zip(stepped, lstm(x, (h, c)), strict=True):
+                torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+        assert fast_decoder.repeated_cell(*weights) is fast_decoder.repeated_cell(*weights)
