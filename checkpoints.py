@@ -23,6 +23,7 @@ from tokenizer import Tokenizer
 
 STATE_FILE = "trainer_state.json"
 TEMPORARY_PREFIX = ".writing_"
+ORDER_FLAGS = ("batch_size", "gradient_accumulation_steps", "seed")  # decide an epoch's batches
 
 
 class TrainerState(NamedTuple):
@@ -189,6 +190,27 @@ def warm_start(
         )
     model.load_state_dict(fitting, strict=False)
     return skipped
+
+
+def list_changed_flags(path: Path, train_config: dict) -> list[str]:
+    """Flags of the run that a checkpoint was written with otherwise, a phrase for each.
+
+    Raises:
+        DataError: when one decides the batches of an epoch that the checkpoint stands within.
+    """
+    state, saved = read_state(path)
+    changed = {
+        name: f"--{name} was {saved[name]} and is now {value}"
+        for name, value in train_config.items()
+        if name in saved and saved[name] != value and name != "resume_from_checkpoint"
+    }
+    refused = [changed[name] for name in ORDER_FLAGS if name in changed]
+    if state.epoch_step and refused:
+        raise DataError(
+            f"{path}: stands within an epoch, whose batches these flags would change: "
+            f"{'; '.join(refused)}"
+        )
+    return list(changed.values())
 
 
 def load_checkpoint_state(

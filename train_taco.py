@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader
 from checkpoints import (
     TrainerState,
     find_checkpoint,
+    list_changed_flags,
     list_checkpoints,
     load_checkpoint_state,
     prune_checkpoints,
@@ -441,8 +442,10 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
     set_seed(config.seed, device_specific=True)  # each process draws its own dropout
     state = TrainerState(0, 0, 0, epoch_losses=[0.0] * len(LOSSES), history=[])
     if resumed:
+        changed = list_changed_flags(resumed, asdict(config))
         state = load_checkpoint_state(accelerator, resumed, audio_config, model_config, tokenizer)
-        accelerator.print(f"resumed from {resumed}: epoch {state.epoch}, step {state.step}")
+        resumed_at = f"resumed from {resumed}: epoch {state.epoch}, step {state.step}"
+        accelerator.print(resumed_at, *changed, sep="\n  ")
     if config.log_wandb and accelerator.is_main_process:
         flags = {name: value for part in configs for name, value in asdict(part).items()}
         wandb_run = start_wandb(config.experiment_name, config.run_name, flags, state.wandb_run_id)

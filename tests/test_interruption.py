@@ -74,7 +74,11 @@ def test_kill_9_leaves_the_checkpoint_before_it(many_steps, tmp_path):
     process.communicate()
     folder = tmp_path / "work" / "tiny"
     assert list_checkpoints(folder), "a checkpoint fell due before step 16"
-    launch([*run_flags(corpus, tmp_path), "--resume_from_checkpoint", "latest"])
+    resume = [*run_flags(corpus, tmp_path), "--resume_from_checkpoint", "latest"]
+    refused = launch([*resume, "--batch_size", "3"], check=False)
+    assert refused.returncode != 0 and "--batch_size was 2 and is now 3" in refused.stderr
+    done = launch([*resume, "--console_out_iters", "3"])
+    assert "--console_out_iters was 2 and is now 3" in done.stdout
     assert_same_checkpoint(folder / "final_checkpoint", straight)
 
 
