@@ -286,8 +286,17 @@ def speak_freely(run: Run) -> dict[str, float]:
     return {f"free_{name}": value / n_scored for name, value in zip(names, sums, strict=True)}
 
 
-def train_epoch(run: Run, state: TrainerState, interrupt: Interrupt) -> TrainerState:
+def train_epoch(
+    run: Run, state: TrainerState, interrupt: Interrupt, saved_at: float
+) -> tuple[TrainerState, float]:
     """What is left of an epoch, with the checkpoints that fall due in it.
+
+    Args:
+        saved_at: time.monotonic() of the last checkpoint, for --checkpoint_minutes; epochs may
+            be shorter than those, so it goes in and comes out.
+
+    Returns:
+        The state at the epoch's end, and saved_at.
 
     Raises:
         Interrupted: when a signal asked for the end, after writing a checkpoint.
@@ -304,7 +313,6 @@ def train_epoch(run: Run, state: TrainerState, interrupt: Interrupt) -> TrainerS
     meter = Meter(
         run.accelerator, config, run.wandb, state.epoch, state.epoch_step, run.steps_per_epoch
     )
-    saved_at = time.monotonic()
     for batches in read_groups(loader, config.gradient_accumulation_steps):
         broken = isinstance(batches, DataError)
         minutes = (time.monotonic() - saved_at) / 60
@@ -326,7 +334,7 @@ def train_epoch(run: Run, state: TrainerState, interrupt: Interrupt) -> TrainerS
         scalars = {"learning_rate": run.scheduler.get_last_lr()[0], "grad_norm": grad_norm}
         meter.update(state.epoch_step, state.step, losses, n_frames, scalars)
     meter.bar.close()
-    return state
+    return state, saved_at
 
 
 def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
@@ -482,8 +490,9 @@ def train(configs: tuple) -> None:
         f"{len(run.val_set):,} to validate on, {run.steps_per_epoch:,} steps an epoch, "
         f"{accelerator.num_processes} x {accelerator.device.type}, {accelerator.mixed_precision}"
     )
+    saved_at = time.monotonic()
     while state.epoch < config.training_epochs:
-        state = train_epoch(run, state, interrupt)
+        state, saved_at = train_epoch(run, state, interrupt, saved_at)
         state = finish_epoch(run, state)
         score = state.history[-1]["free_score"]
         if score > state.best_score:
@@ -491,6 +500,7 @@ def train(configs: tuple) -> None:
             save(run, state, "best_checkpoint")
         if state.epoch % config.checkpoint_epochs == 0:
             save(run, state, f"checkpoint_{state.epoch}")
+            saved_at = time.monotonic()
     save(run, state, "final_checkpoint")
     if accelerator.is_main_process:
         text = run.tokenizer.decode(run.sample.tokens)

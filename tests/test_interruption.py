@@ -6,13 +6,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator
 
+import train_taco
 from checkpoints import find_checkpoint, list_checkpoints
+from config import parse_args
 from test_train_taco import REPO, assert_same_checkpoint, launch, run_flags
 
 
@@ -80,6 +85,19 @@ def test_kill_9_leaves_the_checkpoint_before_it(many_steps, tmp_path):
     done = launch([*resume, "--console_out_iters", "3"])
     assert "--console_out_iters was 2 and is now 3" in done.stdout
     assert_same_checkpoint(folder / "final_checkpoint", straight)
+
+
+def test_checkpoint_minutes_count_across_epochs(tiny_corpus, tmp_path, monkeypatch):
+    """The clock does not begin anew with an epoch, or short epochs would never be saved."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    configs = parse_args(run_flags(tiny_corpus, tmp_path, "--checkpoint_minutes", 30), "")
+    run, state = train_taco.prepare(configs, Accelerator(step_scheduler_with_optimizer=False))
+    quiet = SimpleNamespace(pending=False)
+    for age, names in ((29 * 60, []), (31 * 60, ["checkpoint_0_step_0"])):
+        begun = time.monotonic() - age
+        _, saved_at = train_taco.train_epoch(run, state, quiet, begun)
+        assert [path.name for path in list_checkpoints(run.folder)] == names
+        assert (saved_at == begun) == (not names)
 
 
 def test_only_the_newest_checkpoints_are_kept(many_steps, tmp_path):
