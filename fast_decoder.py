@@ -12,9 +12,11 @@ weight gradient every frame. Here, with x_t the prenet's output and K = V encode
     a_t = softmax(e_t);           context_t = a_t encoder_outputs
 
 the first summand of gates_t is one matrix product over all frames, the backward pass recomputes
-tanh(...) from the stored alignments and hidden states, and every weight's gradient is one product
-over all T_mel * B rows at the end. model.py's LocationSensitiveAttention is the readable twin;
-tests hold the two together.
+tanh(...) from the stored alignments and hidden states, what the LSTM's derivatives hold of known
+numbers is worked out for all frames at once, and every weight's gradient is one product over all
+T_mel * B rows at the end. Since tanh(x) = 2 sigmoid(2x) - 1, and softmax does not see a constant,
+the loop takes 2 W_q, 2 K, 2 U and 2 v and runs sigmoid, 3 to 6 times as fast as tanh on a CPU.
+model.py's LocationSensitiveAttention is the readable twin; tests hold the two together.
 """
 
 from collections.abc import Callable
@@ -100,24 +102,34 @@ def _activate_cell(gate: Tensor, cell: Tensor, next_cell: Tensor) -> Tensor:
     return o * next_cell.tanh()
 
 
-def _cell_backward(
-    gate: Tensor, cell: Tensor, next_cell: Tensor, d_hidden: Tensor, d_cell: Tensor, d_gate: Tensor
-) -> None:
-    """Writes the gradient before the activations to d_gate; d_cell moves one step back in place."""
-    i, f, g, o = gate.chunk(4, dim=1)
-    d_i, d_f, d_g, d_o = d_gate.chunk(4, dim=1)
-    tanh_cell = next_cell.tanh()
-    torch.mul(d_hidden, tanh_cell, out=d_o)
-    d_cell.add_((d_hidden * o).mul_(1 - tanh_cell.square_()))
-    torch.mul(d_cell, g, out=d_i)
-    torch.mul(d_cell, cell, out=d_f)
-    torch.mul(d_cell, i, out=d_g)
-    d_g.mul_(1 - g.square())
-    hidden_dim = cell.shape[1]
-    sigmoids, d_sigmoids = gate[:, : 2 * hidden_dim], d_gate[:, : 2 * hidden_dim]
-    d_sigmoids.mul_(sigmoids).mul_(1 - sigmoids)
-    d_o.mul_(o).mul_(1 - o)
-    d_cell.mul_(f)
+class _CellBackward(NamedTuple):
+    """The derivatives of all frames' LSTM cells: five numbers a unit, known before the loop."""
+
+    d_gates: Tensor  # (T_mel, B, 4, H), d c_t / d (i, f, g) and d h_t / d o, then the gradient
+    d_cells: Tensor  # (T_mel, B, H), d h_t / d c_t
+    forgets: Tensor  # (T_mel, B, H), d c_t / d c_{t-1}
+
+    def step(self, t: int, d_hidden: Tensor, d_cell: Tensor) -> Tensor:
+        """The gradient before frame t's activations, (B, 4H); d_cell moves one frame back."""
+        d_cell.add_(d_hidden * self.d_cells[t])
+        d_gate = self.d_gates[t]
+        d_gate[:, :3].mul_(d_cell.to(d_gate.dtype)[:, None])
+        d_gate[:, 3].mul_(d_hidden)
+        d_cell.mul_(self.forgets[t])
+        return d_gate.flatten(1)
+
+
+def _prepare_cell_backward(gates: Tensor, cells: Tensor) -> _CellBackward:
+    """From gates (T_mel, B, 4H) after their activations and cells (T_mel + 1, B, H)."""
+    i, f, g, o = gates.unflatten(2, (4, -1)).unbind(2)  # (T_mel, B, H) each
+    cells = cells.to(gates.dtype)
+    tanh_cells = cells[1:].tanh()
+    d_gates = torch.empty_like(gates).unflatten(2, (4, -1))
+    torch.mul(i * g, 1 - i, out=d_gates[:, :, 0])
+    torch.mul(f * cells[:-1], 1 - f, out=d_gates[:, :, 1])
+    torch.mul(i, 1 - g * g, out=d_gates[:, :, 2])
+    torch.mul(tanh_cells, o * (1 - o), out=d_gates[:, :, 3])
+    return _CellBackward(d_gates, o * tanh_cells.square_().neg_().add_(1), f)
 
 
 class _LSTM(torch.autograd.Function):
@@ -143,14 +155,14 @@ class _LSTM(torch.autograd.Function):
     def backward(ctx, grad_hiddens: Tensor):
         inputs, weight_ih, weight_hh, gates, hiddens, cells = ctx.saved_tensors
         product = repeated_linear(weight_hh.t())
-        d_gates = torch.empty_like(gates)
+        cell_backward = _prepare_cell_backward(gates, cells)
         d_cell = torch.zeros_like(cells[0])
         d_hidden = grad_hiddens[-1]
         for t in reversed(range(len(inputs))):
-            _cell_backward(gates[t], cells[t], cells[t + 1], d_hidden, d_cell, d_gates[t])
+            d_gate = cell_backward.step(t, d_hidden, d_cell)
             if t:
-                d_hidden = product(d_gates[t]) + grad_hiddens[t - 1]
-        flat = d_gates.flatten(0, 1)  # (T_mel * B, 4H)
+                d_hidden = product(d_gate).add_(grad_hiddens[t - 1])
+        flat = cell_backward.d_gates.view(-1, gates.shape[2])  # (T_mel * B, 4H)
         return (
             (flat @ weight_ih).view_as(inputs),
             flat.t() @ inputs.flatten(0, 1),
@@ -160,20 +172,20 @@ class _LSTM(torch.autograd.Function):
 
 
 class _Attention(NamedTuple):
-    """The attention's constants over a clip; N = B * T_text rows."""
+    """The attention's constants over a clip, doubled; N = B * T_text rows."""
 
     keys: Tensor  # (N, A)
     location_matrix: Tensor  # (2K, A)
     v: Tensor  # (A,)
     query_product: Callable[[Tensor], Tensor]  # (B, H) -> (B, A)
 
-    def tanh(self, location: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """tanh(W_q q + K + U * location) as (N, A), and the location's windows (N, 2K)."""
+    def sigmoid(self, location: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """sigmoid(W_q q + K + U * location) as (N, A), and the location's windows (N, 2K)."""
         kernel_size = len(self.location_matrix) // 2
         windows = location.unfold(2, kernel_size, 1).transpose(1, 2).reshape(-1, 2 * kernel_size)
         hidden = torch.addmm(self.keys, windows, self.location_matrix)
         hidden.view(len(query), -1, len(self.v)).add_(self.query_product(query)[:, None])
-        return hidden.tanh_(), windows
+        return hidden.sigmoid_(), windows
 
 
 def _prepare_attention(
@@ -231,7 +243,7 @@ class _AttentionLoop(torch.autograd.Function):
             query = queries[t].copy_(hidden)
             if drops is not None:
                 query.mul_(drops[t])
-            energies = (attention.tanh(locations[t], query)[0] @ v).view(batch_size, n_text)
+            energies = (attention.sigmoid(locations[t], query)[0] @ v).view(batch_size, n_text)
             energies = energies.to(state_dtype).masked_fill_(padding_mask, lowest)
             alignment = torch.softmax(energies, dim=1, out=alignments[t])
             cumulative += alignment
@@ -264,7 +276,7 @@ class _AttentionLoop(torch.autograd.Function):
         query_product = repeated_linear(weight_query.t())
         attention = _prepare_attention(keys, weight_query, weight_location, v)
         gradients = _new_attention_gradients(attention, grad_contexts, queries, alignments)
-        d_gates = torch.empty_like(gates)
+        cell_backward = _prepare_cell_backward(gates, cells)
         d_recurrent = torch.zeros_like(recurrent[0])  # of [context_t, h_t], from frame t + 1
         d_cell = torch.zeros_like(cells[0])
         for t in reversed(range(n_frames)):
@@ -273,14 +285,13 @@ class _AttentionLoop(torch.autograd.Function):
                 t, attention, gradients, encoder_outputs, padding_mask, alignments,
                 grad_alignments, locations, queries,
             )  # fmt: skip
-            d_hidden = query_product(d_query_input) + grad_queries[t]
+            d_hidden = query_product(d_query_input).add_(grad_queries[t])
             if drops is not None:
                 d_hidden.mul_(drops[t])
             d_hidden += d_recurrent[:, encoder_dim:]
-            _cell_backward(gates[t], cells[t], cells[t + 1], d_hidden, d_cell, d_gates[t])
-            d_recurrent = gate_product(d_gates[t])
+            d_recurrent = gate_product(cell_backward.step(t, d_hidden, d_cell))
 
-        flat = d_gates.flatten(0, 1)  # (T_mel * B, 4H)
+        flat = cell_backward.d_gates.view(-1, gates.shape[2])  # (T_mel * B, 4H)
         d_weight_recurrent = flat.t() @ recurrent[:-1].flatten(0, 1)  # (4H, E + H)
         d_weight_prenet = flat.t() @ prenet_outputs.flatten(0, 1)  # (4H, P)
         dtype = encoder_outputs.dtype
@@ -350,9 +361,9 @@ def _attention_backward(
     d_energies = (d_energies * alignment).masked_fill_(padding_mask, 0.0)
     d_energies = d_energies.to(queries.dtype).view(-1, 1)  # (N, 1)
 
-    tanh, windows = attention.tanh(locations[t], queries[t])  # (N, A), (N, 2K)
-    gradients.v.add_((d_energies.t() @ tanh).squeeze(0))
-    d_hidden = tanh.square_().neg_().add_(1).mul_(attention.v).mul_(d_energies)  # (N, A)
+    sigmoid, windows = attention.sigmoid(locations[t], queries[t])  # (N, A), (N, 2K)
+    gradients.v.add_((d_energies.t() @ sigmoid).squeeze(0))
+    d_hidden = (1 - sigmoid).mul_(sigmoid).mul_(attention.v).mul_(d_energies)  # (N, A)
     gradients.keys.add_(d_hidden)
     gradients.location_matrix.add_(windows.t() @ d_hidden)
     d_windows = (d_hidden @ attention.location_matrix.t()).view(batch_size, n_text, -1)
@@ -416,8 +427,9 @@ def attention_loop(
         return _AttentionLoop.apply(
             prenet_outputs.to(dtype),
             encoder_outputs.to(dtype),
-            keys.to(dtype),
+            2 * keys.to(dtype),
             padding_mask,
             None if drops is None else drops.to(dtype),
-            *(weight.to(dtype) for weight in (*weights, weight_query, weight_location, v)),
+            *(weight.to(dtype) for weight in weights),
+            *(2 * weight.to(dtype) for weight in (weight_query, weight_location, v)),
         )

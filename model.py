@@ -315,10 +315,15 @@ class Decoder(nn.Module):
             fast_lstm(rnn_inputs, self.decoder_rnn) if fast else self.decoder_rnn(rnn_inputs)[0]
         )
         rnn_outputs = dropout(rnn_outputs, self.config.decoder_dropout_p, self.training)
-        features = torch.cat([rnn_outputs, contexts.to(rnn_outputs.dtype)], dim=2).transpose(0, 1)
-        mels_before = self.mel_projection(features)  # (B, T_mel, num_mels)
-        stop_logits = self.stop_projection(features).squeeze(2)  # (B, T_mel)
-        return mels_before, stop_logits, alignments.transpose(0, 1)
+        features = torch.cat([rnn_outputs, contexts.to(rnn_outputs.dtype)], dim=2)
+        # One product for both: the gradient of a product with one column costs as much as with 80.
+        projections = (self.mel_projection, self.stop_projection)
+        outputs = F.linear(
+            features,
+            torch.cat([projection.weight for projection in projections]),
+            torch.cat([projection.bias for projection in projections]),
+        ).transpose(0, 1)  # (B, T_mel, num_mels + 1)
+        return outputs[..., :-1], outputs[..., -1], alignments.transpose(0, 1)
 
     def _draw_dropout(self, prenet_outputs: Tensor) -> Tensor | None:
         """Dropout of the attention LSTM's outputs, for all frames at once."""

@@ -27,7 +27,6 @@ from model import Tacotron2Config
 
 OURS, TORCHAUDIO = "ours", "torchaudio"
 MODELS = (OURS, TORCHAUDIO)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COLOURS = {OURS: "#3b6fb6", TORCHAUDIO: "#e07b39", "floor": "#555555"}
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns: large enough for full speed
 TRAINING_PASSES = 3  # backward: one product for the inputs' gradient, one for the weights'

@@ -24,7 +24,6 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,6 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import (
     COLOURS,
-    DTYPES,
     OURS,
     TORCHAUDIO,
     add_common_arguments,
@@ -63,15 +61,10 @@ from benchmarks.common import (
 from dataset import AudioConfig
 from model import Tacotron2, Tacotron2Config
 from plotting import save_figure
+from synthesize import DTYPES, inference_precision
 
 WARM_UP_RUNS = 1
 Run = tuple[str, str]  # model, dtype
-
-
-def inference_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """THE ONE PLACE that says what "bfloat16" means here, for both models: change it with
-    `synthesize.py`, so that this measures what that does."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def make_speakers(

@@ -49,7 +49,6 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import (
     COLOURS,
-    DTYPES,
     MODELS,
     OURS,
     TORCHAUDIO,
@@ -73,6 +72,7 @@ from benchmarks.common import (
 )
 from model import Tacotron2, Tacotron2Config, Tacotron2Output, tacotron2_loss
 from plotting import save_figure
+from synthesize import DTYPES
 
 WARM_UP_STEPS = {"cpu": 1, "cuda": 3}
 MEMORY_STEPS = 2

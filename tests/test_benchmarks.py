@@ -11,8 +11,9 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import common, inference, loader, train_step
-from benchmarks.common import DTYPES, MODELS, OURS, TORCHAUDIO, forward_flops, forward_macs
+from benchmarks.common import MODELS, OURS, TORCHAUDIO, forward_flops, forward_macs
 from model import Tacotron2, Tacotron2Config
+from synthesize import DTYPES
 
 SMALL = {
     "character_embed_dim": 32,

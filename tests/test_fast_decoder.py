@@ -128,10 +128,10 @@ def test_fast_equals_plain_with_dropout_of_the_same_seed(lengths):
     plain_output, plain_gradients = train_step(plain, batch)
     for name, ours, theirs in zip(fast_output._fields, fast_output, plain_output, strict=True):
         assert ours.shape == theirs.shape, name
-        assert (ours - theirs).abs().max() < 1e-5, name
+        assert (ours - theirs).abs().max() < 3e-5, name
     for name, gradient in plain_gradients.items():
         difference = fast_gradients[name] - gradient
-        assert difference.abs().max() < 1e-5, name
+        assert difference.abs().max() < 3e-5, name
         if not name.endswith(".0.bias"):  # 0 but for rounding, before a batch norm
             assert difference.norm() < 5e-5 * gradient.norm(), name
 

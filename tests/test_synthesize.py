@@ -73,6 +73,15 @@ def test_a_sentence_that_stops_is_said_to(checkpoint, tmp_path, capsys):
     assert np.load(tmp_path / "out" / "001.npy").shape == (80, 1)
 
 
+def test_bfloat16_speaks_nearly_what_float32_speaks(checkpoint, tmp_path):
+    speak(checkpoint, tmp_path / "half", "--text", "Hello.", "--dtype", "bfloat16")
+    speak(checkpoint, tmp_path / "full", "--text", "Hello.", "--dtype", "float32")
+    half, full = (np.load(tmp_path / name / "001.npy") for name in ("half", "full"))
+    assert half.dtype == np.float32 and half.shape == full.shape
+    difference = np.abs(half - full).max()
+    assert 0 < difference < 0.05 * np.abs(full).max()
+
+
 def test_the_exported_mel_is_the_natural_log_of_the_spoken_one(checkpoint):
     voice = load_checkpoint(checkpoint)
     result = synthesize.synthesize("Hello.", voice, max_decoder_steps=20, seed=1)
