@@ -8,6 +8,7 @@ scaler, RNG of every process), config.json (all that inference needs) and traine
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import load as load_tensors
+from safetensors import SafetensorError
 
 from dataset import AudioConfig, DataError
 from model import Tacotron2, Tacotron2Config
@@ -23,6 +25,7 @@ from tokenizer import Tokenizer
 
 STATE_FILE = "trainer_state.json"
 TEMPORARY_PREFIX = ".writing_"
+REPLACED_PREFIX = ".writing_replaced_"
 ORDER_FLAGS = ("batch_size", "gradient_accumulation_steps", "seed")  # decide an epoch's batches
 
 
@@ -34,6 +37,7 @@ class TrainerState(NamedTuple):
     step: int  # optimizer steps in all
     epoch_losses: list[float]  # sums over the steps of this epoch, of this process
     history: list[dict]  # losses and scores of each completed epoch
+    epoch_skipped: int = 0  # steps of this epoch that --skip_nonfinite skipped
     best_score: float = -1.0  # of free running, at the end of an epoch
     wandb_run_id: str | None = None
 
@@ -53,38 +57,89 @@ def save_checkpoint(
         DataError: when it cannot be written; nothing of it is left then.
     """
     temporary = path.with_name(TEMPORARY_PREFIX + path.name)
-    error = None
-    if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    try:
+    main = accelerator.is_main_process
+
+    def write_files() -> None:
         accelerator.save_state(str(temporary), safe_serialization=True)
-        if accelerator.is_main_process:
+        if main:
             write_config(temporary, model_config, audio_config, tokenizer)
             content = {**state._asdict(), "train_config": train_config}
             (temporary / STATE_FILE).write_text(json.dumps(content, indent=2))
-            for file in temporary.iterdir():  # on the disk before the name says so
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-    except (OSError, RuntimeError) as caught:
-        error = caught
-    failures = accelerator.reduce(
-        torch.tensor(float(error is not None), device=accelerator.device), "sum"
-    )
-    if failures.item():
-        if accelerator.is_main_process:
+
+    try:
+        # Each only begins when every process has ended the one before it.
+        write_together(accelerator, path, lambda: make_empty(temporary) if main else None)
+        write_together(accelerator, path, write_files)
+        write_together(accelerator, path, lambda: put_in_place(temporary, path) if main else None)
+    except DataError:
+        if main:
             shutil.rmtree(temporary, ignore_errors=True)
-        reason = " ".join(str(error).split())[:200] if error else "another process failed"
+        raise
+
+
+def write_together(accelerator: Accelerator, path: Path, write: Callable[[], None]) -> None:
+    """Calls `write` on every process.
+
+    Raises:
+        DataError: on every process, when one of them could not write.
+    """
+    reason = ""
+    try:
+        write()
+    except (OSError, RuntimeError, SafetensorError) as error:  # the last two: torch, safetensors
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    failures = torch.tensor(float(bool(reason)), device=accelerator.device)
+    if accelerator.reduce(failures, "sum").item():
+        reason = reason or "another process failed"
         raise DataError(f"{path}: the checkpoint could not be written ({reason})")
-    if accelerator.is_main_process:
-        replaced = path.with_name(f"{TEMPORARY_PREFIX}replaced_{path.name}")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if path.exists():
-            os.replace(path, replaced)
-        os.replace(temporary, path)
-        shutil.rmtree(replaced, ignore_errors=True)
-    accelerator.wait_for_everyone()
+
+
+def make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Renames a folder that is written; it is on the disk before its name says so."""
+    for file in [*temporary.iterdir(), temporary]:
+        flush_to_disk(file)
+    replaced = path.with_name(REPLACED_PREFIX + path.name)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if path.exists():
+        os.replace(path, replaced)
+    os.replace(temporary, path)
+    flush_to_disk(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """A file, or which names a folder holds."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Renamed first: killed meanwhile, it leaves no folder that looks like a checkpoint."""
+    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
+    shutil.rmtree(temporary, ignore_errors=True)
+    os.replace(path, temporary)
+    shutil.rmtree(temporary)
+
+
+def clear_remains(folder: Path) -> None:
+    """Removes what a killed run has left half written; one process calls this.
+
+    A checkpoint that was to be replaced, and was killed between its two renamings, comes back.
+    """
+    for replaced in folder.glob(REPLACED_PREFIX + "*"):
+        path = folder / replaced.name.removeprefix(REPLACED_PREFIX)
+        if not path.exists():
+            os.replace(replaced, path)
+    for remains in folder.glob(TEMPORARY_PREFIX + "*"):
+        shutil.rmtree(remains)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -100,7 +155,7 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
     """Removes all but the newest `keep` of the numbered checkpoints."""
     numbered = [path for path in list_checkpoints(folder) if path.name.startswith("checkpoint_")]
     for path in numbered[:-keep]:
-        shutil.rmtree(path)
+        remove_checkpoint(path)
 
 
 def find_checkpoint(folder: Path, name: str) -> Path:

@@ -178,13 +178,13 @@ def alignment_film(
         "duration": [round(1000 * s) for s in seconds],
         "loop": 0,  # for ever
     }
-    _write_whole(path, lambda file: pictures[0].save(file, format="GIF", **options))
+    write_whole(path, lambda file: pictures[0].save(file, format="GIF", **options))
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     """Writes a PNG, whole or not at all; the same figure gives the same bytes."""
     metadata = {"Software": None}  # the default is matplotlib's version
-    _write_whole(path, lambda file: figure.savefig(file, format="png", dpi=DPI, metadata=metadata))
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=DPI, metadata=metadata))
 
 
 def figure_to_array(figure: Figure) -> np.ndarray:
@@ -389,7 +389,7 @@ def _checked_frames(
     return frames
 
 
-def _write_whole(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
+def write_whole(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
     """Writes beside `path` and renames: a reader, or a crash, never meets half a picture."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from config import TrainConfig
 from dataset import AudioConfig, Utterance, mel_to_audio
 from model import Tacotron2
-from plotting import alignment_film, loss_figure, save_figure, summary_figure
+from plotting import alignment_film, loss_figure, save_figure, summary_figure, write_whole
 from synthesize import write_wav
 from tokenizer import Tokenizer
 
@@ -66,9 +66,13 @@ class Meter:
         n_frames: Tensor,
         scalars: dict[str, float],
     ) -> None:
-        """Takes in one step; shows the means when it is time to. Every process calls this."""
-        self.n_steps += 1
-        self.losses = {name: self.losses.get(name, 0.0) + v for name, v in losses.items()}
+        """Takes in one step; shows the means when it is time to. Every process calls this.
+
+        A step that was skipped, on every process, has no losses and no share in the means.
+        """
+        self.n_steps += bool(losses)
+        for name, value in losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + value
         self.n_frames = self.n_frames + n_frames
         self.bar.update()
         to_console = step % self.config.console_out_iters == 0
@@ -76,7 +80,7 @@ class Meter:
         if not (to_console or to_wandb):
             return
         sums = torch.tensor(list(self.losses.values()), device=self.accelerator.device)
-        means = (self.accelerator.reduce(sums, "mean") / self.n_steps).tolist()
+        means = (self.accelerator.reduce(sums, "mean") / max(self.n_steps, 1)).tolist()
         means = dict(zip(self.losses, means, strict=True))
         frames_per_second = float(self.n_frames) / (time.perf_counter() - self.since)
         if to_console and self.accelerator.is_main_process:
@@ -118,6 +122,9 @@ def draw_sample(
 
     Returns:
         The files' paths: teacher_forced, free_running, audio.
+
+    Raises:
+        OSError: when one cannot be written; nothing half written is left.
     """
     device = next(model.parameters()).device
     tokens, mel = utterance.tokens[None].to(device), utterance.mel[None].to(device)
@@ -144,12 +151,17 @@ def draw_sample(
     }
     wav = mel_to_audio(free.mels[0].float(), audio_config, n_iter=30).cpu()
     write_wav(files["audio"], wav, audio_config.sampling_rate)
-    np.savez_compressed(
-        f"{stem}.npz",
-        alignment=forced.alignments[0].float().cpu().numpy().astype(np.float16),
-        mel=forced.mels_after[0].float().cpu().numpy().astype(np.float16),
-    )
+    arrays = {
+        "alignment": forced.alignments[0].float().cpu().numpy().astype(np.float16),
+        "mel": forced.mels_after[0].float().cpu().numpy().astype(np.float16),
+    }
+    write_whole(f"{stem}.npz", lambda path: save_arrays(path, arrays))
     return files
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with open(path, "wb") as file:  # given a name, savez would add .npz to it
+        np.savez_compressed(file, **arrays)
 
 
 def make_film(folder: str | Path, history: list[dict], text: str, hop_seconds: float) -> None:

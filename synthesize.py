@@ -8,8 +8,8 @@ Griffin-Lim's. `load_checkpoint` and `synthesize` are what inference.ipynb calls
 """
 
 import argparse
+import io
 import json
-import os
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import asdict, fields
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dataset import AudioConfig, DataError, mel_to_audio, to_log_mel
 from model import Tacotron2, Tacotron2Config
-from plotting import save_figure, summary_figure
+from plotting import save_figure, summary_figure, write_whole
 from tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
@@ -162,13 +162,14 @@ def synthesize(
 
 
 def write_wav(path: str | Path, wav: Tensor, sampling_rate: int) -> None:
-    """16-bit wav, written whole or not at all."""
-    temporary = Path(f"{path}.tmp")
-    try:
-        soundfile.write(temporary, wav.numpy(), sampling_rate, "PCM_16", format="WAV")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """16-bit wav, written whole or not at all.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    content = io.BytesIO()  # soundfile itself does not say what a full disk is
+    soundfile.write(content, wav.numpy(), sampling_rate, "PCM_16", format="WAV")
+    write_whole(path, lambda temporary: temporary.write_bytes(content.getvalue()))
 
 
 def write_synthesis(

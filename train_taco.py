@@ -14,14 +14,13 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -31,11 +30,13 @@ from torch.utils.data import DataLoader
 
 from checkpoints import (
     TrainerState,
+    clear_remains,
     find_checkpoint,
     list_changed_flags,
     list_checkpoints,
     load_checkpoint_state,
     prune_checkpoints,
+    remove_checkpoint,
     save_checkpoint,
     warm_start,
 )
@@ -113,12 +114,18 @@ def read_groups(loader: DataLoader, size: int) -> Iterator[list[Batch] | DataErr
     """
     group: list[Batch] = []
     batches = iter(loader)
+    # torch has a loader process's death raised wherever the main thread is, in the middle of an
+    # optimizer step or a checkpoint. Without its handler, a batch that does not come raises it.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     while True:
         try:
             batch = next(batches, None)
         except (DataError, RuntimeError, OSError) as error:
             # A loader process sends its traceback along; the last line is the message.
-            yield DataError(str(error).strip().split("\n")[-1].removeprefix("dataset.DataError: "))
+            reason = str(error).strip().split("\n")[-1].removeprefix("dataset.DataError: ")
+            if reason.endswith("exited unexpectedly"):
+                reason += "; it was killed, or memory ran out"
+            yield DataError(reason)
             return
         if batch is not None:
             group.append(batch)
@@ -160,6 +167,27 @@ def agree(run: "Run", *votes: bool) -> list[bool]:
     return (run.accelerator.reduce(counts, "sum") > 0).tolist()
 
 
+def raise_together(run: Run, error: Any) -> None:
+    """Every process calls this. When `error` is a DataError on any of them, all raise one."""
+    broken = isinstance(error, DataError)
+    if agree(run, broken)[0]:
+        raise error if broken else DataError("another process cannot go on; see its message")
+
+
+def save_and_raise(run: Run, state: TrainerState, error: DataError) -> NoReturn:
+    """Ends the run, on every process, with a checkpoint of what came before the error.
+
+    Raises:
+        DataError: always.
+    """
+    name = f"checkpoint_{state.epoch}_step_{state.step}"
+    try:
+        save(run, state, name)
+    except DataError as second:
+        raise DataError(f"{error}; besides, {second}") from None
+    raise DataError(f"{error}; {name} holds the run before it") from None
+
+
 def forward_losses(run: Run, batch: Batch, n_frames: Tensor, guided_weight: float) -> dict:
     """Teacher-forced losses of a batch, and its output under "output"."""
     device = run.accelerator.device
@@ -190,14 +218,18 @@ def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, flo
     """One optimizer step on all of `batches`: losses by name, number of frames, gradient norm.
 
     The losses are means over the valid frames of all batches on all processes, so that neither
-    how many processes there are nor how a batch is cut up changes the gradient.
+    how many processes there are nor how a batch is cut up changes the gradient. With
+    --skip_nonfinite, a step that is skipped has no losses.
+
+    Raises:
+        DataError: on every process, when a loss or gradient is not finite, without
+            --skip_nonfinite. The run then stands where it stood before the step.
     """
     n_frames = count_frames(run, batches)
     decay = 1.0 - step / max(run.config.guided_attention_steps, 1)
     guided_weight = run.config.guided_attention_weight * max(decay, 0.0)
     totals = torch.zeros(len(LOSSES), device=run.accelerator.device)
-    # A forward pass on bad data also spoils the running means of the batch norms.
-    buffers = [(b, b.clone()) for b in run.model.buffers()] if run.config.skip_nonfinite else []
+    put_back = remember(run)
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
@@ -212,16 +244,38 @@ def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, flo
     # With fp16 the scaler itself skips steps whose gradients overflow, and lowers its scale.
     fp16 = run.accelerator.mixed_precision == "fp16"
     finite = math.isfinite(losses[0]) and (fp16 or math.isfinite(grad_norm))
+    named_losses = dict(zip(LOSSES, losses, strict=True))
     if agree(run, not finite)[0]:
+        put_back()
         refuse_nonfinite(run, batches, step, losses[0])
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        losses = [0.0] * len(LOSSES)
+        if fp16:  # clipping has told the scaler of this step, and it waits for its end
+            run.accelerator.scaler.update()
+        named_losses = {}
     else:
         run.optimizer.step()
     run.optimizer.zero_grad()
     run.scheduler.step()
-    return dict(zip(LOSSES, losses, strict=True)), n_frames, grad_norm
+    return named_losses, n_frames, grad_norm
+
+
+def remember(run: Run) -> Callable[[], None]:
+    """What a step changes before its loss is known; calling the result puts it back.
+
+    A forward pass on bad data also spoils the running means of the batch norms.
+    """
+    device = run.accelerator.device
+    buffers = [(buffer, buffer.clone()) for buffer in run.model.buffers()]
+    random_state = torch.get_rng_state()
+    cuda_random_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def put_back() -> None:
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        torch.set_rng_state(random_state)
+        if cuda_random_state is not None:
+            torch.cuda.set_rng_state(cuda_random_state, device)
+
+    return put_back
 
 
 def refuse_nonfinite(run: Run, batches: list[Batch], step: int, loss: float) -> None:
@@ -240,12 +294,18 @@ def refuse_nonfinite(run: Run, batches: list[Batch], step: int, loss: float) -> 
 
 @torch.no_grad()
 def validate(run: Run) -> dict[str, float]:
-    """Losses and alignment scores over the whole validation set, each clip counted once."""
+    """Losses and alignment scores over the whole validation set, each clip counted once.
+
+    Raises:
+        DataError: on every process, when one of them cannot read a clip.
+    """
     run.model.eval()
     sums = torch.zeros(len(LOSSES) + 3, device=run.accelerator.device)
     weights = torch.zeros(2, device=run.accelerator.device)  # frames, clips
     one = torch.ones((), device=run.accelerator.device)
-    for batch in make_loader(run, run.val_set, shuffle=False):
+    for group in read_groups(make_loader(run, run.val_set, shuffle=False), 1):
+        raise_together(run, group)
+        batch = group[0]
         losses = forward_losses(run, batch, one, guided_weight=0.0)  # sums over frames
         scores = alignment_scores(
             losses["output"].alignments, batch.token_lengths, batch.mel_lengths
@@ -269,9 +329,14 @@ def speak_freely(run: Run) -> dict[str, float]:
     n_clips = min(run.config.free_running_clips, len(run.val_set))
     picked = [round(i * (len(run.val_set) - 1) / max(n_clips - 1, 1)) for i in range(n_clips)]
     mine = picked[run.accelerator.process_index :: run.accelerator.num_processes]
+    clips, unread = [], None
+    try:
+        clips = [run.val_set[i] for i in mine]
+    except DataError as error:
+        unread = error
+    raise_together(run, unread)
     sums = torch.zeros(6, device=run.accelerator.device)
     if mine:
-        clips = [run.val_set[i] for i in mine]
         batch = TTSCollator(run.audio_config, run.tokenizer)(clips)
         model = run.accelerator.unwrap_model(run.model).eval()
         limit = min(run.config.max_decoder_steps, 2 * batch.mels.shape[1] + 100)
@@ -284,6 +349,17 @@ def speak_freely(run: Run) -> dict[str, float]:
     *sums, n_scored = run.accelerator.reduce(sums, "sum").tolist()
     names = ("focus", "coverage", "monotonicity", "stopped", "score")
     return {f"free_{name}": value / n_scored for name, value in zip(names, sums, strict=True)}
+
+
+def leave(accelerator: Accelerator) -> None:
+    """Ends the process group, at the end of a run or when all have stopped for a signal.
+
+    The pause is for gloo's thread, which needs Python's lock to let go of its last tensors, while
+    the group's destructor holds that lock and waits for the thread.
+    """
+    accelerator.wait_for_everyone()
+    time.sleep(0.2)
+    accelerator.end_training()
 
 
 def train_epoch(
@@ -300,7 +376,7 @@ def train_epoch(
 
     Raises:
         Interrupted: when a signal asked for the end, after writing a checkpoint.
-        DataError: when a clip cannot be read, after writing a checkpoint.
+        DataError: when a clip cannot be read or a step is not finite, after writing a checkpoint.
     """
     config = run.config
     loader = make_loader(
@@ -314,22 +390,29 @@ def train_epoch(
         run.accelerator, config, run.wandb, state.epoch, state.epoch_step, run.steps_per_epoch
     )
     for batches in read_groups(loader, config.gradient_accumulation_steps):
-        broken = isinstance(batches, DataError)
         minutes = (time.monotonic() - saved_at) / 60
         due = config.checkpoint_minutes is not None and minutes >= config.checkpoint_minutes
-        broken_anywhere, stop, due = agree(run, broken, interrupt.pending, due)
-        if broken_anywhere or stop or due:
+        stop, due = agree(run, interrupt.pending, due)
+        if stop or due:
             name = f"checkpoint_{state.epoch}_step_{state.step}"
             save(run, state, name)
             saved_at = time.monotonic()
-        if broken_anywhere:
-            raise batches if broken else DataError("another process could not read a clip")
         if stop:
+            leave(run.accelerator)
             raise Interrupted(name)
-        losses, n_frames, grad_norm = train_step(run, batches, state.step)
-        sums = [a + b for a, b in zip(state.epoch_losses, losses.values(), strict=True)]
+        try:
+            raise_together(run, batches)
+            losses, n_frames, grad_norm = train_step(run, batches, state.step)
+        except DataError as error:
+            save_and_raise(run, state, error)
+        sums = state.epoch_losses
+        if losses:
+            sums = [a + b for a, b in zip(sums, losses.values(), strict=True)]
         state = state._replace(
-            epoch_step=state.epoch_step + 1, step=state.step + 1, epoch_losses=sums
+            epoch_step=state.epoch_step + 1,
+            step=state.step + 1,
+            epoch_losses=sums,
+            epoch_skipped=state.epoch_skipped + (not losses),
         )
         scalars = {"learning_rate": run.scheduler.get_last_lr()[0], "grad_norm": grad_norm}
         meter.update(state.epoch_step, state.step, losses, n_frames, scalars)
@@ -338,12 +421,17 @@ def train_epoch(
 
 
 def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
-    """Validation, pictures and logs after the last step of an epoch."""
+    """Validation, pictures and logs after the last step of an epoch.
+
+    Raises:
+        DataError: on every process, when a clip cannot be read or a picture not be written.
+    """
     epoch = state.epoch + 1
     sums = torch.tensor(state.epoch_losses, device=run.accelerator.device)
-    means = run.accelerator.reduce(sums, "mean") / state.epoch_step
+    means = run.accelerator.reduce(sums, "mean") / (state.epoch_step - state.epoch_skipped)
     train_means = {f"train_{k}": v for k, v in zip(LOSSES, means.tolist(), strict=True)}
     # Validation draws the same dropout every time and leaves training's random numbers alone.
+    unwritten = None
     devices = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(run.config.seed)
@@ -351,15 +439,22 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
         row |= speak_freely(run)
         if run.accelerator.is_main_process:
             model = run.accelerator.unwrap_model(run.model).eval()
-            files = draw_sample(
-                model, run.sample, run.audio_config, run.tokenizer, run.config.max_decoder_steps,
-                run.config.save_audio_gen, epoch,
-            )  # fmt: skip
+            try:
+                files = draw_sample(
+                    model, run.sample, run.audio_config, run.tokenizer,
+                    run.config.max_decoder_steps, run.config.save_audio_gen, epoch,
+                )  # fmt: skip
+            except (DataError, OSError) as error:
+                unwritten = DataError(f"the pictures of epoch {epoch} cannot be written: {error}")
             model.train()
+        raise_together(run, unwritten)
+    row["skipped_steps"] = state.epoch_skipped
     row["learning_rate"] = run.scheduler.get_last_lr()[0]
     if run.accelerator.is_main_process:
         shown = [name for name in row if name.startswith(("val_", "free_"))]
         shown = "  ".join(f"{name} {row[name]:.3f}" for name in shown)
+        if state.epoch_skipped:
+            shown += f"  skipped_steps {state.epoch_skipped}"
         print(f"epoch {epoch} done  train_loss {row['train_loss']:.3f}  {shown}", flush=True)
         if run.wandb:
             log_validation(run.wandb, row, files, run.audio_config.sampling_rate)
@@ -367,6 +462,7 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
         epoch=epoch,
         epoch_step=0,
         epoch_losses=[0.0] * len(LOSSES),
+        epoch_skipped=0,
         history=[*state.history, row],
     )
 
@@ -405,6 +501,9 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
     """
     config, audio_config, model_config = configs
     folder = Path(config.working_directory) / config.experiment_name
+    if accelerator.is_main_process:
+        clear_remains(folder)
+    accelerator.wait_for_everyone()
     resumed = None
     if config.resume_from_checkpoint:
         resumed = find_checkpoint(folder, config.resume_from_checkpoint)
@@ -421,7 +520,7 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
     if accelerator.is_main_process:
         if not resumed:
             for path in list_checkpoints(folder):
-                shutil.rmtree(path)
+                remove_checkpoint(path)
         folder.mkdir(parents=True, exist_ok=True)
         Path(config.save_audio_gen).mkdir(parents=True, exist_ok=True)
 
@@ -462,17 +561,6 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
     return run, state
 
 
-def leave(accelerator: Accelerator) -> None:
-    """Ends the process group, when every process has come here.
-
-    The pause is for gloo's thread, which needs Python's lock to let go of its last tensors, while
-    the group's destructor holds that lock and waits for the thread.
-    """
-    accelerator.wait_for_everyone()
-    time.sleep(0.2)
-    accelerator.end_training()
-
-
 def train(configs: tuple) -> None:
     """The run from its first step, or from a checkpoint, to `final_checkpoint`.
 
@@ -493,7 +581,10 @@ def train(configs: tuple) -> None:
     saved_at = time.monotonic()
     while state.epoch < config.training_epochs:
         state, saved_at = train_epoch(run, state, interrupt, saved_at)
-        state = finish_epoch(run, state)
+        try:
+            state = finish_epoch(run, state)
+        except DataError as error:
+            save_and_raise(run, state, error)
         score = state.history[-1]["free_score"]
         if score > state.best_score:
             state = state._replace(best_score=score)
@@ -519,7 +610,7 @@ def main(argv: list[str] | None = None) -> None:
     except Interrupted as stop:
         if PartialState().is_main_process:
             print(f"stopped, {stop} written: go on with --resume_from_checkpoint latest")
-    except DataError as error:
+    except (DataError, OSError) as error:
         sys.exit(f"train_taco.py: {error}")
 
 

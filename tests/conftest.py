@@ -61,13 +61,12 @@ def speak(text: str) -> np.ndarray:
     return np.concatenate(chords)
 
 
-@pytest.fixture(scope="session")
-def tiny_corpus(tmp_path_factory) -> TinyCorpus:
-    folder = tmp_path_factory.mktemp("tiny_corpus")
+def make_tiny_corpus(folder: Path) -> TinyCorpus:
+    """The corpus in a folder, which is made when it is missing."""
     corpus = TinyCorpus(
         folder, folder / "metadata.csv", folder / "wavs", folder / "train.csv", folder / "test.csv"
     )
-    corpus.wavs.mkdir()
+    corpus.wavs.mkdir(parents=True)
     rows = []
     for i, text in enumerate(SENTENCES):
         path = corpus.wavs / f"tiny-{i:02d}.wav"
@@ -80,6 +79,11 @@ def tiny_corpus(tmp_path_factory) -> TinyCorpus:
     manifest[:-N_TEST_CLIPS].to_csv(corpus.train_manifest, index=False)
     manifest[-N_TEST_CLIPS:].to_csv(corpus.test_manifest, index=False)
     return corpus
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory) -> TinyCorpus:
+    return make_tiny_corpus(tmp_path_factory.mktemp("tiny_corpus"))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """What a run leaves behind when it is stopped, killed or fed something broken."""
 
+import gc
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -14,16 +16,25 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
+from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 import train_taco
-from checkpoints import find_checkpoint, list_checkpoints
+from checkpoints import (
+    TrainerState,
+    clear_remains,
+    find_checkpoint,
+    list_changed_flags,
+    list_checkpoints,
+)
 from config import parse_args
-from test_train_taco import REPO, assert_same_checkpoint, launch, run_flags
+from dataset import DataError
+from test_train_taco import REPO, assert_same_checkpoint, launch, launcher_words, run_flags
 
 
-def start(flags):
-    """train_taco.py itself, without a launcher between it and the signals."""
-    command = [sys.executable, "-u", str(REPO / "train_taco.py"), *flags]
+def start(flags, script=(str(REPO / "train_taco.py"),)):
+    """train_taco.py itself, without a launcher between it and the signals, or another script."""
+    command = [sys.executable, "-u", *script, *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(
         command, cwd=REPO, env=environment, text=True,
@@ -70,21 +81,119 @@ def test_a_signal_ends_with_a_checkpoint_that_resumes_exactly(
     assert_same_checkpoint(tmp_path / "work" / "tiny" / "final_checkpoint", straight)
 
 
-def test_kill_9_leaves_the_checkpoint_before_it(many_steps, tmp_path):
-    corpus, straight = many_steps
-    flags = run_flags(corpus, tmp_path, "--checkpoint_minutes", 0.002)
-    process = start(flags)
-    wait_for_line(process, "step 16/27")
-    process.kill()
-    process.communicate()
-    folder = tmp_path / "work" / "tiny"
-    assert list_checkpoints(folder), "a checkpoint fell due before step 16"
-    resume = [*run_flags(corpus, tmp_path), "--resume_from_checkpoint", "latest"]
-    refused = launch([*resume, "--batch_size", "3"], check=False)
-    assert refused.returncode != 0 and "--batch_size was 2 and is now 3" in refused.stderr
-    done = launch([*resume, "--console_out_iters", "3"])
-    assert "--console_out_iters was 2 and is now 3" in done.stdout
-    assert_same_checkpoint(folder / "final_checkpoint", straight)
+def test_two_processes_stop_together_and_resume_exactly(many_steps, tmp_path):
+    """The signal goes to the launcher, which passes it to each process and its loaders."""
+    flags = ["--training_epochs", 1, "--num_workers", 1]
+    straight = run_flags(many_steps[0], tmp_path / "straight", *flags)
+    done = launch(straight, processes=2)
+    assert done.stdout.count("epoch 1 done") == 1, "only one process reports"
+    flags = run_flags(many_steps[0], tmp_path / "stopped", *flags)
+    process = start(flags, [*launcher_words(2), str(REPO / "train_taco.py")])
+    wait_for_line(process, "step 4/14")
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=180)
+    assert output.count("go on with --resume_from_checkpoint latest") == 1, errors
+    folder = tmp_path / "stopped" / "work" / "tiny"
+    assert [path.name[:18] for path in list_checkpoints(folder)] == ["checkpoint_0_step_"]
+    launch([*flags, "--resume_from_checkpoint", "latest"], processes=2)
+    final = folder / "final_checkpoint"
+    assert (final / "random_states_1.pkl").is_file()
+    assert_same_checkpoint(final, tmp_path / "straight" / "work" / "tiny" / "final_checkpoint")
+
+
+SLOW_STEP = """
+import sys, time
+import train_taco
+
+def train_step(*_):
+    print("in a step", flush=True)
+    time.sleep(600)
+
+train_taco.train_step = train_step
+train_taco.main(sys.argv[1:])
+"""
+
+
+def test_a_second_signal_ends_at_once_unless_it_is_the_first_passed_on(tiny_corpus, tmp_path):
+    process = start(run_flags(tiny_corpus, tmp_path), ["-c", SLOW_STEP])
+    wait_for_line(process, "in a step")
+    for _ in range(2):  # a launcher passes a signal on that has reached every process already
+        process.send_signal(signal.SIGTERM)
+    time.sleep(2.5)
+    assert process.poll() is None, "the step is finished first"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert list((tmp_path / "work" / "tiny").iterdir()) == []
+
+
+def test_kill_9_at_any_moment():
+    """A short run of the script that a user can run for longer."""
+    command = [sys.executable, str(REPO / "tests" / "kill_and_resume.py"), "--times", "2"]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 kills" in done.stdout and "all with the same final checkpoint" in done.stdout
+
+
+def test_a_kill_between_the_two_renamings_of_a_checkpoint_loses_neither(tmp_path):
+    for name in ("best_checkpoint", "checkpoint_1"):
+        (tmp_path / f".writing_replaced_{name}").mkdir()
+        (tmp_path / f".writing_{name}").mkdir()
+        (tmp_path / f".writing_replaced_{name}" / "old").touch()
+    (tmp_path / "checkpoint_1").mkdir()
+    (tmp_path / "checkpoint_1" / "new").touch()
+    clear_remains(tmp_path)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "best_checkpoint", "best_checkpoint/old", "checkpoint_1", "checkpoint_1/new"
+    ]  # fmt: skip
+
+
+def test_flags_that_would_reorder_a_begun_epoch_are_refused(tmp_path):
+    flags = {"batch_size": 2, "console_out_iters": 5, "seed": 42}
+    for epoch_step in (0, 3):
+        state = TrainerState(1, epoch_step, 8, epoch_losses=[], history=[])
+        content = {**state._asdict(), "train_config": flags}
+        (tmp_path / "trainer_state.json").write_text(json.dumps(content))
+        changed = list_changed_flags(tmp_path, {**flags, "console_out_iters": 3})
+        assert changed == ["--console_out_iters was 5 and is now 3"]
+        if epoch_step == 0:
+            assert list_changed_flags(tmp_path, {**flags, "batch_size": 3})
+        else:
+            with pytest.raises(DataError, match="--batch_size was 2 and is now 3"):
+                list_changed_flags(tmp_path, {**flags, "batch_size": 3})
+
+
+def test_a_loader_process_that_is_killed_ends_the_run_with_a_checkpoint(many_steps, tmp_path):
+    corpus, _ = many_steps
+    process = start(run_flags(corpus, tmp_path, "--num_workers", 2))
+    wait_for_line(process, "step 4/27")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    message = [line for line in errors.split("\n") if line.startswith("train_taco.py: ")]
+    assert len(message) == 1 and children[0] in message[0] and "Traceback" not in errors
+    checkpoint = find_checkpoint(tmp_path / "work" / "tiny", "latest")
+    assert checkpoint.name in message[0] and "killed" in message[0]
+    assert json.loads((checkpoint / "trainer_state.json").read_text())["epoch_step"] >= 4
+
+
+def test_nothing_is_left_open_from_epoch_to_epoch(tiny_corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    configs = parse_args(run_flags(tiny_corpus, tmp_path, "--num_workers", 1), "")
+    run, state = train_taco.prepare(configs, Accelerator(step_scheduler_with_optimizer=False))
+    quiet, counts = SimpleNamespace(pending=False), []
+    for _ in range(2):
+        state, _ = train_taco.train_epoch(run, state, quiet, time.monotonic())
+        state = train_taco.finish_epoch(run, state)
+        gc.collect()
+        n_figures = sum(issubclass(type(thing), Figure) for thing in gc.get_objects())
+        n_files = len(list(Path("/proc/self/fd").iterdir()))
+        counts.append((n_figures, n_files, len(multiprocessing.active_children())))
+    assert counts[0] == counts[1] and counts[0][2] == 0
+    assert pyplot.get_fignums() == []
 
 
 def test_checkpoint_minutes_count_across_epochs(tiny_corpus, tmp_path, monkeypatch):

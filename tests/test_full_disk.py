@@ -1,0 +1,87 @@
+"""A disk that takes no more: one sentence, and no half a checkpoint or picture."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from accelerate import Accelerator
+
+import train_taco
+from checkpoints import find_checkpoint, read_state
+from config import parse_args
+from dataset import DataError
+from kill_and_resume import differences
+from test_train_taco import REPO, launch, run_flags
+
+
+@pytest.fixture
+def largest_file():
+    """Sets the size in bytes at which writing a file fails, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda n_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_is_whole_or_not_there(tiny_corpus, tmp_path, monkeypatch, largest_file):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    configs = parse_args(run_flags(tiny_corpus, tmp_path), "")
+    run, state = train_taco.prepare(configs, Accelerator(step_scheduler_with_optimizer=False))
+    state, _ = train_taco.train_epoch(run, state, SimpleNamespace(pending=False), time.monotonic())
+    train_taco.save(run, state, "checkpoint_1")
+    saved = run.folder / "checkpoint_1"
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    sizes = {path.name: path.stat().st_size for path in saved.iterdir()}
+    assert sizes["optimizer.bin"] / 2 > sizes["model.safetensors"], "each is what fails once"
+    # Written by safetensors, by torch.save, and by Python.
+    for name in ("model.safetensors", "optimizer.bin", "trainer_state.json"):
+        if name == "trainer_state.json":
+            long_ago = [{"epoch": 0, "note": "x" * 2 * sizes["optimizer.bin"]}]
+            state = state._replace(history=long_ago)
+            largest_file(sizes["optimizer.bin"] + 1000)
+        else:
+            largest_file(sizes[name] // 2)
+        for target in ("checkpoint_1", "checkpoint_2"):
+            with pytest.raises(DataError, match=f"{target}: the checkpoint could not be written"):
+                train_taco.save(run, state, target)
+        assert [path.name for path in run.folder.iterdir()] == ["checkpoint_1"], name
+        assert differences(saved, copy) == []
+
+
+def test_training_ends_with_one_sentence(tiny_corpus, tmp_path):
+    flags = run_flags(tiny_corpus, tmp_path, "--checkpoint_minutes", 1e-7)
+    command = [sys.executable, str(REPO / "train_taco.py"), *flags]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 16; exec "$@"', "bash", *command], cwd=REPO,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("train_taco.py: ") and done.stderr.count("\n") == 1
+    assert "could not be written" in done.stderr and "too large" in done.stderr
+    assert list((tmp_path / "work" / "tiny").iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_written_costs_no_training(tiny_corpus, tmp_path):
+    flags = run_flags(tiny_corpus, tmp_path, "--training_epochs", 1)
+    in_the_way = tmp_path / "samples" / "epoch_1_free_running.wav"
+    in_the_way.mkdir(parents=True)
+    done = launch(flags, check=False)
+    assert done.returncode == 1, done.stderr
+    message = [line for line in done.stderr.split("\n") if line.startswith("train_taco.py: ")]
+    assert len(message) == 1 and in_the_way.name in message[0] and "Traceback" not in done.stderr
+    assert {path.name for path in in_the_way.parent.iterdir()} == {
+        "epoch_1_teacher_forced.png", "epoch_1_free_running.png", in_the_way.name
+    }  # fmt: skip
+    folder = tmp_path / "work" / "tiny"
+    assert find_checkpoint(folder, "latest").name == "checkpoint_0_step_5"
+    in_the_way.rmdir()
+    launch([*flags, "--resume_from_checkpoint", "latest"])
+    state, _ = read_state(folder / "final_checkpoint")
+    assert (state.epoch, state.step, len(state.history)) == (1, 5, 1)
+    differing = differences(folder / "checkpoint_0_step_5", folder / "final_checkpoint")
+    assert all(name.startswith("trainer_state.json") for name in differing), "nothing trained twice"
