@@ -36,6 +36,7 @@ class TrainerState(NamedTuple):
     history: list[dict]  # losses and scores of each completed epoch
     best_score: float = -1.0  # of free running, at the end of an epoch
     wandb_run_id: str | None = None
+    alignment_judged: bool = False  # whether a missing alignment has been looked for
 
 
 def save_checkpoint(

@@ -252,8 +252,8 @@ def print_report(report: dict[str, float]) -> None:
 
 
 def draw_worst(worst: list[Judged], voice: Voice, folder: str) -> None:
-    """worst_1.png and so on: the recording's mel, the spoken mel, and its alignment."""
-    for old in Path(folder).glob("worst_*.png"):
+    """worst_1.png and so on, in place of older ones: both mels, and the spoken one's alignment."""
+    for old in Path(folder).glob("worst_[0-9]*.png"):
         old.unlink()
     for number, clip in enumerate(worst, start=1):
         ending = "stopped by itself" if clip.row["stopped"] else "reached the limit"
