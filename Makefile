@@ -15,7 +15,7 @@ DEMO_FLAGS := \
 	--path_to_train_manifest $(DEMO)/train_metadata.csv \
 	--path_to_val_manifest $(DEMO)/test_metadata.csv \
 	--training_epochs 10 --batch_size 16 --learning_rate 0.002 --min_learning_rate 1e-4 \
-	--checkpoint_epochs 5 --console_out_iters 20 --num_workers 0 \
+	--checkpoint_epochs 5 --console_out_iters 20 --num_workers 0 --alignment_warning_steps 200 \
 	--character_embed_dim 128 --encoder_embed_dim 128 --decoder_rnn_embed_dim 256 \
 	--decoder_prenet_dim 64 --attention_dim 64 --decoder_postnet_n_filters 128
 
@@ -24,13 +24,14 @@ DEMO_FLAGS := \
 demo: $(DEMO)/report.json
 	@cat $(DEMO)/report.txt
 	@echo
-	@echo "Look at    $(DEMO)/validation/alignment.gif, $(DEMO)/validation/loss.png, $(DEMO)/spoken/*.png"
+	@echo "Look at    $(DEMO)/validation/alignment.gif, $(DEMO)/validation/loss.png, $(DEMO)/spoken/*.png, $(DEMO)/worst/*.png"
 	@echo "Listen to  $(DEMO)/spoken/*.wav"
 
 $(DEMO)/report.json: $(DEMO)/spoken/done
 	$(BIN)/python evaluate.py --checkpoint $(DEMO_CHECKPOINT) \
 		--path_to_manifest $(DEMO)/test_metadata.csv \
-		--word_times $(DEMO)/corpus/word_times.json --output_json $@ > $(DEMO)/report.txt
+		--word_times $(DEMO)/corpus/word_times.json --output_json $@ \
+		--output_csv $(DEMO)/clips.csv --save_worst $(DEMO)/worst > $(DEMO)/report.txt
 
 $(DEMO)/spoken/done: $(DEMO_CHECKPOINT)/model.safetensors
 	$(BIN)/python synthesize.py --checkpoint $(DEMO_CHECKPOINT) --output_dir $(DEMO)/spoken --text \

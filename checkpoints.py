@@ -40,6 +40,7 @@ class TrainerState(NamedTuple):
     epoch_skipped: int = 0  # steps of this epoch that --skip_nonfinite skipped
     best_score: float = -1.0  # of free running, at the end of an epoch
     wandb_run_id: str | None = None
+    alignment_judged: bool = False  # whether a missing alignment has been looked for
 
 
 def save_checkpoint(

@@ -35,6 +35,9 @@ class TrainConfig:
     guided_attention_weight: Annotated[float, "guided attention's weight at step 0; 0 is off"] = 1.0
     guided_attention_sigma: Annotated[float, "width of its diagonal, share of the clip"] = 0.4
     guided_attention_steps: Annotated[int, "step at which its weight has fallen to 0"] = 300
+    alignment_warning_steps: Annotated[
+        int, "steps without guided attention after which a missing alignment is said; 0 is off"
+    ] = 2000
     console_out_iters: Annotated[int, "steps between two lines of losses"] = 5
     wandb_log_iters: Annotated[int, "steps between two points in wandb"] = 5
     checkpoint_epochs: Annotated[int, "epochs between two checkpoints"] = 25
@@ -61,7 +64,7 @@ class TrainConfig:
             ),
             **dict.fromkeys(
                 ("weight_decay", "guided_attention_weight", "guided_attention_steps",
-                 "num_workers", "seed", "start_decay_epochs"), 0
+                 "alignment_warning_steps", "num_workers", "seed", "start_decay_epochs"), 0
             ),
         }  # fmt: skip
         for name, bound in least.items():

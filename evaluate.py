@@ -1,13 +1,16 @@
 """Judges a checkpoint by what it says on its own, over a manifest.
 
     python evaluate.py --checkpoint work_dir/tacotron2/final_checkpoint \
-        --path_to_manifest data/test_metadata.csv --output_json report.json
+        --path_to_manifest data/test_metadata.csv --output_json report.json \
+        --output_csv clips.csv --save_worst worst
 
-Free running: which share of the clips stops by itself, and how their lengths compare with the
-recordings'. Teacher forced: how sharp the alignment is (focus), which share of the characters it
-visits (coverage), which share of its steps does not go back (monotonicity). With a corpus that
-knows when its words are spoken (`--word_times`, as make_demo_corpus.py writes it), also the error
-of every word's start, beside that of a straight diagonal, which is what a fake alignment scores.
+Free running and teacher forced: how sharp the alignment is (focus), which share of the characters
+it visits (coverage), which share of its steps does not go back (monotonicity). Free running: which
+share of the clips stops by itself, how their lengths compare with the recordings', one score of
+all these, and how far the mel is from the recording's (mel-cepstral distortion). With a corpus
+that knows when its words are spoken (`--word_times`, as make_demo_corpus.py writes it), also the
+error of every word's start, beside that of a straight diagonal, which is what a fake alignment
+scores.
 """
 
 import argparse
@@ -15,19 +18,34 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import librosa.sequence
 import numpy as np
+import pandas as pd
+import scipy.fft
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dataset import BatchSampler, DataError, TTSCollator, TTSDataset
+from dataset import (
+    AudioConfig,
+    Batch,
+    BatchSampler,
+    DataError,
+    TTSCollator,
+    TTSDataset,
+    to_log_mel,
+)
 from model import InferenceOutput
+from plotting import save_figure, summary_figure
 from synthesize import MAX_DECODER_STEPS, Voice, load_checkpoint
 from tokenizer import clean_text
 
+ALIGNMENT_SCORES = ("focus", "coverage", "monotonicity")
 COVERED = 0.5  # frames' worth of attention that counts a character as visited
 LENGTH_TOLERANCE = 0.15  # share of the recording's length
+N_CEPSTRA = 13  # c_1 to c_13; c_0 is loudness
 
 
 def alignment_scores(
@@ -70,6 +88,33 @@ def free_running_scores(output: InferenceOutput, token_lengths: Tensor) -> dict[
     return scores
 
 
+def mel_cepstral_distortion(mel: Tensor, reference: Tensor, audio_config: AudioConfig) -> float:
+    """Mel-cepstral distortion in dB between two mels, stretched in time to fit each other.
+
+    (10 / ln 10) sqrt(2 sum (c_k - c'_k)^2) over k = 1..13, mean over the path that dynamic time
+    warping finds. c is the DCT-II of the natural-log mel, scaled to be the amplitudes of its
+    cosines, so that the result is the root mean square in dB between two smoothed spectra.
+    Comparable at the same sampling_rate, num_mels, n_fft, window_size, hop_size, fmin, fmax and
+    min_db; not with figures of papers, whose cepstra come from other analyses.
+
+    Args:
+        mel, reference: (T_mel, num_mels) as audio_config scales them, of any two lengths.
+
+    Raises:
+        DataError: when a value is not finite.
+    """
+    log_mels = [to_log_mel(x.float().cpu(), audio_config).numpy() for x in (mel, reference)]
+    if not all(np.isfinite(log_mel).all() for log_mel in log_mels):
+        raise DataError("a mel holds values that are not finite: the model is broken")
+    # An orthonormal transform of n values is sqrt(n / 2) times the cosines' amplitudes.
+    cepstra = [
+        scipy.fft.dct(log_mel, norm="ortho", axis=1) * np.sqrt(2 / audio_config.num_mels)
+        for log_mel in log_mels
+    ]
+    costs, path = librosa.sequence.dtw(*(c[:, 1 : N_CEPSTRA + 1].T for c in cepstra))
+    return float(10.0 / np.log(10.0) * np.sqrt(2.0) * costs[-1, -1] / len(path))
+
+
 def word_start_errors(
     alignment: Tensor, words: list[dict], hop_seconds: float
 ) -> tuple[list[float], list[float]]:
@@ -95,66 +140,90 @@ def word_start_errors(
     return errors, diagonal_errors
 
 
-def evaluate_teacher_forced(
-    voice: Voice, batches: DataLoader, word_times: dict[str, list[dict]] | None
-) -> dict[str, float]:
-    """Alignment scores, and word-start errors where word times are known."""
-    device = next(voice.model.parameters()).device
-    scores: dict[str, list[float]] = {"focus": [], "coverage": [], "monotonicity": []}
-    errors: list[float] = []
-    diagonal_errors: list[float] = []
-    for batch in batches:
-        with torch.no_grad():
-            output = voice.model(
-                batch.tokens.to(device), batch.token_lengths, batch.mels.to(device),
-                batch.mel_lengths,
-            )  # fmt: skip
-        alignments = output.alignments.cpu()
-        for name, values in alignment_scores(
-            alignments, batch.token_lengths, batch.mel_lengths
-        ).items():
-            scores[name] += values.tolist()
-        for i, (text, path) in enumerate(zip(batch.texts, batch.paths, strict=True)):
-            words = (word_times or {}).get(Path(path).stem, [])
-            if len(clean_text(text)) != len(text):
-                continue  # the indices of its words count characters that the model does not see
-            alignment = alignments[i, : batch.mel_lengths[i], : batch.token_lengths[i]]
-            of_clip = word_start_errors(alignment, words, voice.audio_config.hop_seconds)
-            errors += of_clip[0]
-            diagonal_errors += of_clip[1]
-    result = {name: float(np.mean(values)) for name, values in scores.items()}
-    if word_times is not None:
-        if not errors:
-            raise DataError("--word_times knows no word of these clips")
-        for name, values in (("word_start", errors), ("diagonal", diagonal_errors)):
-            milliseconds = np.abs(values) * 1000
-            result[f"{name}_median_ms"] = float(np.median(milliseconds))
-            result[f"{name}_p90_ms"] = float(np.percentile(milliseconds, 90))
-        result["words"] = len(errors)
-    return result
+class Judged(NamedTuple):
+    """One clip: its row of the table, and what the means and the picture are made of."""
+
+    row: dict[str, Any]
+    word_errors: list[float]  # seconds, teacher forced; see word_start_errors
+    diagonal_errors: list[float]
+    recording: Tensor  # (T_mel of the recording, num_mels)
+    mel: Tensor  # (T_mel, num_mels), free running
+    alignment: Tensor  # (T_mel, T_text), free running
 
 
-def evaluate_free_running(
-    voice: Voice, batches: DataLoader, max_decoder_steps: int
-) -> dict[str, float]:
-    """Which share of the clips stops by itself, and at about the recording's length."""
+@torch.no_grad()
+def judge(
+    voice: Voice,
+    batch: Batch,
+    max_decoder_steps: int,
+    word_times: dict[str, list[dict]] | None,
+) -> list[Judged]:
+    """Speaks the clips of a batch freely and teacher forced, and scores each."""
     device = next(voice.model.parameters()).device
-    stopped: list[bool] = []
-    ratios: list[float] = []
-    scores: list[float] = []
-    for batch in batches:
-        output = voice.model.infer(batch.tokens.to(device), batch.token_lengths, max_decoder_steps)
-        stopped += (~output.reached_limit).tolist()
-        scores += free_running_scores(output, batch.token_lengths)["score"].tolist()
-        ratios += (output.mel_lengths.cpu() / batch.mel_lengths).tolist()
-    close = np.abs(np.array(ratios) - 1) <= LENGTH_TOLERANCE
-    return {
-        "clips": len(stopped),
-        "stopped_by_itself": float(np.mean(stopped)),
-        "length_within_15_percent": float(np.mean(close & np.array(stopped))),
-        "free_running_score": float(np.mean(scores)),
-        "length_ratio_median": float(np.median(ratios)),
+    tokens, mels = batch.tokens.to(device), batch.mels.to(device)
+    free = voice.model.infer(tokens, batch.token_lengths, max_decoder_steps)
+    forced = voice.model(tokens, batch.token_lengths, mels, batch.mel_lengths)
+    scores = {
+        "forced": alignment_scores(forced.alignments, batch.token_lengths, batch.mel_lengths),
+        "free": free_running_scores(free, batch.token_lengths),
     }
+    judged = []
+    for i, (text, path) in enumerate(zip(batch.texts, batch.paths, strict=True)):
+        n_text, n_frames, n_spoken = (
+            int(lengths[i])
+            for lengths in (batch.token_lengths, batch.mel_lengths, free.mel_lengths)
+        )
+        recording, spoken = batch.mels[i, :n_frames], free.mels[i, :n_spoken].float().cpu()
+        row = {
+            "path": path,
+            "text": text,
+            "recording_frames": n_frames,
+            "spoken_frames": n_spoken,
+            "length_ratio": n_spoken / n_frames,
+            "stopped": not free.reached_limit[i],
+            **{
+                f"{kind}_{name}": scores[kind][name][i].item()
+                for kind in scores
+                for name in ALIGNMENT_SCORES
+            },
+            "score": scores["free"]["score"][i].item(),
+            "mcd_db": mel_cepstral_distortion(spoken, recording, voice.audio_config),
+        }
+        words = (word_times or {}).get(Path(path).stem, [])
+        if len(clean_text(text)) != len(text):
+            words = []  # their indices count characters that the model does not see
+        errors = word_start_errors(
+            forced.alignments[i, :n_frames, :n_text].cpu(), words, voice.audio_config.hop_seconds
+        )
+        if word_times is not None:
+            milliseconds = np.abs(errors[0]) * 1000
+            row["word_start_median_ms"] = np.median(milliseconds) if errors[0] else None
+        alignment = free.alignments[i, :n_spoken, :n_text].float().cpu()
+        judged.append(Judged(row, *errors, recording, spoken, alignment))
+    return judged
+
+
+def make_report(rows: list[dict], errors: dict[str, list[float]] | None) -> dict[str, float]:
+    """Means over the clips, and with word times the errors of all words, in seconds, by name."""
+    table = pd.DataFrame(rows)
+    close = (table["length_ratio"] - 1).abs() <= LENGTH_TOLERANCE
+    report = {
+        "clips": len(table),
+        "stopped_by_itself": table["stopped"].mean(),
+        "length_within_15_percent": (close & table["stopped"]).mean(),
+        "length_ratio_median": table["length_ratio"].median(),
+        "free_running_score": table["score"].mean(),
+        **{name: table[f"forced_{name}"].mean() for name in ALIGNMENT_SCORES},
+        **{f"free_{name}": table[f"free_{name}"].mean() for name in ALIGNMENT_SCORES},
+        "mcd_db_mean": table["mcd_db"].mean(),
+        "mcd_db_median": table["mcd_db"].median(),
+    }
+    for name, values in (errors or {}).items():
+        milliseconds = np.abs(values) * 1000
+        report[f"{name}_median_ms"] = np.median(milliseconds)
+        report[f"{name}_p90_ms"] = np.percentile(milliseconds, 90)
+        report["words"] = len(values)
+    return {name: int(x) if name in ("clips", "words") else float(x) for name, x in report.items()}
 
 
 def print_report(report: dict[str, float]) -> None:
@@ -164,10 +233,12 @@ def print_report(report: dict[str, float]) -> None:
         ("stopped by itself", f"{report['stopped_by_itself']:.1%}"),
         ("length within 15 % of the recording", f"{report['length_within_15_percent']:.1%}"),
         ("free-running score", f"{report['free_running_score']:.3f}"),
-        ("alignment focus", f"{report['focus']:.3f}"),
-        ("alignment coverage", f"{report['coverage']:.3f}"),
-        ("alignment monotonicity", f"{report['monotonicity']:.3f}"),
     ]
+    for name in ALIGNMENT_SCORES:
+        pair = f"{report[name]:.3f} / {report[f'free_{name}']:.3f}"
+        rows.append((f"{name}, teacher forced / free running", pair))
+    distortion = f"{report['mcd_db_median']:.2f} / {report['mcd_db_mean']:.2f} dB"
+    rows.append(("mel-cepstral distortion, median / mean", distortion))
     if "words" in report:
         for name, label in (
             ("word_start", "word start error"),
@@ -180,49 +251,106 @@ def print_report(report: dict[str, float]) -> None:
         print(f"{label:<{width}}  {value}")
 
 
+def draw_worst(worst: list[Judged], voice: Voice, folder: str) -> None:
+    """worst_1.png and so on, in place of older ones: both mels, and the spoken one's alignment."""
+    for old in Path(folder).glob("worst_[0-9]*.png"):
+        old.unlink()
+    for number, clip in enumerate(worst, start=1):
+        ending = "stopped by itself" if clip.row["stopped"] else "reached the limit"
+        scores = f"score {clip.row['score']:.3f}, MCD {clip.row['mcd_db']:.2f} dB, {ending}"
+        figure = summary_figure(
+            clip.recording,
+            clip.mel,
+            clip.alignment,
+            voice.tokenizer.decode(voice.tokenizer.encode(clip.row["text"])),
+            voice.audio_config.hop_seconds,
+            title=f"{Path(clip.row['path']).name}: {scores}",
+        )
+        save_figure(figure, Path(folder) / f"worst_{number}.png")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """A UTF-8 file, written whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True, help="checkpoint folder")
     parser.add_argument("--path_to_manifest", required=True, help="CSV of prep_splits.py")
     parser.add_argument("--word_times", help="word_times.json of make_demo_corpus.py")
     parser.add_argument("--output_json", help="file for the numbers")
+    parser.add_argument("--output_csv", help="file for a table with a row for each clip")
+    parser.add_argument(
+        "--save_worst", metavar="DIR", help="folder for pictures of the worst clips"
+    )
+    parser.add_argument("--worst", type=int, default=5, help="how many (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--max_decoder_steps", type=int, default=MAX_DECODER_STEPS)
     parser.add_argument("--seed", type=int, default=42, help="seed of the prenet's dropout")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
-    for name in ("batch_size", "max_decoder_steps"):
+    for name in ("batch_size", "max_decoder_steps", "worst"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, found {getattr(args, name)}")
     return args
 
 
+def read_word_times(path: str) -> dict[str, list[dict]]:
+    """word_times.json: for the stem of each clip's name its words, see word_start_errors.
+
+    Raises:
+        DataError: when it cannot be read.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"--word_times {path}: cannot be read ({error})") from None
+
+
 def run(args: argparse.Namespace) -> dict[str, float]:
-    """The report of `args`, also written to --output_json."""
+    """The report of `args`, also written to where its flags say.
+
+    Raises:
+        DataError: when a file cannot be used.
+    """
     voice = load_checkpoint(args.checkpoint, args.device)
     clips = TTSDataset(args.path_to_manifest, voice.audio_config, voice.tokenizer)
-    word_times = None
-    if args.word_times:
-        try:
-            word_times = json.loads(Path(args.word_times).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"--word_times {args.word_times}: cannot be read ({error})") from None
+    word_times = read_word_times(args.word_times) if args.word_times else None
     batches = DataLoader(
         clips,
         batch_sampler=BatchSampler(clips.n_frames, args.batch_size, shuffle=False),
         collate_fn=TTSCollator(voice.audio_config, voice.tokenizer),
     )
     torch.manual_seed(args.seed)
-    report = {
-        **evaluate_free_running(voice, batches, args.max_decoder_steps),
-        **evaluate_teacher_forced(voice, batches, word_times),
-    }
+    rows: list[dict] = []
+    errors: dict[str, list[float]] = {"word_start": [], "diagonal": []}
+    worst: list[Judged] = []  # no more than are drawn: a manifest's mels may not fit in memory
+    for batch in batches:
+        judged = judge(voice, batch, args.max_decoder_steps, word_times)
+        for clip in judged:
+            rows.append(clip.row)
+            errors["word_start"] += clip.word_errors
+            errors["diagonal"] += clip.diagonal_errors
+        worst += judged
+        worst = sorted(worst, key=lambda clip: (clip.row["score"], -clip.row["mcd_db"]))
+        worst = worst[: args.worst]
+    if word_times is not None and not errors["word_start"]:
+        raise DataError("--word_times knows no word of these clips")
+    report = make_report(rows, errors if word_times is not None else None)
     if args.output_json:
-        path = Path(args.output_json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(report, indent=2))
-        os.replace(temporary, path)
+        write_text(args.output_json, json.dumps(report, indent=2))
+    if args.output_csv:
+        write_text(args.output_csv, pd.DataFrame(rows).to_csv(index=False))
+    if args.save_worst:
+        draw_worst(worst, voice, args.save_worst)
     return report
 
 

@@ -25,6 +25,12 @@ from synthesize import write_wav
 from tokenizer import Tokenizer
 
 FILM_FRAMES = 40  # at most, in alignment.gif
+# Focus x coverage x monotonicity of teacher forcing. Measured on the demo corpus at batch 16: 0.09
+# untrained and at a hopeless learning rate; with guided attention 0.4 by step 50 and 0.5 after its
+# release; without it 0.15 to 0.25 until step 550, while the arg-max skips half of the characters,
+# and above 0.3 from step 650 on, as it comes to visit most of them.
+ALIGNED = 0.25
+UNGUIDED_PATIENCE = 10  # in that measurement, guided attention aligned ten times sooner
 
 
 class Meter:
@@ -183,6 +189,36 @@ def make_film(folder: str | Path, history: list[dict], text: str, hop_seconds: f
             mels=[frame["mel"].astype(np.float32) for frame in frames],
         )
     save_figure(loss_figure(history), folder / "loss.png")
+
+
+def alignment_is_due(step: int, config: TrainConfig) -> bool:
+    """Whether --alignment_warning_steps have passed without guided attention.
+
+    As long as that draws a diagonal, an alignment says nothing. Without it, patience is longer.
+    """
+    if config.alignment_warning_steps == 0:
+        return False
+    if config.guided_attention_weight > 0:
+        return step >= config.guided_attention_steps + config.alignment_warning_steps
+    return step >= UNGUIDED_PATIENCE * config.alignment_warning_steps
+
+
+def missing_alignment(row: dict[str, float], config: TrainConfig) -> str | None:
+    """What to say when the teacher-forced scores of a validation show no alignment, else None."""
+    score = row["val_focus"] * row["val_coverage"] * row["val_monotonicity"]
+    if score >= ALIGNED:
+        return None
+    guide = "guided attention: --guided_attention_weight 1, now 0"
+    if config.guided_attention_weight > 0:
+        n_steps = config.guided_attention_steps
+        guide = f"guided attention for longer: --guided_attention_steps, now {n_steps}"
+    return f"""step {row["step"]}: attention has not begun to align.
+Focus x coverage x monotonicity is {score:.2f}, and at least {ALIGNED} once it has. Losses fall
+all the same, but the model will not speak. What usually helps:
+  a larger batch: --batch_size, now {config.batch_size}, or --gradient_accumulation_steps
+  no silence at the edges of the clips: prep_splits.py --trim_db 40
+  a learning rate near 1e-3: --learning_rate, now {config.learning_rate:g}
+  {guide}"""
 
 
 def start_wandb(project: str, name: str, flags: dict[str, Any], resumed_id: str | None) -> Any:

@@ -44,7 +44,15 @@ from config import TrainConfig, parse_args
 from dataset import AudioConfig, Batch, BatchSampler, DataError, TTSCollator, TTSDataset, Utterance
 from evaluate import alignment_scores, free_running_scores
 from model import Tacotron2, Tacotron2Config, tacotron2_loss
-from reporting import Meter, draw_sample, log_validation, make_film, start_wandb
+from reporting import (
+    Meter,
+    alignment_is_due,
+    draw_sample,
+    log_validation,
+    make_film,
+    missing_alignment,
+    start_wandb,
+)
 from synthesize import read_config
 from tokenizer import Tokenizer
 
@@ -458,7 +466,14 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
         print(f"epoch {epoch} done  train_loss {row['train_loss']:.3f}  {shown}", flush=True)
         if run.wandb:
             log_validation(run.wandb, row, files, run.audio_config.sampling_rate)
+    judged = state.alignment_judged
+    if not judged and alignment_is_due(state.step, run.config):
+        judged = True
+        warning = missing_alignment(row, run.config)
+        if warning and run.accelerator.is_main_process:
+            print(warning, file=sys.stderr, flush=True)
     return state._replace(
+        alignment_judged=judged,
         epoch=epoch,
         epoch_step=0,
         epoch_losses=[0.0] * len(LOSSES),

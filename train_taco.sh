@@ -34,6 +34,7 @@ arguments=(
     --guided_attention_weight 1.0
     --guided_attention_sigma 0.4
     --guided_attention_steps 300
+    --alignment_warning_steps 2000
     --console_out_iters 5
     --wandb_log_iters 5
     --checkpoint_epochs 25

@@ -1,13 +1,30 @@
 """The numbers that a checkpoint is judged by, on alignments whose scores are known."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 import evaluate
-from evaluate import alignment_scores, word_start_errors
+from dataset import AudioConfig, DataError, audio_to_mel, load_wav, to_log_mel
+from evaluate import (
+    alignment_scores,
+    free_running_scores,
+    mel_cepstral_distortion,
+    word_start_errors,
+)
+from model import Tacotron2, Tacotron2Config
+from plotting import summary_figure
+from synthesize import write_config
+from test_synthesize import SMALL
+from tokenizer import Tokenizer
 
 HOP = 0.01
 
@@ -50,6 +67,81 @@ def test_each_fault_lowers_its_own_score():
     assert score == pytest.approx(18 / 19)
 
 
+def distortion_by_hand(mel, reference):
+    """Sums over cosines instead of a DCT, and the textbook's table instead of a library's path."""
+    n = mel.shape[1]
+    k, i = np.arange(1, 14)[:, None], np.arange(n)
+    cosines = np.cos(np.pi * k * (i + 0.5) / n)  # (13, n)
+    left, right = (
+        2 / n * cosines @ to_log_mel(x, AudioConfig()).double().numpy().T for x in (mel, reference)
+    )
+    squares = ((left[:, :, None] - right[:, None, :]) ** 2).sum(axis=0)
+    decibels = 10 / np.log(10) * np.sqrt(2 * squares)  # (T, T')
+    best = {(-1, -1): (0.0, 0)}  # cost and length of the cheapest path to a place
+    for a, b in np.ndindex(decibels.shape):
+        before = [
+            best.get(place, (np.inf, 0)) for place in ((a - 1, b - 1), (a - 1, b), (a, b - 1))
+        ]
+        cost, length = min(before)
+        best[a, b] = cost + decibels[a, b], length + 1
+    cost, length = best[a, b]
+    return cost / length
+
+
+def test_distortion_agrees_with_the_formula_by_hand():
+    generator = torch.Generator().manual_seed(0)
+    mel = torch.rand(23, 80, generator=generator) * 8 - 4
+    reference = torch.rand(17, 80, generator=generator) * 8 - 4
+    expected = distortion_by_hand(mel, reference)
+    assert mel_cepstral_distortion(mel, reference, AudioConfig()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("num_mels", [40, 80])
+def test_distortion_is_in_decibels(num_mels):
+    """A ripple of 6 dB at its peaks is 6 / sqrt(2) dB in the root mean square."""
+    ripple = 6.0 * torch.cos(torch.pi * 4 * (torch.arange(num_mels) + 0.5) / num_mels)
+    mel = torch.zeros(9, num_mels)
+    config = AudioConfig(num_mels=num_mels)
+    distortion = mel_cepstral_distortion(mel + 8.0 / 100.0 * ripple, mel, config)
+    assert distortion == pytest.approx(6 / 2**0.5, rel=1e-4)
+
+
+def test_distortion_is_blind_to_loudness_and_to_pace_but_not_to_words(tiny_corpus):
+    config = AudioConfig()
+    wavs = [load_wav(path, 22050) for path in sorted(tiny_corpus.wavs.iterdir())[:2]]
+    mel, other = (audio_to_mel(wav, config) for wav in wavs)
+    slower = mel.repeat_interleave(2, dim=0)
+    assert mel_cepstral_distortion(mel, mel, config) == 0.0
+    assert mel_cepstral_distortion(mel, mel + 0.5, config) == pytest.approx(0.0, abs=1e-3)
+    assert mel_cepstral_distortion(slower, mel, config) == pytest.approx(0.0, abs=1e-3)
+    assert mel_cepstral_distortion(other, mel, config) > 4
+    assert mel_cepstral_distortion(mel[:1], mel, config) > 4  # one frame is a mel, too
+
+
+def test_distortion_of_real_clips(ljspeech_dir):
+    """Silence in front and a slower pace change little, another sentence and noise much."""
+    config = AudioConfig()
+    first, second = sorted((ljspeech_dir / "wavs").iterdir())[:2]
+    wavs = [
+        load_wav(path, config.sampling_rate)[: 3 * config.sampling_rate] for path in (first, second)
+    ]
+    mel, other = (audio_to_mel(wav, config) for wav in wavs)
+    slower = torch.nn.functional.interpolate(mel.T[None], scale_factor=1.2, mode="linear")[0].T
+    small = mel_cepstral_distortion(slower, mel, config)
+    large = mel_cepstral_distortion(other, mel, config)
+    noise = mel_cepstral_distortion(torch.rand_like(mel) * 8 - 4, mel, config)
+    print("MCD", small, large, noise)
+    assert small < 0.5 * large < 0.5 * noise
+
+
+def test_a_mel_that_is_not_finite_is_refused():
+    mel = torch.zeros(4, 80)
+    broken = mel.clone()
+    broken[2, 3] = float("nan")
+    with pytest.raises(DataError, match="not finite"):
+        mel_cepstral_distortion(broken, mel, AudioConfig())
+
+
 def test_word_start_errors_of_a_known_staircase():
     """Characters 0, 3 and 6 begin words; frames 0, 10, 30 of 40."""
     alignment = staircase(40, [0, 3, 6, 10, 14, 20, 30, 34])
@@ -70,16 +162,9 @@ def test_a_word_that_is_never_reached_counts_to_the_end():
     assert word_start_errors(alignment, words, HOP)[0] == pytest.approx([0.4 - 0.1])
 
 
-def test_report_of_a_checkpoint(tiny_corpus, tmp_path, capsys):
-    """On an untrained model: the table and the file agree, and the numbers are shares."""
-    from safetensors.torch import save_file
-
-    from dataset import AudioConfig
-    from model import Tacotron2, Tacotron2Config
-    from synthesize import write_config
-    from test_synthesize import SMALL
-    from tokenizer import Tokenizer
-
+@pytest.fixture
+def untrained(tmp_path):
+    """A checkpoint of random weights that never says stop."""
     torch.manual_seed(0)
     config = Tacotron2Config(vocab_size=Tokenizer().vocab_size, **SMALL)
     model = Tacotron2(config)
@@ -87,24 +172,99 @@ def test_report_of_a_checkpoint(tiny_corpus, tmp_path, capsys):
         model.decoder.stop_projection.bias.fill_(-100.0)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     write_config(tmp_path, config, AudioConfig(), Tokenizer())
-    words = {
-        path.stem: [
-            {"word": "x", "index": 0, "start": 0.0},
-            {"word": "y", "index": 4, "start": 0.2},
-        ]
-        for path in tiny_corpus.wavs.iterdir()
-    }
-    (tmp_path / "words.json").write_text(json.dumps(words))
-    report_path = tmp_path / "out" / "report.json"
-    flags = ["--checkpoint", str(tmp_path), "--path_to_manifest", str(tiny_corpus.test_manifest),
-             "--max_decoder_steps", "12", "--device", "cpu"]  # fmt: skip
-    evaluate.main(
-        [*flags, "--word_times", str(tmp_path / "words.json"), "--output_json", str(report_path)]
-    )
-    report = json.loads(report_path.read_text())
-    assert report["clips"] == 3 and report["words"] == 3
+    return tmp_path
+
+
+@pytest.fixture
+def flags(untrained, tiny_corpus):
+    """Three clips, one of them with a name that is hard on pictures and tables."""
+    frame = pd.read_csv(tiny_corpus.test_manifest)
+    odd = untrained / 'odd, "$x_{1}" ü.wav'
+    shutil.copy(frame["file_path"][1], odd)
+    frame.loc[1, "file_path"] = str(odd)
+    frame.to_csv(untrained / "manifest.csv", index=False)
+    return ["--checkpoint", str(untrained), "--path_to_manifest", str(untrained / "manifest.csv"),
+            "--max_decoder_steps", "12", "--device", "cpu"]  # fmt: skip
+
+
+def test_report_of_a_checkpoint(flags, tiny_corpus, tmp_path, capsys):
+    """On an untrained model: table, CSV and JSON agree, and the numbers are shares."""
+    words = [{"word": "x", "index": 0, "start": 0.0}, {"word": "y", "index": 4, "start": 0.2}]
+    times = {path.stem: words for path in tiny_corpus.wavs.iterdir()}
+    (tmp_path / "words.json").write_text(json.dumps(times))
+    flags = [*flags, "--word_times", str(tmp_path / "words.json")]
+    flags += ["--output_json", str(tmp_path / "out" / "report.json")]
+    evaluate.main([*flags, "--output_csv", str(tmp_path / "out" / "clips.csv")])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["clips"] == 3 and report["words"] == 2
     assert report["stopped_by_itself"] == 0.0 and report["length_within_15_percent"] == 0.0
     assert 0 < report["focus"] < 1 and report["word_start_median_ms"] > 0
-    assert "stopped by itself" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="--word_times"):
-        evaluate.main([*flags, "--word_times", str(tmp_path / "absent.json")])
+    output = capsys.readouterr().out
+    assert "stopped by itself" in output and f"{report['mcd_db_median']:.2f}" in output
+
+    clips = pd.read_csv(tmp_path / "out" / "clips.csv")
+    manifest = pd.read_csv(tmp_path / "manifest.csv")
+    assert set(clips["path"]) == set(manifest["file_path"])
+    assert set(clips["text"]) == set(manifest["normalized_transcript"])
+    assert (clips["spoken_frames"] == 12).all() and not clips["stopped"].any()
+    frames = [soundfile.info(path).frames // 256 for path in clips["path"]]
+    assert clips["recording_frames"].tolist() == frames
+    assert clips["length_ratio"].tolist() == pytest.approx([12 / n for n in frames])
+    assert (clips["score"] == 0).all() and (clips["mcd_db"] > 1).all()
+    for name in ("focus", "coverage", "monotonicity"):
+        assert report[name] == pytest.approx(clips[f"forced_{name}"].mean())
+        assert report[f"free_{name}"] == pytest.approx(clips[f"free_{name}"].mean())
+    assert report["mcd_db_mean"] == pytest.approx(clips["mcd_db"].mean())
+    known = [Path(path).stem in times for path in clips["path"]]
+    assert clips["word_start_median_ms"].notna().tolist() == known
+    assert report["word_start_median_ms"] == pytest.approx(clips["word_start_median_ms"].median())
+
+
+def test_the_worst_clips_are_drawn_worst_first(flags, tmp_path, monkeypatch):
+    """By score, then by distortion; a folder that is drawn to again holds no old pictures."""
+
+    def scores(output, token_lengths):
+        values = free_running_scores(output, token_lengths)
+        return {**values, "score": torch.tensor([0.1, 0.5, 0.1])}
+
+    drawn = []
+
+    def draw(recording, mel, alignment, text, hop_seconds, title):
+        drawn.append(title)
+        assert len(mel) == len(alignment) == 12 and alignment.shape[1] == len(text)
+        return summary_figure(recording, mel, alignment, text, hop_seconds, title)
+
+    monkeypatch.setattr(evaluate, "free_running_scores", scores)
+    monkeypatch.setattr(evaluate, "summary_figure", draw)
+    folder, table = tmp_path / "worst", tmp_path / "clips.csv"
+    flags = [*flags, "--output_csv", str(table), "--save_worst", str(folder)]
+    evaluate.main([*flags, "--worst", "3"])
+    clips = pd.read_csv(table).sort_values(["score", "mcd_db"], ascending=[True, False])
+    assert clips["score"].tolist() == pytest.approx([0.1, 0.1, 0.5])
+    names = [title.split(": score")[0] for title in drawn]
+    assert names == [Path(path).name for path in clips["path"]]
+    assert f"MCD {clips['mcd_db'].iloc[0]:.2f} dB, reached the limit" in drawn[0]
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["worst_1.png", "worst_2.png", "worst_3.png"]
+    assert np.asarray(Image.open(folder / "worst_2.png").convert("L")).std() > 10
+    evaluate.main([*flags, "--worst", "1"])
+    assert [path.name for path in folder.iterdir()] == ["worst_1.png"]
+
+
+@pytest.mark.parametrize(
+    ("more", "culprit"),
+    [
+        (["--word_times", "absent.json"], "--word_times absent.json"),
+        (["--word_times", "model.safetensors"], "--word_times model.safetensors"),
+        (["--word_times", "config.json"], "knows no word"),
+        (["--output_csv", "folder"], "folder"),
+        (["--save_worst", "config.json"], "config.json"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(flags, untrained, monkeypatch, more, culprit):
+    monkeypatch.chdir(untrained)
+    (untrained / "folder").mkdir()
+    before = sorted(untrained.iterdir())
+    with pytest.raises(SystemExit, match=f"evaluate.py: .*{culprit}"):
+        evaluate.main([*flags, *more])
+    assert sorted(untrained.iterdir()) == before

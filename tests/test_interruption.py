@@ -84,9 +84,11 @@ def test_a_signal_ends_with_a_checkpoint_that_resumes_exactly(
 def test_two_processes_stop_together_and_resume_exactly(many_steps, tmp_path):
     """The signal goes to the launcher, which passes it to each process and its loaders."""
     flags = ["--training_epochs", 1, "--num_workers", 1]
+    flags += ["--guided_attention_steps", 1, "--alignment_warning_steps", 2]
     straight = run_flags(many_steps[0], tmp_path / "straight", *flags)
     done = launch(straight, processes=2)
     assert done.stdout.count("epoch 1 done") == 1, "only one process reports"
+    assert done.stderr.count("attention has not begun to align") == 1, "only one process warns"
     flags = run_flags(many_steps[0], tmp_path / "stopped", *flags)
     process = start(flags, [*launcher_words(2), str(REPO / "train_taco.py")])
     wait_for_line(process, "step 4/14")

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
+import train_taco
 from checkpoints import list_checkpoints
 from config import parse_args
 from kill_and_resume import TINY_MODEL, differences
 from model import Tacotron2
+from reporting import alignment_is_due, missing_alignment
 from train_taco import learning_rate_factor
 
 REPO = Path(__file__).parent.parent
@@ -83,6 +86,12 @@ def test_a_run_leaves_what_the_readme_says(straight_run):
     losses = [row["val_loss"] for row in state["history"]]
     assert np.isfinite(losses).all() and losses[1] < losses[0]
     assert "step 4/5" in done.stdout and "frames/s" in done.stdout and "left" in done.stdout
+    shown = next(line for line in done.stdout.split("\n") if line.startswith("epoch 2 done"))
+    for kind in ("val", "free"):
+        for name in ("focus", "coverage", "monotonicity"):
+            assert f"{kind}_{name} {state['history'][1][f'{kind}_{name}']:.3f}" in shown
+    assert "free_stopped " in shown and "free_score " in shown
+    assert "begun to align" not in done.stderr, "too early to say"
 
 
 def test_a_checkpoint_folder_is_a_pretrained_model(straight_run):
@@ -233,6 +242,67 @@ def test_learning_rate_is_constant_then_decays_to_its_minimum():
     assert factors[:6] == [1.0] * 6
     np.testing.assert_allclose(np.diff(np.log(factors[5:])), np.log(0.01) / 5)
     assert factors[10] == pytest.approx(0.01)
+
+
+def test_when_an_alignment_is_looked_for():
+    """After guided attention; without it ten times later; never with 0."""
+
+    def first_due(*flags):
+        paths = ("working_directory", "save_audio_gen", "path_to_train_manifest",
+                 "path_to_val_manifest")  # fmt: skip
+        config = parse_args([*(f"--{name}=x" for name in paths), *flags], "")[0]
+        return next((step for step in range(0, 30000, 100) if alignment_is_due(step, config)), None)
+
+    assert first_due() == 2300
+    assert first_due("--guided_attention_steps=1000", "--alignment_warning_steps=200") == 1200
+    assert first_due("--guided_attention_weight=0") == 20000
+    assert first_due("--alignment_warning_steps=0") is None
+
+
+def test_the_advice_fits_the_flags():
+    paths = ["--working_directory=w", "--save_audio_gen=s", "--path_to_train_manifest=t",
+             "--path_to_val_manifest=v"]  # fmt: skip
+    config = parse_args([*paths, "--guided_attention_weight=0", "--learning_rate=3e-5"], "")[0]
+    row = {"step": 7, "val_focus": 0.1, "val_coverage": 1.0, "val_monotonicity": 0.9}
+    said = missing_alignment(row, config)
+    assert "monotonicity is 0.09" in said and "--learning_rate, now 3e-05" in said
+    assert said.endswith("guided attention: --guided_attention_weight 1, now 0")
+
+
+def test_a_missing_alignment_is_looked_for_once(tiny_corpus, tmp_path, monkeypatch, capsys):
+    """Silent before its time, for a good alignment, and for what happens to a good one later."""
+    good = {"val_focus": 0.5, "val_coverage": 0.98, "val_monotonicity": 0.99}
+    stuck = {"val_focus": 0.9, "val_coverage": 0.05, "val_monotonicity": 1.0}
+    blurred = {"val_focus": 0.2, "val_coverage": 1.0, "val_monotonicity": 0.87}
+    broken = {**good, "val_focus": float("nan")}
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(train_taco, "speak_freely", lambda run: {"free_score": 0.0})
+    monkeypatch.setattr(train_taco, "draw_sample", lambda *args: {})
+    flags = run_flags(tiny_corpus, tmp_path, "--alignment_warning_steps", 10)
+    accelerator = Accelerator(step_scheduler_with_optimizer=False)
+    run, new = train_taco.prepare(parse_args(flags, ""), accelerator)
+
+    def finish(state, step, scores):
+        monkeypatch.setattr(train_taco, "validate", lambda run: scores)
+        state = train_taco.finish_epoch(run, state._replace(epoch_step=5, step=step))
+        return state, capsys.readouterr().err
+
+    for scores in (stuck, blurred, broken):
+        state, said = finish(new, 309, scores)
+        assert said == "" and not state.alignment_judged
+        state, said = finish(state, 310, scores)
+        assert said.startswith("step 310: attention has not begun to align.")
+        for advice in ("--batch_size, now 2", "--trim_db", "--learning_rate, now 0.001",
+                       "--guided_attention_steps, now 300"):  # fmt: skip
+            assert advice in said
+        assert finish(state, 320, scores)[1] == ""
+    train_taco.save(run, state, "checkpoint_1")
+    configs = parse_args([*flags, "--resume_from_checkpoint", "latest"], "")
+    resumed = train_taco.prepare(configs, accelerator)[1]
+    assert finish(resumed, 330, stuck)[1] == ""
+    state, said = finish(new, 310, good)
+    assert said == "" and state.alignment_judged
+    assert finish(state, 320, stuck)[1] == ""
 
 
 def test_training_on_real_clips(ljspeech_dir, tmp_path):
