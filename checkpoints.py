@@ -35,7 +35,7 @@ class TrainerState(NamedTuple):
     epoch: int  # completed epochs
     epoch_step: int  # optimizer steps done in the epoch after them
     step: int  # optimizer steps in all
-    epoch_losses: list[float]  # sums over the steps of this epoch, of this process
+    epoch_losses: list[float]  # sums over the steps of this epoch
     history: list[dict]  # losses and scores of each completed epoch
     epoch_skipped: int = 0  # steps of this epoch that --skip_nonfinite skipped
     best_score: float = -1.0  # of free running, at the end of an epoch

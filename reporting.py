@@ -85,9 +85,7 @@ class Meter:
         to_wandb = self.config.log_wandb and step % self.config.wandb_log_iters == 0
         if not (to_console or to_wandb):
             return
-        sums = torch.tensor(list(self.losses.values()), device=self.accelerator.device)
-        means = (self.accelerator.reduce(sums, "mean") / max(self.n_steps, 1)).tolist()
-        means = dict(zip(self.losses, means, strict=True))
+        means = {name: total / max(self.n_steps, 1) for name, total in self.losses.items()}
         frames_per_second = float(self.n_frames) / (time.perf_counter() - self.since)
         if to_console and self.accelerator.is_main_process:
             self.show(epoch_step, means, frames_per_second)

@@ -247,13 +247,14 @@ def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, flo
             run.accelerator.backward(losses["loss"])
         totals += torch.stack([losses[name].detach() for name in LOSSES])
     grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.max_grad_norm)
-    # The one place where the host waits for the device.
+    totals = run.accelerator.reduce(totals, "mean")
+    # The one place where the host waits for the device. All processes get the same numbers.
     *losses, grad_norm = torch.cat([totals, grad_norm.reshape(1)]).tolist()
     # With fp16 the scaler itself skips steps whose gradients overflow, and lowers its scale.
     fp16 = run.accelerator.mixed_precision == "fp16"
     finite = math.isfinite(losses[0]) and (fp16 or math.isfinite(grad_norm))
     named_losses = dict(zip(LOSSES, losses, strict=True))
-    if agree(run, not finite)[0]:
+    if not finite:
         put_back()
         refuse_nonfinite(run, batches, step, losses[0])
         if fp16:  # clipping has told the scaler of this step, and it waits for its end
@@ -435,9 +436,11 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
         DataError: on every process, when a clip cannot be read or a picture not be written.
     """
     epoch = state.epoch + 1
-    sums = torch.tensor(state.epoch_losses, device=run.accelerator.device)
-    means = run.accelerator.reduce(sums, "mean") / (state.epoch_step - state.epoch_skipped)
-    train_means = {f"train_{k}": v for k, v in zip(LOSSES, means.tolist(), strict=True)}
+    n_steps = max(state.epoch_step - state.epoch_skipped, 1)
+    train_means = {
+        f"train_{name}": total / n_steps
+        for name, total in zip(LOSSES, state.epoch_losses, strict=True)
+    }
     # Validation draws the same dropout every time and leaves training's random numbers alone.
     unwritten = None
     devices = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []

@@ -298,6 +298,7 @@ def test_a_missing_alignment_is_looked_for_once(tiny_corpus, tmp_path, monkeypat
         assert finish(state, 320, scores)[1] == ""
     train_taco.save(run, state, "checkpoint_1")
     configs = parse_args([*flags, "--resume_from_checkpoint", "latest"], "")
+    accelerator.free_memory()
     resumed = train_taco.prepare(configs, accelerator)[1]
     assert finish(resumed, 330, stuck)[1] == ""
     state, said = finish(new, 310, good)
