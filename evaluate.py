@@ -23,7 +23,15 @@ from torch.utils.data import DataLoader
 
 from dataset import BatchSampler, DataError, TTSCollator, TTSDataset
 from model import InferenceOutput
-from synthesize import MAX_DECODER_STEPS, Voice, load_checkpoint
+from synthesize import (
+    MAX_DECODER_STEPS,
+    Voice,
+    check_writable,
+    device_argument,
+    load_checkpoint,
+    path_argument,
+    seed_argument,
+)
 from tokenizer import clean_text
 
 COVERED = 0.5  # frames' worth of attention that counts a character as visited
@@ -182,14 +190,16 @@ def print_report(report: dict[str, float]) -> None:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="checkpoint folder")
-    parser.add_argument("--path_to_manifest", required=True, help="CSV of prep_splits.py")
-    parser.add_argument("--word_times", help="word_times.json of make_demo_corpus.py")
-    parser.add_argument("--output_json", help="file for the numbers")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--max_decoder_steps", type=int, default=MAX_DECODER_STEPS)
-    parser.add_argument("--seed", type=int, default=42, help="seed of the prenet's dropout")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add = parser.add_argument
+    add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
+    add("--path_to_manifest", type=path_argument, required=True, help="CSV of prep_splits.py")
+    add("--word_times", type=path_argument, help="word_times.json of make_demo_corpus.py")
+    add("--output_json", type=path_argument, help="file for the numbers")
+    add("--batch_size", type=int, default=32)
+    add("--max_decoder_steps", type=int, default=MAX_DECODER_STEPS)
+    add("--seed", type=seed_argument, default=42, help="seed of the prenet's dropout")
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", type=device_argument, default=default_device)
     args = parser.parse_args(argv)
     for name in ("batch_size", "max_decoder_steps"):
         if getattr(args, name) < 1:
@@ -197,16 +207,39 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def read_word_times(path: str, clips: TTSDataset) -> dict[str, list[dict]]:
+    """The words of each clip, {"word", "index" of its first character, "start" in seconds}.
+
+    Raises:
+        DataError: when the file cannot be read, is of another form, or knows none of the clips.
+    """
+    try:
+        word_times = json.loads(Path(path).read_text(encoding="utf-8"))
+        for words in word_times.values():
+            for word in words:
+                float(word["start"]), word["index"] >= 0
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"--word_times {path}: cannot be read ({reason})") from None
+    if not any(word_times.get(Path(clip).stem, [])[1:] for clip in clips.paths):
+        raise DataError(f"--word_times {path}: knows no word of these clips")
+    return word_times
+
+
+def check_output(path: str) -> None:
+    """Finds out before the work whether --output_json can be written. Raises DataError."""
+    if Path(path).is_dir():
+        raise DataError(f"--output_json {path}: is a folder, not a file")
+    check_writable("--output_json", Path(path).absolute().parent)
+
+
 def run(args: argparse.Namespace) -> dict[str, float]:
     """The report of `args`, also written to --output_json."""
+    if args.output_json:
+        check_output(args.output_json)
     voice = load_checkpoint(args.checkpoint, args.device)
     clips = TTSDataset(args.path_to_manifest, voice.audio_config, voice.tokenizer)
-    word_times = None
-    if args.word_times:
-        try:
-            word_times = json.loads(Path(args.word_times).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"--word_times {args.word_times}: cannot be read ({error})") from None
+    word_times = read_word_times(args.word_times, clips) if args.word_times else None
     batches = DataLoader(
         clips,
         batch_sampler=BatchSampler(clips.n_frames, args.batch_size, shuffle=False),
@@ -231,7 +264,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         print_report(run(args))
     except (ValueError, OSError) as error:
-        sys.exit(f"evaluate.py: {error}")
+        sys.exit(f"evaluate.py: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from dataset import AudioConfig, Batch, BatchSampler, DataError, TTSCollator, TT
 from evaluate import alignment_scores, free_running_scores
 from model import Tacotron2, Tacotron2Config, tacotron2_loss
 from reporting import Meter, draw_sample, log_validation, make_film, start_wandb
-from synthesize import read_config
+from synthesize import check_writable, read_config
 from tokenizer import Tokenizer
 
 LOSSES = ("loss", "mel_before_loss", "mel_after_loss", "stop_loss", "guided_attention_loss")
@@ -152,6 +152,10 @@ class Interrupted(Exception):
     """The run was asked to stop, and has written the checkpoint that it names."""
 
 
+class BrokenClip(DataError):
+    """A validation clip cannot be read: all processes raise it together, and can save together."""
+
+
 def agree(run: "Run", *votes: bool) -> list[bool]:
     """For each vote, whether any process says yes; all processes get the same answer."""
     if run.accelerator.num_processes == 1:
@@ -240,12 +244,20 @@ def refuse_nonfinite(run: Run, batches: list[Batch], step: int, loss: float) -> 
 
 @torch.no_grad()
 def validate(run: Run) -> dict[str, float]:
-    """Losses and alignment scores over the whole validation set, each clip counted once."""
+    """Losses and alignment scores over the whole validation set, each clip counted once.
+
+    Raises:
+        BrokenClip: when a clip cannot be read, on every process.
+    """
     run.model.eval()
     sums = torch.zeros(len(LOSSES) + 3, device=run.accelerator.device)
     weights = torch.zeros(2, device=run.accelerator.device)  # frames, clips
     one = torch.ones((), device=run.accelerator.device)
-    for batch in make_loader(run, run.val_set, shuffle=False):
+    for batches in read_groups(make_loader(run, run.val_set, shuffle=False), 1):
+        broken = isinstance(batches, DataError)
+        if agree(run, broken)[0]:
+            raise BrokenClip(str(batches) if broken else "another process could not read a clip")
+        (batch,) = batches
         losses = forward_losses(run, batch, one, guided_weight=0.0)  # sums over frames
         scores = alignment_scores(
             losses["output"].alignments, batch.token_lengths, batch.mel_lengths
@@ -392,7 +404,11 @@ def choose_tokenizer(config: TrainConfig, resumed: Path | None) -> Tokenizer:
     if config.path_to_symbols:
         try:
             return Tokenizer(json.loads(Path(config.path_to_symbols).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+        except UnicodeDecodeError:
+            raise DataError(
+                f"--path_to_symbols {config.path_to_symbols}: is not UTF-8 text"
+            ) from None
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"--path_to_symbols {config.path_to_symbols}: {error}") from None
     return read_config(config.warm_start)[2] if config.warm_start else Tokenizer()
 
@@ -405,6 +421,8 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
     """
     config, audio_config, model_config = configs
     folder = Path(config.working_directory) / config.experiment_name
+    check_writable("--working_directory", folder)
+    check_writable("--save_audio_gen", config.save_audio_gen)
     resumed = None
     if config.resume_from_checkpoint:
         resumed = find_checkpoint(folder, config.resume_from_checkpoint)
@@ -417,14 +435,6 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
     model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
     train_set = TTSDataset(config.path_to_train_manifest, audio_config, tokenizer)
     val_set = TTSDataset(config.path_to_val_manifest, audio_config, tokenizer)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        if not resumed:
-            for path in list_checkpoints(folder):
-                shutil.rmtree(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        Path(config.save_audio_gen).mkdir(parents=True, exist_ok=True)
-
     set_seed(config.seed)
     model = Tacotron2(model_config)
     if config.warm_start and not resumed:
@@ -441,6 +451,8 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
         *(config, audio_config, model_config, tokenizer, accelerator),
         *(model, optimizer, None, train_set, val_set, folder, None),
     )
+    for dataset in (train_set, val_set):  # refuses what cannot be dealt to so many processes
+        make_loader(run, dataset)
     steps_per_epoch = run.steps_per_epoch
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step / steps_per_epoch, config)
@@ -454,6 +466,15 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
         state = load_checkpoint_state(accelerator, resumed, audio_config, model_config, tokenizer)
         resumed_at = f"resumed from {resumed}: epoch {state.epoch}, step {state.step}"
         accelerator.print(resumed_at, *changed, sep="\n  ")
+        if len(state.epoch_losses) != len(LOSSES):
+            raise DataError(f"{resumed}: trainer_state.json: epoch_losses are not {len(LOSSES)}")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:  # only now that nothing stands against the run
+        if not resumed:
+            for path in list_checkpoints(folder):
+                shutil.rmtree(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        Path(config.save_audio_gen).mkdir(parents=True, exist_ok=True)
     if config.log_wandb and accelerator.is_main_process:
         flags = {name: value for part in configs for name, value in asdict(part).items()}
         wandb_run = start_wandb(config.experiment_name, config.run_name, flags, state.wandb_run_id)
@@ -493,7 +514,11 @@ def train(configs: tuple) -> None:
     saved_at = time.monotonic()
     while state.epoch < config.training_epochs:
         state, saved_at = train_epoch(run, state, interrupt, saved_at)
-        state = finish_epoch(run, state)
+        try:
+            state = finish_epoch(run, state)
+        except BrokenClip:  # resuming comes back to here
+            save(run, state, f"checkpoint_{state.epoch}_step_{state.step}")
+            raise
         score = state.history[-1]["free_score"]
         if score > state.best_score:
             state = state._replace(best_score=score)
@@ -520,7 +545,7 @@ def main(argv: list[str] | None = None) -> None:
         if PartialState().is_main_process:
             print(f"stopped, {stop} written: go on with --resume_from_checkpoint latest")
     except DataError as error:
-        sys.exit(f"train_taco.py: {error}")
+        sys.exit(f"train_taco.py: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":
