@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import load as load_tensors
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from dataset import AudioConfig, DataError
 from model import Tacotron2, Tacotron2Config
@@ -26,6 +27,7 @@ from tokenizer import Tokenizer
 STATE_FILE = "trainer_state.json"
 TEMPORARY_PREFIX = ".writing_"
 REPLACED_PREFIX = ".writing_replaced_"
+RANDOM_STATES = {"random_state", "numpy_random_seed", "torch_manual_seed"}
 ORDER_FLAGS = ("batch_size", "gradient_accumulation_steps", "seed")  # decide an epoch's batches
 
 
@@ -185,8 +187,18 @@ def read_state(path: Path) -> tuple[TrainerState, dict]:
     try:
         content = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         train_config = content.pop("train_config")
-        return TrainerState(**content), train_config
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        state = TrainerState(**content)
+        counts = (state.epoch, state.epoch_step, state.step)
+        numbers = (*state.epoch_losses, state.best_score)
+        if not (
+            all(type(count) is int and count >= 0 for count in counts)
+            and all(type(number) in (int, float) for number in numbers)
+            and all(type(row) is dict and "epoch" in row for row in state.history)
+            and isinstance(train_config, dict)
+        ):
+            raise ValueError("a value is of another kind than what is written there")
+        return state, train_config
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path / STATE_FILE}: cannot be read ({error})") from None
 
 
@@ -288,15 +300,21 @@ def load_checkpoint_state(
     random_states = f"random_states_{accelerator.process_index}.pkl"
     if not (path / random_states).is_file():
         raise DataError(f"{path}: {random_states} is missing; resume with as many processes")
-    for file in sorted([*path.glob("*.bin"), *path.glob("*.pkl"), *path.glob("*.pt")]):
+    if not (path / "model.safetensors").is_file():  # accelerate would look for a pickle instead
+        raise DataError(f"{path}: model.safetensors is missing")
+    weights, pickles = path / "model.safetensors", ("*.bin", "*.pkl", "*.pt")
+    for file in sorted([weights, *(file for kind in pickles for file in path.glob(kind))]):
         try:
-            load_tensors(file, map_location="cpu")
+            content = load_file(file) if file == weights else load_tensors(file, map_location="cpu")
         except Exception as error:
             reason = " ".join(str(error).split())[:120]
             raise DataError(f"{file}: refused, not plain tensors and numbers ({reason})") from None
+        # accelerate goes on in silence, with other random numbers, where it cannot use these.
+        if file.name == random_states and not set(content) >= RANDOM_STATES:
+            raise DataError(f"{file}: does not hold the states of random generators")
     try:
         accelerator.load_state(str(path))
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever files of another content bring up
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: cannot be loaded ({reason})") from None
     return read_state(path)[0]

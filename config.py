@@ -10,7 +10,15 @@ from typing import Annotated, Any, get_type_hints
 
 from dataset import AudioConfig
 from model import Tacotron2Config
+from synthesize import path_argument
 from tokenizer import Tokenizer
+
+MAX_INT = 2**31 - 1  # numpy takes no seed above twice this
+MAX_WORKERS = 1024  # loader processes; more are a slip of the finger, and a machine that hangs
+PATHS = (
+    "working_directory", "save_audio_gen", "path_to_train_manifest", "path_to_val_manifest",
+    "path_to_symbols", "warm_start", "resume_from_checkpoint",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,19 @@ class TrainConfig:
         }  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
-            if value is not None and not bound <= value < float("inf"):
-                raise ValueError(f"--{name} must be at least {bound}, found {value}")
+            if value is not None and not bound <= value <= MAX_INT:
+                bounds = f"at most {MAX_INT}" if value > MAX_INT else f"at least {bound}"
+                raise ValueError(f"--{name} must be {bounds}, found {value}")
+        if self.num_workers > MAX_WORKERS:
+            raise ValueError(
+                f"--num_workers must be at most {MAX_WORKERS}, found {self.num_workers}"
+            )
         for name in ("learning_rate", "min_learning_rate", "adam_eps", "max_grad_norm",
                      "guided_attention_sigma"):  # fmt: skip
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name} must be above 0, found {getattr(self, name)}")
+        if self.warm_start_allow_mismatch and not self.warm_start:
+            raise ValueError("--warm_start_allow_mismatch is for --warm_start, which is not given")
         if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
             raise ValueError(
                 f"--checkpoint_minutes must be above 0, found {self.checkpoint_minutes}"
@@ -86,7 +101,8 @@ class TrainConfig:
             )
         for name in ("experiment_name", "run_name"):
             value = getattr(self, name)
-            if not value or "/" in value or "\\" in value or value in (".", ".."):
+            plain = value.isprintable() and "/" not in value and "\\" not in value
+            if not value or not plain or value in (".", "..") or len(value.encode()) > 200:
                 raise ValueError(f"--{name} must be a plain name, found {value!r}")
 
 
@@ -104,6 +120,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, config_class: type) ->
             continue
         kind, help_line = hints[field.name].__args__[0], hints[field.name].__metadata__[0]
         kind = getattr(kind, "__args__", (kind,))[0]  # int | None is an int
+        convert = path_argument if field.name in PATHS else kind
         required = field.default is MISSING
         options: dict[str, Any] = {"required": required, "help": help_line.replace("%", "%%")}
         if not required:
@@ -112,7 +129,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, config_class: type) ->
         if kind is bool:
             group.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, **options)
         else:
-            group.add_argument(f"--{field.name}", type=kind, metavar=kind.__name__, **options)
+            group.add_argument(f"--{field.name}", type=convert, metavar=kind.__name__, **options)
 
 
 def parse_args(

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from dataset import AudioConfig, DataError
 from model import Tacotron2, Tacotron2Config
-from synthesize import CONFIG_FILE, load_checkpoint, write_config
+from synthesize import CONFIG_FILE, check_writable, load_checkpoint, path_argument, write_config
 from tokenizer import Tokenizer
 
 LAYOUTS = ("torchaudio", "nvidia")
@@ -181,7 +181,7 @@ def read_symbols(path: str | None, n_symbols: int) -> Tokenizer:
         if not is_list or len(symbols) != n_symbols:
             raise ValueError(f"not a JSON list of {n_symbols} strings")
         return Tokenizer(symbols)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"--symbols {path}: cannot be used ({error})") from None
 
 
@@ -257,10 +257,11 @@ def export_voice(source: Path, layout: str, target: Path) -> str:
 
 def parse_end(flag: str, values: list[str]) -> tuple[str | None, Path]:
     """The values of a flag: a layout and a file, or None and a folder. Raises DataError."""
-    if len(values) == 1 and values[0] not in LAYOUTS:
-        return None, Path(os.path.abspath(values[0]))
-    if len(values) == 2 and values[0] in LAYOUTS:
-        return values[0], Path(os.path.abspath(values[1]))
+    path = Path(os.path.abspath(os.path.expanduser(values[-1])))
+    if len(values) == 1 and values[0] and values[0] not in LAYOUTS:
+        return None, path
+    if len(values) == 2 and values[1] and values[0] in LAYOUTS:
+        return values[0], path
     raise DataError(f"{flag} takes a folder, or torchaudio or nvidia and a file, found {values}")
 
 
@@ -272,6 +273,7 @@ def run(args: argparse.Namespace) -> str:
         raise DataError("one of --from and --to must be a folder, the other a layout and a file")
     if args.symbols and source_layout is None:
         raise DataError("--symbols is for weights of a peer; a folder has its own symbols")
+    check_writable("--to", target.parent)
     check_target(target, target_layout is None, args.overwrite)
     if target_layout is None:
         return import_peer(source_layout, source, target, args.symbols)
@@ -283,7 +285,8 @@ def main(argv: list[str] | None = None) -> None:
     ends = {"nargs": "+", "required": True, "metavar": "DIR | LAYOUT FILE"}
     parser.add_argument("--from", dest="source", help="what to read", **ends)
     parser.add_argument("--to", dest="target", help="what to write", **ends)
-    parser.add_argument("--symbols", help="JSON list of the table of symbols, padding first")
+    symbols_help = "JSON list of the table of symbols, padding first"
+    parser.add_argument("--symbols", type=path_argument, help=symbols_help)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
     args = parser.parse_args(argv)
     try:

@@ -65,6 +65,11 @@ class AudioConfig:
         for name in ("sampling_rate", "num_mels", "n_fft", "window_size", "hop_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, found {getattr(self, name)}")
+        if self.num_mels > self.n_fft // 2 + 1:
+            raise ValueError(
+                f"--num_mels must not exceed the {self.n_fft // 2 + 1} frequencies of --n_fft "
+                f"{self.n_fft}, found {self.num_mels}"
+            )
         if not self.hop_size < self.window_size <= self.n_fft:  # Hann windows must overlap
             raise ValueError(
                 "--hop_size < --window_size <= --n_fft must hold, found "
@@ -257,22 +262,29 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
         DataError: naming the file and what is wrong with it.
     """
     path = Path(path)
+    if os.path.isdir(path):
+        raise DataError(f"{path}: is a folder, not a manifest; prep_splits.py writes one")
     if not os.path.isfile(path):  # unlike Path.is_file, False for any unusable name
         raise DataError(f"{path}: no such manifest; prep_splits.py writes one")
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except UnicodeError:
+        raise DataError(f"{path}: cannot be read as CSV (it is not UTF-8 text)") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as CSV ({error})") from None
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be read as CSV ({reason})") from None
     missing = [column for column in MANIFEST_COLUMNS if column not in frame.columns]
     if missing:
         raise DataError(
             f"{path}: column {missing[0]} is missing; expected the header "
-            f"{','.join(MANIFEST_COLUMNS)}, found {','.join(map(str, frame.columns))[:80]}"
+            f"{','.join(MANIFEST_COLUMNS)} that prep_splits.py writes, found "
+            f"{','.join(map(str, frame.columns))[:80]!r}"
         )
     if frame.empty:
         raise DataError(f"{path}: holds no clips")
     frame["duration"] = pd.to_numeric(frame["duration"], errors="coerce")
     frame["file_path"] = [str(path.parent.absolute() / name) for name in frame["file_path"]]
+    n_missing = sum(not os.path.isfile(file_path) for file_path in frame["file_path"])
     rows = zip(frame["file_path"], frame["normalized_transcript"], frame["duration"], strict=True)
     for line, (file_path, text, duration) in enumerate(rows, start=2):
         if not text.strip():
@@ -280,15 +292,20 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
         if not 0 < duration < math.inf:
             raise DataError(f"{path}: line {line} has no duration above 0 seconds")
         if not os.path.isfile(file_path):
-            raise DataError(f"{path}: line {line} names {file_path}, which is not a file")
+            raise DataError(
+                f"{path}: line {line} names {file_path}, which is not a file ({n_missing} of "
+                f"{len(frame)} are missing); where clips were moved, run prep_splits.py again"
+            )
     return frame
 
 
 class TTSDataset(Dataset):
     """The clips of a manifest. `n_frames` holds their lengths in frames, from the durations.
 
+    What can be known without the recordings is checked at once: later it would end a run midway.
+
     Raises:
-        DataError: naming the manifest or the clip.
+        DataError: naming the manifest and the line; from [], naming the recording.
     """
 
     def __init__(
@@ -300,6 +317,18 @@ class TTSDataset(Dataset):
         self.paths: list[str] = frame["file_path"].tolist()
         self.texts: list[str] = frame["normalized_transcript"].tolist()
         self.n_frames: list[float] = (frame["duration"] / audio_config.hop_seconds).tolist()
+        for line, (text, duration) in enumerate(
+            zip(self.texts, frame["duration"], strict=True), start=2
+        ):
+            if round(min(duration, 1e6) * audio_config.sampling_rate) < audio_config.n_fft:
+                raise DataError(
+                    f"{manifest}: line {line}: {duration} s are less than one window of "
+                    f"{audio_config.n_fft} samples"
+                )
+            try:
+                tokenizer.encode(text)
+            except ValueError as error:
+                raise DataError(f"{manifest}: line {line}: {error}") from None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -353,7 +382,7 @@ class BatchSampler(Sampler[list[int]]):
         num_processes, process_index: which share of each batch to yield.
 
     Raises:
-        ValueError: when a process would get no clip of a batch.
+        DataError: when a process would get no clip of a batch.
     """
 
     def __init__(
@@ -371,7 +400,7 @@ class BatchSampler(Sampler[list[int]]):
             raise ValueError(f"--batch_size must be at least 1, found {batch_size}")
         n_batches = math.ceil(len(lengths) / (batch_size * num_processes))
         if len(lengths) < num_processes * max(n_batches, 1):
-            raise ValueError(
+            raise DataError(
                 f"{len(lengths)} clips cannot be dealt to {num_processes} processes at "
                 f"--batch_size {batch_size}: some batch would leave one without a clip"
             )

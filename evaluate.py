@@ -15,7 +15,6 @@ scores.
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,8 +37,16 @@ from dataset import (
     to_log_mel,
 )
 from model import InferenceOutput
-from plotting import save_figure, summary_figure
-from synthesize import MAX_DECODER_STEPS, Voice, load_checkpoint
+from plotting import save_figure, summary_figure, write_whole
+from synthesize import (
+    MAX_DECODER_STEPS,
+    Voice,
+    check_writable,
+    device_argument,
+    load_checkpoint,
+    path_argument,
+    seed_argument,
+)
 from tokenizer import clean_text
 
 ALIGNMENT_SCORES = ("focus", "coverage", "monotonicity")
@@ -269,33 +276,22 @@ def draw_worst(worst: list[Judged], voice: Voice, folder: str) -> None:
         save_figure(figure, Path(folder) / f"worst_{number}.png")
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """A UTF-8 file, written whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="checkpoint folder")
-    parser.add_argument("--path_to_manifest", required=True, help="CSV of prep_splits.py")
-    parser.add_argument("--word_times", help="word_times.json of make_demo_corpus.py")
-    parser.add_argument("--output_json", help="file for the numbers")
-    parser.add_argument("--output_csv", help="file for a table with a row for each clip")
-    parser.add_argument(
-        "--save_worst", metavar="DIR", help="folder for pictures of the worst clips"
-    )
-    parser.add_argument("--worst", type=int, default=5, help="how many (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--max_decoder_steps", type=int, default=MAX_DECODER_STEPS)
-    parser.add_argument("--seed", type=int, default=42, help="seed of the prenet's dropout")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add = parser.add_argument
+    add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
+    add("--path_to_manifest", type=path_argument, required=True, help="CSV of prep_splits.py")
+    add("--word_times", type=path_argument, help="word_times.json of make_demo_corpus.py")
+    add("--output_json", type=path_argument, help="file for the numbers")
+    add("--output_csv", type=path_argument, help="file for a table with a row for each clip")
+    worst_help = "folder for pictures of the worst clips"
+    add("--save_worst", type=path_argument, metavar="DIR", help=worst_help)
+    add("--worst", type=int, default=5, help="how many (default: %(default)s)")
+    add("--batch_size", type=int, default=32)
+    add("--max_decoder_steps", type=int, default=MAX_DECODER_STEPS)
+    add("--seed", type=seed_argument, default=42, help="seed of the prenet's dropout")
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", type=device_argument, default=default_device)
     args = parser.parse_args(argv)
     for name in ("batch_size", "max_decoder_steps", "worst"):
         if getattr(args, name) < 1:
@@ -303,16 +299,35 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def read_word_times(path: str) -> dict[str, list[dict]]:
+def read_word_times(path: str, clips: TTSDataset) -> dict[str, list[dict]]:
     """word_times.json: for the stem of each clip's name its words, see word_start_errors.
 
     Raises:
-        DataError: when it cannot be read.
+        DataError: when the file cannot be read, is of another form, or knows none of the clips.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"--word_times {path}: cannot be read ({error})") from None
+        word_times = json.loads(Path(path).read_text(encoding="utf-8"))
+        for words in word_times.values():
+            for word in words:
+                float(word["start"]), word["index"] >= 0
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"--word_times {path}: cannot be read ({reason})") from None
+    if not any(word_times.get(Path(clip).stem, [])[1:] for clip in clips.paths):
+        raise DataError(f"--word_times {path}: knows no word of these clips")
+    return word_times
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Finds out before the work whether what it gives can be written. Raises DataError."""
+    for name in ("output_json", "output_csv"):
+        path = getattr(args, name)
+        if path and Path(path).is_dir():
+            raise DataError(f"--{name} {path}: is a folder, not a file")
+        if path:
+            check_writable(f"--{name}", Path(path).absolute().parent)
+    if args.save_worst:
+        check_writable("--save_worst", args.save_worst)
 
 
 def run(args: argparse.Namespace) -> dict[str, float]:
@@ -321,9 +336,10 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     Raises:
         DataError: when a file cannot be used.
     """
+    check_outputs(args)
     voice = load_checkpoint(args.checkpoint, args.device)
     clips = TTSDataset(args.path_to_manifest, voice.audio_config, voice.tokenizer)
-    word_times = read_word_times(args.word_times) if args.word_times else None
+    word_times = read_word_times(args.word_times, clips) if args.word_times else None
     batches = DataLoader(
         clips,
         batch_sampler=BatchSampler(clips.n_frames, args.batch_size, shuffle=False),
@@ -346,9 +362,10 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         raise DataError("--word_times knows no word of these clips")
     report = make_report(rows, errors if word_times is not None else None)
     if args.output_json:
-        write_text(args.output_json, json.dumps(report, indent=2))
+        text = json.dumps(report, indent=2)
+        write_whole(args.output_json, lambda path: path.write_text(text, encoding="utf-8"))
     if args.output_csv:
-        write_text(args.output_csv, pd.DataFrame(rows).to_csv(index=False))
+        write_whole(args.output_csv, lambda path: pd.DataFrame(rows).to_csv(path, index=False))
     if args.save_worst:
         draw_worst(worst, voice, args.save_worst)
     return report
@@ -359,7 +376,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         print_report(run(args))
     except (ValueError, OSError) as error:
-        sys.exit(f"evaluate.py: {error}")
+        sys.exit(f"evaluate.py: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -515,8 +515,8 @@ def is_there(folder: Path, arguments: dict, overwrite: bool) -> bool:
         return False
     try:
         record = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-        found, n_clips = record["arguments"], record["n_clips"]
-    except (OSError, ValueError, TypeError, KeyError):
+        found, n_clips = dict(record["arguments"]), int(record["n_clips"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise CorpusError(
             f"{folder} exists and was not made by this script; choose another"
         ) from None
@@ -572,13 +572,24 @@ def build_corpus(args: argparse.Namespace) -> str:
     )
 
 
+def path_argument(value: str) -> str:
+    """argparse type: a path, which an unset shell variable does not give; ~ is the home folder."""
+    if not value:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return os.path.expanduser(value)
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Speak an LJSpeech-shaped corpus with espeak-ng.", allow_abbrev=False
     )
     add = parser.add_argument
-    add("--path_to_save", required=True, help="folder to make")
-    add("--sentences", help="UTF-8 text to speak, one sentence a line (default: the grammar's)")
+    add("--path_to_save", type=path_argument, required=True, help="folder to make")
+    add(
+        "--sentences",
+        type=path_argument,
+        help="UTF-8 text to speak, one sentence a line (default: the grammar's)",
+    )
     add("--n_sentences", type=int, help=f"default: {N_SENTENCES}, or all lines of --sentences")
     add("--min_chars", type=int, help=f"grammar only (default: {MIN_CHARS})")
     add("--max_chars", type=int, help=f"grammar only (default: {MAX_CHARS})")

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from fast_decoder import attention_loop, fast_lstm, repeated_cell
 
+MAX_SIZE = 16384  # of a layer: beyond it, memory would run out with no word about the flag
 CellFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # x, h, c -> h, c
 
 
@@ -65,8 +66,9 @@ class Tacotron2Config:
             if name.endswith("kernel_size") and (value < 1 or value % 2 == 0):
                 raise ValueError(f"--{name} must be odd and positive, found {value}")
             sizes = ("_dim", "_filters", "_convolutions", "_depth", "_mels", "_size")
-            if name.endswith(sizes) and value < 1:
-                raise ValueError(f"--{name} must be at least 1, found {value}")
+            if name.endswith(sizes) and not 1 <= value <= MAX_SIZE:
+                bounds = "at least 1" if value < 1 else f"at most {MAX_SIZE}"
+                raise ValueError(f"--{name} must be {bounds}, found {value}")
         if self.encoder_embed_dim % 2:
             raise ValueError(f"--encoder_embed_dim must be even, found {self.encoder_embed_dim}")
         if self.decoder_postnet_num_convs < 2:

@@ -36,6 +36,8 @@ CORPUS_NAME = "LJSpeech-1.1"
 ARCHIVE_NAME = f"{CORPUS_NAME}.tar.bz2"
 LJSPEECH_URL = f"https://data.keithito.com/data/speech/{ARCHIVE_NAME}"
 TRIMMED_NAME = "trimmed_wavs"
+# libsndfile's note on a wav that ends early; a size of 0 or 2^32 - 1 only says "unknown".
+TRUNCATED = re.compile(r"^data : (?!0 |4294967295 )(\d+) \(should be (\d+)\)", re.MULTILINE)
 INT16_SCALE = 32768  # what soundfile divides 16-bit samples by when it reads floats
 
 
@@ -139,19 +141,27 @@ def read_metadata(path: Path) -> list[Clip]:
 
 
 def check_audio(clip: Clip, wavs: Path) -> Clip:
-    """Add path and duration, from the audio's header, or the problem with it."""
+    """Add path and duration, from a wav's header or a whole flac, or the problem with it."""
     if clip.problem:
         return clip
     candidates = [wavs / f"{clip.clip_id}{suffix}" for suffix in (".wav", ".flac")]
-    path = next((path for path in candidates if path.is_file()), None)
+    path = next((path for path in candidates if os.path.isfile(path)), None)
     if path is None:
         return clip._replace(problem=f"missing: {candidates[0]}")
     try:
         info = soundfile.info(path)
+        # What a wav's header cannot tell: whether a flac is whole, and whether floats are numbers.
+        read = info.format == "FLAC" or info.subtype in ("FLOAT", "DOUBLE")
+        samples = soundfile.read(path)[0] if read else None
     except (soundfile.SoundFileError, OSError) as error:
         return clip._replace(problem=f"unreadable: {error}")
     if info.frames <= 0:
         return clip._replace(problem=f"zero-length: no samples in {path}")
+    if read and not math.isfinite(abs(samples).max()):
+        return clip._replace(problem=f"NaN or infinite samples in {path}")
+    if promised := TRUNCATED.search(info.extra_info):
+        missing = f"{promised[2]} bytes of samples instead of {promised[1]}"
+        return clip._replace(problem=f"truncated: {missing} in {path}")
     return clip._replace(path=path, duration=info.frames / info.samplerate)
 
 
@@ -182,7 +192,7 @@ def trim_clips(clips: list[Clip], trim: Callable[[Clip], Clip]) -> list[Clip]:
     context, ignore = get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(n_processes, context, signal.signal, ignore) as pool:
         results = pool.map(trim, clips, chunksize=16)
-        return list(tqdm(results, total=len(clips), desc="trimming", unit="clip"))
+        return list(tqdm(results, total=len(clips), desc="trimming", unit="clip", disable=None))
 
 
 def write_manifests(splits: dict[str, list[Clip]], scratch: Path, folder: Path) -> None:
@@ -252,6 +262,19 @@ def download_corpus(folder: Path, url: str, sha256: str | None) -> Path:
     return corpus
 
 
+def check_writable(folder: Path) -> None:
+    """Raise PrepError, before all work, if the manifests could not be put there; leave nothing."""
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    try:
+        if not nearest.is_dir():
+            raise PrepError(f"--path_to_save {folder}: {nearest} is a file, not a folder.")
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        reason = f"{nearest}: {error.strerror}"
+        raise PrepError(f"--path_to_save {folder} cannot be written to ({reason}).") from None
+
+
 def make_splits(args: argparse.Namespace, corpus: Path, scratch: Path) -> dict[str, list[Clip]]:
     """Check and trim the clips, write the manifests, return the splits; scratch: for half work."""
     folder = Path(args.path_to_save)
@@ -262,7 +285,7 @@ def make_splits(args: argparse.Namespace, corpus: Path, scratch: Path) -> dict[s
     rows = read_metadata(corpus / "metadata.csv")
     with ThreadPoolExecutor() as pool:
         checked = pool.map(partial(check_audio, wavs=wavs), rows)
-        clips = list(tqdm(checked, total=len(rows), desc="checking", unit="clip"))
+        clips = list(tqdm(checked, total=len(rows), desc="checking", unit="clip", disable=None))
     clips = drop_bad(clips, args.skip_bad)
     if args.trim_db:
         trim = partial(trim_clip, scratch=scratch, trimmed=trimmed, trim_db=args.trim_db)
@@ -272,6 +295,8 @@ def make_splits(args: argparse.Namespace, corpus: Path, scratch: Path) -> dict[s
     clips = [clip for clip in clips if args.min_seconds <= clip.duration <= args.max_seconds]
     if args.min_seconds > 0 or args.max_seconds < math.inf:
         print(f"Clips left out by --min_seconds or --max_seconds: {n_checked - len(clips)}")
+    if not clips:
+        raise PrepError(f"--min_seconds and --max_seconds leave no clip of {n_checked}.")
     splits = split_clips(clips, args.seed, args.test_split_pct)
     if args.trim_db:
         trimmed.mkdir(exist_ok=True)
@@ -284,11 +309,10 @@ def make_splits(args: argparse.Namespace, corpus: Path, scratch: Path) -> dict[s
 def prepare(args: argparse.Namespace) -> None:
     """Do all the work in a new or existing path_to_save; a failure takes back what it made."""
     corpus, folder = Path(args.path_to_ljspech), Path(args.path_to_save)
+    check_writable(folder)
     if args.download:
         corpus = download_corpus(corpus, args.download_url, args.download_sha256)
     check_corpus(corpus)
-    if folder.is_file():
-        raise PrepError(f"--path_to_save {folder} is a file, not a folder.")
     trimmed = folder / TRIMMED_NAME
     new = [path for path in (trimmed, folder, *folder.parents) if not path.exists()]
     try:
@@ -305,12 +329,19 @@ def prepare(args: argparse.Namespace) -> None:
     print_table(splits)
 
 
+def path_argument(value: str) -> str:
+    """argparse type: a path, which an unset shell variable does not give; ~ is the home folder."""
+    if not value:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return os.path.abspath(os.path.expanduser(value))
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the flags; argparse exits with code 2 on a mistake."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     corpus_flags, add = ("--path_to_ljspech", "--path_to_ljspeech"), parser.add_argument
-    add(*corpus_flags, type=os.path.abspath, required=True, help="folder of metadata.csv and wavs/")
-    add("--path_to_save", type=os.path.abspath, required=True, help="folder for the manifests")
+    add(*corpus_flags, type=path_argument, required=True, help="folder of metadata.csv and wavs/")
+    add("--path_to_save", type=path_argument, required=True, help="folder for the manifests")
     add("--test_split_pct", type=float, default=0.01, help="fraction held out (0.01 is 1 %%)")
     add("--seed", type=int, default=42, help="another seed holds out other clips")
     add("--skip_bad", action="store_true", help="leave bad rows out instead of stopping")

@@ -10,6 +10,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -168,6 +169,21 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez_compressed(file, **arrays)
 
 
+def read_frame(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Alignment (T_mel, T_text) and mel (T_mel, num_mels) of an epoch_N.npz; empty if broken.
+
+    numpy unpickles nothing here, as allow_pickle is off by default.
+    """
+    try:
+        with np.load(path) as content:
+            alignment, mel = (content[name].astype(np.float32) for name in ("alignment", "mel"))
+        if alignment.ndim == mel.ndim == 2 and len(alignment) == len(mel):
+            return alignment, mel
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        print(f"train_taco.py: the film goes without {path} ({error})", file=sys.stderr)
+    return np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
+
+
 def make_film(folder: str | Path, history: list[dict], text: str, hop_seconds: float) -> None:
     """alignment.gif, one validation sentence's alignment over the epochs, and loss.png."""
     folder = Path(folder)
@@ -176,15 +192,18 @@ def make_film(folder: str | Path, history: list[dict], text: str, hop_seconds: f
     if len(epochs) > FILM_FRAMES:  # alignment appears early: more frames there
         picked = (len(epochs) - 1) * np.linspace(0, 1, FILM_FRAMES) ** 2
         epochs = [epochs[i] for i in sorted(set(picked.round().astype(int)))]
-    frames = [np.load(folder / f"epoch_{epoch}.npz") for epoch in epochs]
+    frames = [(epoch, *read_frame(folder / f"epoch_{epoch}.npz")) for epoch in epochs]
+    # Those of the clip that the last one shows: the folder may hold what was there before the run.
+    frames = [frame for frame in frames if frame[1].size and frame[1].shape == frames[-1][1].shape]
     if frames:
+        epochs, alignments, mels = zip(*frames, strict=True)
         alignment_film(
-            [frame["alignment"].astype(np.float32) for frame in frames],
+            alignments,
             folder / "alignment.gif",
             text=text,
             titles=[f"epoch {epoch}" for epoch in epochs],
             hop_seconds=hop_seconds,
-            mels=[frame["mel"].astype(np.float32) for frame in frames],
+            mels=mels,
         )
     save_figure(loss_figure(history), folder / "loss.png")
 

@@ -10,11 +10,13 @@ Griffin-Lim's. `load_checkpoint` and `synthesize` are what inference.ipynb calls
 import argparse
 import io
 import json
+import os
 import sys
+import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import safetensors.torch
@@ -74,6 +76,20 @@ def write_config(
     (Path(directory) / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False))
 
 
+def check_fields(path: Path, given: dict[str, Any], config_class: type) -> None:
+    """Holds what a JSON file gives for a config against the config's fields and their types.
+
+    Raises:
+        DataError: naming the field that is missing, unknown or of another type.
+    """
+    odd = set(given) ^ {field.name for field in fields(config_class)}
+    if odd:
+        raise DataError(f"{path}: {sorted(odd)[0]} is missing or unknown")
+    for name, kind in get_type_hints(config_class).items():
+        if type(given[name]) not in ((int, float) if kind is float else (kind,)):
+            raise DataError(f"{path}: {name} must be {kind.__name__}, found {given[name]!r:.40}")
+
+
 def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, Tokenizer]:
     """Reads config.json of a checkpoint folder.
 
@@ -90,17 +106,15 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
         version = config.pop("format_version")
         if version != FORMAT_VERSION:
             raise DataError(
-                f"{path}: format_version {version} is not the {FORMAT_VERSION} read here"
+                f"{path}: format_version {version!r:.40} is not the {FORMAT_VERSION} read here"
             )
         audio, symbols = config.pop("audio"), config.pop("symbols")
         for given, config_class in ((config, Tacotron2Config), (audio, AudioConfig)):
-            odd = set(given) ^ {field.name for field in fields(config_class)}
-            if odd:
-                raise DataError(f"{path}: {sorted(odd)[0]} is missing or unknown")
+            check_fields(path, given, config_class)
         result = Tacotron2Config(**config), AudioConfig(**audio), Tokenizer(symbols)
     except DataError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: not a checkpoint's config ({error})") from None
     if result[0].vocab_size != result[2].vocab_size or result[0].num_mels != result[1].num_mels:
         raise DataError(f"{path}: model, symbols and audio do not fit each other")
@@ -119,10 +133,14 @@ def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -
     if not path.is_file():
         raise DataError(f"{directory}: model.safetensors is missing")
     try:
-        model.load_state_dict(safetensors.torch.load_file(path))
+        state = safetensors.torch.load_file(path)
+        model.load_state_dict(state)
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: weights do not fit config.json ({reason})") from None
+    broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise DataError(f"{path}: {broken[0]} holds NaN or infinity")
     return Voice(model.to(device).eval(), audio_config, tokenizer)
 
 
@@ -161,6 +179,24 @@ def synthesize(
     return Synthesis(mel.cpu(), output.alignments[0].cpu(), wav.cpu(), bool(output.reached_limit))
 
 
+def check_writable(flag: str, folder: str | Path) -> None:
+    """Finds out whether files can be put into a folder, which may have to be made; leaves nothing.
+
+    Raises:
+        DataError: naming the flag, where they cannot.
+    """
+    folder = Path(os.path.abspath(folder))
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    try:
+        if not nearest.is_dir():
+            raise DataError(f"{flag} {folder}: {nearest} is a file, not a folder")
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        reason = f"{nearest}: {error.strerror}"
+        raise DataError(f"{flag} {folder}: cannot be written to ({reason})") from None
+
+
 def write_wav(path: str | Path, wav: Tensor, sampling_rate: int) -> None:
     """16-bit wav, written whole or not at all.
 
@@ -197,7 +233,9 @@ def read_texts(args: argparse.Namespace) -> list[str]:
     if args.text_file:
         try:
             texts += Path(args.text_file).read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError:
+            raise DataError(f"--text_file {args.text_file}: is not UTF-8 text") from None
+        except OSError as error:
             raise DataError(f"--text_file {args.text_file}: cannot be read ({error})") from None
     texts = [text.strip() for text in texts if text.strip()]
     if not texts:
@@ -205,19 +243,44 @@ def read_texts(args: argparse.Namespace) -> list[str]:
     return texts
 
 
+def path_argument(value: str) -> str:
+    """argparse type: a path, which an unset shell variable does not give; ~ is the home folder."""
+    if not value:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return os.path.expanduser(value)
+
+
+def seed_argument(value: str) -> int:
+    """argparse type: a seed that torch takes."""
+    if not value.isdecimal() or int(value) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be 0 to 2**63 - 1, found {value}")
+    return int(value)
+
+
+def device_argument(value: str) -> str:
+    """argparse type: a device that is there."""
+    try:
+        torch.empty(0, device=value)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0][:120]
+        raise argparse.ArgumentTypeError(f"{value} cannot be used ({reason})") from None
+    return value
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="checkpoint folder")
-    parser.add_argument("--text", nargs="+", help="one or several sentences")
-    parser.add_argument("--text_file", help="UTF-8 file, one sentence a line")
-    parser.add_argument("--output_dir", required=True, help="folder for wav, png and npy")
-    parser.add_argument("--seed", type=int, default=42, help="seed of prenet dropout and phases")
-    parser.add_argument("--max_decoder_steps", type=int, default=MAX_DECODER_STEPS)
-    parser.add_argument("--stop_threshold", type=float, default=0.5)
-    parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="bfloat16 is faster (default: float32)"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add = parser.add_argument
+    add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
+    add("--text", nargs="+", help="one or several sentences")
+    add("--text_file", type=path_argument, help="UTF-8 file, one sentence a line")
+    add("--output_dir", type=path_argument, required=True, help="folder for wav, png and npy")
+    add("--seed", type=seed_argument, default=42, help="seed of prenet dropout and phases")
+    add("--max_decoder_steps", type=int, default=MAX_DECODER_STEPS)
+    add("--stop_threshold", type=float, default=0.5)
+    dtype_help = "of matrix products; bfloat16 is faster (default: %(default)s)"
+    add("--dtype", choices=DTYPES, default="float32", help=dtype_help)
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", type=device_argument, default=default_device)
     args = parser.parse_args(argv)
     if args.max_decoder_steps < 1:
         parser.error(f"--max_decoder_steps must be at least 1, found {args.max_decoder_steps}")
@@ -229,6 +292,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Speaks every text of `args` and says for each whether it stopped by itself."""
     texts = read_texts(args)
+    check_writable("--output_dir", args.output_dir)
     voice = load_checkpoint(args.checkpoint, args.device)
     for text in texts:  # all are checked before the first is spoken
         voice.tokenizer.encode(text)
@@ -248,7 +312,8 @@ def run(args: argparse.Namespace) -> None:
             if result.reached_limit
             else "stopped by itself"
         )
-        print(f"{output_dir / f'{number:03d}.wav'}: {seconds:.2f} s, {ending}: {text[:60]}")
+        shown = "".join(c for c in text[:60] if c.isprintable())  # a terminal obeys the others
+        print(f"{output_dir / f'{number:03d}.wav'}: {seconds:.2f} s, {ending}: {shown}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -256,7 +321,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run(args)
     except (ValueError, OSError) as error:
-        sys.exit(f"synthesize.py: {error}")
+        sys.exit(f"synthesize.py: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -118,13 +118,19 @@ class Tokenizer:
     keep their ids and are never produced from text.
 
     Raises:
-        ValueError: on an empty table or a symbol that occurs twice.
+        ValueError: on a table that is no list of strings, an empty one, or a symbol that occurs
+            twice.
     """
 
     pad_token_id = 0
 
     def __init__(self, symbols: Sequence[str] = DEFAULT_SYMBOLS) -> None:
+        if not isinstance(symbols, (list, tuple)):
+            raise ValueError(f"symbols must be a list of strings, found {type(symbols).__name__}")
         self.symbols = tuple(symbols)
+        odd = [symbol for symbol in self.symbols if not isinstance(symbol, str) or not symbol]
+        if odd:
+            raise ValueError(f"symbols must be strings that are not empty, found {odd[0]!r:.40}")
         if len(self.symbols) < 2:
             raise ValueError(f"symbols must hold padding and a character, found {self.symbols}")
         self.ids = {symbol: i for i, symbol in enumerate(self.symbols)}

@@ -53,7 +53,7 @@ from reporting import (
     missing_alignment,
     start_wandb,
 )
-from synthesize import read_config
+from synthesize import check_writable, read_config
 from tokenizer import Tokenizer
 
 LOSSES = ("loss", "mel_before_loss", "mel_after_loss", "stop_loss", "guided_attention_loss")
@@ -506,7 +506,11 @@ def choose_tokenizer(config: TrainConfig, resumed: Path | None) -> Tokenizer:
     if config.path_to_symbols:
         try:
             return Tokenizer(json.loads(Path(config.path_to_symbols).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+        except UnicodeDecodeError:
+            raise DataError(
+                f"--path_to_symbols {config.path_to_symbols}: is not UTF-8 text"
+            ) from None
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"--path_to_symbols {config.path_to_symbols}: {error}") from None
     return read_config(config.warm_start)[2] if config.warm_start else Tokenizer()
 
@@ -519,6 +523,8 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
     """
     config, audio_config, model_config = configs
     folder = Path(config.working_directory) / config.experiment_name
+    check_writable("--working_directory", folder)
+    check_writable("--save_audio_gen", config.save_audio_gen)
     if accelerator.is_main_process:
         clear_remains(folder)
     accelerator.wait_for_everyone()
@@ -534,14 +540,6 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
     model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
     train_set = TTSDataset(config.path_to_train_manifest, audio_config, tokenizer)
     val_set = TTSDataset(config.path_to_val_manifest, audio_config, tokenizer)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        if not resumed:
-            for path in list_checkpoints(folder):
-                remove_checkpoint(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        Path(config.save_audio_gen).mkdir(parents=True, exist_ok=True)
-
     set_seed(config.seed)
     model = Tacotron2(model_config)
     if config.warm_start and not resumed:
@@ -558,6 +556,8 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
         *(config, audio_config, model_config, tokenizer, accelerator),
         *(model, optimizer, None, train_set, val_set, folder, None),
     )
+    for dataset in (train_set, val_set):  # refuses what cannot be dealt to so many processes
+        make_loader(run, dataset)
     steps_per_epoch = run.steps_per_epoch
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step / steps_per_epoch, config)
@@ -571,6 +571,15 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
         state = load_checkpoint_state(accelerator, resumed, audio_config, model_config, tokenizer)
         resumed_at = f"resumed from {resumed}: epoch {state.epoch}, step {state.step}"
         accelerator.print(resumed_at, *changed, sep="\n  ")
+        if len(state.epoch_losses) != len(LOSSES):
+            raise DataError(f"{resumed}: trainer_state.json: epoch_losses are not {len(LOSSES)}")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:  # only now that nothing stands against the run
+        if not resumed:
+            for path in list_checkpoints(folder):
+                remove_checkpoint(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        Path(config.save_audio_gen).mkdir(parents=True, exist_ok=True)
     if config.log_wandb and accelerator.is_main_process:
         flags = {name: value for part in configs for name, value in asdict(part).items()}
         wandb_run = start_wandb(config.experiment_name, config.run_name, flags, state.wandb_run_id)
@@ -629,7 +638,7 @@ def main(argv: list[str] | None = None) -> None:
         if PartialState().is_main_process:
             print(f"stopped, {stop} written: go on with --resume_from_checkpoint latest")
     except (DataError, OSError) as error:
-        sys.exit(f"train_taco.py: {error}")
+        sys.exit(f"train_taco.py: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What several test files share: a tiny made-up corpus, and real clips where there are some."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -93,3 +94,57 @@ def ljspeech_dir() -> Path:
     if not folder:
         pytest.skip("LJSPEECH_DIR is unset; it names a folder with metadata.csv and wavs/")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def voice(tmp_path_factory) -> Path:
+    """A small untrained checkpoint, as synthesize.py reads it, that never says stop."""
+    from safetensors.torch import save_file
+
+    from dataset import AudioConfig
+    from model import Tacotron2, Tacotron2Config
+    from synthesize import write_config
+    from test_synthesize import SMALL
+    from tokenizer import Tokenizer
+
+    folder = tmp_path_factory.mktemp("voice")
+    torch.manual_seed(0)
+    config = Tacotron2Config(vocab_size=Tokenizer().vocab_size, **SMALL)
+    model = Tacotron2(config)
+    with torch.no_grad():
+        model.decoder.stop_projection.bias.fill_(-100.0)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    write_config(folder, config, AudioConfig(), Tokenizer())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_folder(tiny_corpus, tmp_path_factory) -> Path:
+    """A run's folder with a checkpoint of its beginning, which costs no training."""
+    from accelerate import Accelerator
+
+    import train_taco
+    from config import parse_args
+    from test_train_taco import run_flags
+
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        configs = parse_args(run_flags(tiny_corpus, folder), "")
+        run, state = train_taco.prepare(configs, Accelerator(step_scheduler_with_optimizer=False))
+    train_taco.save(run, state, "checkpoint_0")
+    return folder
+
+
+@pytest.fixture
+def world(tmp_path, tiny_corpus, voice, run_folder, monkeypatch):
+    """A folder to do damage in, see world.py; undoes what train_taco.py does to its process."""
+    from world import World
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.chdir(tmp_path)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    yield World(tmp_path, tiny_corpus, voice, run_folder)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -425,27 +425,6 @@ def test_broken_and_missing_files_are_refused(tmp_path):
     assert "none.pt: no such file" in missing
 
 
-class Payload:
-    """Unpickled, it creates a file: what a hostile checkpoint would do, and worse."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = str(marker)
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (self.marker,)
-
-
-def test_hostile_pickle_is_refused_unopened(tmp_path):
-    marker = tmp_path / "marker"
-    state = {**small_peer().state_dict(), "payload": Payload(marker)}
-    torch.save(state, tmp_path / "hostile.pt")
-    message = error_of("--from", "torchaudio", tmp_path / "hostile.pt", "--to", tmp_path / "voice")
-    assert "hostile.pt: refused, cannot be read as plain tensors" in message
-    assert not marker.exists() and not (tmp_path / "voice").exists()
-    torch.load(tmp_path / "hostile.pt", weights_only=False)
-    assert marker.exists(), "the payload is real: opened carelessly it runs"
-
-
 # ---------------------------------------------------------------- symbols
 
 

@@ -256,7 +256,8 @@ def test_the_worst_clips_are_drawn_worst_first(flags, tmp_path, monkeypatch):
     [
         (["--word_times", "absent.json"], "--word_times absent.json"),
         (["--word_times", "model.safetensors"], "--word_times model.safetensors"),
-        (["--word_times", "config.json"], "knows no word"),
+        (["--word_times", "config.json"], "config.json: cannot be read"),
+        (["--word_times", "empty.json"], "knows no word"),
         (["--output_csv", "folder"], "folder"),
         (["--save_worst", "config.json"], "config.json"),
     ],
@@ -264,6 +265,7 @@ def test_the_worst_clips_are_drawn_worst_first(flags, tmp_path, monkeypatch):
 def test_what_cannot_be_used_is_one_sentence(flags, untrained, monkeypatch, more, culprit):
     monkeypatch.chdir(untrained)
     (untrained / "folder").mkdir()
+    (untrained / "empty.json").write_text("{}")
     before = sorted(untrained.iterdir())
     with pytest.raises(SystemExit, match=f"evaluate.py: .*{culprit}"):
         evaluate.main([*flags, *more])

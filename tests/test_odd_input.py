@@ -1,0 +1,201 @@
+"""Input that looks odd and must work, held against the numbers of plain input.
+
+Manifests as spreadsheets save them, recordings of every kind, texts, paths and sizes of batches;
+and what comes only once a run has begun.
+"""
+
+import importlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+import train_taco
+from config import parse_args
+from conftest import RATE
+from dataset import AudioConfig, TTSDataset, audio_to_mel
+from test_train_taco import run_flags
+from tokenizer import Tokenizer
+from world import HEADER, PLAIN, TEXT, run, snapshot, wav_bytes, with_one
+
+STATE, WEIGHTS = "trainer_state.json", "model.safetensors"
+
+LINE = f"clip.wav,{TEXT},0.55\n"
+MANIFESTS = {
+    "plain": HEADER + LINE,
+    "byte order mark": "\ufeff" + HEADER + LINE,
+    "CRLF": (HEADER + LINE).replace("\n", "\r\n"),
+    "byte order mark and CRLF": ("\ufeff" + HEADER + LINE).replace("\n", "\r\n"),
+    "no last newline": (HEADER + LINE).rstrip(),
+    "blank last lines": HEADER + LINE + "\n\n",
+    "quoted": HEADER + f'"clip.wav","{TEXT}","0.55"\n',
+    "more columns, other order": (
+        f"speaker,duration,normalized_transcript,file_path\n1,0.55,{TEXT},clip.wav\n"
+    ),
+    "path with dots": HEADER + f"../a ünïque folder/./clip.wav,{TEXT},0.55\n",
+}
+
+
+def only_clip(manifest: Path):
+    return TTSDataset(manifest, AudioConfig(), Tokenizer())[0]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_that_looks_odd_works(world, name):
+    clip = only_clip(world.manifest(MANIFESTS[name]))
+    plain = audio_to_mel(
+        torch.from_numpy(soundfile.read(clip.path, dtype="float32")[0]), AudioConfig()
+    )
+    assert torch.equal(clip.mel, plain) and clip.text == TEXT
+    assert Tokenizer().decode(clip.tokens) == TEXT.lower()
+
+
+@pytest.mark.parametrize("text", ["nan", "NA", "null", "None", "1e5", "True"])
+def test_text_that_a_reader_could_take_for_a_missing_value(world, text):
+    clip = only_clip(world.manifest(HEADER + f"clip.wav,{text},0.55\n"))
+    assert clip.text == text and torch.equal(clip.tokens, Tokenizer().encode(text))
+
+
+def streamed(wav: bytes) -> bytes:
+    """As a program writes it that cannot go back to fill in the sizes."""
+    return wav[:4] + b"\xff" * 4 + wav[8:40] + b"\xff" * 4 + wav[44:]
+
+
+def at_rate(rate: int) -> bytes:
+    n = round(len(PLAIN) * rate / RATE)
+    spectrum = np.fft.rfft(PLAIN)
+    bins = np.zeros(n // 2 + 1, complex)
+    bins[: min(len(bins), len(spectrum))] = spectrum[: len(bins)]
+    buffer = io.BytesIO()
+    resampled = np.fft.irfft(bins, n) * n / len(PLAIN)
+    soundfile.write(buffer, resampled, rate, format="WAV", subtype="PCM_24")
+    return buffer.getvalue()
+
+
+ODD_RECORDINGS = {  # and how many frames longer they may be
+    "8 bit": (wav_bytes(subtype="PCM_U8"), 0),
+    "24 bit": (wav_bytes(subtype="PCM_24"), 0),
+    "32 bit": (wav_bytes(subtype="PCM_32"), 0),
+    "float": (wav_bytes(subtype="FLOAT"), 0),
+    "double": (wav_bytes(subtype="DOUBLE"), 0),
+    "mu-law": (wav_bytes(subtype="ULAW"), 0),
+    "stereo": (wav_bytes(np.stack([PLAIN * 1.5, PLAIN * 0.5], axis=1)), 0),
+    "six channels": (wav_bytes(np.stack([PLAIN] * 6, axis=1)), 0),
+    "44,100 Hz": (at_rate(44100), 1),
+    "96 kHz": (at_rate(96000), 1),
+    "a size that is unknown": (streamed(wav_bytes()), 0),
+    "a flac named wav": (wav_bytes(format="FLAC"), 0),
+    "an mp3 named wav": (wav_bytes(format="MP3"), 10),
+}
+
+
+@pytest.mark.parametrize("name", ODD_RECORDINGS)
+def test_a_recording_that_looks_odd_works(world, name):
+    """Through prep_splits.py and the dataset, to the mel of the plain 16-bit wav."""
+    content, more = ODD_RECORDINGS[name]
+    corpus = world.ljspeech(f"odd|{TEXT}|{TEXT}\n")
+    (corpus / "wavs/odd.wav").write_bytes(content)
+    importlib.import_module("prep_splits").main(
+        ["--path_to_ljspech", str(corpus), "--path_to_save", str(world.out)]
+    )
+    mels = {}
+    for split in ("train", "test"):
+        for clip in TTSDataset(world.out / f"{split}_metadata.csv", AudioConfig(), Tokenizer()):
+            mels[Path(clip.path).stem] = clip.mel
+    odd, plain = mels["odd"], mels["clip0"]
+    assert 0 <= len(odd) - len(plain) <= more
+    if name == "an mp3 named wav":  # the coder delays the sound a little
+        odd, plain = odd.mean(dim=0), plain.mean(dim=0)
+    odd = odd[: len(plain)]
+    loud = plain > 1.0  # softer bins hold the noise of 8 bits
+    assert loud.any() and (odd - plain)[loud].abs().mean() < 0.2
+
+
+def test_odd_texts_are_spoken(world, capsys):
+    lines = [
+        "Hello. " * 1429,  # 10,003 characters
+        "Bell\x07 and\x1b[31m escape\x00 and \u200bnothing.",
+        "A party \U0001f389 in 東京.",
+        "../../escape /etc/passwd",
+    ]
+    path = world.file("texts.txt", "\ufeff" + "\r\n".join(lines) + "\r\n\r\n")
+    # No --text: every line of the file is one sentence.
+    code, said = run(
+        *("synthesize", "--checkpoint", f"{world.voice}/", "--output_dir", f"{world.out}/"),
+        *("--device", "cpu", "--max_decoder_steps", 4, "--text_file", path), capsys=capsys,
+    )  # fmt: skip
+    assert code == 0, said
+    names = [f"{i:03d}.{kind}" for i in range(1, 5) for kind in ("npy", "png", "wav")]
+    assert sorted(file.name for file in world.out.iterdir()) == names
+    for i in range(1, 5):
+        assert soundfile.info(world.out / f"{i:03d}.wav").frames == 4 * 256
+
+
+def test_odd_paths_and_numbers_train(world, capsys, monkeypatch):
+    """Spaces, other letters, ~, a last slash, batches larger than the data, one clip to test."""
+    monkeypatch.setenv("HOME", str(world.folder))
+    clips = [world.clip(name=f"clip {i}.wav") for i in range(3)]
+    lines = [f"{clip.name},{TEXT},0.55\r\n" for clip in clips]
+    world.file("train ü.csv", "\ufeff" + HEADER + "".join(lines))
+    world.file("test.csv", HEADER + lines[0])
+    flags = run_flags(world.corpus, world.folder)
+    changes = {
+        "--working_directory": "~/work dir/", "--save_audio_gen": "~/sämples/",
+        "--path_to_train_manifest": "~/train ü.csv", "--path_to_val_manifest": "~/test.csv",
+        "--batch_size": "1000", "--training_epochs": "1", "--experiment_name": "ein Versüch",
+        "--start_decay_epochs": "99", "--checkpoint_epochs": "99",
+    }  # fmt: skip
+    flags += [word for pair in changes.items() for word in pair]
+    code, said = run("train_taco", *flags, capsys=capsys)
+    assert code == 0, said
+    final = world.folder / "work dir/ein Versüch/final_checkpoint"
+    assert json.loads((final / STATE).read_text())["step"] == 1
+    assert (world.folder / "sämples/epoch_1_free_running.wav").is_file()
+    resume = ["--resume_from_checkpoint", f"~/work dir/ein Versüch/{final.name}/"]
+    code, said = run("train_taco", *flags, "--training_epochs", 2, *resume, capsys=capsys)
+    assert code == 0, said
+    assert json.loads((final / STATE).read_text())["step"] == 2
+    assert not list(Path.cwd().glob("~*"))
+
+
+def test_a_validation_clip_that_breaks_ends_the_run_with_a_checkpoint(world, capsys):
+    world.clip()
+    val = world.file("val.csv", HEADER + LINE)
+    (world.folder / "clip.wav").write_bytes(wav_bytes(with_one(np.nan), subtype="FLOAT"))
+    flags = run_flags(world.corpus, world.out, "--path_to_val_manifest", val)
+    code, said = run("train_taco", *flags, capsys=capsys)
+    assert code == 1 and "clip.wav: holds samples that are NaN" in said
+    assert said.count("\n") == 1
+    world.clip()
+    resume = ["--resume_from_checkpoint", "latest", "--training_epochs", 1]
+    code, said = run("train_taco", *flags, *resume, capsys=capsys)
+    state = json.loads((world.out / "work/tiny/final_checkpoint" / STATE).read_text())
+    assert code == 0 and state["epoch"] == 1 and state["step"] == 5
+
+
+def test_what_cannot_be_dealt_to_the_processes_is_refused_at_the_start(world, monkeypatch):
+    configs = parse_args(run_flags(world.corpus, world.out), "")
+    accelerator = Accelerator(step_scheduler_with_optimizer=False)
+    monkeypatch.setattr(type(accelerator), "num_processes", 4)  # and 3 clips to validate on
+    before = snapshot(world.folder.parent)
+    with pytest.raises(ValueError, match="3 clips cannot be dealt to 4 processes"):
+        train_taco.prepare(configs, accelerator)
+    assert snapshot(world.folder.parent) == before
+
+
+def test_a_warm_start_from_the_run_that_is_overwritten(world, monkeypatch):
+    """The old checkpoints go when the new run stands, not before their weights are read."""
+    checkpoint = world.copy_run()
+    flags = run_flags(world.corpus, world.out, "--overwrite", "--warm_start", checkpoint)
+    accelerator = Accelerator(step_scheduler_with_optimizer=False)
+    weights = load_file(checkpoint / WEIGHTS)
+    run, _ = train_taco.prepare(parse_args(flags, ""), accelerator)
+    assert not checkpoint.exists()
+    for name, weight in run.model.state_dict().items():
+        assert torch.equal(weight, weights[name])
