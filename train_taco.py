@@ -448,7 +448,8 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
                 unwritten = DataError(f"the pictures of epoch {epoch} cannot be written: {error}")
             model.train()
         raise_together(run, unwritten)
-    row["skipped_steps"] = state.epoch_skipped
+    if run.config.skip_nonfinite:
+        row["skipped_steps"] = state.epoch_skipped
     row["learning_rate"] = run.scheduler.get_last_lr()[0]
     if run.accelerator.is_main_process:
         shown = [name for name in row if name.startswith(("val_", "free_"))]
@@ -469,6 +470,11 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
 
 def save(run: Run, state: TrainerState, name: str) -> None:
     """Writes a checkpoint of the run, then removes those beyond --keep_checkpoints."""
+    if run.accelerator.num_processes > 1:
+        # One file holds the losses of all processes, so each resumes with their mean.
+        sums = torch.tensor(state.epoch_losses, device=run.accelerator.device)
+        sums = run.accelerator.reduce(sums, "mean")
+        state = state._replace(epoch_losses=sums.tolist())
     save_checkpoint(
         run.accelerator, run.folder / name, state, asdict(run.config),
         run.audio_config, run.model_config, run.tokenizer,
