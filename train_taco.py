@@ -459,7 +459,8 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
                 unwritten = DataError(f"the pictures of epoch {epoch} cannot be written: {error}")
             model.train()
         raise_together(run, unwritten)
-    row["skipped_steps"] = state.epoch_skipped
+    if run.config.skip_nonfinite:
+        row["skipped_steps"] = state.epoch_skipped
     row["learning_rate"] = run.scheduler.get_last_lr()[0]
     if run.accelerator.is_main_process:
         shown = [name for name in row if name.startswith(("val_", "free_"))]

@@ -123,7 +123,7 @@ def test_a_second_signal_ends_at_once_unless_it_is_the_first_passed_on(tiny_corp
     time.sleep(2.5)
     assert process.poll() is None, "the step is finished first"
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert process.wait(timeout=20) == 128 + signal.SIGTERM
     assert list((tmp_path / "work" / "tiny").iterdir()) == []
 
 
