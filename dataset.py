@@ -284,7 +284,6 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
         raise DataError(f"{path}: holds no clips")
     frame["duration"] = pd.to_numeric(frame["duration"], errors="coerce")
     frame["file_path"] = [str(path.parent.absolute() / name) for name in frame["file_path"]]
-    n_missing = sum(not os.path.isfile(file_path) for file_path in frame["file_path"])
     rows = zip(frame["file_path"], frame["normalized_transcript"], frame["duration"], strict=True)
     for line, (file_path, text, duration) in enumerate(rows, start=2):
         if not text.strip():
@@ -292,6 +291,7 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
         if not 0 < duration < math.inf:
             raise DataError(f"{path}: line {line} has no duration above 0 seconds")
         if not os.path.isfile(file_path):
+            n_missing = sum(not os.path.isfile(other) for other in frame["file_path"])
             raise DataError(
                 f"{path}: line {line} names {file_path}, which is not a file ({n_missing} of "
                 f"{len(frame)} are missing); where clips were moved, run prep_splits.py again"

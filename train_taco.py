@@ -17,16 +17,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from checkpoints import (
     TrainerState,
@@ -41,9 +40,8 @@ from checkpoints import (
     warm_start,
 )
 from config import TrainConfig, parse_args
-from dataset import AudioConfig, Batch, BatchSampler, DataError, TTSCollator, TTSDataset, Utterance
-from evaluate import alignment_scores, free_running_scores
-from model import Tacotron2, Tacotron2Config, tacotron2_loss
+from dataset import Batch, DataError, TTSDataset
+from model import Tacotron2
 from reporting import (
     Meter,
     alignment_is_due,
@@ -55,8 +53,16 @@ from reporting import (
 )
 from synthesize import check_writable, read_config
 from tokenizer import Tokenizer
-
-LOSSES = ("loss", "mel_before_loss", "mel_after_loss", "stop_loss", "guided_attention_loss")
+from training_run import (
+    LOSSES,
+    Run,
+    agree,
+    forward_losses,
+    make_loader,
+    raise_together,
+    read_groups,
+)
+from validation import speak_freely, validate
 
 
 def learning_rate_factor(epoch: float, config: TrainConfig) -> float:
@@ -65,83 +71,6 @@ def learning_rate_factor(epoch: float, config: TrainConfig) -> float:
     start = config.training_epochs / 2 if start is None else start
     progress = (epoch - start) / max(config.training_epochs - start, 1e-9)
     return (config.min_learning_rate / config.learning_rate) ** min(max(progress, 0.0), 1.0)
-
-
-class Run(NamedTuple):
-    """What stays the same from the first step to the last."""
-
-    config: TrainConfig
-    audio_config: AudioConfig
-    model_config: Tacotron2Config
-    tokenizer: Tokenizer
-    accelerator: Accelerator
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    train_set: TTSDataset
-    val_set: TTSDataset
-    folder: Path  # of the checkpoints
-    wandb: Any  # wandb's run on the main process with --log_wandb, else None
-
-    @property
-    def sample(self) -> Utterance:
-        """The validation clip that the pictures show: of middling length, longest come first."""
-        return self.val_set[len(self.val_set) // 2]
-
-    @property
-    def steps_per_epoch(self) -> int:
-        clips = self.config.batch_size * self.accelerator.num_processes
-        n_batches = -(-len(self.train_set) // clips)
-        return -(-n_batches // self.config.gradient_accumulation_steps)
-
-
-def make_loader(run: Run, dataset: TTSDataset, **order: Any) -> DataLoader:
-    """Batches of this process, in the order that BatchSampler draws from `order`."""
-    sampler = BatchSampler(
-        dataset.n_frames,
-        run.config.batch_size,
-        num_processes=run.accelerator.num_processes,
-        process_index=run.accelerator.process_index,
-        **order,
-    )
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=TTSCollator(run.audio_config, run.tokenizer),
-        num_workers=run.config.num_workers,
-        pin_memory=run.accelerator.device.type == "cuda",
-        # Its own generator: making a loader must not move the random numbers of training.
-        generator=torch.Generator(),
-    )
-
-
-def read_groups(loader: DataLoader, size: int) -> Iterator[list[Batch] | DataError]:
-    """Lists of `size` batches, the last one perhaps shorter: one optimizer step each.
-
-    A clip that cannot be read, or a loader process that died, comes as a DataError at the end.
-    """
-    group: list[Batch] = []
-    batches = iter(loader)
-    # torch has a loader process's death raised wherever the main thread is, in the middle of an
-    # optimizer step or a checkpoint. Without its handler, a batch that does not come raises it.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    while True:
-        try:
-            batch = next(batches, None)
-        except (DataError, RuntimeError, OSError) as error:
-            # A loader process sends its traceback along; the last line is the message.
-            reason = str(error).strip().split("\n")[-1].removeprefix("dataset.DataError: ")
-            if reason.endswith("exited unexpectedly"):
-                reason += "; it was killed, or memory ran out"
-            yield DataError(reason)
-            return
-        if batch is not None:
-            group.append(batch)
-        if group and (batch is None or len(group) == size):
-            yield group
-            group = []
-        if batch is None:
-            return
 
 
 class Interrupt:
@@ -167,21 +96,6 @@ class Interrupted(Exception):
     """The run was asked to stop, and has written the checkpoint that it names."""
 
 
-def agree(run: "Run", *votes: bool) -> list[bool]:
-    """For each vote, whether any process says yes; all processes get the same answer."""
-    if run.accelerator.num_processes == 1:
-        return list(votes)
-    counts = torch.tensor([float(vote) for vote in votes], device=run.accelerator.device)
-    return (run.accelerator.reduce(counts, "sum") > 0).tolist()
-
-
-def raise_together(run: Run, error: Any) -> None:
-    """Every process calls this. When `error` is a DataError on any of them, all raise one."""
-    broken = isinstance(error, DataError)
-    if agree(run, broken)[0]:
-        raise error if broken else DataError("another process cannot go on; see its message")
-
-
 def save_and_raise(run: Run, state: TrainerState, error: DataError) -> NoReturn:
     """Ends the run, on every process, with a checkpoint of what came before the error.
 
@@ -194,26 +108,6 @@ def save_and_raise(run: Run, state: TrainerState, error: DataError) -> NoReturn:
     except DataError as second:
         raise DataError(f"{error}; besides, {second}") from None
     raise DataError(f"{error}; {name} holds the run before it") from None
-
-
-def forward_losses(run: Run, batch: Batch, n_frames: Tensor, guided_weight: float) -> dict:
-    """Teacher-forced losses of a batch, and its output under "output"."""
-    device = run.accelerator.device
-    mels = batch.mels.to(device, non_blocking=True)
-    output = run.model(
-        batch.tokens.to(device, non_blocking=True), batch.token_lengths, mels, batch.mel_lengths
-    )
-    losses = tacotron2_loss(
-        output,
-        mels,
-        batch.token_lengths,
-        batch.mel_lengths,
-        batch.stop_targets.to(device, non_blocking=True),
-        guided_weight,
-        run.config.guided_attention_sigma,
-        n_frames,
-    )
-    return {"output": output, **losses}
 
 
 def count_frames(run: Run, batches: list) -> Tensor:
@@ -299,65 +193,6 @@ def refuse_nonfinite(run: Run, batches: list[Batch], step: int, loss: float) -> 
     if not run.config.skip_nonfinite:
         raise DataError(f"{sentence}; --skip_nonfinite skips such steps")
     print(f"{sentence}: skipped", file=sys.stderr)
-
-
-@torch.no_grad()
-def validate(run: Run) -> dict[str, float]:
-    """Losses and alignment scores over the whole validation set, each clip counted once.
-
-    Raises:
-        DataError: on every process, when one of them cannot read a clip.
-    """
-    run.model.eval()
-    sums = torch.zeros(len(LOSSES) + 3, device=run.accelerator.device)
-    weights = torch.zeros(2, device=run.accelerator.device)  # frames, clips
-    one = torch.ones((), device=run.accelerator.device)
-    for group in read_groups(make_loader(run, run.val_set, shuffle=False), 1):
-        raise_together(run, group)
-        batch = group[0]
-        losses = forward_losses(run, batch, one, guided_weight=0.0)  # sums over frames
-        scores = alignment_scores(
-            losses["output"].alignments, batch.token_lengths, batch.mel_lengths
-        )
-        sums += torch.stack(
-            [losses[name] for name in LOSSES] + [score.sum() for score in scores.values()]
-        )
-        weights += torch.tensor([batch.mel_lengths.sum(), len(batch.mel_lengths)]).to(weights)
-    sums, weights = (run.accelerator.reduce(x, "sum") for x in (sums, weights))
-    sums[: len(LOSSES)] /= weights[0]
-    sums[len(LOSSES) :] /= weights[1]
-    run.model.train()
-    names = [*LOSSES, *scores]
-    values = dict(zip(names, sums.tolist(), strict=True))
-    return {f"val_{name}": v for name, v in values.items() if name != "guided_attention_loss"}
-
-
-@torch.no_grad()
-def speak_freely(run: Run) -> dict[str, float]:
-    """Scores of free running over --free_running_clips clips spread over the validation set."""
-    n_clips = min(run.config.free_running_clips, len(run.val_set))
-    picked = [round(i * (len(run.val_set) - 1) / max(n_clips - 1, 1)) for i in range(n_clips)]
-    mine = picked[run.accelerator.process_index :: run.accelerator.num_processes]
-    clips, unread = [], None
-    try:
-        clips = [run.val_set[i] for i in mine]
-    except DataError as error:
-        unread = error
-    raise_together(run, unread)
-    sums = torch.zeros(6, device=run.accelerator.device)
-    if mine:
-        batch = TTSCollator(run.audio_config, run.tokenizer)(clips)
-        model = run.accelerator.unwrap_model(run.model).eval()
-        limit = min(run.config.max_decoder_steps, 2 * batch.mels.shape[1] + 100)
-        tokens = batch.tokens.to(run.accelerator.device)
-        scores = free_running_scores(
-            model.infer(tokens, batch.token_lengths, limit), batch.token_lengths
-        )
-        sums = torch.stack([score.sum() for score in scores.values()] + [sums[0] + len(mine)])
-        model.train()
-    *sums, n_scored = run.accelerator.reduce(sums, "sum").tolist()
-    names = ("focus", "coverage", "monotonicity", "stopped", "score")
-    return {f"free_{name}": value / n_scored for name, value in zip(names, sums, strict=True)}
 
 
 def leave(accelerator: Accelerator) -> None:

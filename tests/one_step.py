@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import train_taco
 from config import parse_args
+from training_run import make_loader, read_groups
+from validation import validate
 
 
 class Recorder:
@@ -41,11 +43,11 @@ def main(output, *flags):
             module.eval()
     recorder = Recorder(run.model)
     run = run._replace(optimizer=recorder)
-    loader = train_taco.make_loader(run, run.train_set, seed=0, epoch=0)
-    groups = train_taco.read_groups(loader, run.config.gradient_accumulation_steps)
+    loader = make_loader(run, run.train_set, seed=0, epoch=0)
+    groups = read_groups(loader, run.config.gradient_accumulation_steps)
     losses, n_frames, grad_norm = train_taco.train_step(run, next(groups), state.step)
     means = accelerator.reduce(torch.tensor(list(losses.values())), "mean")
-    validation = train_taco.validate(run)
+    validation = validate(run)
     if accelerator.is_main_process:
         torch.save(
             {

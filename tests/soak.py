@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_taco
 from conftest import make_tiny_corpus
 from kill_and_resume import TINY_MODEL
+from training_run import Run
 
 STEPS_PER_EPOCH = 99  # 9 clips, 22 times, 2 a step
 TOLERANCE = 0.05
@@ -60,7 +61,7 @@ def soak(flags: list[str]) -> None:
     rows: dict[int, dict[str, float]] = {}
     train_step = train_taco.train_step
 
-    def measured_step(run: train_taco.Run, batches: list, step: int) -> tuple:
+    def measured_step(run: Run, batches: list, step: int) -> tuple:
         result = train_step(run, batches, step)
         if (step + 1) % SHOWN_EVERY == 0:
             rows[step + 1] = measure()

@@ -11,6 +11,7 @@ from config import parse_args
 from dataset import BatchSampler, DataError, TTSDataset
 from kill_and_resume import differences
 from test_train_taco import run_flags
+from training_run import make_loader, read_groups
 
 BAD_STEP = 2  # counted from 0, of 5
 QUIET = SimpleNamespace(pending=False)
@@ -85,8 +86,8 @@ def test_the_run_ends_at_the_state_before_the_step(begin, spoil):
 def test_a_skipped_step_is_counted_and_leaves_no_trace(begin, spoil, capsys):
     # What depends on the number of the step is off: the reference takes one step less.
     run, state = begin("good", "--guided_attention_weight", 0)
-    loader = train_taco.make_loader(run, run.train_set, seed=run.config.seed, epoch=0)
-    groups = list(train_taco.read_groups(loader, 1))
+    loader = make_loader(run, run.train_set, seed=run.config.seed, epoch=0)
+    groups = list(read_groups(loader, 1))
     losses = []
     for step in (step for step in range(len(groups)) if step != BAD_STEP):
         losses.append(train_taco.train_step(run, groups[step], step)[0]["loss"])

@@ -1,0 +1,66 @@
+"""What a run is worth after an epoch: losses and alignments, teacher forced and free running."""
+
+import torch
+
+from dataset import DataError, TTSCollator
+from evaluate import alignment_scores, free_running_scores
+from training_run import LOSSES, Run, forward_losses, make_loader, raise_together, read_groups
+
+
+@torch.no_grad()
+def validate(run: Run) -> dict[str, float]:
+    """Losses and alignment scores over the whole validation set, each clip counted once.
+
+    Raises:
+        DataError: on every process, when one of them cannot read a clip.
+    """
+    run.model.eval()
+    sums = torch.zeros(len(LOSSES) + 3, device=run.accelerator.device)
+    weights = torch.zeros(2, device=run.accelerator.device)  # frames, clips
+    one = torch.ones((), device=run.accelerator.device)
+    for group in read_groups(make_loader(run, run.val_set, shuffle=False), 1):
+        raise_together(run, group)
+        batch = group[0]
+        losses = forward_losses(run, batch, one, guided_weight=0.0)  # sums over frames
+        scores = alignment_scores(
+            losses["output"].alignments, batch.token_lengths, batch.mel_lengths
+        )
+        sums += torch.stack(
+            [losses[name] for name in LOSSES] + [score.sum() for score in scores.values()]
+        )
+        weights += torch.tensor([batch.mel_lengths.sum(), len(batch.mel_lengths)]).to(weights)
+    sums, weights = (run.accelerator.reduce(x, "sum") for x in (sums, weights))
+    sums[: len(LOSSES)] /= weights[0]
+    sums[len(LOSSES) :] /= weights[1]
+    run.model.train()
+    names = [*LOSSES, *scores]
+    values = dict(zip(names, sums.tolist(), strict=True))
+    return {f"val_{name}": v for name, v in values.items() if name != "guided_attention_loss"}
+
+
+@torch.no_grad()
+def speak_freely(run: Run) -> dict[str, float]:
+    """Scores of free running over --free_running_clips clips spread over the validation set."""
+    n_clips = min(run.config.free_running_clips, len(run.val_set))
+    picked = [round(i * (len(run.val_set) - 1) / max(n_clips - 1, 1)) for i in range(n_clips)]
+    mine = picked[run.accelerator.process_index :: run.accelerator.num_processes]
+    clips, unread = [], None
+    try:
+        clips = [run.val_set[i] for i in mine]
+    except DataError as error:
+        unread = error
+    raise_together(run, unread)
+    sums = torch.zeros(6, device=run.accelerator.device)
+    if mine:
+        batch = TTSCollator(run.audio_config, run.tokenizer)(clips)
+        model = run.accelerator.unwrap_model(run.model).eval()
+        limit = min(run.config.max_decoder_steps, 2 * batch.mels.shape[1] + 100)
+        tokens = batch.tokens.to(run.accelerator.device)
+        scores = free_running_scores(
+            model.infer(tokens, batch.token_lengths, limit), batch.token_lengths
+        )
+        sums = torch.stack([score.sum() for score in scores.values()] + [sums[0] + len(mine)])
+        model.train()
+    *sums, n_scored = run.accelerator.reduce(sums, "sum").tolist()
+    names = ("focus", "coverage", "monotonicity", "stopped", "score")
+    return {f"free_{name}": value / n_scored for name, value in zip(names, sums, strict=True)}
