@@ -96,10 +96,12 @@ def free_running_scores(output: InferenceOutput, token_lengths: Tensor) -> dict[
 
 
 def mel_cepstral_distortion(mel: Tensor, reference: Tensor, audio_config: AudioConfig) -> float:
-    """Mel-cepstral distortion in dB between two mels, stretched in time to fit each other.
+    """Mel-cepstral distortion in dB of a mel from its reference, under dynamic time warping.
 
-    (10 / ln 10) sqrt(2 sum (c_k - c'_k)^2) over k = 1..13, mean over the path that dynamic time
-    warping finds. c is the DCT-II of the natural-log mel, scaled to be the amplitudes of its
+    (10 / ln 10) sqrt(2 sum (c_k - c'_k)^2) over k = 1..13, mean over the frames that the path
+    pairs with a frame of the reference, then over the reference's frames. (A mean over the whole
+    path falls when a model that never stops adds what fits one silent frame: untrained models
+    then score best.) c is the DCT-II of the natural-log mel, scaled to be the amplitudes of its
     cosines, so that the result is the root mean square in dB between two smoothed spectra.
     Comparable at the same sampling_rate, num_mels, n_fft, window_size, hop_size, fmin, fmax and
     min_db; not with figures of papers, whose cepstra come from other analyses.
@@ -114,12 +116,14 @@ def mel_cepstral_distortion(mel: Tensor, reference: Tensor, audio_config: AudioC
     if not all(np.isfinite(log_mel).all() for log_mel in log_mels):
         raise DataError("a mel holds values that are not finite: the model is broken")
     # An orthonormal transform of n values is sqrt(n / 2) times the cosines' amplitudes.
-    cepstra = [
-        scipy.fft.dct(log_mel, norm="ortho", axis=1) * np.sqrt(2 / audio_config.num_mels)
+    spoken, recorded = (
+        scipy.fft.dct(log_mel, norm="ortho", axis=1)[:, 1 : N_CEPSTRA + 1]
+        * np.sqrt(2 / audio_config.num_mels)
         for log_mel in log_mels
-    ]
-    costs, path = librosa.sequence.dtw(*(c[:, 1 : N_CEPSTRA + 1].T for c in cepstra))
-    return float(10.0 / np.log(10.0) * np.sqrt(2.0) * costs[-1, -1] / len(path))
+    )  # (T_mel, 13) each
+    at, of = librosa.sequence.dtw(spoken.T, recorded.T)[1].T  # the path's frames in each
+    distances = 10 / np.log(10) * np.sqrt(2) * np.linalg.norm(spoken[at] - recorded[of], axis=1)
+    return float(np.mean(np.bincount(of, distances) / np.bincount(of)))
 
 
 def word_start_errors(

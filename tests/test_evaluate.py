@@ -77,15 +77,16 @@ def distortion_by_hand(mel, reference):
     )
     squares = ((left[:, :, None] - right[:, None, :]) ** 2).sum(axis=0)
     decibels = 10 / np.log(10) * np.sqrt(2 * squares)  # (T, T')
-    best = {(-1, -1): (0.0, 0)}  # cost and length of the cheapest path to a place
+    best = {(-1, -1): (0.0, ())}  # the cheapest way to a place: its cost, and the places on it
     for a, b in np.ndindex(decibels.shape):
         before = [
-            best.get(place, (np.inf, 0)) for place in ((a - 1, b - 1), (a - 1, b), (a, b - 1))
+            best.get(place, (np.inf, ())) for place in ((a - 1, b - 1), (a - 1, b), (a, b - 1))
         ]
-        cost, length = min(before)
-        best[a, b] = cost + decibels[a, b], length + 1
-    cost, length = best[a, b]
-    return cost / length
+        cost, path = min(before)
+        best[a, b] = cost + decibels[a, b], (*path, (a, b))
+    path = best[a, b][1]
+    groups = [[decibels[a, b] for a, b in path if b == frame] for frame in range(b + 1)]
+    return np.mean([np.mean(group) for group in groups])
 
 
 def test_distortion_agrees_with_the_formula_by_hand():
@@ -116,6 +117,18 @@ def test_distortion_is_blind_to_loudness_and_to_pace_but_not_to_words(tiny_corpu
     assert mel_cepstral_distortion(slower, mel, config) == pytest.approx(0.0, abs=1e-3)
     assert mel_cepstral_distortion(other, mel, config) > 4
     assert mel_cepstral_distortion(mel[:1], mel, config) > 4  # one frame is a mel, too
+
+
+def test_a_mel_that_goes_on_for_ever_is_no_closer(tiny_corpus):
+    """A flat mel costs nothing beside silence: long enough, it would have a small mean."""
+    config = AudioConfig()
+    mel = audio_to_mel(load_wav(sorted(tiny_corpus.wavs.iterdir())[0], 22050), config)
+    mel = torch.cat([mel, torch.full((5, 80), -4.0)])
+    flat = torch.zeros(len(mel), 80)
+    short, long = (
+        mel_cepstral_distortion(babble, mel, config) for babble in (flat, flat.repeat(9, 1))
+    )
+    assert short > 4 and long == pytest.approx(short, rel=0.02)
 
 
 def test_distortion_of_real_clips(ljspeech_dir):

@@ -279,14 +279,17 @@ def test_a_missing_alignment_is_looked_for_once(tiny_corpus, tmp_path, monkeypat
     monkeypatch.setattr(train_taco, "speak_freely", lambda run: {"free_score": 0.0})
     monkeypatch.setattr(train_taco, "draw_sample", lambda *args: {})
     flags = run_flags(tiny_corpus, tmp_path, "--alignment_warning_steps", 10)
-    accelerator = Accelerator(step_scheduler_with_optimizer=False)
-    run, new = train_taco.prepare(parse_args(flags, ""), accelerator)
+
+    def prepare(flags):
+        accelerator = Accelerator(step_scheduler_with_optimizer=False)
+        return train_taco.prepare(parse_args(flags, ""), accelerator)
 
     def finish(state, step, scores):
         monkeypatch.setattr(train_taco, "validate", lambda run: scores)
         state = train_taco.finish_epoch(run, state._replace(epoch_step=5, step=step))
         return state, capsys.readouterr().err
 
+    run, new = prepare(flags)
     for scores in (stuck, blurred, broken):
         state, said = finish(new, 309, scores)
         assert said == "" and not state.alignment_judged
@@ -297,9 +300,7 @@ def test_a_missing_alignment_is_looked_for_once(tiny_corpus, tmp_path, monkeypat
             assert advice in said
         assert finish(state, 320, scores)[1] == ""
     train_taco.save(run, state, "checkpoint_1")
-    configs = parse_args([*flags, "--resume_from_checkpoint", "latest"], "")
-    accelerator.free_memory()
-    resumed = train_taco.prepare(configs, accelerator)[1]
+    resumed = prepare([*flags, "--resume_from_checkpoint", "latest"])[1]
     assert finish(resumed, 330, stuck)[1] == ""
     state, said = finish(new, 310, good)
     assert said == "" and state.alignment_judged
