@@ -78,6 +78,34 @@ def repeated_cell(
     return cell
 
 
+def repeated_attention(
+    encoder_outputs: Tensor,
+    keys: Tensor,
+    padding_mask: Tensor,
+    weight_query: Tensor,
+    weight_location: Tensor,
+    v: Tensor,
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(query, alignment, cumulative_alignment) -> (context, alignment), stepped many times.
+
+    As `attention_loop` has it, of the same arguments, in float32 or better; it has no gradient.
+    """
+    dtype = _state_dtype(encoder_outputs)
+    encoder_outputs = encoder_outputs.to(dtype)
+    doubled = (2 * x.detach().to(dtype) for x in (keys, weight_query, weight_location, v))
+    attention = _prepare_attention(*doubled)
+    half = weight_location.shape[2] // 2
+    lowest = torch.finfo(dtype).min
+
+    def attend(query: Tensor, alignment: Tensor, cumulative: Tensor) -> tuple[Tensor, Tensor]:
+        location = F.pad(torch.stack([alignment, cumulative], dim=1), (half, half))
+        energies = (attention.sigmoid(location, query)[0] @ attention.v).view_as(alignment)
+        alignment = torch.softmax(energies.masked_fill_(padding_mask, lowest), dim=1)
+        return torch.bmm(alignment[:, None], encoder_outputs).squeeze(1), alignment
+
+    return attend
+
+
 def _compute_dtype(like: Tensor) -> torch.dtype:
     """Autocast's type where it is on, else that of the tensor."""
     device_type = like.device.type

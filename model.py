@@ -16,6 +16,7 @@ the frame before, and fast_decoder.py runs those two; all the rest is one call o
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, NamedTuple
 
@@ -24,10 +25,12 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from fast_decoder import attention_loop, fast_lstm, repeated_cell
+from fast_decoder import attention_loop, fast_lstm, repeated_attention, repeated_cell
 
 MAX_SIZE = 16384  # of a layer: beyond it, memory would run out with no word about the flag
 CellFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # x, h, c -> h, c
+# query, alignment, cumulative_alignment -> context, alignment
+AttentionFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,10 @@ class EncodedText(NamedTuple):
     """What every decoder step reads of the text."""
 
     encoder_outputs: Tensor  # (B, T_text, encoder_embed_dim)
-    keys: Tensor  # (B, T_text, attention_dim), V encoder_outputs
-    padding_mask: Tensor  # (B, T_text), True = padding
+    attend: AttentionFunction
     attention_cell: CellFunction  # the LSTMs, made ready for many steps
     decoder_cell: CellFunction
+    projection: tuple[Tensor, Tensor]  # weight and bias of frame and stop logit together
 
 
 def build_padding_mask(lengths: Tensor, max_length: int | None = None) -> Tensor:
@@ -255,22 +258,33 @@ class LocationSensitiveAttention(nn.Module):
         nn.init.xavier_uniform_(self.location_conv.weight)
         nn.init.xavier_uniform_(self.v.weight)
 
-    def folded_location_weight(self) -> Tensor:
-        """(attention_dim, 2, kernel_size): U and the convolution have nothing between them."""
-        return torch.einsum("af,fck->ack", self.location_layer.weight, self.location_conv.weight)
+    def folded_weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """W, U with the convolution before it, which has nothing in between, and v.
+
+        (attention_dim, decoder_rnn_embed_dim), (attention_dim, 2, kernel_size), (attention_dim,).
+        """
+        location, conv = self.location_layer.weight, self.location_conv.weight
+        folded = torch.einsum("af,fck->ack", location, conv)
+        return self.query_layer.weight, folded, self.v.weight.squeeze(0)
 
     def forward(
-        self, query: Tensor, text: EncodedText, alignment: Tensor, cumulative_alignment: Tensor
+        self,
+        encoder_outputs: Tensor,
+        keys: Tensor,
+        padding_mask: Tensor,
+        query: Tensor,
+        alignment: Tensor,
+        cumulative_alignment: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """One step: query (B, decoder_rnn_embed_dim) -> context, alignment (B, T_text)."""
         locations = torch.stack([alignment, cumulative_alignment], dim=1)  # (B, 2, T_text)
         features = self.location_layer(self.location_conv(locations).transpose(1, 2))
-        hidden = torch.tanh(self.query_layer(query)[:, None] + text.keys + features)
+        hidden = torch.tanh(self.query_layer(query)[:, None] + keys + features)
         energies = self.v(hidden).squeeze(2).float()  # (B, T_text)
         # The lowest number, not -inf: a row that is all padding stays finite.
-        energies = energies.masked_fill(text.padding_mask, torch.finfo(energies.dtype).min)
+        energies = energies.masked_fill(padding_mask, torch.finfo(energies.dtype).min)
         alignment = F.softmax(energies, dim=1)
-        context = torch.bmm(alignment[:, None].to(text.encoder_outputs.dtype), text.encoder_outputs)
+        context = torch.bmm(alignment[:, None].to(encoder_outputs.dtype), encoder_outputs)
         return context.squeeze(1), alignment
 
 
@@ -318,14 +332,17 @@ class Decoder(nn.Module):
         )
         rnn_outputs = dropout(rnn_outputs, self.config.decoder_dropout_p, self.training)
         features = torch.cat([rnn_outputs, contexts.to(rnn_outputs.dtype)], dim=2)
-        # One product for both: the gradient of a product with one column costs as much as with 80.
-        projections = (self.mel_projection, self.stop_projection)
-        outputs = F.linear(
-            features,
-            torch.cat([projection.weight for projection in projections]),
-            torch.cat([projection.bias for projection in projections]),
-        ).transpose(0, 1)  # (B, T_mel, num_mels + 1)
+        outputs = F.linear(features, *self.joint_projection()).transpose(0, 1)
         return outputs[..., :-1], outputs[..., -1], alignments.transpose(0, 1)
+
+    def joint_projection(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of both projections as one, (num_mels + 1) rows.
+
+        A product with one column costs as much as one with 80, and its gradient does too.
+        """
+        projections = (self.mel_projection, self.stop_projection)
+        weight = torch.cat([projection.weight for projection in projections])
+        return weight, torch.cat([projection.bias for projection in projections])
 
     def _draw_dropout(self, prenet_outputs: Tensor) -> Tensor | None:
         """Dropout of the attention LSTM's outputs, for all frames at once."""
@@ -348,9 +365,7 @@ class Decoder(nn.Module):
             padding_mask,
             drops,
             self.attention_rnn,
-            self.attention.query_layer.weight,
-            self.attention.folded_location_weight(),
-            self.attention.v.weight.squeeze(0),
+            *self.attention.folded_weights(),
         )
 
     def _plain_loop(
@@ -375,14 +390,21 @@ class Decoder(nn.Module):
     def encode_text(self, encoder_outputs: Tensor, padding_mask: Tensor) -> EncodedText:
         """What `step` needs of a text, computed once."""
         first, second = self.attention_rnn, self.decoder_rnn
+        keys = self.attention.key_layer(encoder_outputs)
+        if self.config.fast_decoder and not torch.is_grad_enabled():
+            attend = repeated_attention(
+                encoder_outputs, keys, padding_mask, *self.attention.folded_weights()
+            )
+        else:
+            attend = partial(self.attention, encoder_outputs, keys, padding_mask)
         return EncodedText(
             encoder_outputs,
-            self.attention.key_layer(encoder_outputs),
-            padding_mask,
+            attend,
             repeated_cell(first.weight_ih, first.weight_hh, first.bias_ih, first.bias_hh),
             repeated_cell(
                 second.weight_ih_l0, second.weight_hh_l0, second.bias_ih_l0, second.bias_hh_l0
             ),
+            self.joint_projection(),
         )
 
     def initial_state(self, text: EncodedText) -> DecoderState:
@@ -415,9 +437,7 @@ class Decoder(nn.Module):
             state.attention_cell,
         )
         query = hidden if drop is None else hidden * drop
-        context, alignment = self.attention(
-            query, text, state.alignment, state.cumulative_alignment
-        )
+        context, alignment = text.attend(query, state.alignment, state.cumulative_alignment)
         state = state._replace(
             attention_hidden=hidden,
             attention_cell=cell,
@@ -445,8 +465,8 @@ class Decoder(nn.Module):
         hidden, cell = text.decoder_cell(rnn_input, state.decoder_hidden, state.decoder_cell)
         features = torch.cat([hidden, state.context.to(hidden.dtype)], dim=1)
         state = state._replace(decoder_hidden=hidden, decoder_cell=cell)
-        frame = self.mel_projection(features)
-        return frame, self.stop_projection(features).squeeze(1), state.alignment, state
+        outputs = F.linear(features, *text.projection)  # (B, num_mels + 1)
+        return outputs[:, :-1], outputs[:, -1], state.alignment, state
 
 
 class PostNet(nn.Module):
@@ -538,20 +558,23 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
         text = self.decoder.encode_text(encoder_outputs, padding_mask)
 
         state = self.decoder.initial_state(text)
-        frame = encoder_outputs.new_zeros(batch_size, self.config.num_mels)
+        frame = state.context.new_zeros(batch_size, self.config.num_mels)
         lengths = torch.full((batch_size,), max_decoder_steps, device=tokens.device)
         finished = torch.zeros(batch_size, dtype=torch.bool, device=tokens.device)
         frames, stop_logits, alignments = [], [], []
-        for step in range(max_decoder_steps):
-            frame, stop_logit, alignment, state = self.decoder.step(frame, state, text)
-            frames.append(frame)
-            stop_logits.append(stop_logit)
-            alignments.append(alignment)
-            stops = (torch.sigmoid(stop_logit) > stop_threshold) & ~finished
-            lengths = lengths.masked_fill(stops, step + 1)
-            finished = finished | stops
-            if finished.all():
-                break
+        # Under autocast the cells of `text`, which hold nearly all the weights, run in its type;
+        # all else in a step is too small to gain from that, and stays float32.
+        with torch.autocast(tokens.device.type, enabled=False):
+            for step in range(max_decoder_steps):
+                frame, stop_logit, alignment, state = self.decoder.step(frame, state, text)
+                frames.append(frame)
+                stop_logits.append(stop_logit)
+                alignments.append(alignment)
+                stops = (torch.sigmoid(stop_logit) > stop_threshold) & ~finished
+                lengths = lengths.masked_fill(stops, step + 1)
+                finished = finished | stops
+                if finished.all():
+                    break
 
         mel_mask = build_padding_mask(lengths, len(frames))
         mels_before = torch.stack(frames, dim=1).masked_fill(mel_mask[:, :, None], 0.0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fast_decoder
-from fast_decoder import _LSTM, _AttentionLoop, attention_loop, fast_lstm
+from fast_decoder import _LSTM, _AttentionLoop, attention_loop, fast_lstm, repeated_attention
 from model import Tacotron2, Tacotron2Config, Tacotron2Output, build_padding_mask
 
 SMALL = Tacotron2Config(
@@ -195,6 +195,24 @@ def test_padded_characters_get_nothing():
     contexts.square().sum().backward()
     assert encoder.grad[:, :3].any() and not encoder.grad[:, 3:].any()
     assert keys.grad[:, :3].any() and not keys.grad[:, 3:].any()
+
+
+def test_stepped_attention_equals_the_plain_one():
+    model = fast_and_plain(contrast=2.0)[0]
+    mask = build_padding_mask(torch.tensor([7, 4]))
+    encoder_outputs = torch.randn(2, 7, SMALL.encoder_embed_dim)
+    attention = model.decoder.attention
+    keys = attention.key_layer(encoder_outputs)
+    attend = repeated_attention(encoder_outputs, keys, mask, *attention.folded_weights())
+    query = torch.randn(2, SMALL.decoder_rnn_embed_dim)
+    alignment = torch.rand(2, 7).masked_fill(mask, 0.0)
+    for ours, plain in zip(
+        attend(query, alignment, 2 * alignment),
+        attention(encoder_outputs, keys, mask, query, alignment, 2 * alignment),
+        strict=True,
+    ):
+        assert ours.shape == plain.shape
+        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-6)
 
 
 def test_stepped_cells_follow_their_weights():
