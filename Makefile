@@ -56,8 +56,8 @@ test: $(BIN)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(BIN)/installed
-	$(BIN)/python benchmarks/train_step.py --repeats 3 --sweep 100x16 600x16 300x4 --sweep_repeats 1
-	$(BIN)/python benchmarks/inference.py --n_steps 100 --repeats 3
+	$(BIN)/python benchmarks/train_step.py --repeats 5 --sweep 100x16 600x16 300x4 --sweep_repeats 1
+	$(BIN)/python benchmarks/inference.py --n_steps 400 --repeats 5
 	$(BIN)/python benchmarks/loader.py --n_clips 128
 
 lint: $(BIN)/installed-dev

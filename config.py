@@ -8,9 +8,9 @@ import argparse
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
+from arguments import path_argument
 from dataset import AudioConfig
 from model import Tacotron2Config
-from synthesize import path_argument
 from tokenizer import Tokenizer
 
 MAX_INT = 2**31 - 1  # numpy takes no seed above twice this

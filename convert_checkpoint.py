@@ -30,9 +30,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from arguments import check_writable, path_argument
 from dataset import AudioConfig, DataError
 from model import Tacotron2, Tacotron2Config
-from synthesize import CONFIG_FILE, check_writable, load_checkpoint, path_argument, write_config
+from synthesize import CONFIG_FILE, load_checkpoint, write_config
 from tokenizer import Tokenizer
 
 LAYOUTS = ("torchaudio", "nvidia")

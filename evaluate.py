@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from arguments import check_writable, path_argument, seed_argument
 from dataset import (
     AudioConfig,
     Batch,
@@ -41,11 +42,8 @@ from plotting import save_figure, summary_figure, write_whole
 from synthesize import (
     MAX_DECODER_STEPS,
     Voice,
-    check_writable,
     device_argument,
     load_checkpoint,
-    path_argument,
-    seed_argument,
 )
 from tokenizer import clean_text
 

@@ -49,8 +49,8 @@ def repeated_linear(weight: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: x @ weight.t()
 
 
-# The blocked weights of the LSTM cells last stepped: weight_hh -> (what they were made from, cell).
-# Making them takes as long as 60 steps of a single sentence; entries go when the model goes.
+# The blocked weights of the LSTM cells last stepped: weight_hh -> dtype -> (what they were made
+# from, cell). Making them takes as long as 60 steps of a sentence; they go when the model goes.
 _CELLS = WeakIdKeyDictionary()
 
 
@@ -63,9 +63,10 @@ def repeated_cell(
         return lambda x, h, c: torch.lstm_cell(x, (h, c), weight_ih, weight_hh, bias_ih, bias_hh)
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
     # Any write to a weight raises its version, loading and training steps included.
-    made_from = (dtype, *((id(weight), weight._version) for weight in weights))
-    if weight_hh in _CELLS and _CELLS[weight_hh][0] == made_from:
-        return _CELLS[weight_hh][1]
+    made_from = [(id(weight), weight._version) for weight in weights]
+    cells = _CELLS.setdefault(weight_hh, {})
+    if dtype in cells and cells[dtype][0] == made_from:
+        return cells[dtype][1]
     product = repeated_linear(torch.cat([weight_ih, weight_hh], dim=1).to(dtype))
     bias = (bias_ih + bias_hh).float()
 
@@ -74,7 +75,7 @@ def repeated_cell(
         next_cell = torch.empty_like(cell)
         return _activate_cell(gate, cell, next_cell), next_cell
 
-    _CELLS[weight_hh] = (made_from, cell)
+    cells[dtype] = (made_from, cell)
     return cell
 
 

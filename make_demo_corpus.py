@@ -39,6 +39,8 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from arguments import path_argument
+
 SAMPLING_RATE = 22050  # Hz, what espeak-ng's own synthesizer produces
 N_SENTENCES, MIN_CHARS, MAX_CHARS, SEED = 3300, 10, 32, 42
 WORDS_PER_MINUTE, SLOWEST, FASTEST = 160, 80, 450  # the last two are espeak-ng's limits
@@ -570,13 +572,6 @@ def build_corpus(args: argparse.Namespace) -> str:
         f" ({totals['n_words_without_time']} without, {totals['n_sentences_replaced']} sentences"
         " replaced)."
     )
-
-
-def path_argument(value: str) -> str:
-    """argparse type: a path, which an unset shell variable does not give; ~ is the home folder."""
-    if not value:
-        raise argparse.ArgumentTypeError("must not be empty")
-    return os.path.expanduser(value)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

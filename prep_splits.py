@@ -32,6 +32,8 @@ from typing import NamedTuple
 import soundfile
 from tqdm import tqdm
 
+from arguments import check_writable, path_argument
+
 CORPUS_NAME = "LJSpeech-1.1"
 ARCHIVE_NAME = f"{CORPUS_NAME}.tar.bz2"
 LJSPEECH_URL = f"https://data.keithito.com/data/speech/{ARCHIVE_NAME}"
@@ -262,22 +264,9 @@ def download_corpus(folder: Path, url: str, sha256: str | None) -> Path:
     return corpus
 
 
-def check_writable(folder: Path) -> None:
-    """Raise PrepError, before all work, if the manifests could not be put there; leave nothing."""
-    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    try:
-        if not nearest.is_dir():
-            raise PrepError(f"--path_to_save {folder}: {nearest} is a file, not a folder.")
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        reason = f"{nearest}: {error.strerror}"
-        raise PrepError(f"--path_to_save {folder} cannot be written to ({reason}).") from None
-
-
 def make_splits(args: argparse.Namespace, corpus: Path, scratch: Path) -> dict[str, list[Clip]]:
     """Check and trim the clips, write the manifests, return the splits; scratch: for half work."""
-    folder = Path(args.path_to_save)
+    folder = Path(os.path.abspath(args.path_to_save))
     trimmed, wavs = folder / TRIMMED_NAME, corpus / "wavs"
     if os.path.realpath(trimmed) == os.path.realpath(wavs):
         raise PrepError(f"{trimmed} is the corpus' own wavs folder; give another --path_to_save.")
@@ -308,8 +297,9 @@ def make_splits(args: argparse.Namespace, corpus: Path, scratch: Path) -> dict[s
 
 def prepare(args: argparse.Namespace) -> None:
     """Do all the work in a new or existing path_to_save; a failure takes back what it made."""
-    corpus, folder = Path(args.path_to_ljspech), Path(args.path_to_save)
-    check_writable(folder)
+    paths = (args.path_to_ljspech, args.path_to_save)
+    corpus, folder = (Path(os.path.abspath(path)) for path in paths)
+    check_writable("--path_to_save", folder)
     if args.download:
         corpus = download_corpus(corpus, args.download_url, args.download_sha256)
     check_corpus(corpus)
@@ -327,13 +317,6 @@ def prepare(args: argparse.Namespace) -> None:
                 path.rmdir()
         raise
     print_table(splits)
-
-
-def path_argument(value: str) -> str:
-    """argparse type: a path, which an unset shell variable does not give; ~ is the home folder."""
-    if not value:
-        raise argparse.ArgumentTypeError("must not be empty")
-    return os.path.abspath(os.path.expanduser(value))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

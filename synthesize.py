@@ -10,9 +10,7 @@ Griffin-Lim's. `load_checkpoint` and `synthesize` are what inference.ipynb calls
 import argparse
 import io
 import json
-import os
 import sys
-import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -24,6 +22,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from arguments import check_writable, path_argument, seed_argument
 from dataset import AudioConfig, DataError, mel_to_audio, to_log_mel
 from model import Tacotron2, Tacotron2Config
 from plotting import save_figure, summary_figure, write_whole
@@ -179,24 +178,6 @@ def synthesize(
     return Synthesis(mel.cpu(), output.alignments[0].cpu(), wav.cpu(), bool(output.reached_limit))
 
 
-def check_writable(flag: str, folder: str | Path) -> None:
-    """Finds out whether files can be put into a folder, which may have to be made; leaves nothing.
-
-    Raises:
-        DataError: naming the flag, where they cannot.
-    """
-    folder = Path(os.path.abspath(folder))
-    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    try:
-        if not nearest.is_dir():
-            raise DataError(f"{flag} {folder}: {nearest} is a file, not a folder")
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        reason = f"{nearest}: {error.strerror}"
-        raise DataError(f"{flag} {folder}: cannot be written to ({reason})") from None
-
-
 def write_wav(path: str | Path, wav: Tensor, sampling_rate: int) -> None:
     """16-bit wav, written whole or not at all.
 
@@ -241,20 +222,6 @@ def read_texts(args: argparse.Namespace) -> list[str]:
     if not texts:
         raise DataError("nothing to say: give --text or a --text_file with a line in it")
     return texts
-
-
-def path_argument(value: str) -> str:
-    """argparse type: a path, which an unset shell variable does not give; ~ is the home folder."""
-    if not value:
-        raise argparse.ArgumentTypeError("must not be empty")
-    return os.path.expanduser(value)
-
-
-def seed_argument(value: str) -> int:
-    """argparse type: a seed that torch takes."""
-    if not value.isdecimal() or int(value) >= 2**63:
-        raise argparse.ArgumentTypeError(f"must be 0 to 2**63 - 1, found {value}")
-    return int(value)
 
 
 def device_argument(value: str) -> str:

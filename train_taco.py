@@ -27,6 +27,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from arguments import check_writable
 from checkpoints import (
     TrainerState,
     clear_remains,
@@ -51,7 +52,7 @@ from reporting import (
     missing_alignment,
     start_wandb,
 )
-from synthesize import check_writable, read_config
+from synthesize import read_config
 from tokenizer import Tokenizer
 from training_run import (
     LOSSES,
@@ -236,7 +237,8 @@ def train_epoch(
     for batches in read_groups(loader, config.gradient_accumulation_steps):
         minutes = (time.monotonic() - saved_at) / 60
         due = config.checkpoint_minutes is not None and minutes >= config.checkpoint_minutes
-        stop, due = agree(run, interrupt.pending, due)
+        broken = isinstance(batches, DataError)
+        stop, due, broken = agree(run, interrupt.pending, due, broken)
         if stop or due:
             name = f"checkpoint_{state.epoch}_step_{state.step}"
             save(run, state, name)
@@ -245,7 +247,8 @@ def train_epoch(
             leave(run.accelerator)
             raise Interrupted(name)
         try:
-            raise_together(run, batches)
+            if broken:
+                raise_together(run, batches)
             losses, n_frames, grad_norm = train_step(run, batches, state.step)
         except DataError as error:
             save_and_raise(run, state, error)
