@@ -196,7 +196,9 @@ def write_synthesis(
     audio_config = voice.audio_config
     write_wav(output_dir / f"{stem}.wav", result.wav, audio_config.sampling_rate)
     log_mel = to_log_mel(result.mel, audio_config).t().numpy()  # (num_mels, T_mel)
-    np.save(output_dir / f"{stem}.npy", log_mel.astype(np.float32))
+    content = io.BytesIO()
+    np.save(content, log_mel.astype(np.float32))
+    write_whole(output_dir / f"{stem}.npy", lambda path: path.write_bytes(content.getvalue()))
     said = voice.tokenizer.decode(voice.tokenizer.encode(text))
     figure = summary_figure(
         None, result.mel, result.alignment, said, hop_seconds=audio_config.hop_seconds
