@@ -89,8 +89,11 @@ def write_together(accelerator: Accelerator, path: Path, write: Callable[[], Non
     reason = ""
     try:
         write()
-    except (OSError, RuntimeError, SafetensorError) as error:  # the last two: torch, safetensors
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    except OSError as error:
+        reason = str(error) or type(error).__name__
+    except (RuntimeError, SafetensorError) as error:  # torch does not say when a disk is full
+        free = shutil.disk_usage(path.parent).free // 2**20
+        reason = f"{free} MiB are free there; {' '.join(str(error).split())[:200]}"
     failures = torch.tensor(float(bool(reason)), device=accelerator.device)
     if accelerator.reduce(failures, "sum").item():
         reason = reason or "another process failed"

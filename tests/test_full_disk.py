@@ -52,6 +52,34 @@ def test_a_checkpoint_is_whole_or_not_there(tiny_corpus, tmp_path, monkeypatch, 
         assert differences(saved, copy) == []
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MiB, where this user may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_the_checkpoints_before(tiny_corpus, tmp_path, monkeypatch, small_disk):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    flags = [*run_flags(tiny_corpus, tmp_path), "--working_directory", str(small_disk)]
+    run, state = train_taco.prepare(
+        parse_args(flags, ""), Accelerator(step_scheduler_with_optimizer=False)
+    )
+    state, _ = train_taco.train_epoch(run, state, SimpleNamespace(pending=False), time.monotonic())
+    saved = []
+    with pytest.raises(DataError, match=r"No space left on device|0 MiB are free there"):
+        for number in range(9):
+            train_taco.save(run, state, f"checkpoint_{number}")
+            saved.append(f"checkpoint_{number}")
+    assert saved and sorted(path.name for path in run.folder.iterdir()) == saved
+    assert all(differences(run.folder / name, run.folder / saved[0]) == [] for name in saved)
+
+
 def test_training_ends_with_one_sentence(tiny_corpus, tmp_path):
     flags = run_flags(tiny_corpus, tmp_path, "--checkpoint_minutes", 1e-7)
     command = [sys.executable, str(REPO / "train_taco.py"), *flags]
