@@ -346,12 +346,28 @@ def choose_tokenizer(config: TrainConfig, resumed: Path | None) -> Tokenizer:
         try:
             return Tokenizer(json.loads(Path(config.path_to_symbols).read_text(encoding="utf-8")))
         except UnicodeDecodeError:
-            raise DataError(
-                f"--path_to_symbols {config.path_to_symbols}: is not UTF-8 text"
-            ) from None
+            reason = "is not UTF-8 text"
+            raise DataError(f"--path_to_symbols {config.path_to_symbols}: {reason}") from None
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"--path_to_symbols {config.path_to_symbols}: {error}") from None
     return read_config(config.warm_start)[2] if config.warm_start else Tokenizer()
+
+
+def resume(run: Run, path: Path) -> TrainerState:
+    """Puts the run back where the checkpoint left it, and says which flags have changed since.
+
+    Raises:
+        DataError: when the checkpoint cannot be used, or not with these flags.
+    """
+    changed = list_changed_flags(path, asdict(run.config))
+    state = load_checkpoint_state(
+        run.accelerator, path, run.audio_config, run.model_config, run.tokenizer
+    )
+    resumed_at = f"resumed from {path}: epoch {state.epoch}, step {state.step}"
+    run.accelerator.print(resumed_at, *changed, sep="\n  ")
+    if len(state.epoch_losses) != len(LOSSES):
+        raise DataError(f"{path}: trainer_state.json: epoch_losses are not {len(LOSSES)}")
+    return state
 
 
 def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState]:
@@ -406,12 +422,7 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
     set_seed(config.seed, device_specific=True)  # each process draws its own dropout
     state = TrainerState(0, 0, 0, epoch_losses=[0.0] * len(LOSSES), history=[])
     if resumed:
-        changed = list_changed_flags(resumed, asdict(config))
-        state = load_checkpoint_state(accelerator, resumed, audio_config, model_config, tokenizer)
-        resumed_at = f"resumed from {resumed}: epoch {state.epoch}, step {state.step}"
-        accelerator.print(resumed_at, *changed, sep="\n  ")
-        if len(state.epoch_losses) != len(LOSSES):
-            raise DataError(f"{resumed}: trainer_state.json: epoch_losses are not {len(LOSSES)}")
+        state = resume(run, resumed)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:  # only now that nothing stands against the run
         if not resumed:

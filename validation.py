@@ -3,7 +3,7 @@
 import torch
 
 from dataset import DataError, TTSCollator
-from evaluate import alignment_scores, free_running_scores
+from evaluate import ALIGNMENT_SCORES, alignment_scores, free_running_scores
 from training_run import LOSSES, Run, forward_losses, make_loader, raise_together, read_groups
 
 
@@ -15,7 +15,7 @@ def validate(run: Run) -> dict[str, float]:
         DataError: on every process, when one of them cannot read a clip.
     """
     run.model.eval()
-    sums = torch.zeros(len(LOSSES) + 3, device=run.accelerator.device)
+    sums = torch.zeros(len(LOSSES) + len(ALIGNMENT_SCORES), device=run.accelerator.device)
     weights = torch.zeros(2, device=run.accelerator.device)  # frames, clips
     one = torch.ones((), device=run.accelerator.device)
     for group in read_groups(make_loader(run, run.val_set, shuffle=False), 1):
@@ -33,7 +33,7 @@ def validate(run: Run) -> dict[str, float]:
     sums[: len(LOSSES)] /= weights[0]
     sums[len(LOSSES) :] /= weights[1]
     run.model.train()
-    names = [*LOSSES, *scores]
+    names = (*LOSSES, *ALIGNMENT_SCORES)
     values = dict(zip(names, sums.tolist(), strict=True))
     return {f"val_{name}": v for name, v in values.items() if name != "guided_attention_loss"}
 
@@ -50,7 +50,8 @@ def speak_freely(run: Run) -> dict[str, float]:
     except DataError as error:
         unread = error
     raise_together(run, unread)
-    sums = torch.zeros(6, device=run.accelerator.device)
+    names = (*ALIGNMENT_SCORES, "stopped", "score")
+    sums = torch.zeros(len(names) + 1, device=run.accelerator.device)  # the last one: clips
     if mine:
         batch = TTSCollator(run.audio_config, run.tokenizer)(clips)
         model = run.accelerator.unwrap_model(run.model).eval()
@@ -62,5 +63,4 @@ def speak_freely(run: Run) -> dict[str, float]:
         sums = torch.stack([score.sum() for score in scores.values()] + [sums[0] + len(mine)])
         model.train()
     *sums, n_scored = run.accelerator.reduce(sums, "sum").tolist()
-    names = ("focus", "coverage", "monotonicity", "stopped", "score")
     return {f"free_{name}": value / n_scored for name, value in zip(names, sums, strict=True)}
