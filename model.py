@@ -25,9 +25,11 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from fast_decoder import attention_loop, fast_lstm, repeated_attention, repeated_cell
+from fast_decoder import attention_loop, fast_lstm
+from fast_steps import capture, repeated_attention, repeated_cell
 
 MAX_SIZE = 16384  # of a layer: beyond it, memory would run out with no word about the flag
+STEPS_AT_ONCE = {"cuda": 16}  # free running, between looks at the stop token: each is a wait
 CellFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # x, h, c -> h, c
 # query, alignment, cumulative_alignment -> context, alignment
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -154,6 +156,13 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     if x.device.type == "cpu" and training and p > 0.0:
         return x * dropout_mask(x, x.shape, p)
     return F.dropout(x, p, training)
+
+
+def lstm_cell(
+    weights: tuple[Tensor, ...], x: Tensor, hidden: Tensor, cell: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step of an LSTM: x (B, n_in) -> hidden, cell (B, n_hidden)."""
+    return torch.lstm_cell(x, (hidden, cell), *weights)
 
 
 class ConvNorm(nn.Sequential):
@@ -390,22 +399,21 @@ class Decoder(nn.Module):
     def encode_text(self, encoder_outputs: Tensor, padding_mask: Tensor) -> EncodedText:
         """What `step` needs of a text, computed once."""
         first, second = self.attention_rnn, self.decoder_rnn
+        cells = (
+            (first.weight_ih, first.weight_hh, first.bias_ih, first.bias_hh),
+            (second.weight_ih_l0, second.weight_hh_l0, second.bias_ih_l0, second.bias_hh_l0),
+        )
         keys = self.attention.key_layer(encoder_outputs)
         if self.config.fast_decoder and not torch.is_grad_enabled():
             attend = repeated_attention(
                 encoder_outputs, keys, padding_mask, *self.attention.folded_weights()
             )
+            attention_cell, decoder_cell = (repeated_cell(*weights) for weights in cells)
         else:
             attend = partial(self.attention, encoder_outputs, keys, padding_mask)
-        return EncodedText(
-            encoder_outputs,
-            attend,
-            repeated_cell(first.weight_ih, first.weight_hh, first.bias_ih, first.bias_hh),
-            repeated_cell(
-                second.weight_ih_l0, second.weight_hh_l0, second.bias_ih_l0, second.bias_hh_l0
-            ),
-            self.joint_projection(),
-        )
+            attention_cell, decoder_cell = (partial(lstm_cell, weights) for weights in cells)
+        projection = self.joint_projection()
+        return EncodedText(encoder_outputs, attend, attention_cell, decoder_cell, projection)
 
     def initial_state(self, text: EncodedText) -> DecoderState:
         """All zeros."""
@@ -467,6 +475,26 @@ class Decoder(nn.Module):
         state = state._replace(decoder_hidden=hidden, decoder_cell=cell)
         outputs = F.linear(features, *text.projection)  # (B, num_mels + 1)
         return outputs[:, :-1], outputs[:, -1], state.alignment, state
+
+    def steps(
+        self, text: EncodedText, n_steps: int, carry: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
+        """n_steps of free running, without a look at the stop token.
+
+        Args:
+            carry: the frame before and the state, (frame, *state).
+
+        Returns:
+            (frames (B, n_steps, num_mels), stop_logits (B, n_steps), alignments
+            (B, n_steps, T_text)) and the next carry.
+        """
+        frame, state = carry[0], DecoderState(*carry[1:])
+        outputs = []
+        for _ in range(n_steps):
+            frame, stop_logit, alignment, state = self.step(frame, state, text)
+            outputs.append((frame, stop_logit, alignment))
+        frames, stop_logits, alignments = (torch.stack(x, 1) for x in zip(*outputs, strict=True))
+        return (frames, stop_logits, alignments), (frame, *state)
 
 
 class PostNet(nn.Module):
@@ -558,33 +586,37 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
         text = self.decoder.encode_text(encoder_outputs, padding_mask)
 
         state = self.decoder.initial_state(text)
-        frame = state.context.new_zeros(batch_size, self.config.num_mels)
-        lengths = torch.full((batch_size,), max_decoder_steps, device=tokens.device)
+        carry = (state.context.new_zeros(batch_size, self.config.num_mels), *state)
+        n_steps = STEPS_AT_ONCE.get(tokens.device.type, 1) if self.config.fast_decoder else 1
+        run = partial(self.decoder.steps, text, n_steps)
         finished = torch.zeros(batch_size, dtype=torch.bool, device=tokens.device)
-        frames, stop_logits, alignments = [], [], []
+        chunks: list[tuple[Tensor, Tensor, Tensor]] = []
         # Under autocast the cells of `text`, which hold nearly all the weights, run in its type;
         # all else in a step is too small to gain from that, and stays float32.
         with torch.autocast(tokens.device.type, enabled=False):
-            for step in range(max_decoder_steps):
-                frame, stop_logit, alignment, state = self.decoder.step(frame, state, text)
-                frames.append(frame)
-                stop_logits.append(stop_logit)
-                alignments.append(alignment)
-                stops = (torch.sigmoid(stop_logit) > stop_threshold) & ~finished
-                lengths = lengths.masked_fill(stops, step + 1)
-                finished = finished | stops
-                if finished.all():
-                    break
+            while len(chunks) * n_steps < max_decoder_steps and not finished.all():
+                if len(chunks) == 1 and n_steps > 1:
+                    run = capture(run, carry)
+                chunk, carry = run(carry)
+                chunks.append(chunk)
+                finished |= (torch.sigmoid(chunk[1]) > stop_threshold).any(dim=1)
 
-        mel_mask = build_padding_mask(lengths, len(frames))
-        mels_before = torch.stack(frames, dim=1).masked_fill(mel_mask[:, :, None], 0.0)
+        frames, stop_logits, alignments = (
+            torch.cat(parts, dim=1)[:, :max_decoder_steps] for parts in zip(*chunks, strict=True)
+        )
+        stops = torch.sigmoid(stop_logits) > stop_threshold  # (B, max_decoder_steps at most)
+        reached_limit = ~stops.any(dim=1)
+        lengths = (stops.int().argmax(dim=1) + 1).masked_fill(reached_limit, max_decoder_steps)
+        n_frames = int(lengths.max())
+        mel_mask = build_padding_mask(lengths, n_frames)
+        mels_before = frames[:, :n_frames].masked_fill(mel_mask[:, :, None], 0.0)
         mels = mels_before + self.postnet(mels_before, mel_mask)
         return InferenceOutput(
             mels.masked_fill(mel_mask[:, :, None], 0.0),
             lengths,
-            torch.stack(stop_logits, dim=1),
-            torch.stack(alignments, dim=1),
-            ~finished,
+            stop_logits[:, :n_frames],
+            alignments[:, :n_frames],
+            reached_limit,
         )
 
 

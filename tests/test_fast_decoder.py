@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import fast_decoder
-from fast_decoder import _LSTM, _AttentionLoop, attention_loop, fast_lstm, repeated_attention
+from fast_decoder import _LSTM, AttentionLoop, attention_loop, fast_lstm
+from fast_steps import repeated_attention, repeated_cell
 from model import Tacotron2, Tacotron2Config, Tacotron2Output, build_padding_mask
 
 SMALL = Tacotron2Config(
@@ -35,7 +35,7 @@ def test_lstm_gradients_in_double_precision():
 
 
 def loop_arguments(padding: list[list[int]], with_dropout: bool) -> list[Tensor | None]:
-    """What _AttentionLoop takes, tiny, in double precision."""
+    """What AttentionLoop takes, tiny, in double precision."""
     torch.manual_seed(0)
     n_frames, prenet, encoder, hidden, attention, kernel = 4, 2, 3, 2, 2, 3
     mask = torch.tensor(padding, dtype=torch.bool)
@@ -54,6 +54,7 @@ def loop_arguments(padding: list[list[int]], with_dropout: bool) -> list[Tensor 
         drops = torch.randint(0, 2, (n_frames, batch_size, hidden)).double() / 0.6
         assert 0 < drops.count_nonzero() < drops.numel()
     return [
+        None,
         *(torch.randn(*shape, **DOUBLE) for shape in sequences),
         torch.randn(batch_size, n_text, attention, **DOUBLE),
         mask,
@@ -73,7 +74,7 @@ def loop_arguments(padding: list[list[int]], with_dropout: bool) -> list[Tensor 
     ids=["mixed", "one", "all_padding"],
 )
 def test_loop_gradients_in_double_precision(padding, with_dropout):
-    assert torch.autograd.gradcheck(_AttentionLoop.apply, loop_arguments(padding, with_dropout))
+    assert torch.autograd.gradcheck(AttentionLoop.apply, loop_arguments(padding, with_dropout))
 
 
 def make_batch(lengths: list[tuple[int, int]]) -> tuple[Tensor, ...]:
@@ -185,7 +186,7 @@ def test_fast_lstm_equals_torchs():
 
 def test_padded_characters_get_nothing():
     torch.manual_seed(0)
-    prenet, encoder, keys, mask, drops, *_ = loop_arguments([[0, 0, 0, 1, 1]], False)
+    _, prenet, encoder, keys, mask, drops, *_ = loop_arguments([[0, 0, 0, 1, 1]], False)
     cell = nn.LSTMCell(5, 2).double()
     shapes = ((2, 2), (2, 2, 3), (2,))
     weights = [torch.randn(*shape, dtype=torch.float64) for shape in shapes]
@@ -228,7 +229,7 @@ def test_stepped_cells_follow_their_weights():
             lambda: lstm.bias_hh.add_(1),
         ):
             change()
-            stepped = fast_decoder.repeated_cell(*weights)(x, h, c)
+            stepped = repeated_cell(*weights)(x, h, c)
             for ours, theirs in zip(stepped, lstm(x, (h, c)), strict=True):
                 torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
-        assert fast_decoder.repeated_cell(*weights) is fast_decoder.repeated_cell(*weights)
+        assert repeated_cell(*weights) is repeated_cell(*weights)

@@ -1,0 +1,128 @@
+"""Free running, made fast: LSTM cells and attention made ready for many steps, and CUDA graphs.
+
+A decoder step reads 71 MB of LSTM weights to make a few frames. On a CPU that is its cost, and
+the weights are laid out for it once; on a GPU it is the launching of some fifty operations, and
+sixteen steps are recorded as one CUDA graph. model.py's `Decoder.step` calls what is made here.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from fast_decoder import (
+    MAX_FUSED_HALF,
+    activate_cell,
+    can_block,
+    compute_dtype,
+    load_fused,
+    prepare_attention,
+    repeated_linear,
+    state_dtype_of,
+)
+
+# carry -> (outputs, carry)
+StepsFunction = Callable[[tuple[Tensor, ...]], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
+
+# The blocked weights of the LSTM cells last stepped: weight_hh -> dtype -> (what they were made
+# from, cell). Making them takes as long as 60 steps of a sentence; they go when the model goes.
+_CELLS = WeakIdKeyDictionary()
+
+
+def repeated_cell(
+    weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(x, h, c) -> (h, c), an LSTM cell that is stepped many times, without a gradient.
+
+    The product runs in autocast's type where that is on, the rest in float32.
+    """
+    dtype = compute_dtype(weight_hh)
+    fused = load_fused(weight_hh.device, dtype)
+    if not (fused or can_block(weight_hh.to(dtype))):
+        return lambda x, h, c: torch.lstm_cell(x, (h, c), weight_ih, weight_hh, bias_ih, bias_hh)
+    activate = fused.activate_cell if fused else activate_cell
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    # Any write to a weight raises its version, loading and training steps included.
+    made_from = [(id(weight), weight._version) for weight in weights]
+    cells = _CELLS.setdefault(weight_hh, {})
+    if dtype in cells and cells[dtype][0] == made_from:
+        return cells[dtype][1]
+    product = repeated_linear(torch.cat([weight_ih, weight_hh], dim=1).to(dtype))
+    bias = (bias_ih + bias_hh).float()
+
+    def cell(x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        gate = product(torch.cat([x, hidden], dim=1).to(dtype)).float() + bias
+        next_cell = torch.empty_like(cell)
+        return activate(gate, cell, next_cell), next_cell
+
+    cells[dtype] = (made_from, cell)
+    return cell
+
+
+def repeated_attention(
+    encoder_outputs: Tensor,
+    keys: Tensor,
+    padding_mask: Tensor,
+    weight_query: Tensor,
+    weight_location: Tensor,
+    v: Tensor,
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(query, alignment, cumulative_alignment) -> (context, alignment), stepped many times.
+
+    As `attention_loop` has it, of the same arguments, in float32 or better; it has no gradient.
+    """
+    dtype = state_dtype_of(encoder_outputs)
+    encoder_outputs = encoder_outputs.to(dtype)
+    doubled = [2 * x.detach().to(dtype) for x in (keys, weight_query, weight_location, v)]
+    fused = load_fused(encoder_outputs.device, dtype)
+    half = weight_location.shape[2] // 2
+    if fused and half <= MAX_FUSED_HALF:
+        return fused.repeated_attention(encoder_outputs, doubled[0], padding_mask, *doubled[1:])
+    attention = prepare_attention(*doubled)
+    lowest = torch.finfo(dtype).min
+
+    def attend(query: Tensor, alignment: Tensor, cumulative: Tensor) -> tuple[Tensor, Tensor]:
+        location = F.pad(torch.stack([alignment, cumulative], dim=1), (half, half))
+        energies = (attention.sigmoid(location, query)[0] @ attention.v).view_as(alignment)
+        alignment = torch.softmax(energies.masked_fill_(padding_mask, lowest), dim=1)
+        return torch.bmm(alignment[:, None], encoder_outputs).squeeze(1), alignment
+
+    return attend
+
+
+def capture(run: StepsFunction, carry: tuple[Tensor, ...]) -> StepsFunction:
+    """`run` recorded as a CUDA graph: one launch where `run` has hundreds.
+
+    Args:
+        run: carry -> (outputs, carry), of the same shapes each time, without a wait for the
+            device in it. It has run before, so that all is compiled.
+        carry: what it will be called with.
+
+    Returns:
+        The same function, whose carry is overwritten by the next call; `run` itself, with a
+        warning, where it cannot be recorded.
+    """
+    places = tuple(x.clone() for x in carry)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        # Other threads, a loader's or NCCL's, may call CUDA meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outputs, after = run(places)
+            for place, x in zip(places, after, strict=True):
+                place.copy_(x)
+    except RuntimeError as error:
+        torch.cuda.set_stream(stream)
+        warnings.warn(f"no CUDA graph, which is slower; {error}", stacklevel=2)
+        return run
+
+    def replay(carry: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        for place, x in zip(places, carry, strict=True):
+            if x is not place:
+                place.copy_(x)
+        graph.replay()
+        return tuple(x.clone() for x in outputs), places
+
+    return replay

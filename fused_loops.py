@@ -1,0 +1,251 @@
+"""fast_decoder.py's two loops and free running's attention, with the kernels of fused_kernels.py.
+
+Same buffers, same numbers but for rounding. `disagreement` tries both on the GPU at hand.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+import fused_kernels as kernels
+from fast_decoder import AttentionLoop, CellBackward, Frames, LoopGradients, Text, Weights
+from fused_kernels import BLOCK, BLOCK_OUTPUTS, BLOCK_TEXT, BLOCK_UNITS, MIN_ROW
+
+TRIAL_BATCH = (3, 2, 70)  # frames, clips, characters
+TRIAL_SIZES = (256, 512, 1024, 128, 31)  # P, E, H, A, K, as in AttentionLoop
+
+
+def activate_cell(
+    gate: Tensor,
+    cell: Tensor,
+    next_cell: Tensor,
+    hidden: Tensor | None = None,
+    query: Tensor | None = None,
+    drop: Tensor | None = None,
+) -> Tensor:
+    """fast_decoder.py's `activate_cell`; writes hidden, and drop * hidden to query."""
+    batch_size, hidden_dim = cell.shape
+    hidden = torch.empty_like(cell) if hidden is None else hidden
+    kernels.cell_kernel[batch_size, triton.cdiv(hidden_dim, BLOCK_UNITS)](
+        gate, cell, next_cell, hidden, query, drop, hidden.stride(0), hidden_dim, BLOCK_UNITS
+    )
+    return hidden
+
+
+class _Sizes(NamedTuple):
+    """The attention kernels' constants, and how many programs share a clip's characters."""
+
+    convolution: dict[str, int]
+    row: dict[str, int]
+    n_blocks: int
+
+
+def _attention_sizes(n_text: int, attention_dim: int, encoder_dim: int, kernel_size: int) -> _Sizes:
+    n_taps = max(triton.next_power_of_2(2 * kernel_size), 16)  # tl.dot's least
+    shared = {"KERNEL_SIZE": kernel_size, "BLOCK": BLOCK}
+    return _Sizes(
+        shared | {"ATTENTION_DIM": attention_dim, "BLOCK_TAPS": n_taps, "BLOCK_TEXT": BLOCK_TEXT},
+        shared | {"ENCODER_DIM": encoder_dim, "ROW": max(triton.next_power_of_2(n_text), MIN_ROW)},
+        triton.cdiv(n_text, BLOCK_TEXT),
+    )
+
+
+class _Attention(NamedTuple):
+    """One frame's attention, from W_q query_t to the context."""
+
+    text: Text
+    v: Tensor  # (A,)
+    matrix: Tensor  # (2K, A), U
+    sizes: _Sizes
+    energies: Tensor  # (B, T_text), scratch
+
+    def run(
+        self,
+        query_product: Tensor,
+        location: Tensor,
+        cumulative: Tensor,
+        next_cumulative: Tensor,
+        alignment: Tensor,
+        next_location: Tensor,
+        context: Tensor,
+    ) -> None:
+        """Reads the first three, writes the others; shapes as for the kernels."""
+        encoder_outputs, keys, padding_mask = self.text
+        batch_size, n_text, encoder_dim = encoder_outputs.shape
+        kernels.energies_kernel[batch_size, self.sizes.n_blocks](
+            location, query_product, keys, self.matrix, self.v, self.energies, n_text,
+            **self.sizes.convolution,
+        )  # fmt: skip
+        kernels.context_kernel[batch_size, triton.cdiv(encoder_dim, BLOCK_OUTPUTS)](
+            self.energies, padding_mask, encoder_outputs, cumulative, next_cumulative, alignment,
+            next_location, context, n_text, context.stride(0), BLOCK_OUTPUTS=BLOCK_OUTPUTS,
+            **self.sizes.row,
+        )  # fmt: skip
+
+
+def _prepare_attention(text: Text, weight_location: Tensor, v: Tensor) -> _Attention:
+    attention_dim, _, kernel_size = weight_location.shape
+    _, n_text, encoder_dim = text.encoder_outputs.shape
+    return _Attention(
+        Text(*(x.contiguous() for x in text)),
+        v,
+        weight_location.flatten(1).t().contiguous(),
+        _attention_sizes(n_text, attention_dim, encoder_dim, kernel_size),
+        torch.empty_like(text.padding_mask, dtype=torch.float32),
+    )
+
+
+def forward_frames(frames: Frames, text: Text, weights: Weights, drops: Tensor | None) -> None:
+    """fast_decoder.py's `_forward_frames`, to the same buffers."""
+    gates, recurrent, cells, locations, queries, alignments = (x.unbind() for x in frames)
+    encoder_dim = text.encoder_outputs.shape[2]
+    attention = _prepare_attention(text, weights.location, weights.v)
+    recurrent_t, query_t = weights.recurrent.t(), weights.query.t()
+    query_product = gates[0].new_empty(len(gates[0]), len(weights.v))
+    cumulative = [torch.zeros_like(alignments[0]) for _ in range(2)]
+    contexts, hiddens = (part.unbind() for part in frames.recurrent.tensor_split([encoder_dim], 2))
+    drops = [None] * len(gates) if drops is None else drops.unbind()
+    with torch.cuda.device_of(frames.gates):
+        for t, gate in enumerate(gates):
+            gate.addmm_(recurrent[t], recurrent_t)
+            activate_cell(gate, cells[t], cells[t + 1], hiddens[t + 1], queries[t], drops[t])
+            torch.mm(queries[t], query_t, out=query_product)
+            attention.run(
+                query_product, locations[t], cumulative[t % 2], cumulative[1 - t % 2],
+                alignments[t], locations[t + 1], contexts[t + 1],
+            )  # fmt: skip
+
+
+def backward_frames(
+    frames: Frames,
+    text: Text,
+    weights: Weights,
+    drops: Tensor | None,
+    cell_backward: CellBackward,
+    gradients: LoopGradients,
+    grad_queries: Tensor,
+    grad_contexts: Tensor,
+    grad_alignments: Tensor,
+) -> None:
+    """fast_decoder.py's `_backward_frames`, to the same buffers."""
+    n_frames, batch_size, hidden_dim = grad_queries.shape
+    attention_dim, _, kernel_size = weights.location.shape
+    attention = _prepare_attention(text, weights.location, weights.v)
+    encoder_outputs, keys, padding_mask = attention.text
+    n_text, encoder_dim = encoder_outputs.shape[1:]
+    convolution, row, n_blocks = attention.sizes
+    n_units = triton.cdiv(hidden_dim, BLOCK_UNITS)
+    n_taps = triton.next_power_of_2(kernel_size)
+
+    zeros = frames.alignments.new_zeros
+    d_recurrent = torch.zeros_like(frames.recurrent[0])
+    d_contexts_after, d_hiddens = d_recurrent.tensor_split([encoder_dim], 1)
+    d_cell = torch.zeros_like(frames.cells[0])
+    d_queries = frames.queries.new_empty(batch_size * n_blocks, hidden_dim)
+    # Frame t reads the first of a pair, or the second, and writes the other.
+    d_cumulative = [zeros(batch_size, n_text) for _ in range(2)]
+    d_v = [zeros(batch_size, n_blocks, attention_dim) for _ in range(2)]
+    d_windows = zeros(batch_size, n_text + kernel_size - 1, 2 * kernel_size)
+    d_matrix = zeros(batch_size, n_blocks, 2 * kernel_size, attention_dim)
+    blocks = frames.queries.new_empty(n_frames, batch_size * n_blocks, attention_dim)
+    query_products = (frames.queries @ weights.query.t()).unbind()  # (B, A) each
+    locations, alignments = frames.locations.unbind(), frames.alignments.unbind()
+    d_gates, d_cells, forgets = (x.unbind() for x in cell_backward)
+    d_contexts, d_query_products = gradients.contexts.unbind(), blocks.unbind()
+    grad_queries, grad_contexts, grad_alignments = (
+        x.contiguous().unbind() for x in (grad_queries, grad_contexts, grad_alignments)
+    )
+    drops = [None] * n_frames if drops is None else drops.unbind()
+    with torch.cuda.device_of(frames.gates):
+        for t in reversed(range(n_frames)):
+            now, after = t % 2, 1 - t % 2
+            kernels.energies_backward_kernel[(batch_size,)](
+                alignments[t], padding_mask, encoder_outputs, grad_alignments[t],
+                grad_contexts[t], d_contexts_after, d_contexts[t], d_windows, d_cumulative[now],
+                d_cumulative[after], attention.energies, n_text, d_recurrent.stride(0),
+                BLOCK_TAPS=n_taps, **row,
+            )  # fmt: skip
+            kernels.hidden_backward_kernel[batch_size, n_blocks](
+                locations[t], query_products[t], keys, attention.matrix, weights.v,
+                attention.energies, d_windows, d_query_products[t], gradients.keys, d_matrix,
+                d_v[now], d_v[after], n_text, **convolution,
+            )  # fmt: skip
+            torch.mm(d_query_products[t], weights.query, out=d_queries)
+            kernels.cell_backward_kernel[batch_size, n_units](
+                d_queries, grad_queries[t], drops[t], d_hiddens, d_gates[t], d_cells[t],
+                forgets[t], d_cell, d_recurrent.stride(0), forgets[t].stride(0), n_blocks,
+                hidden_dim, BLOCK_UNITS,
+            )  # fmt: skip
+            torch.mm(d_gates[t].flatten(1), weights.recurrent, out=d_recurrent)
+    torch.sum(blocks.view(n_frames, batch_size, n_blocks, -1), dim=2, out=gradients.query_products)
+    gradients.location_matrix.copy_(d_matrix.sum(dim=(0, 1)))
+    gradients.v.copy_(d_v[1].sum(dim=(0, 1)))  # frame 0 wrote the second
+
+
+def repeated_attention(
+    encoder_outputs: Tensor,
+    keys: Tensor,
+    padding_mask: Tensor,
+    weight_query: Tensor,
+    weight_location: Tensor,
+    v: Tensor,
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """fast_decoder.py's `repeated_attention`, of arguments that are doubled there."""
+    attention = _prepare_attention(Text(encoder_outputs, keys, padding_mask), weight_location, v)
+    half = weight_location.shape[2] // 2
+
+    def attend(query: Tensor, alignment: Tensor, cumulative: Tensor) -> tuple[Tensor, Tensor]:
+        location = F.pad(torch.stack([alignment, cumulative], dim=1), (half, half))
+        context = encoder_outputs.new_empty(len(query), encoder_outputs.shape[2])
+        next_alignment = torch.empty_like(alignment)
+        attention.run(
+            query @ weight_query.t(), location, cumulative, torch.empty_like(cumulative),
+            next_alignment, torch.empty_like(location), context,
+        )  # fmt: skip
+        return context, next_alignment
+
+    return attend
+
+
+def disagreement(device: torch.device, dtype: torch.dtype) -> float:
+    """How far the loops here, in dtype, are from fast_decoder.py's in float32, on a small batch.
+
+    The largest distance of an output or a gradient, as a share of its norm. Sizes are the
+    paper's: the kernels that are compiled for this are those that training needs.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        arguments = _trial_arguments(device, dtype)
+        exact = [x if x.dtype == torch.bool else x.float() for x in arguments]
+        wanted = [x for x in arguments if x.requires_grad]
+        results = []
+        with torch.autocast(device.type, enabled=False):
+            for fused, inputs in ((None, exact), (sys.modules[__name__], arguments)):
+                outputs = AttentionLoop.apply(fused, *inputs)
+                gradients = torch.autograd.grad(outputs, wanted, [x.sign() for x in outputs])
+                results.append([x.detach().float() for x in (*outputs, *gradients)])
+    distances = [(ours - plain).norm() / plain.norm() for plain, ours in zip(*results, strict=True)]
+    return float(torch.stack(distances).max())  # nan, where one is
+
+
+def _trial_arguments(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """What AttentionLoop takes: two clips, one half padding."""
+    (n_frames, batch_size, n_text), (P, E, H, A, K) = TRIAL_BATCH, TRIAL_SIZES
+    generator = torch.Generator().manual_seed(0)  # its own: training's numbers stay untouched
+
+    def random(*shape: int) -> Tensor:
+        # Large enough that the attention points somewhere: W_q's gradient is all rounding if not.
+        x = torch.randn(shape, generator=generator) / shape[-1] ** 0.3
+        return x.to(device, dtype).requires_grad_()
+
+    inputs = [random(n_frames, batch_size, P), random(batch_size, n_text, E)]
+    inputs.append(random(batch_size, n_text, A))
+    lengths = torch.tensor([[n_text], [n_text // 2]])
+    mask = (torch.arange(n_text) >= lengths).to(device)
+    drops = (torch.rand(n_frames, batch_size, H, generator=generator) > 0.1).to(device, dtype)
+    shapes = ((4 * H, P + E), (4 * H, H), (4 * H,), (A, H), (A, 2, K), (A,))
+    return [*inputs, mask, drops, *(random(*shape) for shape in shapes)]

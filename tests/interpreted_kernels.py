@@ -1,0 +1,185 @@
+"""The Triton kernels in Triton's interpreter, on a CPU: prints what they compute as JSON.
+
+    TRITON_INTERPRET=1 python tests/interpreted_kernels.py
+
+The interpreter is chosen when Triton is imported, so this is a process of its own;
+test_fused_kernels.py runs it. Every argument lies between NaNs: one read past its end shows.
+"""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import triton.language as tl
+from torch import Tensor
+from triton.runtime import interpreter
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import fast_decoder
+import fast_steps
+import fused_loops
+from fast_decoder import AttentionLoop
+from model import Tacotron2, Tacotron2Config, build_padding_mask
+
+CPU = torch.device("cpu")
+GUARD = 4096
+# n_frames, token lengths, P, E, H, A, K, whether there is dropout
+CASES = {
+    "two blocks of characters": (4, [70, 33], 16, 64, 40, 48, 31, True),
+    "one block, odd sizes": (5, [9, 4, 7], 7, 39, 23, 21, 7, True),
+    "a row that is all padding": (4, [66, 0], 8, 32, 16, 16, 5, True),
+    "one character, one frame": (1, [1], 4, 8, 6, 5, 3, False),
+    "more channels and units than a program has": (3, [12], 8, 150, 520, 40, 5, False),
+    "five blocks, no dropout": (3, [300, 257], 4, 16, 8, 16, 31, False),
+}
+SMALL = Tacotron2Config(
+    num_mels=10,
+    character_embed_dim=24,
+    encoder_embed_dim=24,
+    decoder_rnn_embed_dim=32,
+    decoder_prenet_dim=16,
+    decoder_postnet_n_filters=16,
+    attention_dim=12,
+    attention_location_n_filters=6,
+    attention_location_kernel_size=7,
+)
+
+
+def multiply_bfloat16_as_float32() -> None:
+    """Triton 3.6's interpreter multiplies bfloat16's bits as if they were integers."""
+    create_dot = interpreter.InterpreterBuilder.create_dot
+
+    def widen(handle):
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        bits = handle.data.astype(np.uint32) << 16
+        return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
+
+    interpreter.InterpreterBuilder.create_dot = lambda self, a, b, *rest: create_dot(
+        self, widen(a), widen(b), *rest
+    )
+
+
+def guarded(x: Tensor) -> Tensor:
+    """A copy with NaNs (True, of a mask) before and after it."""
+    fill = True if x.dtype == torch.bool else float("nan")
+    memory = torch.full((x.numel() + 2 * GUARD,), fill, dtype=x.dtype)
+    return memory[GUARD:-GUARD].view(x.shape).copy_(x)
+
+
+def loop_arguments(
+    n_frames: int, lengths: list[int], P: int, E: int, H: int, A: int, K: int, with_drops: bool,
+    dtype: torch.dtype,
+) -> list[Tensor | None]:  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    batch_size, n_text = len(lengths), max(lengths)
+
+    def random(*shape: int) -> Tensor:
+        x = torch.randn(shape, generator=generator) / 2
+        return guarded(x.to(dtype)).requires_grad_()
+
+    mask = build_padding_mask(torch.tensor(lengths), n_text)
+    drops = (torch.rand(n_frames, batch_size, H, generator=generator) > 0.3).to(dtype) / 0.7
+    return [
+        random(n_frames, batch_size, P),
+        random(batch_size, n_text, E),
+        random(batch_size, n_text, A),
+        guarded(mask),
+        guarded(drops) if with_drops else None,
+        *(random(*s) for s in ((4 * H, P + E), (4 * H, H), (4 * H,), (A, H), (A, 2, K), (A,))),
+    ]
+
+
+def run_loop(fused, arguments: list[Tensor | None]) -> list[Tensor]:
+    """Outputs, and the gradients of a random projection of them."""
+    outputs = AttentionLoop.apply(fused, *arguments)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(x.shape, generator=generator).to(x.dtype) for x in outputs]
+    # As in training, where alignments and outputs are transposed before the loss.
+    weights = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in weights]
+    wanted = [x for x in arguments if x is not None and x.requires_grad]
+    gradients = torch.autograd.grad(outputs, wanted, weights)
+    return [x.detach().float() for x in (*outputs, *gradients)]
+
+
+def distances(ours: list[Tensor], exact: list[Tensor]) -> list[float]:
+    """Of each pair, the largest difference as a share of the largest number, or of 1e-3."""
+    return [
+        float((x - y).abs().max() / y.abs().max().clamp(min=1e-3))
+        for x, y in zip(ours, exact, strict=True)
+    ]
+
+
+def in_float32(x: Tensor | None) -> Tensor | None:
+    if x is None or not x.is_floating_point():
+        return x
+    return x.detach().float().requires_grad_(x.requires_grad)
+
+
+def loop_distances(dtype: torch.dtype) -> dict[str, list[float]]:
+    """Case -> how far each output and gradient is from the plain loop in float32."""
+    results = {}
+    for name, case in CASES.items():
+        arguments = loop_arguments(*case, dtype)
+        exact = run_loop(None, [in_float32(x) for x in arguments])
+        results[name] = distances(run_loop(fused_loops, arguments), exact)
+    return results
+
+
+def same_twice() -> bool:
+    """Whether a second run gives the same bits."""
+    arguments = loop_arguments(*CASES["one block, odd sizes"], torch.float32)
+    runs = [run_loop(fused_loops, arguments) for _ in range(2)]
+    return all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
+
+
+def model_distances() -> dict[str, list[float]]:
+    """The whole model, fused and plain: a training step, and free running."""
+    lengths = torch.tensor([9, 70, 5])
+    torch.manual_seed(0)
+    tokens = torch.randint(1, SMALL.vocab_size, (3, 70))
+    tokens = tokens.masked_fill(build_padding_mask(lengths), 0)
+    mels, mel_lengths = torch.randn(3, 11, SMALL.num_mels), torch.tensor([11, 6, 9])
+    for module in (fast_decoder, fast_steps):
+        module.load_fused = lambda device, dtype: fused_loops
+    steps, spoken = [], []
+    for fast in (True, False):
+        torch.manual_seed(0)
+        model = Tacotron2(replace(SMALL, fast_decoder=fast))
+        torch.manual_seed(1)
+        output = model.train()(tokens, lengths, mels, mel_lengths)
+        total = sum(part.square().mean() for part in output)
+        # Before a batch norm a bias has no gradient but for rounding.
+        named = [(n, p) for n, p in model.named_parameters() if not n.endswith(".0.bias")]
+        gradients = torch.autograd.grad(total, [p for _, p in named])
+        steps.append([x.detach() for x in (*output, *gradients)])
+        torch.manual_seed(2)
+        spoken.append(list(model.eval().infer(tokens, lengths, 6, 1.0)[:1]))
+    return {"training step": distances(*steps), "free running": distances(*spoken)}
+
+
+def main() -> None:
+    assert os.environ.get("TRITON_INTERPRET") == "1", "see this file's docstring"
+    multiply_bfloat16_as_float32()
+    trial = partial(fused_loops.disagreement, CPU)
+    dtypes = {str(d).removeprefix("torch."): d for d in fast_decoder.TRIAL_TOLERANCE}
+    print(
+        json.dumps(
+            {
+                "loops": {name: loop_distances(dtype) for name, dtype in dtypes.items()},
+                "trial": {name: trial(dtype) for name, dtype in dtypes.items()},
+                "same_twice": same_twice(),
+                "model": model_distances(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
