@@ -44,6 +44,7 @@ from benchmarks.common import (
     add_common_arguments,
     describe_device,
     format_table,
+    make_parser,
     positive,
     progress,
     torch_threads,
@@ -211,10 +212,7 @@ def make_figure(parts: list[dict], rows: list[dict], machine: str) -> Figure:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = make_parser(__doc__)
     parser.add_argument("--manifest", type=Path, help="CSV of prep_splits.py; noise if unset")
     parser.add_argument("--n_clips", type=positive, default=256, help="of noise (default: 256)")
     parser.add_argument("--batch_size", type=positive, default=16, help="clips (default: 16)")
