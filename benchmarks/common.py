@@ -30,6 +30,7 @@ MODELS = (OURS, TORCHAUDIO)
 COLOURS = {OURS: "#3b6fb6", TORCHAUDIO: "#e07b39", "floor": "#555555"}
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns: large enough for full speed
 TRAINING_PASSES = 3  # backward: one product for the inputs' gradient, one for the weights'
+MIB = 2**20
 DEFAULT_OUTPUT_DIR = Path(__file__).resolve().parent / "results"
 Key, Result = TypeVar("Key", bound=Hashable), TypeVar("Result")
 

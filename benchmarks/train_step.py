@@ -49,6 +49,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import (
     COLOURS,
+    MIB,
     MODELS,
     OURS,
     TORCHAUDIO,
@@ -85,7 +86,6 @@ from synthesize import DTYPES
 
 WARM_UP_STEPS = {"cpu": 1, "cuda": 3}
 MEMORY_STEPS = 2
-MIB = 2**20
 
 
 class Size(NamedTuple):
