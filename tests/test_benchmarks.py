@@ -370,7 +370,7 @@ def test_waiting_is_the_time_without_a_batch(short_clips, monkeypatch):
 
     monkeypatch.setattr(throughput, "train_step", lambda *args: time.sleep(0.2))
     made = throughput.run_pass(None, slowly(), torch.float32, CPU)
-    assert 0.2 <= made.waiting < 0.3 < 0.6 <= made.seconds
+    assert 0.2 <= made.waiting <= made.seconds - 0.4, "training is not waiting"
     lengths = [round(n_frames) for n_frames in dataset.n_frames[:3]]
     assert made.n_frames == sum(lengths)
     assert made.n_padded == 2 * max(lengths[:2]) + lengths[2]
