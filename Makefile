@@ -1,7 +1,9 @@
-# make demo   from nothing to a voice, on a CPU: corpus, training, pictures, wavs, numbers
-# make test   the tests; LJSPEECH_DIR=... adds those on real speech
-# make lint   ruff
-# make bench  speed and memory beside torchaudio's Tacotron2, in turn in one run
+# make demo       from nothing to a voice, on a CPU: corpus, training, pictures, wavs, numbers
+# make test       the tests; LJSPEECH_DIR=... adds those on real speech
+# make lint       ruff
+# make bench      speed and memory beside torchaudio's Tacotron2, in turn in one run
+# make bench_gpu  the same at a GPU's sizes, and frames per second of training from loader to
+#                 optimizer; CSVs and pictures go to benchmarks/results/gpu
 # Each sets up .venv itself when it is missing.
 
 PYTHON ?= python3
@@ -19,7 +21,7 @@ DEMO_FLAGS := \
 	--character_embed_dim 128 --encoder_embed_dim 128 --decoder_rnn_embed_dim 256 \
 	--decoder_prenet_dim 64 --attention_dim 64 --decoder_postnet_n_filters 128
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench_gpu clean
 
 demo: $(DEMO)/report.json
 	@cat $(DEMO)/report.txt
@@ -59,6 +61,14 @@ bench: $(BIN)/installed
 	$(BIN)/python benchmarks/train_step.py --repeats 5 --sweep 100x16 600x16 300x4 --sweep_repeats 1
 	$(BIN)/python benchmarks/inference.py --n_steps 400 --repeats 5
 	$(BIN)/python benchmarks/loader.py --n_clips 128
+
+GPU_RESULTS := --output_dir benchmarks/results/gpu
+
+bench_gpu: $(BIN)/installed
+	$(BIN)/python benchmarks/throughput.py $(GPU_RESULTS)
+	$(BIN)/python benchmarks/train_step.py --batch_size 128 --n_text 100 --n_mel 600 \
+		--dtype bfloat16 --repeats 10 --sweep 300x128 900x128 600x32 $(GPU_RESULTS)
+	$(BIN)/python benchmarks/inference.py --batch_size 1 16 --n_steps 400 --repeats 9 $(GPU_RESULTS)
 
 lint: $(BIN)/installed-dev
 	$(BIN)/ruff format --check .

@@ -12,12 +12,12 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torchaudio
@@ -30,7 +30,17 @@ MODELS = (OURS, TORCHAUDIO)
 COLOURS = {OURS: "#3b6fb6", TORCHAUDIO: "#e07b39", "floor": "#555555"}
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns: large enough for full speed
 TRAINING_PASSES = 3  # backward: one product for the inputs' gradient, one for the weights'
+MIB = 2**20
 DEFAULT_OUTPUT_DIR = Path(__file__).resolve().parent / "results"
+Key, Result = TypeVar("Key", bound=Hashable), TypeVar("Result")
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Shows a script's docstring as it stands, and takes no abbreviated flags."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, with_models: bool = True) -> None:
@@ -49,16 +59,22 @@ def add_common_arguments(parser: argparse.ArgumentParser, with_models: bool = Tr
     add_config_arguments(parser, Tacotron2Config)
 
 
-def model_config(args: argparse.Namespace) -> Tacotron2Config:
-    """The model's sizes out of the flags.
+def model_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Tacotron2Config:
+    """The model's sizes out of the flags; a mistake ends the program with one sentence.
 
-    Raises:
-        ValueError: naming the flag that is off.
+    What torchaudio's model cannot have is a mistake too, unless --only leaves it out.
     """
     values = vars(args)
-    return Tacotron2Config(
-        **{f.name: values[f.name] for f in fields(Tacotron2Config) if f.name in values}
-    )
+    try:
+        config = Tacotron2Config(
+            **{f.name: values[f.name] for f in fields(Tacotron2Config) if f.name in values}
+        )
+        if args.only != OURS:
+            with torch.device("meta"):
+                build_torchaudio(config)
+    except ValueError as error:
+        parser.error(str(error))
+    return config
 
 
 def chosen_models(only: str) -> tuple[str, ...]:
@@ -230,6 +246,22 @@ def describe_device(device: torch.device) -> str:
         name = next((line.split(": ")[1] for line in lines if "model name" in line), name)
     n_threads = torch.get_num_threads()
     return f"{name}, {n_threads} thread{'s' if n_threads > 1 else ''}, {versions}"
+
+
+def in_turn(
+    runs: dict[Key, Callable[[], Result]], repeats: int, show: Callable[[Key, Result], str]
+) -> dict[Key, list[Result]]:
+    """What each run gave, one of each per repeat, in an order that is turned round every time.
+
+    A slow moment of the machine then falls on all of them.
+    """
+    results: dict[Key, list[Result]] = {key: [] for key in runs}
+    for repeat in range(repeats):
+        for key in list(runs) if repeat % 2 == 0 else reversed(runs):
+            results[key].append(runs[key]())
+        latest = "  ".join(show(key, found[-1]) for key, found in results.items())
+        progress(f"repeat {repeat + 1} of {repeats}: {latest}")
+    return results
 
 
 def ratio_line(label: str, slow: Sequence[float], fast: Sequence[float]) -> str:

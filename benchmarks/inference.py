@@ -48,6 +48,8 @@ from benchmarks.common import (
     describe_device,
     format_table,
     forward_flops,
+    in_turn,
+    make_parser,
     matmul_rate,
     model_config,
     positive,
@@ -109,13 +111,9 @@ def time_runs(
             mels = run()
         if mels.shape[:2] != (len(tokens), n_steps) or not mels.isfinite().all():
             raise RuntimeError(f"{name}: made {tuple(mels.shape)} frames, or not finite ones")
-    seconds: dict[Run, list[float]] = {key: [] for key in runs}
-    for repeat in range(repeats):
-        for key in list(runs) if repeat % 2 == 0 else list(reversed(runs)):
-            seconds[key].append(timed(runs[key], tokens.device))
-        latest = "  ".join(f"{' '.join(key)} {times[-1]:.3f} s" for key, times in seconds.items())
-        progress(f"batch {len(tokens)}, repeat {repeat + 1} of {repeats}: {latest}")
-    return seconds
+    progress(f"batch {len(tokens)}")
+    timed_runs = {key: partial(timed, run, tokens.device) for key, run in runs.items()}
+    return in_turn(timed_runs, repeats, lambda key, time: f"{' '.join(key)} {time:.3f} s")
 
 
 def floors_ms(
@@ -206,10 +204,7 @@ def make_figure(rows: list[dict], machine: str) -> Figure:
 
 
 def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Tacotron2Config]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--batch_size", type=positive, nargs="+", default=[1, 16], help="default: 1 16"
     )
@@ -222,14 +217,7 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Tacotron
     add_common_arguments(parser)
     args = parser.parse_args(argv)
     args.batch_size, args.dtype = (list(dict.fromkeys(x)) for x in (args.batch_size, args.dtype))
-    try:
-        config = model_config(args)
-        if args.only != OURS:
-            with torch.device("meta"):
-                build_torchaudio(config)
-    except ValueError as error:
-        parser.error(str(error))
-    return args, config
+    return args, model_config(parser, args)
 
 
 def measure(args: argparse.Namespace, config: Tacotron2Config) -> None:

@@ -4,8 +4,9 @@
     python benchmarks/loader.py --manifest data/train_metadata.csv --batch_size 32
 
 Without --manifest it writes a corpus of noise to a temporary folder, whose clips have LJSpeech's
-lengths: 1.1 to 10.1 s, 6.6 s on average, 15 characters a second, 16-bit mono at 22050 Hz. The
-files are in the page cache when they are read, so a slow disk comes on top.
+lengths: 1.1 to 10.1 s, 6.6 s on average, 15 characters a second, 16-bit mono at 22050 Hz. Clips
+of as many frames share a file, so that LJSpeech's 13,100 take 191 MB. The files are in the page
+cache when they are read, so a slow disk comes on top.
 
 Three tables:
 - where one core's time goes, per clip: reading the manifest and the wav, mel, text, collation,
@@ -23,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from benchmarks.common import (
     add_common_arguments,
     describe_device,
     format_table,
+    make_parser,
     positive,
     progress,
     torch_threads,
@@ -67,6 +69,7 @@ SHORTEST, LONGEST = 1.1, 10.1  # seconds, LJSpeech
 LENGTH_BETA = (1.85, 1.18)  # of the lengths between them: mean 6.6 s, standard deviation 2.2 s
 CHARACTERS_PER_SECOND = 15
 LJSPEECH_CLIPS = 13_100
+CPU = torch.device("cpu")
 SENTENCE = "the quick brown fox jumps over the lazy dog, and then it naps. "
 
 
@@ -76,18 +79,20 @@ def draw_lengths(n_clips: int) -> np.ndarray:
     return SHORTEST + (LONGEST - SHORTEST) * shares
 
 
-def write_corpus(folder: Path, n_clips: int, sampling_rate: int) -> Path:
-    """Clips of noise with LJSpeech's lengths; returns the manifest."""
+def write_corpus(folder: Path, n_clips: int, audio_config: AudioConfig) -> Path:
+    """Clips of noise with LJSpeech's lengths, in whole frames; returns the manifest."""
+    sampling_rate, hop_size = audio_config.sampling_rate, audio_config.hop_size
     rng = np.random.default_rng(1)
     noise = rng.normal(0.0, 0.1, size=int(LONGEST * sampling_rate) + 1).clip(-1.0, 1.0)
     rows = []
-    for number, seconds in enumerate(draw_lengths(n_clips)):
-        path = folder / f"{number:04d}.wav"
-        samples = noise[: int(seconds * sampling_rate)]
-        soundfile.write(path, samples, sampling_rate, subtype="PCM_16")
+    for seconds in draw_lengths(n_clips):
+        n_samples = int(seconds * sampling_rate) // hop_size * hop_size
+        path = folder / f"{n_samples}.wav"
+        if not path.exists():
+            soundfile.write(path, noise[:n_samples], sampling_rate, subtype="PCM_16")
         n_characters = int(seconds * CHARACTERS_PER_SECOND)
         text = (SENTENCE * (n_characters // len(SENTENCE) + 1))[:n_characters].strip()
-        rows.append((str(path), text, len(samples) / sampling_rate))
+        rows.append((str(path), text, n_samples / sampling_rate))
     manifest = folder / "manifest.csv"
     pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS)).to_csv(manifest, index=False)
     return manifest
@@ -125,17 +130,27 @@ def time_parts(
     return seconds
 
 
-def time_loader(dataset: TTSDataset, batch_size: int, num_workers: int, repeats: int) -> list:
-    """Seconds of each pass through a DataLoader; the workers live through all of them."""
-    loader = DataLoader(
+def make_loader(
+    dataset: TTSDataset, batches: Iterable[list[int]], num_workers: int, device: torch.device = CPU
+) -> DataLoader:
+    """training_run.py's loader, but its workers live on from one pass to the next."""
+    return DataLoader(
         dataset,
-        batch_sampler=BatchSampler(dataset.n_frames, batch_size),
+        batch_sampler=batches,
         collate_fn=TTSCollator(dataset.audio_config, dataset.tokenizer),
         num_workers=num_workers,
+        pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
+        generator=torch.Generator(),
     )
+
+
+def time_loader(dataset: TTSDataset, batch_size: int, num_workers: int, repeats: int) -> list:
+    """Seconds of each pass through a DataLoader; one before them starts the workers."""
+    batches = BatchSampler(dataset.n_frames, batch_size)
+    loader = make_loader(dataset, batches, num_workers)
     seconds = []
-    for repeat in range(1 + repeats):  # the first pass starts the workers
+    for repeat in range(1 + repeats):
         start = time.perf_counter()
         n_clips = sum(len(batch.tokens) for batch in loader)
         if n_clips != len(dataset):
@@ -211,10 +226,7 @@ def make_figure(parts: list[dict], rows: list[dict], machine: str) -> Figure:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = make_parser(__doc__)
     parser.add_argument("--manifest", type=Path, help="CSV of prep_splits.py; noise if unset")
     parser.add_argument("--n_clips", type=positive, default=256, help="of noise (default: 256)")
     parser.add_argument("--batch_size", type=positive, default=16, help="clips (default: 16)")
@@ -230,7 +242,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def measure(args: argparse.Namespace, manifest: Path) -> None:
     """Parts, loaders, padding; prints and writes."""
     audio_config, tokenizer = AudioConfig(), Tokenizer()
-    machine = describe_device(torch.device("cpu"))
+    machine = describe_device(CPU)
     dataset = TTSDataset(manifest, audio_config, tokenizer)
     n_clips = len(dataset)
     audio_seconds = sum(dataset.n_frames) * audio_config.hop_seconds
@@ -265,8 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         with tempfile.TemporaryDirectory() as folder, torch_threads(1):
-            rate = AudioConfig().sampling_rate
-            measure(args, args.manifest or write_corpus(Path(folder), args.n_clips, rate))
+            measure(args, args.manifest or write_corpus(Path(folder), args.n_clips, AudioConfig()))
     except DataError as error:
         sys.exit(f"loader.py: {error}")
 

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # Run as a script, only this folder is on the path; the flat modules are in the one above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -49,17 +49,19 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import (
     COLOURS,
+    MIB,
     MODELS,
     OURS,
     TORCHAUDIO,
     TRAINING_PASSES,
     add_common_arguments,
-    build_torchaudio,
     chosen_models,
     describe_device,
     format_table,
     forward_flops,
     forward_macs,
+    in_turn,
+    make_parser,
     matmul_rate,
     model_config,
     positive,
@@ -70,13 +72,20 @@ from benchmarks.common import (
     torch_threads,
     write_csv,
 )
-from model import Tacotron2, Tacotron2Config, Tacotron2Output, tacotron2_loss
+from benchmarks.training import (
+    Contender,
+    TrainBatch,
+    forward_and_backward,
+    make_contender,
+    to_device,
+)
+from dataset import Batch
+from model import Tacotron2Config
 from plotting import save_figure
 from synthesize import DTYPES
 
 WARM_UP_STEPS = {"cpu": 1, "cuda": 3}
 MEMORY_STEPS = 2
-MIB = 2**20
 
 
 class Size(NamedTuple):
@@ -91,74 +100,30 @@ class Size(NamedTuple):
         return self.batch_size * self.n_mel
 
 
-class TrainBatch(NamedTuple):
-    """One batch as either model likes it best; nothing is converted while the clock runs."""
-
-    tokens: Tensor  # (B, T_text)
-    token_lengths: Tensor  # (B,), on the CPU
-    token_lengths_on_device: Tensor
-    mels: Tensor  # (B, T_mel, num_mels)
-    mels_transposed: Tensor  # (B, num_mels, T_mel), contiguous
-    mel_lengths: Tensor  # (B,), on the CPU
-    mel_lengths_on_device: Tensor
-    stop_targets: Tensor  # (B, T_mel)
-
-
-class Contender(NamedTuple):
-    """A model in training."""
-
-    name: str
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-
-
-def make_contender(name: str, config: Tacotron2Config, device: torch.device) -> Contender:
-    torch.manual_seed(0)
-    model = (Tacotron2 if name == OURS else build_torchaudio)(config).to(device).train()
-    return Contender(name, model, torch.optim.Adam(model.parameters(), lr=1e-4))
-
-
 def make_batch(config: Tacotron2Config, size: Size, device: torch.device) -> TrainBatch:
     """Random utterances, all of the same lengths."""
     batch_size, n_text, n_mel = size
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(1, config.vocab_size, (batch_size, n_text), generator=generator)
-    mels = torch.randn(batch_size, n_mel, config.num_mels, generator=generator)
     stop_targets = torch.zeros(batch_size, n_mel)
     stop_targets[:, -1] = 1.0
-    token_lengths = torch.full((batch_size,), n_text)
-    mel_lengths = torch.full((batch_size,), n_mel)
-    return TrainBatch(
-        tokens.to(device), token_lengths, token_lengths.to(device), mels.to(device),
-        mels.mT.contiguous().to(device), mel_lengths, mel_lengths.to(device),
-        stop_targets.to(device),
-    )  # fmt: skip
-
-
-def forward(contender: Contender, batch: TrainBatch) -> Tacotron2Output:
-    """Teacher forcing; torchaudio's outputs in our order."""
-    if contender.name == OURS:
-        return contender.model(batch.tokens, batch.token_lengths, batch.mels, batch.mel_lengths)
-    before, after, stop_logits, alignments = contender.model(
-        batch.tokens, batch.token_lengths_on_device, batch.mels_transposed,
-        batch.mel_lengths_on_device,
-    )  # fmt: skip
-    return Tacotron2Output(before.mT, after.mT, stop_logits, alignments)
+    batch = Batch(
+        tokens=torch.randint(1, config.vocab_size, (batch_size, n_text), generator=generator),
+        token_lengths=torch.full((batch_size,), n_text),
+        mels=torch.randn(batch_size, n_mel, config.num_mels, generator=generator),
+        mel_lengths=torch.full((batch_size,), n_mel),
+        stop_targets=stop_targets,
+        texts=[],
+        paths=[],
+    )
+    return to_device(batch, device)
 
 
 def train_step(contender: Contender, batch: TrainBatch, dtype: torch.dtype) -> Tensor:
     """What is timed; returns the loss."""
-    in_bfloat16 = dtype == torch.bfloat16
-    with torch.autocast(batch.mels.device.type, torch.bfloat16, enabled=in_bfloat16):
-        output = forward(contender, batch)
-    loss = tacotron2_loss(
-        output, batch.mels, batch.token_lengths_on_device, batch.mel_lengths_on_device,
-        batch.stop_targets,
-    )["loss"]  # fmt: skip
-    loss.backward()
+    loss = forward_and_backward(contender, batch, dtype)
     contender.optimizer.step()
     contender.optimizer.zero_grad()
-    return loss.detach()
+    return loss
 
 
 def time_steps(
@@ -171,14 +136,11 @@ def time_steps(
             loss = train_step(contender, batch, dtype)
         if not torch.isfinite(loss):
             raise RuntimeError(f"{contender.name}: the loss is {loss.item()}")
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for repeat in range(repeats):
-        for contender in contenders if repeat % 2 == 0 else contenders[::-1]:
-            step = partial(train_step, contender, batch, dtype)
-            seconds[contender.name].append(timed(step, device))
-        latest = "  ".join(f"{name} {times[-1]:.3f} s" for name, times in seconds.items())
-        progress(f"repeat {repeat + 1} of {repeats}: {latest}")
-    return seconds
+    steps = {
+        contender.name: partial(timed, partial(train_step, contender, batch, dtype), device)
+        for contender in contenders
+    }
+    return in_turn(steps, repeats, lambda name, time: f"{name} {time:.3f} s")
 
 
 def resident_bytes(peak: bool) -> int:
@@ -346,10 +308,7 @@ def sweep_size(text: str) -> tuple[int, int]:
 
 
 def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, Tacotron2Config]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = make_parser(__doc__)
     parser.add_argument("--batch_size", type=positive, default=16, help="clips (default: 16)")
     parser.add_argument("--n_text", type=positive, default=80, help="characters (default: 80)")
     parser.add_argument("--n_mel", type=positive, default=300, help="frames (default: 300)")
@@ -365,14 +324,7 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, Tacotron2Config
     parser.add_argument("--memory_child", choices=MODELS, help=argparse.SUPPRESS)
     add_common_arguments(parser)
     args = parser.parse_args(argv)
-    try:
-        config = model_config(args)
-        if args.only != OURS:
-            with torch.device("meta"):
-                build_torchaudio(config)
-    except ValueError as error:
-        parser.error(str(error))
-    return args, config
+    return args, model_config(parser, args)
 
 
 def measure(args: argparse.Namespace, config: Tacotron2Config, argv: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import common, inference, loader, train_step
+from benchmarks import common, inference, loader, throughput, train_step, training
 from benchmarks.common import MODELS, OURS, TORCHAUDIO, forward_flops, forward_macs
+from dataset import AudioConfig, BatchSampler, TTSDataset
 from model import Tacotron2, Tacotron2Config
 from synthesize import DTYPES
+from tokenizer import Tokenizer
 
 SMALL = {
     "character_embed_dim": 32,
@@ -56,13 +59,13 @@ def count_flops(function) -> int:
 @pytest.mark.parametrize("sizes", [{}, SMALL], ids=["default", "small"])
 def test_counted_flops_are_those_of_the_plain_model(sizes):
     config = Tacotron2Config(**sizes, fast_decoder=False)
-    contender = train_step.make_contender(OURS, config, CPU)
+    contender = training.make_contender(OURS, config, CPU)
     batch = train_step.make_batch(config, SIZE, CPU)
     counted = forward_flops(config, *SIZE)
-    assert count_flops(lambda: train_step.forward(contender, batch)) == counted
-    training = count_flops(lambda: train_step.train_step(contender, batch, torch.float32))
+    assert count_flops(lambda: training.forward(contender, batch)) == counted
+    with_backward = count_flops(lambda: train_step.train_step(contender, batch, torch.float32))
     # The gradient of the mels, which nobody asks for, is the difference.
-    assert training == pytest.approx(common.TRAINING_PASSES * counted, rel=0.02)
+    assert with_backward == pytest.approx(common.TRAINING_PASSES * counted, rel=0.02)
 
 
 def test_parts_grow_with_what_they_work_on():
@@ -103,7 +106,7 @@ def test_both_models_have_the_same_sizes(sizes):
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_training_step_trains(name, dtype):
     config = Tacotron2Config(**SMALL)
-    contender = train_step.make_contender(name, config, CPU)
+    contender = training.make_contender(name, config, CPU)
     batch = train_step.make_batch(config, SIZE, CPU)
     before = [parameter.detach().clone() for parameter in contender.model.parameters()]
     loss = train_step.train_step(contender, batch, dtype)
@@ -122,7 +125,7 @@ def test_models_take_turns(monkeypatch):
         "train_step",
         lambda contender, batch, dtype: turns.append(contender.name) or torch.tensor(1.0),
     )
-    contenders = [train_step.Contender(name, None, None) for name in MODELS]
+    contenders = [training.Contender(name, None, None) for name in MODELS]
     batch = train_step.make_batch(Tacotron2Config(**SMALL), SIZE, CPU)
     seconds = train_step.time_steps(contenders, batch, torch.float32, repeats=3)
     assert turns[2:] == [OURS, TORCHAUDIO, TORCHAUDIO, OURS, OURS, TORCHAUDIO]
@@ -133,7 +136,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch):
     monkeypatch.setattr(train_step, "train_step", lambda *args: torch.tensor(float("nan")))
     batch = train_step.make_batch(Tacotron2Config(**SMALL), SIZE, CPU)
     with pytest.raises(RuntimeError, match="ours: the loss is nan"):
-        train_step.time_steps([train_step.Contender(OURS, None, None)], batch, torch.float32, 1)
+        train_step.time_steps([training.Contender(OURS, None, None)], batch, torch.float32, 1)
 
 
 def test_peak_memory_grows_with_the_batch():
@@ -262,9 +265,167 @@ def test_corpus_has_the_lengths_of_ljspeech():
     assert lengths.std() == pytest.approx(2.2, abs=0.1)
 
 
-def test_unusable_manifest_is_one_sentence(tmp_path):
-    with pytest.raises(SystemExit, match=r"loader\.py: .*no such manifest"):
-        loader.main(["--manifest", str(tmp_path / "none.csv"), "--output_dir", str(tmp_path)])
+@pytest.fixture
+def short_clips(tmp_path, monkeypatch) -> Path:
+    """Manifest of 8 clips of noise, 94 to 129 frames long; noise written later is as short."""
+    monkeypatch.setattr(loader, "LONGEST", 1.5)
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    return loader.write_corpus(folder, 8, AudioConfig())
+
+
+def test_corpus_is_in_whole_frames(short_clips):
+    dataset = TTSDataset(short_clips, AudioConfig(), Tokenizer())
+    assert len(dataset) == 8
+    for i, n_frames in enumerate(dataset.n_frames):
+        assert len(dataset[i].mel) == pytest.approx(n_frames, abs=1e-6)
+    assert 94 <= min(dataset.n_frames) < max(dataset.n_frames) <= 129
+
+
+def run_throughput(out: Path, *flags: str) -> list[dict[str, str]]:
+    throughput.main(
+        ["--batch_size", "3", "--dtype", "float32", "--device", "cpu", "--num_workers", "0",
+         "--output_dir", str(out), *SMALL_FLAGS, *flags]
+    )  # fmt: skip
+    return read_rows(out / "throughput.csv")
+
+
+def test_throughput_tables(short_clips, tmp_path, capsys, monkeypatch):
+    trained = []
+    step = throughput.train_step
+
+    def watched(contender, batch, dtype) -> None:
+        trained.append((contender.name, batch))
+        step(contender, batch, dtype)
+
+    monkeypatch.setattr(throughput, "train_step", watched)
+    monkeypatch.setattr(throughput, "matmul_rate", lambda device, dtype: 1e9)
+    rows = run_throughput(tmp_path, "--manifest", str(short_clips), "--repeats", "2", "--seed", "5")
+
+    # A warm-up pass of each, then two that count: 8 clips make 3 batches.
+    turns = [OURS, TORCHAUDIO, OURS, TORCHAUDIO, TORCHAUDIO, OURS]
+    assert [name for name, _ in trained] == [name for name in turns for _ in range(3)]
+    for i, (_, batch) in enumerate(trained):
+        for x, y in zip(batch, trained[i % 3][1], strict=True):
+            assert torch.equal(x, y), "both models should see the same batches in the same order"
+
+    dataset = TTSDataset(short_clips, AudioConfig(), Tokenizer())
+    lengths = [round(n_frames) for n_frames in dataset.n_frames]
+    sampled = BatchSampler(dataset.n_frames, 3, seed=5).batches
+    for (_, batch), clips in zip(trained[:3], sampled, strict=True):
+        assert sorted(batch.mel_lengths.tolist()) == sorted(lengths[i] for i in clips)
+    config = Tacotron2Config(**SMALL, vocab_size=Tokenizer().vocab_size)
+    flops = sum(
+        forward_flops(config, 1, len(text), n_mel)
+        for text, n_mel in zip(dataset.texts, lengths, strict=True)
+    )
+    assert [row["model"] for row in rows] == [OURS, TORCHAUDIO]
+    for row in rows:
+        assert (row["steps"], row["frames"]) == ("3", str(sum(lengths)))
+        seconds = 3 * float(row["step_ms"]) / 1e3
+        rate = float(row["frames_per_s"])
+        assert rate == pytest.approx(sum(lengths) / seconds)
+        assert float(row["frames_per_s_min"]) <= rate <= float(row["frames_per_s_max"])
+        assert float(row["padding_share"]) == pytest.approx(loader.padding_share(lengths, sampled))
+        valid = 1 - float(row["padding_share"])
+        assert float(row["padded_frames_per_s"]) == pytest.approx(rate / valid)
+        assert 0 < float(row["waiting_share"]) < 1
+        assert 3 * float(row["floor_ms"]) == pytest.approx(3 * flops / 1e6)
+        assert float(row["of_floor"]) == pytest.approx(3 * flops / 1e9 / seconds)
+    check_picture(tmp_path / "throughput.png")
+    ratio = float(rows[0]["frames_per_s"]) / float(rows[1]["frames_per_s"])
+    assert f"frames per second, ours / torchaudio: {ratio:.2f} (" in capsys.readouterr().out
+
+
+def test_throughput_of_noise_with_a_worker(tmp_path, short_clips):
+    flags = ["--only", OURS, "--n_clips", "8", "--steps", "2", "--repeats", "1"]
+    rows = run_throughput(tmp_path, *flags, "--num_workers", "1")
+    dataset = TTSDataset(short_clips, AudioConfig(), Tokenizer())  # as it is written there
+    batches = BatchSampler(dataset.n_frames, 3).batches[:2]
+    n_frames = sum(round(dataset.n_frames[i]) for batch in batches for i in batch)
+    assert [(row["model"], row["steps"]) for row in rows] == [(OURS, "2")]
+    assert rows[0]["frames"] == str(n_frames)
+
+
+def test_batches_are_those_of_the_sampler_longest_text_first(short_clips):
+    dataset = TTSDataset(short_clips, AudioConfig(), Tokenizer())
+    texts = [text[: 1 + 5 * i % 8] for i, text in enumerate(dataset.texts)]
+    dataset.texts = texts
+    batches = throughput.draw_batches(dataset, 3, seed=7, n_steps=None)
+    sampled = BatchSampler(dataset.n_frames, 3, seed=7).batches
+    assert batches != sampled and [set(b) for b in batches] == [set(b) for b in sampled]
+    for batch in batches:
+        n_characters = [len(texts[i]) for i in batch]
+        assert n_characters == sorted(n_characters, reverse=True)
+
+
+def test_waiting_is_the_time_without_a_batch(short_clips, monkeypatch):
+    dataset = TTSDataset(short_clips, AudioConfig(), Tokenizer())
+    batches = list(loader.make_loader(dataset, [[0, 1], [2]], num_workers=0))
+
+    def slowly():
+        for batch in batches:
+            time.sleep(0.1)
+            yield batch
+
+    monkeypatch.setattr(throughput, "train_step", lambda *args: time.sleep(0.2))
+    made = throughput.run_pass(None, slowly(), torch.float32, CPU)
+    assert 0.2 <= made.waiting <= made.seconds - 0.4, "training is not waiting"
+    lengths = [round(n_frames) for n_frames in dataset.n_frames[:3]]
+    assert made.n_frames == sum(lengths)
+    assert made.n_padded == 2 * max(lengths[:2]) + lengths[2]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_throughput_step_clips_and_trains(name):
+    config = Tacotron2Config(**SMALL)
+    contender = training.make_contender(name, config, CPU, **throughput.ADAM)
+    batch = train_step.make_batch(config, SIZE, CPU)
+    norms = []
+    contender.optimizer.register_step_pre_hook(
+        lambda optimizer, *args: norms.append(
+            torch.nn.utils.get_total_norm([p.grad for p in contender.model.parameters()])
+        )
+    )
+    before = [parameter.detach().clone() for parameter in contender.model.parameters()]
+    throughput.train_step(contender, batch, torch.float32)
+    after = list(contender.model.parameters())
+    assert not any(torch.equal(b, a) for b, a in zip(before, after, strict=True))
+    assert all(parameter.grad is None for parameter in after)
+    assert norms[0].item() == pytest.approx(1.0, abs=1e-3), "larger gradients are clipped to 1"
+    with pytest.raises(RuntimeError, match=f"{name}: the norm of the gradients is nan"):
+        throughput.train_step(contender, batch._replace(mels=batch.mels * torch.nan), torch.float32)
+
+
+def test_memory_is_a_column_on_a_gpu():
+    args, config, _ = throughput.parse_args(["--device", "cpu"])
+    passes = [throughput.Pass(2.0, 0.5, 1, 40, [(5, 30)], peak_mib) for peak_mib in (7.0, 9.0)]
+    assert "peak_mib" not in throughput.timing_row(OURS, config, args, passes, rate=1e9)
+    args.device = torch.device("cuda")
+    row = throughput.timing_row(OURS, config, args, passes, rate=1e9)
+    assert (row["peak_mib"], row["frames_per_s"], row["waiting_share"]) == (9.0, 15.0, 0.25)
+
+
+@pytest.mark.parametrize("module", [loader, throughput])
+def test_unusable_manifest_is_one_sentence(module, tmp_path):
+    name = Path(module.__file__).name
+    with pytest.raises(SystemExit, match=rf"{name}: .*no such manifest"):
+        module.main(["--manifest", str(tmp_path / "none.csv"), "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--batch_size", "9"], "8 clips do not fill a batch of --batch_size 9"),
+        (["--steps", "4"], "--steps 4 is more than the 3 batches of an epoch"),
+        (["--num_workers", "1"], "[0-9]+.wav: "),  # of what cannot be read, from a worker
+    ],
+)
+def test_unusable_clips_are_one_sentence(flags, sentence, short_clips, tmp_path):
+    for path in short_clips.parent.glob("*.wav"):
+        path.write_bytes(b"no sound")
+    with pytest.raises(SystemExit, match=f"^throughput.py: .*{sentence}[^\n]*$"):
+        run_throughput(tmp_path, "--manifest", str(short_clips), *flags)
 
 
 @pytest.mark.parametrize(
@@ -277,6 +438,12 @@ def test_unusable_manifest_is_one_sentence(tmp_path):
         (inference, ["--decoder_prenet_depth", "3"], "--decoder_prenet_depth 2"),
         (inference, ["--attention_dim", "0"], "--attention_dim must be at least 1"),
         (loader, ["--num_workers", "0"], "at least 1"),
+        (throughput, ["--num_workers", "-1"], "must be 0 to 1024, found -1"),
+        (throughput, ["--steps", "0"], "at least 1"),
+        (throughput, ["--seed", "-1"], "must be 0 to 2**63 - 1, found -1"),
+        (throughput, ["--dtype", "float16"], "--dtype"),
+        (throughput, ["--num_mels", "600"], "--num_mels must not exceed the 513"),
+        (throughput, ["--decoder_prenet_depth", "3"], "--decoder_prenet_depth 2"),
         (inference, ["--device", "gpu"], "must be cpu, cuda or cuda:N"),
         (train_step, ["--device", "cuda:99"], "no such GPU"),
     ],
@@ -295,7 +462,7 @@ def test_own_sizes_need_no_peer():
 
 def test_scripts_explain_themselves_from_anywhere(tmp_path):
     """As a user starts them, but in one process, since PyTorch takes seconds to import."""
-    scripts = [module.__file__ for module in (train_step, inference, loader)]
+    scripts = [module.__file__ for module in (train_step, inference, loader, throughput)]
     code = (
         "import contextlib, runpy, sys\n"
         "for script in sys.argv[1:]:\n"
@@ -308,4 +475,4 @@ def test_scripts_explain_themselves_from_anywhere(tmp_path):
     assert result.returncode == 0, result.stderr
     for script in scripts:
         assert f"usage: {Path(script).name}" in result.stdout
-    assert result.stdout.count("Writes ") == 3
+    assert result.stdout.count("Writes ") == 4
