@@ -1,0 +1,305 @@
+"""What runs on a GPU, as far as a machine without one can hold it to the plain loops.
+
+Three ways: Triton's interpreter computes the kernels on a CPU; Triton's compiler, which needs no
+GPU, makes machine code for two of them; and a CUDA graph's rules, fixed addresses and no Python
+at replay, are played by a recorder of PyTorch's operations. The last tests need a real GPU.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import fast_decoder
+import fast_steps
+import model as model_module
+from fast_decoder import AttentionLoop, load_fused
+from model import InferenceOutput, Tacotron2, Tacotron2Config, build_padding_mask
+
+triton = pytest.importorskip("triton", reason="PyTorch brings Triton on Linux only")
+if os.environ.get("TRITON_INTERPRET"):
+    pytest.skip("the compiler is tested, not the interpreter", allow_module_level=True)
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+import fused_kernels  # noqa: E402
+import fused_loops  # noqa: E402
+
+HERE = Path(__file__).parent
+# Of the largest number: one rounding of each type is 6e-8, 5e-4 and 4e-3, of a sum of many terms.
+TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 0.05}
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes a program can have, by architecture
+TRITON_TYPES = {
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.bool: "*i1",
+}  # fmt: skip
+SMALL = Tacotron2Config(
+    num_mels=10,
+    character_embed_dim=24,
+    encoder_embed_dim=24,
+    decoder_rnn_embed_dim=32,
+    decoder_prenet_dim=16,
+    decoder_prenet_dropout_p=0.0,  # a recorded operation draws again when it is replayed
+    decoder_postnet_n_filters=16,
+    attention_dim=12,
+)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict:
+    """What interpreted_kernels.py prints."""
+    result = subprocess.run(
+        [sys.executable, str(HERE / "interpreted_kernels.py")],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "TRITON_INTERPRET": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_loops_equal_the_plain_ones(interpreted, dtype):
+    cases = interpreted["loops"][dtype]
+    assert len(cases) == 6
+    for name, distances in cases.items():
+        assert len(distances) == 3 + 9, "outputs and gradients"
+        assert max(distances) < TOLERANCE[dtype], name  # false for nan, too
+    assert 0 < interpreted["trial"][dtype] < fast_decoder.TRIAL_TOLERANCE[getattr(torch, dtype)]
+
+
+def test_loops_give_the_same_bits_twice(interpreted):
+    assert interpreted["same_twice"]
+
+
+def test_model_with_kernels_equals_the_plain_one(interpreted):
+    """--no-fast_decoder: a training step with all gradients, and free running."""
+    for distances in interpreted["model"].values():
+        assert max(distances) < 2e-5
+
+
+class Recorder:
+    """In a kernel's place: notes what it would be launched with."""
+
+    def __init__(self, kernel, launches: dict):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        def launch(*args, **kwargs):
+            bound = dict(zip(self.kernel.arg_names, args, strict=False)) | kwargs
+            self.launches.setdefault(self.kernel.__name__, (self.kernel, bound))
+
+        return launch
+
+
+def compile_kernel(kernel, arguments: dict, architecture: int) -> int:
+    """Machine code for a launch with these arguments; returns the bytes of shared memory."""
+    unaligned = kernel.do_not_specialize_on_alignment or ()
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name] = "constexpr"
+            constants[(i,)] = value
+        elif isinstance(value, Tensor):
+            signature[parameter.name] = TRITON_TYPES[value.dtype]
+            if parameter.name not in unaligned:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "i32"
+    source = ASTSource(kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32))
+    assert compiled.asm["cubin"]
+    return compiled.metadata.shared
+
+
+@pytest.mark.parametrize(
+    "architecture, dtype", [(80, torch.float32), (90, torch.bfloat16)], ids=["sm_80", "sm_90"]
+)
+def test_kernels_compile_at_the_papers_sizes(monkeypatch, architecture, dtype):
+    """For an A100 and an H100, with the very arguments that the loops launch them with."""
+    launches: dict = {}
+    for name, kernel in vars(fused_kernels).copy().items():
+        if name.endswith("_kernel"):
+            monkeypatch.setattr(fused_kernels, name, Recorder(kernel, launches))
+    fused_loops.disagreement(torch.device("cpu"), dtype)  # its numbers are those of no kernel
+    assert len(launches) == 6
+    for kernel, arguments in launches.values():
+        shared = compile_kernel(kernel, arguments, architecture)
+        assert shared <= SHARED_MEMORY[architecture], kernel.__name__
+
+
+def fail(device: torch.device, dtype: torch.dtype) -> float:
+    raise RuntimeError("no compiler")
+
+
+@pytest.mark.parametrize(
+    "trial, says",
+    [
+        (lambda device, dtype: 0.5, "0.5 of the norm"),
+        (lambda device, dtype: float("nan"), "nan of the norm"),
+        (fail, "RuntimeError: no compiler"),
+    ],
+    ids=["wrong", "nan", "failing"],
+)
+def test_kernels_that_fail_their_trial_are_not_used(monkeypatch, trial, says):
+    load_fused.cache_clear()
+    monkeypatch.setattr(fused_loops, "disagreement", trial)
+    with pytest.warns(UserWarning, match=says):
+        assert load_fused(torch.device("cuda"), torch.bfloat16) is None
+    with warnings.catch_warnings(action="error"):  # once is enough
+        assert load_fused(torch.device("cuda"), torch.bfloat16) is None
+    load_fused.cache_clear()
+
+
+def test_kernels_are_used_after_their_trial(monkeypatch):
+    load_fused.cache_clear()
+    monkeypatch.setattr(fused_loops, "disagreement", lambda device, dtype: 1e-3)
+    assert load_fused(torch.device("cuda"), torch.bfloat16) is fused_loops
+    assert load_fused(torch.device("cuda"), torch.float64) is None
+    assert load_fused(torch.device("cpu"), torch.float32) is None
+    load_fused.cache_clear()
+
+
+class FakeGraph(TorchDispatchMode):
+    """A CUDA graph on a CPU: replays the operations of its block, into the same tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations: list[tuple] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        for func, args, kwargs, result in self.operations:
+            again = func(*args, **kwargs)
+            for place, x in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(place, Tensor) and place.data_ptr() != x.data_ptr():
+                    place.copy_(x)
+
+
+@pytest.fixture
+def fake_graphs(monkeypatch) -> list[FakeGraph]:
+    """torch.cuda's graphs played on the CPU, 4 steps each; the list of those recorded."""
+    graphs: list[FakeGraph] = []
+
+    def record(graph: FakeGraph, capture_error_mode: str) -> FakeGraph:
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream")
+    monkeypatch.setattr(model_module, "STEPS_AT_ONCE", {"cpu": 4})
+    return graphs
+
+
+def speak(model: Tacotron2, max_decoder_steps: int, stop_threshold: float) -> InferenceOutput:
+    lengths = torch.tensor([9, 4, 7])
+    torch.manual_seed(5)
+    tokens = torch.randint(1, SMALL.vocab_size, (3, 9)).masked_fill(build_padding_mask(lengths), 0)
+    return model.infer(tokens, lengths, max_decoder_steps, stop_threshold)
+
+
+def chatty_model() -> Tacotron2:
+    """Its stop token moves up and down, so that a threshold ends the clips at different frames."""
+    torch.manual_seed(3)
+    model = Tacotron2(SMALL).eval()
+    with torch.no_grad():
+        model.decoder.stop_projection.weight.mul_(20.0)
+    return model
+
+
+@pytest.mark.parametrize("max_decoder_steps", [1, 3, 4, 5, 13, 40])
+def test_recorded_steps_speak_as_single_steps_do(fake_graphs, monkeypatch, max_decoder_steps):
+    """Also where the limit, or the stop token, falls within a recorded chunk."""
+    model = chatty_model()
+    stop_logits = speak(model, 40, 1.0).stop_logits
+    threshold = float(torch.sigmoid(stop_logits.amax(dim=1).sort().values[:2].mean()))
+    fake_graphs.clear()
+    recorded = speak(model, max_decoder_steps, threshold)
+    assert len(fake_graphs) == (max_decoder_steps > 4)
+    monkeypatch.setattr(model_module, "STEPS_AT_ONCE", {})
+    single = speak(model, max_decoder_steps, threshold)
+    assert single.mels.abs().max() > 0.1
+    for name, ours, theirs in zip(single._fields, recorded, single, strict=True):
+        assert ours.shape == theirs.shape, name
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6, msg=name)
+    if max_decoder_steps == 40:
+        assert len(set(single.mel_lengths.tolist())) > 1 and single.reached_limit.any()
+        assert not single.reached_limit.all()
+
+
+def test_recorded_steps_are_what_speaks(fake_graphs, monkeypatch):
+    """The comparison above would see a graph whose state stands still."""
+    model = chatty_model()
+    single = speak(model, 13, 1.0).mels
+    monkeypatch.setattr(FakeGraph, "replay", lambda self: None)
+    assert (speak(model, 13, 1.0).mels - single).abs().max() > 1e-3
+
+
+def test_without_graphs_free_running_goes_on(fake_graphs, monkeypatch):
+    streams = []
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+
+    def record(graph: FakeGraph, capture_error_mode: str) -> FakeGraph:
+        raise RuntimeError("operation not permitted")
+
+    expected = speak(chatty_model(), 13, 1.0)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    with pytest.warns(UserWarning, match="no CUDA graph, which is slower; operation not"):
+        output = speak(chatty_model(), 13, 1.0)
+    assert streams == ["stream"]
+    torch.testing.assert_close(output.mels, expected.mels, rtol=0, atol=1e-6)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", fast_decoder.TRIAL_TOLERANCE, ids=str)
+def test_gpu_passes_the_trial(dtype):
+    with warnings.catch_warnings(action="error"):
+        assert load_fused(torch.device("cuda:0"), dtype) is fused_loops
+
+
+@needs_gpu
+def test_gpu_loop_equals_the_plain_one():
+    arguments = fused_loops._trial_arguments(torch.device("cuda:0"), torch.float32)
+    ours, plain = (AttentionLoop.apply(fused, *arguments) for fused in (fused_loops, None))
+    for x, y in zip(ours, plain, strict=True):
+        assert (x - y).abs().max() < 1e-4
+
+
+@needs_gpu
+def test_gpu_graph_speaks_as_single_steps_do(monkeypatch):
+    model = chatty_model().cuda()
+    tokens = torch.randint(1, SMALL.vocab_size, (3, 9), device="cuda")
+    with warnings.catch_warnings(action="error"):
+        recorded = model.infer(tokens, None, 100, 1.0)
+    monkeypatch.setattr(model_module, "STEPS_AT_ONCE", {})
+    for ours, theirs in zip(recorded, model.infer(tokens, None, 100, 1.0), strict=True):
+        torch.testing.assert_close(ours.float(), theirs.float(), rtol=0, atol=1e-4)
+
+
+@needs_gpu
+def test_gpu_graph_draws_dropout_anew():
+    """The prenet's dropout is never off: frames of one graph replayed must not repeat."""
+    torch.manual_seed(0)
+    prenet = Tacotron2(replace(SMALL, decoder_prenet_dropout_p=0.5)).decoder.prenet.cuda()
+    carry = (torch.randn(3, SMALL.num_mels, device="cuda"),)
+
+    def run(carry: tuple[Tensor]) -> tuple[tuple[Tensor], tuple[Tensor]]:
+        return (prenet(carry[0]),), carry
+
+    run(carry)
+    replay = fast_steps.capture(run, carry)
+    assert replay is not run
+    assert not torch.equal(replay(carry)[0][0], replay(carry)[0][0])
