@@ -1,8 +1,8 @@
 """Free running, made fast: LSTM cells and attention made ready for many steps, and CUDA graphs.
 
 A decoder step reads 71 MB of LSTM weights to make a few frames. On a CPU that is its cost, and
-the weights are laid out for it once; on a GPU it is the launching of some fifty operations, and
-sixteen steps are recorded as one CUDA graph. model.py's `Decoder.step` calls what is made here.
+the weights are laid out for it once; on a GPU it is the launching of some thirty operations, and
+several steps are recorded as one CUDA graph. model.py's `Decoder.step` calls what is made here.
 """
 
 import warnings

@@ -14,7 +14,14 @@ from torch import Tensor
 
 import fused_kernels as kernels
 from fast_decoder import AttentionLoop, CellBackward, Frames, LoopGradients, Text, Weights
-from fused_kernels import BLOCK, BLOCK_OUTPUTS, BLOCK_TEXT, BLOCK_UNITS, MIN_ROW
+
+BLOCK_UNITS = 512  # of an LSTM, per program
+BLOCK_TEXT = 64  # characters per program, where the location convolution is
+BLOCK_HIDDEN = 32  # channels of the attention's hidden layer at a time
+BLOCK_OUTPUTS = 128  # channels of the context per program
+BLOCK_ENCODER = 64  # of them, or of encoder_outputs, at a time
+MIN_ROW = 64  # shorter texts share the kernels of this length: each power of two is compiled
+ROW_WARPS = 8  # where a program has a whole row of characters
 
 TRIAL_BATCH = (3, 2, 70)  # frames, clips, characters
 TRIAL_SIZES = (256, 512, 1024, 128, 31)  # P, E, H, A, K, as in AttentionLoop
@@ -47,10 +54,11 @@ class _Sizes(NamedTuple):
 
 def _attention_sizes(n_text: int, attention_dim: int, encoder_dim: int, kernel_size: int) -> _Sizes:
     n_taps = max(triton.next_power_of_2(2 * kernel_size), 16)  # tl.dot's least
-    shared = {"KERNEL_SIZE": kernel_size, "BLOCK": BLOCK}
+    convolution = {"BLOCK_TEXT": BLOCK_TEXT, "BLOCK_TAPS": n_taps, "BLOCK": BLOCK_HIDDEN}
+    row = {"ROW": max(triton.next_power_of_2(n_text), MIN_ROW), "BLOCK": BLOCK_ENCODER}
     return _Sizes(
-        shared | {"ATTENTION_DIM": attention_dim, "BLOCK_TAPS": n_taps, "BLOCK_TEXT": BLOCK_TEXT},
-        shared | {"ENCODER_DIM": encoder_dim, "ROW": max(triton.next_power_of_2(n_text), MIN_ROW)},
+        convolution | {"ATTENTION_DIM": attention_dim, "KERNEL_SIZE": kernel_size},
+        row | {"ENCODER_DIM": encoder_dim, "KERNEL_SIZE": kernel_size, "num_warps": ROW_WARPS},
         triton.cdiv(n_text, BLOCK_TEXT),
     )
 
@@ -96,7 +104,7 @@ def _prepare_attention(text: Text, weight_location: Tensor, v: Tensor) -> _Atten
         v,
         weight_location.flatten(1).t().contiguous(),
         _attention_sizes(n_text, attention_dim, encoder_dim, kernel_size),
-        torch.empty_like(text.padding_mask, dtype=torch.float32),
+        v.new_empty(text.padding_mask.shape, dtype=torch.float32),
     )
 
 

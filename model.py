@@ -29,7 +29,9 @@ from fast_decoder import attention_loop, fast_lstm
 from fast_steps import capture, repeated_attention, repeated_cell
 
 MAX_SIZE = 16384  # of a layer: beyond it, memory would run out with no word about the flag
-STEPS_AT_ONCE = {"cuda": 16}  # free running, between looks at the stop token: each is a wait
+# Free running, between looks at the stop token. Each look waits for the device, and the more steps
+# there are to a CUDA graph, the longer its recording takes.
+STEPS_AT_ONCE = {"cuda": 8}
 CellFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # x, h, c -> h, c
 # query, alignment, cumulative_alignment -> context, alignment
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -548,8 +550,10 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
             mels: (B, T_mel, num_mels), the true frames.
             mel_lengths: (B,) int64.
         """
-        text_mask = build_padding_mask(token_lengths, tokens.shape[1]).to(tokens.device)
-        mel_mask = build_padding_mask(mel_lengths, mels.shape[1]).to(mels.device)
+        text_mask, mel_mask = (
+            build_padding_mask(lengths.to(x.device, non_blocking=True), x.shape[1])
+            for lengths, x in ((token_lengths, tokens), (mel_lengths, mels))
+        )
         encoder_outputs = self.encoder(tokens, token_lengths, text_mask)
         mels_before, stop_logits, alignments = self.decoder(encoder_outputs, text_mask, mels)
         mels_before = mels_before.masked_fill(mel_mask[:, :, None], 0.0)
@@ -659,7 +663,9 @@ def tacotron2_loss(
     Returns:
         mel_before_loss, mel_after_loss, stop_loss, guided_attention_loss and their sum, `loss`.
     """
-    token_lengths, mel_lengths = token_lengths.to(mels.device), mel_lengths.to(mels.device)
+    token_lengths, mel_lengths = (
+        lengths.to(mels.device, non_blocking=True) for lengths in (token_lengths, mel_lengths)
+    )  # a copy that blocks would wait for the forward pass
     valid = ~build_padding_mask(mel_lengths, mels.shape[1])  # (B, T_mel)
     if n_frames is None:
         n_frames = mel_lengths.sum()

@@ -290,6 +290,7 @@ def test_gpu_graph_speaks_as_single_steps_do(monkeypatch):
 
 
 @needs_gpu
+@torch.no_grad()
 def test_gpu_graph_draws_dropout_anew():
     """The prenet's dropout is never off: frames of one graph replayed must not repeat."""
     torch.manual_seed(0)
