@@ -1,15 +1,13 @@
-"""Tests of prep_splits.py on made-up corpora, and on real clips where LJSPEECH_DIR names some."""
+"""Tests of prep_splits.py on made-up corpora, and on real clips where LJSPEECH_DIR names some.
+
+Trimming is in test_prep_splits_trimming.py, --download in test_prep_splits_download.py.
+"""
 
 import hashlib
-import io
 import os
 import random
 import subprocess
 import sys
-import tarfile
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +63,10 @@ def fail(capsys, *argv: object) -> str:
     if isinstance(stop.value.code, str):  # sys.exit(text) prints it and exits with code 1
         return capsys.readouterr().err + stop.value.code
     raise AssertionError(f"exit code {stop.value.code} instead of a message")
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def ids(manifest: pd.DataFrame) -> list[str]:
@@ -355,268 +357,6 @@ def test_command_line_fails_without_traceback_and_starts_without_torch(tmp_path)
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "soundfile" in imported
     assert not imported & {"torch", "torchaudio", "librosa", "pandas"}
-
-
-# ---- whole or not at all ----
-
-
-@pytest.mark.parametrize("broken", ["fsync", "replace"])
-@pytest.mark.parametrize("nth", [1, 2])
-def test_failed_write_leaves_what_was_there(tmp_path, capsys, monkeypatch, broken, nth):
-    corpus = make_corpus(tmp_path / "lj", 20)
-    run(corpus, tmp_path / "old")
-    before = {path: (tmp_path / "old" / path).read_bytes() for path in listing(tmp_path / "old")}
-    works, calls = getattr(os, broken), []
-
-    def breaks(*args):
-        calls.append(args)
-        if len(calls) == nth:
-            raise OSError(28, "No space left on device")
-        return works(*args)
-
-    for folder, content in (("old", before), ("new", None)):
-        calls.clear()
-        with monkeypatch.context() as patch:
-            patch.setattr(prep_splits.os, broken, breaks)
-            flags = ("--path_to_save", tmp_path / folder, "--seed", 1, "--test_split_pct", 0.4)
-            assert "No space left" in fail(capsys, "--path_to_ljspech", corpus, *flags)
-        assert len(calls) == nth
-        if content is None:
-            assert not (tmp_path / folder).exists()
-        else:
-            assert listing(tmp_path / folder) == sorted(before)
-            assert all((tmp_path / folder / path).read_bytes() == content[path] for path in before)
-
-
-# ---- trimming ----
-
-
-def make_silent_edges(corpus: Path, name: str, seconds: float) -> np.ndarray:
-    """A clip with that much noise between two seconds of digital silence; returns the clip."""
-    noise = np.random.default_rng(0).integers(-32768, 32768, round(seconds * RATE))
-    silence = np.zeros(RATE, dtype=np.int64)
-    samples = np.concatenate([silence, noise, silence]).astype(np.int16)
-    soundfile.write(corpus / "wavs" / f"{name}.wav", samples, RATE)
-    add_row(corpus, f"{name}|raw|text of {name}")
-    return samples
-
-
-def make_not_finite(corpus: Path) -> None:
-    """A clip with a fine header whose samples librosa refuses."""
-    samples = np.full(RATE, np.nan, dtype=np.float32)
-    soundfile.write(corpus / "wavs/nan.wav", samples, RATE, subtype="FLOAT")
-    add_row(corpus, "nan|raw|text")
-
-
-def test_trimming_writes_copies_and_comes_before_the_limits(tmp_path, capsys):
-    corpus = make_corpus(tmp_path / "lj", 3)
-    samples = make_silent_edges(corpus, "edges", 1.0)  # 3 s, of which less than 2 s stay
-    make_silent_edges(corpus, "long", 3.0)  # more than 2 s, even trimmed
-    make_not_finite(corpus)
-    before = {path: path.read_bytes() for path in (corpus / "wavs").iterdir()}
-    flags = ("--trim_db", "40", "--max_seconds", "2", "--skip_bad")
-    both = pd.concat(run(corpus, tmp_path / "out", *flags).values())
-
-    assert {path: path.read_bytes() for path in (corpus / "wavs").iterdir()} == before
-    assert sorted(ids(both)) == ["clip0", "clip1", "clip2", "edges"]
-    assert listing(tmp_path / "out/trimmed_wavs") == [f"{name}.wav" for name in sorted(ids(both))]
-    assert not [name for name in listing(tmp_path / "out") if name.startswith(".")]
-    for row in both.itertuples():
-        info = soundfile.info(row.file_path)
-        assert Path(row.file_path).parent == tmp_path / "out/trimmed_wavs"
-        assert (info.subtype, info.samplerate) == ("PCM_16", RATE)
-        assert row.duration == pytest.approx(info.frames / RATE, abs=1e-6)
-    kept, _ = soundfile.read(tmp_path / "out/trimmed_wavs/edges.wav", dtype="int16")
-    assert RATE <= len(kept) < 2 * RATE
-    windows = np.lib.stride_tricks.sliding_window_view(samples, len(kept))
-    assert (windows == kept).all(axis=1).any(), "the kept samples must be the original's"
-    said = capsys.readouterr()
-    assert "line 6: 'nan': NaN or infinite samples" in said.err
-    assert "Bad rows left out: 1\n" in said.out and "--max_seconds: 1\n" in said.out
-
-
-@pytest.mark.parametrize("fresh", [True, False])
-@pytest.mark.parametrize("broken", ["trim", "manifest"])
-def test_failure_while_or_after_trimming_leaves_no_half_wav(
-    tmp_path, capsys, monkeypatch, fresh, broken
-):
-    corpus = make_corpus(tmp_path / "lj", 3)
-    if not fresh:
-        (tmp_path / "out/trimmed_wavs").mkdir(parents=True)
-        for i in range(3):
-            (tmp_path / f"out/trimmed_wavs/clip{i}.wav").write_text("of an earlier run")
-    before = listing(tmp_path)
-
-    def half_trim(clip, scratch, trimmed, trim_db):
-        (scratch / f"{clip.clip_id}.wav").write_text("half a wav")
-        if broken == "trim" and clip.clip_id == "clip1":
-            return clip._replace(problem="trimming failed: disk full")
-        return clip._replace(path=trimmed / f"{clip.clip_id}.wav")
-
-    def no_manifest(*args):
-        raise OSError(28, "No space left on device")
-
-    # Threads spare this test the seconds that new processes take to start.
-    monkeypatch.setattr(prep_splits, "ProcessPoolExecutor", lambda n, *_: ThreadPoolExecutor(n))
-    monkeypatch.setattr(prep_splits, "trim_clip", half_trim)
-    if broken == "manifest":
-        monkeypatch.setattr(prep_splits, "write_manifests", no_manifest)
-    flags = ("--path_to_ljspech", corpus, "--path_to_save", tmp_path / "out", "--trim_db", 40)
-    said = fail(capsys, *flags)
-    assert ("line 2: 'clip1': trimming failed" if broken == "trim" else "No space") in said
-    assert listing(tmp_path) == before
-    if not fresh and broken == "trim":
-        wavs = (tmp_path / "out/trimmed_wavs").iterdir()
-        assert {wav.read_text() for wav in wavs} == {"of an earlier run"}
-
-
-def test_trimming_never_writes_into_the_corpus(tmp_path, capsys):
-    corpus = make_corpus(tmp_path / "lj")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/trimmed_wavs").symlink_to(corpus / "wavs")
-    flags = ("--path_to_ljspech", corpus, "--path_to_save", tmp_path / "out", "--trim_db", 40)
-    assert "corpus' own wavs folder" in fail(capsys, *flags)
-
-
-# ---- downloading ----
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def make_archive(corpus: Path, *extra: tarfile.TarInfo) -> bytes:
-    """corpus as a tar.bz2, with these members in front; files among them hold "evil"."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:bz2") as archive:
-        for member in extra:
-            member.size = 4 if member.isfile() else 0
-            archive.addfile(member, io.BytesIO(b"evil") if member.isfile() else None)
-        archive.add(corpus, "LJSpeech-1.1")
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def mirror(tmp_path, monkeypatch):
-    """A loopback server; .serve(content) returns the flags that download that content from it."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-    class Handler(SimpleHTTPRequestHandler):
-        def do_GET(self):
-            server.requests += 1
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(server.content)))
-            self.end_headers()
-            self.wfile.write(server.content)
-
-        def log_message(self, *args):
-            pass
-
-    def serve(content: bytes, checksum: str | None = None) -> tuple[str, ...]:
-        server.content = content
-        url = f"http://127.0.0.1:{server.server_port}/LJSpeech-1.1.tar.bz2"
-        flags = ("--download", "--download_url", url)
-        return (*flags, "--download_sha256", checksum or sha256(content))
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.requests, server.serve = 0, serve
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@pytest.mark.parametrize("asked", ["data/LJSpeech-1.1", "data"])
-def test_download_unpacks_once(tmp_path, mirror, asked):
-    archive = make_archive(make_corpus(tmp_path / "source"))
-    flags = mirror.serve(archive)
-    for _ in range(2):
-        both = pd.concat(run(tmp_path / asked, tmp_path / "out", *flags).values())
-        assert len(both) == 5
-        assert Path(both["file_path"].iloc[0]).parent == tmp_path / "data/LJSpeech-1.1/wavs"
-    assert mirror.requests == 1
-    assert listing(tmp_path / "data")[0] == "LJSpeech-1.1"
-    assert {path.split("/")[0] for path in listing(tmp_path / "data")} == {"LJSpeech-1.1"}
-
-
-def test_failed_download_is_not_taken_for_a_corpus(tmp_path, mirror, capsys):
-    archive = make_archive(make_corpus(tmp_path / "source", 50))
-    flags = ("--path_to_ljspech", tmp_path / "data", "--path_to_save", tmp_path / "out")
-
-    wrong_checksum = mirror.serve(archive, "0" * 64)
-    assert "invalid hash value" in fail(capsys, *flags, *wrong_checksum)
-    cut_short = mirror.serve(archive[: len(archive) * 3 // 4])
-    assert "--download failed" in fail(capsys, *flags, *cut_short)
-    not_the_original = mirror.serve(archive)[:3]  # no checksum of its own: torchaudio's counts
-    assert "invalid hash value" in fail(capsys, *flags, *not_the_original)
-    assert mirror.requests == 3
-    assert listing(tmp_path / "data") == [] and not (tmp_path / "out").exists()
-    assert sum(map(len, run(tmp_path / "data", tmp_path / "out", *mirror.serve(archive)).values()))
-
-
-def unsafe_members(outside: Path) -> dict[str, list[tarfile.TarInfo]]:
-    link = tarfile.TarInfo("LJSpeech-1.1/link")
-    link.type, link.linkname = tarfile.SYMTYPE, str(outside)
-    hard = tarfile.TarInfo("LJSpeech-1.1/hard")
-    hard.type, hard.linkname = tarfile.LNKTYPE, "LJSpeech-1.1/metadata.csv"
-    inner = tarfile.TarInfo("LJSpeech-1.1/link")
-    inner.type, inner.linkname = tarfile.SYMTYPE, "../outside"
-    device = tarfile.TarInfo("LJSpeech-1.1/device")
-    device.type, device.devmajor, device.devminor = tarfile.CHRTYPE, 1, 3
-    pipe = tarfile.TarInfo("LJSpeech-1.1/pipe")
-    pipe.type = tarfile.FIFOTYPE
-    outward = tarfile.TarInfo("LJSpeech-1.1/hard")
-    outward.type, outward.linkname = tarfile.LNKTYPE, "../../outside/evil"
-    return {
-        "link inside, then out of it": [inner, tarfile.TarInfo("LJSpeech-1.1/link/evil")],
-        "device": [device],
-        "pipe": [pipe],
-        "hard link to outside": [outward],
-        "Windows dots": [tarfile.TarInfo("LJSpeech-1.1\\..\\..\\evil")],
-        "dots alone": [tarfile.TarInfo("../evil")],
-        "dots": [tarfile.TarInfo("LJSpeech-1.1/../../evil")],
-        "absolute": [tarfile.TarInfo(str(outside / "evil"))],
-        "link": [link, tarfile.TarInfo("LJSpeech-1.1/link/evil")],
-        "hard link": [hard],
-    }
-
-
-@pytest.mark.parametrize("kind", unsafe_members(Path("/")))
-def test_unsafe_archive_is_refused(tmp_path, mirror, capsys, kind):
-    (tmp_path / "outside").mkdir()
-    members = unsafe_members(tmp_path / "outside")[kind]
-    flags = mirror.serve(make_archive(make_corpus(tmp_path / "source"), *members))
-    before = listing(tmp_path)
-    flags = ("--path_to_ljspech", tmp_path / "data", "--path_to_save", tmp_path / "out", *flags)
-    assert "unsafe member" in fail(capsys, *flags)
-    assert listing(tmp_path) == sorted([*before, "data"])
-    assert tarfile.TarFile.extraction_filter is None or sys.version_info >= (3, 14)
-
-
-def test_download_leaves_a_folder_that_is_no_corpus_alone(tmp_path, mirror, capsys):
-    (tmp_path / "LJSpeech-1.1").mkdir()
-    (tmp_path / "LJSpeech-1.1/mine").write_text("precious")
-    flags = mirror.serve(b"")
-    flags = ("--path_to_ljspech", tmp_path, "--path_to_save", tmp_path / "out", *flags)
-    assert "move it away" in fail(capsys, *flags)
-    assert mirror.requests == 0 and (tmp_path / "LJSpeech-1.1/mine").exists()
-
-
-def test_the_original_comes_through_torchaudio_with_its_own_checksum(tmp_path, monkeypatch):
-    torchaudio = pytest.importorskip("torchaudio")
-    calls = []
-
-    def fake(root, **options):
-        calls.append(options)
-        make_corpus(Path(root) / "LJSpeech-1.1")
-
-    monkeypatch.setattr(torchaudio.datasets, "LJSPEECH", fake)
-    run(tmp_path / "LJSpeech-1.1", tmp_path / "out", "--download")
-    original = torchaudio.datasets.ljspeech._RELEASE_CONFIGS["release1"]["url"]
-    assert calls == [{"url": original, "download": True}]
-    assert prep_splits.is_corpus(tmp_path / "LJSpeech-1.1")
 
 
 # ---- real clips ----

@@ -2,7 +2,7 @@
 
 Every test puts a real payload into a file, a pickle that makes a marker file when it is loaded,
 and the first shows that it works where it is let. Archives that would write outside their folder
-are in test_prep_splits.py.
+are in test_prep_splits_download.py.
 """
 
 import json
