@@ -1,0 +1,153 @@
+"""Not a test: the peers' state dicts, which the tests of convert_checkpoint.py are built from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchaudio
+from torch import Tensor
+
+from convert_checkpoint import main, peer_name
+from model import Tacotron2, Tacotron2Config
+
+LAYOUTS = pytest.mark.parametrize("layout", ["torchaudio", "nvidia"])
+# None of these is a default, and no two are the same.
+PEER_SIZES = {
+    "n_mels": 14,
+    "n_symbol": 38,
+    "symbol_embedding_dim": 24,
+    "encoder_embedding_dim": 24,
+    "encoder_n_convolution": 2,
+    "encoder_kernel_size": 3,
+    "decoder_rnn_dim": 20,
+    "attention_rnn_dim": 20,
+    "attention_hidden_dim": 12,
+    "attention_location_n_filter": 6,
+    "attention_location_kernel_size": 9,
+    "prenet_dim": 10,
+    "postnet_n_convolution": 4,
+    "postnet_kernel_size": 7,
+    "postnet_embedding_dim": 16,
+}
+OUR_SIZES = Tacotron2Config(
+    vocab_size=38,
+    num_mels=14,
+    character_embed_dim=24,
+    encoder_embed_dim=24,
+    encoder_n_convolutions=2,
+    encoder_kernel_size=3,
+    decoder_rnn_embed_dim=20,
+    attention_dim=12,
+    attention_location_n_filters=6,
+    attention_location_kernel_size=9,
+    decoder_prenet_dim=10,
+    decoder_postnet_num_convs=4,
+    decoder_postnet_kernel_size=7,
+    decoder_postnet_n_filters=16,
+)
+
+
+def batch_norm(name: str, size: int) -> dict[str, tuple[int, ...]]:
+    fields = ("weight", "bias", "running_mean", "running_var")
+    return {**{f"{name}.{f}": (size,) for f in fields}, f"{name}.num_batches_tracked": ()}
+
+
+# NVIDIA/tacotron2's model.py and layers.py with hparams.py's sizes, written down name by name.
+NVIDIA_SHAPES = {
+    "embedding.weight": (148, 512),
+    "encoder.convolutions.0.0.conv.weight": (512, 512, 5),
+    "encoder.convolutions.0.0.conv.bias": (512,),
+    **batch_norm("encoder.convolutions.0.1", 512),
+    "encoder.convolutions.1.0.conv.weight": (512, 512, 5),
+    "encoder.convolutions.1.0.conv.bias": (512,),
+    **batch_norm("encoder.convolutions.1.1", 512),
+    "encoder.convolutions.2.0.conv.weight": (512, 512, 5),
+    "encoder.convolutions.2.0.conv.bias": (512,),
+    **batch_norm("encoder.convolutions.2.1", 512),
+    "encoder.lstm.weight_ih_l0": (1024, 512),
+    "encoder.lstm.weight_hh_l0": (1024, 256),
+    "encoder.lstm.bias_ih_l0": (1024,),
+    "encoder.lstm.bias_hh_l0": (1024,),
+    "encoder.lstm.weight_ih_l0_reverse": (1024, 512),
+    "encoder.lstm.weight_hh_l0_reverse": (1024, 256),
+    "encoder.lstm.bias_ih_l0_reverse": (1024,),
+    "encoder.lstm.bias_hh_l0_reverse": (1024,),
+    "decoder.prenet.layers.0.linear_layer.weight": (256, 80),
+    "decoder.prenet.layers.1.linear_layer.weight": (256, 256),
+    "decoder.attention_rnn.weight_ih": (4096, 768),
+    "decoder.attention_rnn.weight_hh": (4096, 1024),
+    "decoder.attention_rnn.bias_ih": (4096,),
+    "decoder.attention_rnn.bias_hh": (4096,),
+    "decoder.attention_layer.query_layer.linear_layer.weight": (128, 1024),
+    "decoder.attention_layer.memory_layer.linear_layer.weight": (128, 512),
+    "decoder.attention_layer.v.linear_layer.weight": (1, 128),
+    "decoder.attention_layer.location_layer.location_conv.conv.weight": (32, 2, 31),
+    "decoder.attention_layer.location_layer.location_dense.linear_layer.weight": (128, 32),
+    "decoder.decoder_rnn.weight_ih": (4096, 1536),
+    "decoder.decoder_rnn.weight_hh": (4096, 1024),
+    "decoder.decoder_rnn.bias_ih": (4096,),
+    "decoder.decoder_rnn.bias_hh": (4096,),
+    "decoder.linear_projection.linear_layer.weight": (80, 1536),
+    "decoder.linear_projection.linear_layer.bias": (80,),
+    "decoder.gate_layer.linear_layer.weight": (1, 1536),
+    "decoder.gate_layer.linear_layer.bias": (1,),
+    "postnet.convolutions.0.0.conv.weight": (512, 80, 5),
+    "postnet.convolutions.0.0.conv.bias": (512,),
+    **batch_norm("postnet.convolutions.0.1", 512),
+    "postnet.convolutions.1.0.conv.weight": (512, 512, 5),
+    "postnet.convolutions.1.0.conv.bias": (512,),
+    **batch_norm("postnet.convolutions.1.1", 512),
+    "postnet.convolutions.2.0.conv.weight": (512, 512, 5),
+    "postnet.convolutions.2.0.conv.bias": (512,),
+    **batch_norm("postnet.convolutions.2.1", 512),
+    "postnet.convolutions.3.0.conv.weight": (512, 512, 5),
+    "postnet.convolutions.3.0.conv.bias": (512,),
+    **batch_norm("postnet.convolutions.3.1", 512),
+    "postnet.convolutions.4.0.conv.weight": (80, 512, 5),
+    "postnet.convolutions.4.0.conv.bias": (80,),
+    **batch_norm("postnet.convolutions.4.1", 80),
+}
+
+
+def nvidia_state() -> dict[str, Tensor]:
+    """The published file's names, shapes and kinds, full of ones."""
+    kinds = {True: torch.int64, False: torch.float32}
+    return {
+        name: torch.ones(shape, dtype=kinds[name.endswith("num_batches_tracked")])
+        for name, shape in NVIDIA_SHAPES.items()
+    }
+
+
+def small_peer() -> torchaudio.models.Tacotron2:
+    """Small, with no two entries alike and counters that are not 0."""
+    torch.manual_seed(0)
+    model = torchaudio.models.Tacotron2(**PEER_SIZES)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            tensor.fill_(9)
+        else:
+            tensor.uniform_(0.1, 0.9)
+    return model.eval()
+
+
+def small_state(layout: str) -> dict[str, Tensor]:
+    """small_peer's weights in either layout. NVIDIA's names hang on the literal list above."""
+    state = small_peer().state_dict()
+    if layout == "nvidia":
+        ours = Tacotron2(OUR_SIZES).state_dict()
+        state = {peer_name(n, "nvidia"): state[peer_name(n, "torchaudio")] for n in ours}
+    return state
+
+
+def run_cli(*argv: str | Path) -> None:
+    main([str(value) for value in argv])
+
+
+def error_of(*argv: str | Path) -> str:
+    """The one sentence that a failing conversion ends with."""
+    with pytest.raises(SystemExit) as caught:
+        run_cli(*argv)
+    message = caught.value.code
+    assert isinstance(message, str), f"exit status {message}: argparse's, not ours"
+    assert message.startswith("convert_checkpoint.py: ") and "\n" not in message
+    return message
