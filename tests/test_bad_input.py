@@ -3,86 +3,27 @@
 A row says which script is run on what, and which words its message must have. Each run must end
 with a nonzero exit and one sentence that names the culprit, and must leave every file as it was.
 Input that looks odd and must work is in test_odd_input.py; cases for one file's own functions are
-in that file's tests.
+in that file's tests. bad_rows.py has what rows are made of,
+bad_checkpoints.py those of checkpoints.
 """
 
 import ctypes
-import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
+from bad_checkpoints import CHECKPOINT_ROWS, CONFIG, WEIGHTS, broken_voice
+from bad_rows import Row, add_row, convert, demo, judge, prep, say, train
 from test_train_taco import REPO, run_flags
 from world import HEADER, PLAIN, TEXT, World, run, snapshot, wav_bytes, with_one
 
-
-class Row(NamedTuple):
-    name: str
-    arrange: Callable[[World], tuple]  # what to run: the script, then its flags
-    says: tuple[str, ...]  # words of the message
-
-
-BAD: list[Row] = []
-
-
-def row(name: str, arrange: Callable[[World], tuple], *says: str) -> None:
-    BAD.append(Row(name, arrange, says))
-
-
-# ---- what is run: each function gives a row's `arrange`
-
-
-def prep(*flags, rows=None):
-    return lambda w: (
-        *("prep_splits", "--path_to_ljspech", w.ljspeech(rows), "--path_to_save", w.out),
-        *(flag(w) if callable(flag) else flag for flag in flags),
-    )
-
-
-def demo(*flags):
-    return lambda w: (
-        *("make_demo_corpus", "--path_to_save", w.out / "demo"),
-        *(flag(w) if callable(flag) else flag for flag in flags),
-    )
-
-
-def train(*flags):
-    return lambda w: (
-        *("train_taco", *run_flags(w.corpus, w.out)),
-        *(flag(w) if callable(flag) else flag for flag in flags),
-    )
-
-
-def say(*flags):
-    return lambda w: (
-        *("synthesize", "--checkpoint", w.voice, "--output_dir", w.out, "--device", "cpu"),
-        *("--max_decoder_steps", "4", "--text", "Hello."),
-        *(flag(w) if callable(flag) else flag for flag in flags),
-    )
-
-
-def judge(*flags):
-    return lambda w: (
-        *("evaluate", "--checkpoint", w.voice, "--path_to_manifest", w.corpus.test_manifest),
-        *("--output_json", w.out / "report.json", "--device", "cpu", "--max_decoder_steps", "4"),
-        *(flag(w) if callable(flag) else flag for flag in flags),
-    )
-
-
-def convert(*flags):
-    return lambda w: (
-        *("convert_checkpoint", "--from", w.voice, "--to", "nvidia", w.out / "out.pt"),
-        *(flag(w) if callable(flag) else flag for flag in flags),
-    )
+BAD: list[Row] = [*CHECKPOINT_ROWS]
+row = partial(add_row, BAD)
 
 
 # ---- manifests
@@ -388,136 +329,6 @@ for name, content in (
         return w.folder / "words.json" if content is None else w.file("words.json", content)
 
     row(f"word times: {name}", judge("--word_times", word_times), "--word_times")
-
-
-# ---- checkpoints
-
-
-def edit_json(path: Path, **changes) -> None:
-    content = json.loads(path.read_text())
-    for name, value in changes.items():
-        part, _, field = name.rpartition("__")
-        (content[part] if part else content)[field] = value
-    path.write_text(json.dumps(content))
-
-
-def cut(path: Path, n_bytes: int) -> None:
-    path.write_bytes(path.read_bytes()[:n_bytes])
-
-
-def spoil_weights(path: Path) -> None:
-    state = load_file(path)
-    name = "encoder.embedding.weight"
-    save_file({**state, name: state[name] * np.nan}, path)
-
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-VOICES = {  # how to break a folder, and what is then said
-    "gone": (shutil.rmtree, "no such checkpoint folder"),
-    "config missing": (lambda f: (f / CONFIG).unlink(), "config.json is missing"),
-    "config is a folder": (lambda f: ((f / CONFIG).unlink(), (f / CONFIG).mkdir()), "config.json"),
-    "config truncated": (lambda f: cut(f / CONFIG, 100), "config.json"),
-    "config empty": (lambda f: cut(f / CONFIG, 0), "config.json"),
-    "config nested": (lambda f: (f / CONFIG).write_text("[" * 100_000), "config.json"),
-    "config binary": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\0"), "config.json"),
-    "newer format": (lambda f: edit_json(f / CONFIG, format_version=2), "format_version 2"),
-    "format of text": (lambda f: edit_json(f / CONFIG, format_version="1"), "format_version"),
-    "size as text": (lambda f: edit_json(f / CONFIG, attention_dim="8"), "attention_dim"),
-    "size as a fraction": (lambda f: edit_json(f / CONFIG, attention_dim=8.0), "attention_dim"),
-    "size null": (lambda f: edit_json(f / CONFIG, attention_dim=None), "attention_dim"),
-    "size huge": (lambda f: edit_json(f / CONFIG, attention_dim=10**12), "attention_dim"),
-    "size other": (lambda f: edit_json(f / CONFIG, attention_dim=9), "weights do not fit"),
-    "kernel even": (lambda f: edit_json(f / CONFIG, encoder_kernel_size=4), "encoder_kernel_size"),
-    "dropout of text": (lambda f: edit_json(f / CONFIG, encoder_dropout_p="0"), "encoder_dropout"),
-    "switch of text": (lambda f: edit_json(f / CONFIG, fast_decoder="no"), "fast_decoder"),
-    "audio a list": (lambda f: edit_json(f / CONFIG, audio=[]), "config.json"),
-    "rate a fraction": (lambda f: edit_json(f / CONFIG, audio__sampling_rate=2.5), "sampling_rate"),
-    "fmax above Nyquist": (lambda f: edit_json(f / CONFIG, audio__fmax=2e4), "fmax"),
-    "mels that differ": (lambda f: edit_json(f / CONFIG, audio__num_mels=40), "fit each other"),
-    "symbols a string": (lambda f: edit_json(f / CONFIG, symbols="x" * 40), "symbols"),
-    "symbols of numbers": (lambda f: edit_json(f / CONFIG, symbols=[*range(40)]), "symbols"),
-    "field unknown": (lambda f: edit_json(f / CONFIG, zoneout=0.1), "zoneout"),
-    "weights missing": (lambda f: (f / WEIGHTS).unlink(), "model.safetensors is missing"),
-    "weights truncated": (lambda f: cut(f / WEIGHTS, 9000), "model.safetensors"),
-    "weights empty": (lambda f: cut(f / WEIGHTS, 0), "model.safetensors"),
-    "weights of text": (lambda f: (f / WEIGHTS).write_text("weights"), "model.safetensors"),
-    "weights with NaN": (lambda f: spoil_weights(f / WEIGHTS), "model.safetensors"),
-}
-
-
-def broken_voice(breakage):
-    def make(w: World) -> Path:
-        folder = w.copy_voice()
-        breakage(folder)
-        return folder
-
-    return make
-
-
-for name, (breakage, reason) in VOICES.items():
-    row(f"checkpoint: {name}", say("--checkpoint", broken_voice(breakage)), "voice", reason)
-for name in ("gone", "config truncated", "weights truncated", "size as a fraction"):
-    breakage, reason = VOICES[name]
-    for script, arrange in (
-        ("evaluate", judge("--checkpoint", broken_voice(breakage))),
-        ("convert", convert("--from", broken_voice(breakage))),
-        ("warm start", train("--warm_start", broken_voice(breakage))),
-    ):
-        row(f"checkpoint: {name}, {script}", arrange, "voice", reason)
-
-STATE = "trainer_state.json"
-RUNS = {
-    "state missing": (lambda f: (f / STATE).unlink(), "no checkpoint there"),
-    "state truncated": (lambda f: cut(f / STATE, 50), STATE),
-    "state a list": (lambda f: (f / STATE).write_text("[]"), STATE),
-    "step of text": (lambda f: edit_json(f / STATE, step="two"), STATE),
-    "epoch negative": (lambda f: edit_json(f / STATE, epoch=-1), STATE),
-    "losses of text": (lambda f: edit_json(f / STATE, epoch_losses=["a"] * 5), STATE),
-    "losses missing": (lambda f: edit_json(f / STATE, epoch_losses=[]), STATE),
-    "history of numbers": (lambda f: edit_json(f / STATE, history=[1, 2]), STATE),
-    "flags a list": (lambda f: edit_json(f / STATE, train_config=[]), STATE),
-    "state unknown field": (lambda f: edit_json(f / STATE, mood="good"), STATE),
-    "config missing": (lambda f: (f / CONFIG).unlink(), CONFIG),
-    "weights missing": (lambda f: (f / WEIGHTS).unlink(), WEIGHTS),
-    "weights truncated": (lambda f: cut(f / WEIGHTS, 9000), WEIGHTS),
-    "weights of text": (lambda f: (f / WEIGHTS).write_text("weights"), WEIGHTS),
-    "optimizer missing": (lambda f: (f / "optimizer.bin").unlink(), "optimizer.bin"),
-    "optimizer truncated": (lambda f: cut(f / "optimizer.bin", 900), "optimizer.bin"),
-    "optimizer a list": (lambda f: torch.save([1], f / "optimizer.bin"), "checkpoint_0"),
-    "optimizer empty": (lambda f: torch.save({}, f / "optimizer.bin"), "checkpoint_0"),
-    "scheduler truncated": (lambda f: cut(f / "scheduler.bin", 90), "scheduler.bin"),
-    "scheduler a list": (lambda f: torch.save([1], f / "scheduler.bin"), "checkpoint_0"),
-    "random state missing": (lambda f: (f / "random_states_0.pkl").unlink(), "random_states_0"),
-    "random state empty": (lambda f: torch.save({}, f / "random_states_0.pkl"), "random_states_0"),
-    "random state cut": (lambda f: cut(f / "random_states_0.pkl", 90), "random_states_0.pkl"),
-}
-
-
-def broken_run(breakage):
-    def make(w: World) -> str:
-        breakage(w.copy_run())
-        return "checkpoint_0"
-
-    return make
-
-
-for name, (breakage, reason) in RUNS.items():
-    row(f"resume: {name}", train("--resume_from_checkpoint", broken_run(breakage)), reason)
-row("resume: latest of none", train("--resume_from_checkpoint", "latest"), "no checkpoint in")
-row("resume: a voice", train("--resume_from_checkpoint", lambda w: w.voice), "no checkpoint there")
-row(
-    "resume: a file",
-    train("--resume_from_checkpoint", lambda w: w.copy_run() / STATE), "no checkpoint there",
-)  # fmt: skip
-row("resume: a folder of wavs", train("--resume_from_checkpoint", lambda w: w.corpus.wavs), "wavs")
-row(
-    "overwrite: with a warm start that is broken",
-    lambda w: (
-        w.copy_run(),
-        train("--overwrite", "--warm_start", broken_voice(VOICES["weights truncated"][0]))(w),
-    )[1],
-    "voice", "model.safetensors",
-)  # fmt: skip
 
 
 # ---- folders that cannot be written to
