@@ -181,6 +181,22 @@ def find_checkpoint(folder: Path, name: str) -> Path:
     raise DataError(f"--resume_from_checkpoint {name}: no checkpoint there or in {folder}")
 
 
+def choose_checkpoint(folder: Path, resume_from: str | None, overwrite: bool) -> Path | None:
+    """The checkpoint that a run goes on from; None for a run that is new.
+
+    Raises:
+        DataError: when it is not there, or when a new run finds checkpoints in its folder.
+    """
+    if resume_from:
+        return find_checkpoint(folder, resume_from)
+    if list_checkpoints(folder) and not overwrite:
+        raise DataError(
+            f"{folder} holds checkpoints already: --resume_from_checkpoint latest goes on with "
+            "them, --overwrite removes them"
+        )
+    return None
+
+
 def read_state(path: Path) -> tuple[TrainerState, dict]:
     """trainer_state.json of a checkpoint folder: the state, and the flags of the run.
 

@@ -6,6 +6,7 @@ Tacotron2Config in model.py, beside what they describe.
 
 import argparse
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from arguments import path_argument
@@ -105,8 +106,14 @@ class TrainConfig:
             if not value or not plain or value in (".", "..") or len(value.encode()) > 200:
                 raise ValueError(f"--{name} must be a plain name, found {value!r}")
 
+    @property
+    def folder(self) -> Path:
+        """Of the run's checkpoints."""
+        return Path(self.working_directory) / self.experiment_name
+
 
 CONFIG_CLASSES = (TrainConfig, AudioConfig, Tacotron2Config)
+Configs = tuple[TrainConfig, AudioConfig, Tacotron2Config]
 FROM_TOKENIZER = ("vocab_size", "pad_token_id")  # fields that are no flags
 
 
@@ -132,9 +139,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, config_class: type) ->
             group.add_argument(f"--{field.name}", type=convert, metavar=kind.__name__, **options)
 
 
-def parse_args(
-    argv: list[str] | None, description: str
-) -> tuple[TrainConfig, AudioConfig, Tacotron2Config]:
+def parse_args(argv: list[str] | None, description: str) -> Configs:
     """Flags to the three configs; a mistake ends the program with one sentence."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     for config_class in CONFIG_CLASSES:

@@ -111,6 +111,15 @@ class Meter:
             print(f"{place}  {line}", flush=True)
 
 
+def print_epoch(row: dict[str, float], n_skipped: int) -> None:
+    """The line after an epoch: its losses and scores, and how many steps it skipped, if any."""
+    shown = [name for name in row if name.startswith(("val_", "free_"))]
+    shown = "  ".join(f"{name} {row[name]:.3f}" for name in shown)
+    if n_skipped:
+        shown += f"  skipped_steps {n_skipped}"
+    print(f"epoch {row['epoch']} done  train_loss {row['train_loss']:.3f}  {shown}", flush=True)
+
+
 @torch.no_grad()
 def draw_sample(
     model: Tacotron2,

@@ -7,17 +7,14 @@
 
 `train_taco.sh` shows every flag. Checkpoints go to WORKING_DIRECTORY/EXPERIMENT_NAME, pictures
 and sounds of every validation to SAVE_AUDIO_GEN. The file reads in the order things happen:
-flags, learning rate, one step, validation, the run.
+learning rate, one step, an epoch, what follows it, the run.
 """
 
 import contextlib
 import json
 import math
-import os
-import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NoReturn
@@ -30,8 +27,8 @@ from torch import Tensor
 from arguments import check_writable
 from checkpoints import (
     TrainerState,
+    choose_checkpoint,
     clear_remains,
-    find_checkpoint,
     list_changed_flags,
     list_checkpoints,
     load_checkpoint_state,
@@ -40,30 +37,35 @@ from checkpoints import (
     save_checkpoint,
     warm_start,
 )
-from config import TrainConfig, parse_args
+from config import Configs, TrainConfig, parse_args
 from dataset import Batch, DataError, TTSDataset
 from model import Tacotron2
 from reporting import (
     Meter,
     alignment_is_due,
-    draw_sample,
     log_validation,
     make_film,
     missing_alignment,
+    print_epoch,
     start_wandb,
 )
 from synthesize import read_config
 from tokenizer import Tokenizer
 from training_run import (
     LOSSES,
+    Interrupt,
+    Interrupted,
     Run,
     agree,
+    count_frames,
     forward_losses,
+    leave,
     make_loader,
     raise_together,
     read_groups,
+    remember,
 )
-from validation import speak_freely, validate
+from validation import judge_epoch
 
 
 def learning_rate_factor(epoch: float, config: TrainConfig) -> float:
@@ -72,29 +74,6 @@ def learning_rate_factor(epoch: float, config: TrainConfig) -> float:
     start = config.training_epochs / 2 if start is None else start
     progress = (epoch - start) / max(config.training_epochs - start, 1e-9)
     return (config.min_learning_rate / config.learning_rate) ** min(max(progress, 0.0), 1.0)
-
-
-class Interrupt:
-    """Remembers SIGTERM, SIGUSR1 (SLURM's warning) and Ctrl-C; a second signal stops at once."""
-
-    def __init__(self) -> None:
-        self.seconds: float | None = None  # when the first signal came
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self.remember)
-
-    def remember(self, number: int, _: object) -> None:
-        if self.seconds is None:
-            self.seconds = time.monotonic()
-        elif time.monotonic() - self.seconds > 2.0:  # sooner, it is the launcher passing it on
-            os._exit(128 + number)
-
-    @property
-    def pending(self) -> bool:
-        return self.seconds is not None
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, and has written the checkpoint that it names."""
 
 
 def save_and_raise(run: Run, state: TrainerState, error: DataError) -> NoReturn:
@@ -109,12 +88,6 @@ def save_and_raise(run: Run, state: TrainerState, error: DataError) -> NoReturn:
     except DataError as second:
         raise DataError(f"{error}; besides, {second}") from None
     raise DataError(f"{error}; {name} holds the run before it") from None
-
-
-def count_frames(run: Run, batches: list) -> Tensor:
-    """Valid frames in these batches on all processes together; a tensor, so no wait."""
-    count = torch.tensor(float(sum(int(b.mel_lengths.sum()) for b in batches)))
-    return run.accelerator.reduce(count.to(run.accelerator.device), "sum")
 
 
 def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, float], Tensor, float]:
@@ -162,26 +135,6 @@ def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, flo
     return named_losses, n_frames, grad_norm
 
 
-def remember(run: Run) -> Callable[[], None]:
-    """What a step changes before its loss is known; calling the result puts it back.
-
-    A forward pass on bad data also spoils the running means of the batch norms.
-    """
-    device = run.accelerator.device
-    buffers = [(buffer, buffer.clone()) for buffer in run.model.buffers()]
-    random_state = torch.get_rng_state()
-    cuda_random_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def put_back() -> None:
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        torch.set_rng_state(random_state)
-        if cuda_random_state is not None:
-            torch.cuda.set_rng_state(cuda_random_state, device)
-
-    return put_back
-
-
 def refuse_nonfinite(run: Run, batches: list[Batch], step: int, loss: float) -> None:
     """Ends the run on a step that is not finite, or with --skip_nonfinite says that it is skipped.
 
@@ -194,17 +147,6 @@ def refuse_nonfinite(run: Run, batches: list[Batch], step: int, loss: float) -> 
     if not run.config.skip_nonfinite:
         raise DataError(f"{sentence}; --skip_nonfinite skips such steps")
     print(f"{sentence}: skipped", file=sys.stderr)
-
-
-def leave(accelerator: Accelerator) -> None:
-    """Ends the process group, at the end of a run or when all have stopped for a signal.
-
-    The pause is for gloo's thread, which needs Python's lock to let go of its last tensors, while
-    the group's destructor holds that lock and waits for the thread.
-    """
-    accelerator.wait_for_everyone()
-    time.sleep(0.2)
-    accelerator.end_training()
 
 
 def train_epoch(
@@ -279,33 +221,13 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
         f"train_{name}": total / n_steps
         for name, total in zip(LOSSES, state.epoch_losses, strict=True)
     }
-    # Validation draws the same dropout every time and leaves training's random numbers alone.
-    unwritten = None
-    devices = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(run.config.seed)
-        row = {"epoch": epoch, "step": state.step, **train_means, **validate(run)}
-        row |= speak_freely(run)
-        if run.accelerator.is_main_process:
-            model = run.accelerator.unwrap_model(run.model).eval()
-            try:
-                files = draw_sample(
-                    model, run.sample, run.audio_config, run.tokenizer,
-                    run.config.max_decoder_steps, run.config.save_audio_gen, epoch,
-                )  # fmt: skip
-            except (DataError, OSError) as error:
-                unwritten = DataError(f"the pictures of epoch {epoch} cannot be written: {error}")
-            model.train()
-        raise_together(run, unwritten)
+    scores, files = judge_epoch(run, epoch)
+    row = {"epoch": epoch, "step": state.step, **train_means, **scores}
     if run.config.skip_nonfinite:
         row["skipped_steps"] = state.epoch_skipped
     row["learning_rate"] = run.scheduler.get_last_lr()[0]
     if run.accelerator.is_main_process:
-        shown = [name for name in row if name.startswith(("val_", "free_"))]
-        shown = "  ".join(f"{name} {row[name]:.3f}" for name in shown)
-        if state.epoch_skipped:
-            shown += f"  skipped_steps {state.epoch_skipped}"
-        print(f"epoch {epoch} done  train_loss {row['train_loss']:.3f}  {shown}", flush=True)
+        print_epoch(row, state.epoch_skipped)
         if run.wandb:
             log_validation(run.wandb, row, files, run.audio_config.sampling_rate)
     judged = state.alignment_judged
@@ -325,7 +247,11 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
 
 
 def save(run: Run, state: TrainerState, name: str) -> None:
-    """Writes a checkpoint of the run, then removes those beyond --keep_checkpoints."""
+    """Writes a checkpoint of the run, then removes those beyond --keep_checkpoints.
+
+    Raises:
+        DataError: on every process, when it cannot be written.
+    """
     save_checkpoint(
         run.accelerator, run.folder / name, state, asdict(run.config),
         run.audio_config, run.model_config, run.tokenizer,
@@ -342,14 +268,13 @@ def choose_tokenizer(config: TrainConfig, resumed: Path | None) -> Tokenizer:
     """
     if resumed:
         return read_config(resumed)[2]
-    if config.path_to_symbols:
+    if path := config.path_to_symbols:
         try:
-            return Tokenizer(json.loads(Path(config.path_to_symbols).read_text(encoding="utf-8")))
+            return Tokenizer(json.loads(Path(path).read_text(encoding="utf-8")))
         except UnicodeDecodeError:
-            reason = "is not UTF-8 text"
-            raise DataError(f"--path_to_symbols {config.path_to_symbols}: {reason}") from None
+            raise DataError(f"--path_to_symbols {path}: is not UTF-8 text") from None
         except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"--path_to_symbols {config.path_to_symbols}: {error}") from None
+            raise DataError(f"--path_to_symbols {path}: {error}") from None
     return read_config(config.warm_start)[2] if config.warm_start else Tokenizer()
 
 
@@ -370,27 +295,13 @@ def resume(run: Run, path: Path) -> TrainerState:
     return state
 
 
-def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState]:
-    """Everything a run needs, new or resumed.
+def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) -> Run:
+    """Data, model, optimizer and learning rate, as they stand before the first step.
 
     Raises:
-        DataError: when a manifest or checkpoint cannot be used, or the folder is taken.
+        DataError: when a manifest, the symbols or a warm start cannot be used.
     """
     config, audio_config, model_config = configs
-    folder = Path(config.working_directory) / config.experiment_name
-    check_writable("--working_directory", folder)
-    check_writable("--save_audio_gen", config.save_audio_gen)
-    if accelerator.is_main_process:
-        clear_remains(folder)
-    accelerator.wait_for_everyone()
-    resumed = None
-    if config.resume_from_checkpoint:
-        resumed = find_checkpoint(folder, config.resume_from_checkpoint)
-    elif list_checkpoints(folder) and not config.overwrite:
-        raise DataError(
-            f"{folder} holds checkpoints already: --resume_from_checkpoint latest goes on with "
-            "them, --overwrite removes them"
-        )
     tokenizer = choose_tokenizer(config, resumed)
     model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
     train_set = TTSDataset(config.path_to_train_manifest, audio_config, tokenizer)
@@ -409,7 +320,7 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
     )
     run = Run(
         *(config, audio_config, model_config, tokenizer, accelerator),
-        *(model, optimizer, None, train_set, val_set, folder, None),
+        *(model, optimizer, None, train_set, val_set, None),
     )
     for dataset in (train_set, val_set):  # refuses what cannot be dealt to so many processes
         make_loader(run, dataset)
@@ -418,7 +329,25 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
         optimizer, lambda step: learning_rate_factor(step / steps_per_epoch, config)
     )
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    run = run._replace(model=model, optimizer=optimizer, scheduler=scheduler)
+    return run._replace(model=model, optimizer=optimizer, scheduler=scheduler)
+
+
+def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerState]:
+    """Everything a run needs, new or resumed.
+
+    Raises:
+        DataError: when a manifest or checkpoint cannot be used, or the folder is taken.
+        OSError: when a folder cannot be written to.
+    """
+    config = configs[0]
+    folder = config.folder
+    check_writable("--working_directory", folder)
+    check_writable("--save_audio_gen", config.save_audio_gen)
+    if accelerator.is_main_process:
+        clear_remains(folder)
+    accelerator.wait_for_everyone()
+    resumed = choose_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
+    run = build_run(configs, accelerator, resumed)
     set_seed(config.seed, device_specific=True)  # each process draws its own dropout
     state = TrainerState(0, 0, 0, epoch_losses=[0.0] * len(LOSSES), history=[])
     if resumed:
@@ -438,7 +367,7 @@ def prepare(configs: tuple, accelerator: Accelerator) -> tuple[Run, TrainerState
     return run, state
 
 
-def train(configs: tuple) -> None:
+def train(configs: Configs) -> None:
     """The run from its first step, or from a checkpoint, to `final_checkpoint`.
 
     Raises:

@@ -1,10 +1,12 @@
-"""What the parts of training share: the run, its batches, its losses, how its processes agree.
+"""What the parts of training share: the run, its batches and losses, how it agrees and stops.
 
 `train_taco.py` makes a Run and takes its steps, `validation.py` judges it after each epoch.
 """
 
+import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from model import Tacotron2Config, tacotron2_loss
 from tokenizer import Tokenizer
 
 LOSSES = ("loss", "mel_before_loss", "mel_after_loss", "stop_loss", "guided_attention_loss")
+SECOND_SIGNAL_SECONDS = 2.0  # sooner, it is the launcher passing on the first
 
 
 class Run(NamedTuple):
@@ -34,8 +37,12 @@ class Run(NamedTuple):
     scheduler: torch.optim.lr_scheduler.LRScheduler
     train_set: TTSDataset
     val_set: TTSDataset
-    folder: Path  # of the checkpoints
     wandb: Any  # wandb's run on the main process with --log_wandb, else None
+
+    @property
+    def folder(self) -> Path:
+        """Of the checkpoints."""
+        return self.config.folder
 
     @property
     def sample(self) -> Utterance:
@@ -44,9 +51,35 @@ class Run(NamedTuple):
 
     @property
     def steps_per_epoch(self) -> int:
+        """Optimizer steps, the last one perhaps of fewer clips."""
         clips = self.config.batch_size * self.accelerator.num_processes
         n_batches = -(-len(self.train_set) // clips)
         return -(-n_batches // self.config.gradient_accumulation_steps)
+
+
+class Interrupt:
+    """Remembers SIGTERM, SIGUSR1 (SLURM's warning) and Ctrl-C; a second signal stops at once."""
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None  # when the first signal came
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self.take_note)
+
+    def take_note(self, number: int, _: object) -> None:
+        """The signals' handler."""
+        if self.seconds is None:
+            self.seconds = time.monotonic()
+        elif time.monotonic() - self.seconds > SECOND_SIGNAL_SECONDS:
+            os._exit(128 + number)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a signal has come."""
+        return self.seconds is not None
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has written the checkpoint that it names."""
 
 
 def make_loader(run: Run, dataset: TTSDataset, **order: Any) -> DataLoader:
@@ -113,7 +146,15 @@ def raise_together(run: Run, error: Any) -> None:
         raise error if broken else DataError("another process cannot go on; see its message")
 
 
-def forward_losses(run: Run, batch: Batch, n_frames: Tensor, guided_weight: float) -> dict:
+def count_frames(run: Run, batches: list[Batch]) -> Tensor:
+    """Valid frames in these batches on all processes together; a tensor, so no wait."""
+    count = torch.tensor(float(sum(int(b.mel_lengths.sum()) for b in batches)))
+    return run.accelerator.reduce(count.to(run.accelerator.device), "sum")
+
+
+def forward_losses(
+    run: Run, batch: Batch, n_frames: Tensor, guided_weight: float
+) -> dict[str, Any]:
     """Teacher-forced losses of a batch, and its output under "output"."""
     device = run.accelerator.device
     mels = batch.mels.to(device, non_blocking=True)
@@ -131,3 +172,34 @@ def forward_losses(run: Run, batch: Batch, n_frames: Tensor, guided_weight: floa
         n_frames,
     )
     return {"output": output, **losses}
+
+
+def remember(run: Run) -> Callable[[], None]:
+    """What a step changes before its loss is known; calling the result puts it back.
+
+    A forward pass on bad data also spoils the running means of the batch norms.
+    """
+    device = run.accelerator.device
+    buffers = [(buffer, buffer.clone()) for buffer in run.model.buffers()]
+    random_state = torch.get_rng_state()
+    cuda_random_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def put_back() -> None:
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        torch.set_rng_state(random_state)
+        if cuda_random_state is not None:
+            torch.cuda.set_rng_state(cuda_random_state, device)
+
+    return put_back
+
+
+def leave(accelerator: Accelerator) -> None:
+    """Ends the process group, at the end of a run or when all have stopped for a signal.
+
+    The pause is for gloo's thread, which needs Python's lock to let go of its last tensors, while
+    the group's destructor holds that lock and waits for the thread.
+    """
+    accelerator.wait_for_everyone()
+    time.sleep(0.2)
+    accelerator.end_training()

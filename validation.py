@@ -1,9 +1,13 @@
-"""What a run is worth after an epoch: losses and alignments, teacher forced and free running."""
+"""What a run is worth after an epoch: losses, alignments and pictures.
+
+Teacher forced over the whole validation set, free running over a few clips of it.
+"""
 
 import torch
 
 from dataset import DataError, TTSCollator
 from evaluate import ALIGNMENT_SCORES, alignment_scores, free_running_scores
+from reporting import draw_sample
 from training_run import LOSSES, Run, forward_losses, make_loader, raise_together, read_groups
 
 
@@ -64,3 +68,33 @@ def speak_freely(run: Run) -> dict[str, float]:
         model.train()
     *sums, n_scored = run.accelerator.reduce(sums, "sum").tolist()
     return {f"free_{name}": value / n_scored for name, value in zip(names, sums, strict=True)}
+
+
+def judge_epoch(run: Run, epoch: int) -> tuple[dict[str, float], dict[str, str]]:
+    """All scores after an epoch, and on the main process its pictures and sound.
+
+    The same dropout is drawn every time, and training's random numbers are left alone.
+
+    Returns:
+        The scores by name, and the paths of the files as `draw_sample` names them.
+
+    Raises:
+        DataError: on every process, when a clip cannot be read or a picture not be written.
+    """
+    files, unwritten = {}, None
+    devices = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(run.config.seed)
+        scores = {**validate(run), **speak_freely(run)}
+        if run.accelerator.is_main_process:
+            model = run.accelerator.unwrap_model(run.model).eval()
+            try:
+                files = draw_sample(
+                    model, run.sample, run.audio_config, run.tokenizer,
+                    run.config.max_decoder_steps, run.config.save_audio_gen, epoch,
+                )  # fmt: skip
+            except (DataError, OSError) as error:
+                unwritten = DataError(f"the pictures of epoch {epoch} cannot be written: {error}")
+            model.train()
+        raise_together(run, unwritten)
+    return scores, files

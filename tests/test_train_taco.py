@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train_taco
+import validation
 from checkpoints import list_checkpoints
 from config import parse_args
 from kill_and_resume import TINY_MODEL, differences
@@ -276,8 +277,8 @@ def test_a_missing_alignment_is_looked_for_once(tiny_corpus, tmp_path, monkeypat
     blurred = {"val_focus": 0.2, "val_coverage": 1.0, "val_monotonicity": 0.87}
     broken = {**good, "val_focus": float("nan")}
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(train_taco, "speak_freely", lambda run: {"free_score": 0.0})
-    monkeypatch.setattr(train_taco, "draw_sample", lambda *args: {})
+    monkeypatch.setattr(validation, "speak_freely", lambda run: {"free_score": 0.0})
+    monkeypatch.setattr(validation, "draw_sample", lambda *args: {})
     flags = run_flags(tiny_corpus, tmp_path, "--alignment_warning_steps", 10)
 
     def prepare(flags):
@@ -285,7 +286,7 @@ def test_a_missing_alignment_is_looked_for_once(tiny_corpus, tmp_path, monkeypat
         return train_taco.prepare(parse_args(flags, ""), accelerator)
 
     def finish(state, step, scores):
-        monkeypatch.setattr(train_taco, "validate", lambda run: scores)
+        monkeypatch.setattr(validation, "validate", lambda run: scores)
         state = train_taco.finish_epoch(run, state._replace(epoch_step=5, step=step))
         return state, capsys.readouterr().err
 
