@@ -1,8 +1,9 @@
 """Checkpoint folders of a training run: written whole or not at all, found again, never executed.
 
-A folder of its own beside train_taco.py so that both stay short. `checkpoint_N` (N = completed
-epochs) and `final_checkpoint` hold what Accelerate saves (model.safetensors, optimizer, scheduler,
-scaler, RNG of every process), config.json (all that inference needs) and trainer_state.json.
+Apart from train_taco.py so that both stay short. `checkpoint_N` (N = completed epochs),
+`checkpoint_N_step_M` (M = steps in all), `best_checkpoint` and `final_checkpoint` hold what
+Accelerate saves (model.safetensors, optimizer, scheduler, scaler, RNG of every process),
+config.json (all that inference needs) and trainer_state.json.
 """
 
 import json
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 
 from dataset import AudioConfig, DataError
 from model import Tacotron2, Tacotron2Config
-from synthesize import load_checkpoint, read_config, write_config
+from synthesize import WEIGHTS_FILE, load_checkpoint, read_config, write_config
 from tokenizer import Tokenizer
 
 STATE_FILE = "trainer_state.json"
@@ -101,6 +102,7 @@ def write_together(accelerator: Accelerator, path: Path, write: Callable[[], Non
 
 
 def make_empty(folder: Path) -> None:
+    """The folder, new and with nothing in it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
@@ -319,9 +321,9 @@ def load_checkpoint_state(
     random_states = f"random_states_{accelerator.process_index}.pkl"
     if not (path / random_states).is_file():
         raise DataError(f"{path}: {random_states} is missing; resume with as many processes")
-    if not (path / "model.safetensors").is_file():  # accelerate would look for a pickle instead
-        raise DataError(f"{path}: model.safetensors is missing")
-    weights, pickles = path / "model.safetensors", ("*.bin", "*.pkl", "*.pt")
+    weights, pickles = path / WEIGHTS_FILE, ("*.bin", "*.pkl", "*.pt")
+    if not weights.is_file():  # accelerate would look for a pickle instead
+        raise DataError(f"{path}: {WEIGHTS_FILE} is missing")
     for file in sorted([weights, *(file for kind in pickles for file in path.glob(kind))]):
         try:
             content = load_file(file) if file == weights else load_tensors(file, map_location="cpu")

@@ -33,11 +33,10 @@ from torch import Tensor
 from arguments import check_writable, path_argument
 from dataset import AudioConfig, DataError
 from model import Tacotron2, Tacotron2Config
-from synthesize import CONFIG_FILE, load_checkpoint, write_config
+from synthesize import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, write_config
 from tokenizer import Tokenizer
 
 LAYOUTS = ("torchaudio", "nvidia")
-WEIGHTS_FILE = "model.safetensors"
 COUNTER = ".num_batches_tracked"  # of a batch norm; files from before PyTorch 0.4.1 lack it
 
 # Beginnings of our names -> of torchaudio's, the first that fits; other names are the same.
@@ -87,7 +86,7 @@ def peer_name(name: str, layout: str) -> str:
     return name
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The state dict in a .pt file, bare or under "state_dict", without a `module.` prefix.
 
     Raises:
@@ -203,8 +202,10 @@ def check_target(path: Path, is_folder: bool, overwrite: bool) -> None:
         raise DataError(f"{path}: is not what this script writes there, and is not replaced")
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_target(path: Path, write: Callable[[Path], None]) -> None:
     """Calls `write` with a temporary name in the same folder, then renames.
+
+    plotting.py's write_whole replaces files only; this one also puts a folder in a folder's place.
 
     Raises:
         DataError, OSError: when it cannot be written; nothing of it is left then.
@@ -224,8 +225,12 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def import_peer(layout: str, source: Path, target: Path, symbols: str | None) -> str:
-    """A peer's file to a checkpoint folder; returns what was written, in words."""
-    model = model_from_peer(read_state(source), layout, source)
+    """A peer's file to a checkpoint folder; returns what was written, in words.
+
+    Raises:
+        DataError: when the weights or the symbols cannot be used.
+    """
+    model = model_from_peer(read_state_dict(source), layout, source)
     tokenizer = read_symbols(symbols, model.config.vocab_size)
     audio_config = AudioConfig(num_mels=model.config.num_mels, mel_scaling="log")
 
@@ -234,14 +239,18 @@ def import_peer(layout: str, source: Path, target: Path, symbols: str | None) ->
         write_config(folder, model.config, audio_config, tokenizer)
         safetensors.torch.save_file(model.state_dict(), folder / WEIGHTS_FILE, {"format": "pt"})
 
-    write_whole(target, write)
+    write_target(target, write)
     if not any(symbol in LOWER_CASE for symbol in tokenizer.symbols[1:]):
         print("warning: its symbols hold no lower-case letter, so text cannot be spoken with it")
     return f"{target}: {tokenizer.vocab_size} symbols, log mels"
 
 
 def export_voice(source: Path, layout: str, target: Path) -> str:
-    """The way back. Raises DataError when the model has a size that the peers cannot have."""
+    """A checkpoint folder to a peer's file; returns what was written, in words.
+
+    Raises:
+        DataError: when the folder cannot be used, or the model has a size that no peer can have.
+    """
     voice = load_checkpoint(source)
     config = voice.model.config
     needs = {"character_embed_dim": config.encoder_embed_dim, "decoder_prenet_depth": 2}
@@ -250,7 +259,7 @@ def export_voice(source: Path, layout: str, target: Path) -> str:
             raise DataError(f"{source}: {layout} needs --{field} {needed}, found {found}")
     state = {peer_name(name, layout): t for name, t in voice.model.state_dict().items()}
     content = {"state_dict": state} if layout == "nvidia" else state
-    write_whole(target, lambda temporary: torch.save(content, temporary))
+    write_target(target, lambda temporary: torch.save(content, temporary))
     if voice.audio_config.mel_scaling != "log":
         print(f"warning: the mels are {voice.audio_config.mel_scaling}, {layout} expects log mels")
     return f"{target}: a {layout} state dict"
@@ -267,7 +276,11 @@ def parse_end(flag: str, values: list[str]) -> tuple[str | None, Path]:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Converts; returns what was written, in words. Raises DataError, and writes nothing then."""
+    """Converts; returns what was written, in words.
+
+    Raises:
+        DataError, OSError: when it cannot be done; nothing is written then.
+    """
     source_layout, source = parse_end("--from", args.source)
     target_layout, target = parse_end("--to", args.target)
     if (source_layout is None) == (target_layout is None):
@@ -282,6 +295,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs with these flags (default: the command line's); bad input ends in one sentence."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     ends = {"nargs": "+", "required": True, "metavar": "DIR | LAYOUT FILE"}
     parser.add_argument("--from", dest="source", help="what to read", **ends)

@@ -103,6 +103,7 @@ class AudioConfig:
 
     @property
     def hop_seconds(self) -> float:
+        """From one frame to the next."""
         return self.hop_size / self.sampling_rate
 
 
@@ -351,6 +352,7 @@ class TTSCollator:
         self.pad_token_id = tokenizer.pad_token_id
 
     def __call__(self, utterances: Sequence[Utterance]) -> Batch:
+        """One batch of them, in the order given."""
         pad = torch.nn.utils.rnn.pad_sequence
         tokens = pad([u.tokens for u in utterances], True, self.pad_token_id)  # (B, T_text)
         mels = pad([u.mel for u in utterances], True, self.silence)  # (B, T_mel, num_mels)

@@ -28,23 +28,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from arguments import check_writable, path_argument, seed_argument
-from dataset import (
-    AudioConfig,
-    Batch,
-    BatchSampler,
-    DataError,
-    TTSCollator,
-    TTSDataset,
-    to_log_mel,
-)
+from dataset import AudioConfig, Batch, BatchSampler, DataError, TTSCollator, TTSDataset, to_log_mel
 from model import InferenceOutput
 from plotting import save_figure, summary_figure, write_whole
-from synthesize import (
-    MAX_DECODER_STEPS,
-    Voice,
-    device_argument,
-    load_checkpoint,
-)
+from synthesize import MAX_DECODER_STEPS, Voice, device_argument, load_checkpoint
 from tokenizer import clean_text
 
 ALIGNMENT_SCORES = ("focus", "coverage", "monotonicity")
@@ -167,7 +154,11 @@ def judge(
     max_decoder_steps: int,
     word_times: dict[str, list[dict]] | None,
 ) -> list[Judged]:
-    """Speaks the clips of a batch freely and teacher forced, and scores each."""
+    """Speaks the clips of a batch freely and teacher forced, and scores each.
+
+    Raises:
+        DataError: when a mel is not finite.
+    """
     device = next(voice.model.parameters()).device
     tokens, mels = batch.tokens.to(device), batch.mels.to(device)
     free = voice.model.infer(tokens, batch.token_lengths, max_decoder_steps)
@@ -279,6 +270,7 @@ def draw_worst(worst: list[Judged], voice: Voice, folder: str) -> None:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The flags; argparse ends the program on a mistake."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
@@ -321,7 +313,11 @@ def read_word_times(path: str, clips: TTSDataset) -> dict[str, list[dict]]:
 
 
 def check_outputs(args: argparse.Namespace) -> None:
-    """Finds out before the work whether what it gives can be written. Raises DataError."""
+    """Finds out before the work whether what it gives can be written.
+
+    Raises:
+        DataError, OSError: naming the flag whose file or folder cannot be.
+    """
     for name in ("output_json", "output_csv"):
         path = getattr(args, name)
         if path and Path(path).is_dir():
@@ -337,6 +333,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
 
     Raises:
         DataError: when a file cannot be used.
+        OSError: when one cannot be written.
     """
     check_outputs(args)
     voice = load_checkpoint(args.checkpoint, args.device)
@@ -374,6 +371,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs with these flags (default: the command line's); bad input ends in one sentence."""
     args = parse_args(argv)
     try:
         print_report(run(args))

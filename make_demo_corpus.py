@@ -33,6 +33,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -119,7 +120,8 @@ class Speaker:
         self.callback = SynthCallback(self._collect)  # kept: the library holds only a pointer
         self.library.espeak_SetSynthCallback(self.callback)
 
-    def _collect(self, samples, n_samples, events) -> int:
+    def _collect(self, samples: Any, n_samples: int, events: Any) -> int:
+        """SynthCallback: keeps a chunk of samples and the events in it; 0 is to go on."""
         if samples and n_samples > 0:
             self.chunks.append(np.ctypeslib.as_array(samples, (n_samples,)).copy())
         for event in events:  # an endless pointer: the list ends with a marked event
@@ -339,6 +341,7 @@ def build_corpus(args: argparse.Namespace) -> str:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The flags; argparse ends the program on a mistake."""
     parser = argparse.ArgumentParser(
         description="Speak an LJSpeech-shaped corpus with espeak-ng.", allow_abbrev=False
     )
@@ -366,6 +369,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs with these flags (default: the command line's); returns the exit status."""
     args = parse_args(argv)
     try:
         print(build_corpus(args))

@@ -187,6 +187,22 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=DPI, metadata=metadata))
 
 
+def write_whole(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
+    """Writes beside `path` and renames: a reader, or a crash, never meets half a file.
+
+    Raises:
+        OSError: when it cannot be written; nothing of it is left then.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def figure_to_array(figure: Figure) -> np.ndarray:
     """The figure's pixels, (height, width, 3) uint8."""
     canvas = FigureCanvasAgg(figure)
@@ -387,15 +403,3 @@ def _checked_frames(
     if len(shapes) > 1:
         raise ValueError(f"{name} must have one shape {shape} in all frames, got {shapes}.")
     return frames
-
-
-def write_whole(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
-    """Writes beside `path` and renames: a reader, or a crash, never meets half a picture."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -61,6 +61,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
+        """Begins new means."""
         self.since, self.n_steps = time.perf_counter(), 0
         self.losses: dict[str, float] = {}
         self.n_frames: Tensor | float = 0.0
@@ -174,6 +175,7 @@ def draw_sample(
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """A compressed .npz of just this name."""
     with open(path, "wb") as file:  # given a name, savez would add .npz to it
         np.savez_compressed(file, **arrays)
 
@@ -194,7 +196,11 @@ def read_frame(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_film(folder: str | Path, history: list[dict], text: str, hop_seconds: float) -> None:
-    """alignment.gif, one validation sentence's alignment over the epochs, and loss.png."""
+    """alignment.gif, one validation sentence's alignment over the epochs, and loss.png.
+
+    Raises:
+        OSError: when one cannot be written.
+    """
     folder = Path(folder)
     epochs = [row["epoch"] for row in history]
     epochs = [epoch for epoch in epochs if (folder / f"epoch_{epoch}.npz").is_file()]

@@ -28,7 +28,7 @@ from model import Tacotron2, Tacotron2Config
 from plotting import save_figure, summary_figure, write_whole
 from tokenizer import Tokenizer
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT_VERSION = 1
 MAX_DECODER_STEPS = 2000  # 23 s at 86 frames per second
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -42,14 +42,6 @@ class Voice(NamedTuple):
     tokenizer: Tokenizer
 
 
-def inference_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Where the model speaks in `dtype`: bfloat16 for its products, float32 for what adds up.
-
-    Cells, alignments and the stored weights stay float32.
-    """
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
-
-
 class Synthesis(NamedTuple):
     """One spoken text."""
 
@@ -57,6 +49,14 @@ class Synthesis(NamedTuple):
     alignment: Tensor  # (T_mel, T_text)
     wav: Tensor  # (n_samples,)
     reached_limit: bool  # True: cut at max_decoder_steps instead of stopping by itself
+
+
+def inference_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Where the model speaks in `dtype`: bfloat16 for its products, float32 for what adds up.
+
+    Cells, alignments and the stored weights stay float32.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def write_config(
@@ -128,9 +128,9 @@ def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -
     """
     model_config, audio_config, tokenizer = read_config(directory)
     model = Tacotron2(model_config)
-    path = Path(directory) / "model.safetensors"
+    path = Path(directory) / WEIGHTS_FILE
     if not path.is_file():
-        raise DataError(f"{directory}: model.safetensors is missing")
+        raise DataError(f"{directory}: {WEIGHTS_FILE} is missing")
     try:
         state = safetensors.torch.load_file(path)
         model.load_state_dict(state)
@@ -192,7 +192,11 @@ def write_wav(path: str | Path, wav: Tensor, sampling_rate: int) -> None:
 def write_synthesis(
     result: Synthesis, text: str, voice: Voice, output_dir: Path, stem: str
 ) -> None:
-    """stem.wav, stem.png and stem.npy in output_dir."""
+    """stem.wav, stem.png and stem.npy in output_dir.
+
+    Raises:
+        OSError: when one cannot be written.
+    """
     audio_config = voice.audio_config
     write_wav(output_dir / f"{stem}.wav", result.wav, audio_config.sampling_rate)
     log_mel = to_log_mel(result.mel, audio_config).t().numpy()  # (num_mels, T_mel)
@@ -237,6 +241,7 @@ def device_argument(value: str) -> str:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The flags; argparse ends the program on a mistake."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
@@ -259,7 +264,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Speaks every text of `args` and says for each whether it stopped by itself."""
+    """Speaks every text of `args` and says for each whether it stopped by itself.
+
+    Raises:
+        DataError, ValueError: when the checkpoint or a text cannot be used.
+        OSError: when the results cannot be written.
+    """
     texts = read_texts(args)
     check_writable("--output_dir", args.output_dir)
     voice = load_checkpoint(args.checkpoint, args.device)
@@ -286,6 +296,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs with these flags (default: the command line's); bad input ends in one sentence."""
     args = parse_args(argv)
     try:
         run(args)

@@ -140,6 +140,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """Number of symbols, padding included."""
         return len(self.symbols)
 
     def unknown_characters(self, text: str) -> str:

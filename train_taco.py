@@ -410,6 +410,7 @@ def train(configs: Configs) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Runs with these flags (default: the command line's); bad input ends in one sentence."""
     configs = parse_args(argv, __doc__.split("\n")[0])
     try:
         train(configs)

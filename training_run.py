@@ -140,7 +140,11 @@ def agree(run: Run, *votes: bool) -> list[bool]:
 
 
 def raise_together(run: Run, error: Any) -> None:
-    """Every process calls this. When `error` is a DataError on any of them, all raise one."""
+    """Every process calls this, with its DataError or with anything else, which is no error.
+
+    Raises:
+        DataError: on every process, when one of them has one.
+    """
     broken = isinstance(error, DataError)
     if agree(run, broken)[0]:
         raise error if broken else DataError("another process cannot go on; see its message")

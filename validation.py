@@ -44,7 +44,11 @@ def validate(run: Run) -> dict[str, float]:
 
 @torch.no_grad()
 def speak_freely(run: Run) -> dict[str, float]:
-    """Scores of free running over --free_running_clips clips spread over the validation set."""
+    """Scores of free running over --free_running_clips clips spread over the validation set.
+
+    Raises:
+        DataError: on every process, when one of them cannot read a clip.
+    """
     n_clips = min(run.config.free_running_clips, len(run.val_set))
     picked = [round(i * (len(run.val_set) - 1) / max(n_clips - 1, 1)) for i in range(n_clips)]
     mine = picked[run.accelerator.process_index :: run.accelerator.num_processes]
