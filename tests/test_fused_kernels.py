@@ -188,18 +188,36 @@ class FakeGraph(TorchDispatchMode):
                     place.copy_(x)
 
 
+class FakeGenerator:
+    """A GPU's, which a recording that breaks off leaves unusable."""
+
+    def __init__(self):
+        self.state = "before"
+
+    def clone_state(self) -> str:
+        return self.state
+
+    def graphsafe_set_state(self, state: str) -> None:
+        self.state = state
+
+
 @pytest.fixture
 def fake_graphs(monkeypatch) -> list[FakeGraph]:
     """torch.cuda's graphs played on the CPU, 4 steps each; the list of those recorded."""
     graphs: list[FakeGraph] = []
 
-    def record(graph: FakeGraph, capture_error_mode: str) -> FakeGraph:
+    def record(graph: FakeGraph, pool: str, stream: str, capture_error_mode: str) -> FakeGraph:
         graphs.append(graph)
+        assert (pool, stream) == ("pool", "recording stream")
         return graph
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", record)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "stream")
+    monkeypatch.setattr(torch.cuda, "default_generators", {None: FakeGenerator()})
+    monkeypatch.setattr(fast_steps, "_recording_stream", lambda device: "recording stream")
+    monkeypatch.setattr(fast_steps, "_FAILED", [])
     monkeypatch.setattr(model_module, "STEPS_AT_ONCE", {"cpu": 4})
     return graphs
 
@@ -249,18 +267,24 @@ def test_recorded_steps_are_what_speaks(fake_graphs, monkeypatch):
 
 
 def test_without_graphs_free_running_goes_on(fake_graphs, monkeypatch):
-    streams = []
-    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    """PyTorch 2.11 leaves generator, allocator and stream in the middle of a failed recording."""
+    streams, pools = [], []
+    generator = torch.cuda.default_generators[None]
 
-    def record(graph: FakeGraph, capture_error_mode: str) -> FakeGraph:
+    def record(graph: FakeGraph, *args, capture_error_mode: str) -> FakeGraph:
+        generator.state = "recording"
         raise RuntimeError("operation not permitted")
 
     expected = speak(chatty_model(), 13, 1.0)
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *pool: pools.append(pool))
     monkeypatch.setattr(torch.cuda, "graph", record)
     with pytest.warns(UserWarning, match="no CUDA graph, which is slower; operation not"):
         output = speak(chatty_model(), 13, 1.0)
-    assert streams == ["stream"]
+    assert (streams, pools, generator.state) == (["stream"], [(None, "pool")], "before")
     torch.testing.assert_close(output.mels, expected.mels, rtol=0, atol=1e-6)
+    with warnings.catch_warnings(action="error"):  # nothing is recorded any more
+        speak(chatty_model(), 13, 1.0)
 
 
 @needs_gpu
