@@ -17,6 +17,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import rnn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -24,7 +26,13 @@ import fast_decoder
 import fast_steps
 import model as model_module
 from fast_decoder import AttentionLoop, load_fused
-from model import InferenceOutput, Tacotron2, Tacotron2Config, build_padding_mask
+from model import (
+    InferenceOutput,
+    Tacotron2,
+    Tacotron2Config,
+    build_padding_mask,
+    tacotron2_loss,
+)  # fmt: skip
 
 triton = pytest.importorskip("triton", reason="PyTorch brings Triton on Linux only")
 if os.environ.get("TRITON_INTERPRET"):
@@ -335,6 +343,67 @@ def test_a_kernel_of_every_frame_is_looked_up_until_two_agree(
             hooks = (None, None, None)
             values = (place, 3, 1, 2)
             assert launch == (aligned, 5, 6, 1, 7, "function", "metadata", *hooks, *values)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for the device: numbers read, and copies that block."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func.name()
+        if name == "aten::_to_copy":
+            crosses = args[0].device.type != result.device.type
+            if crosses and not kwargs.get("non_blocking"):
+                self.found.append(name)
+        elif name in ("aten::_local_scalar_dense", "aten::nonzero"):
+            self.found.append(name)
+        return result
+
+
+class FakePacking:
+    """torch's own needs the lengths' values, which fake tensors have not."""
+
+    def _pack_padded_sequence(self, x: Tensor, lengths: Tensor, batch_first: bool):
+        assert lengths.device.type == "cpu"
+        return x.flatten(0, 1), torch.empty(x.shape[1], dtype=torch.int64)
+
+    def _pad_packed_sequence(self, x: Tensor, sizes: Tensor, batch_first: bool, fill: float, n):
+        return x.unflatten(0, (-1, n)), torch.empty(len(x) // n, dtype=torch.int64)
+
+
+def fake_lstm(self, x, _=None):
+    """Of the right shape: cuDNN's is asked for only where there is a GPU."""
+    packed = isinstance(x, rnn.PackedSequence)
+    data = x.data if packed else x
+    result = data.new_zeros(*data.shape[:-1], self.hidden_size * (1 + self.bidirectional))
+    return (x._replace(data=result) if packed else result), None
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="PyTorch without CUDA")
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_forward_and_loss_never_wait_for_the_device(monkeypatch):
+    """On a GPU of which PyTorch knows the shapes only."""
+    monkeypatch.setattr(rnn, "_VF", FakePacking())
+    monkeypatch.setattr(torch.nn.LSTM, "forward", fake_lstm)
+    monkeypatch.setattr(fast_decoder, "load_fused", lambda device, dtype: None)
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            model = Tacotron2(SMALL)
+            tokens = torch.ones(3, 9, dtype=torch.int64)
+            mels, stop_targets = torch.zeros(3, 7, SMALL.num_mels), torch.zeros(3, 7)
+        lengths = torch.tensor([9, 4, 7]), torch.tensor([7, 5, 3])
+        with Waits() as waits:
+            output = model(tokens, lengths[0], mels, lengths[1])
+            losses = tacotron2_loss(output, mels, *lengths, stop_targets, 1.0)
+        assert losses["loss"].device.type == "cuda"
+        assert not waits.found
+        with Waits() as waits:
+            lengths[0].to("cuda")
+        assert waits.found == ["aten::_to_copy"], "a wait is seen"
 
 
 @needs_gpu
