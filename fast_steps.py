@@ -123,10 +123,8 @@ def capture(run: StepsFunction, carry: tuple[Tensor, ...]) -> StepsFunction:
     device = carry[0].device
     places = tuple(x.clone() for x in carry)
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-    stream, generator = (
-        torch.cuda.current_stream(device),
-        torch.cuda.default_generators[device.index],
-    )
+    stream = torch.cuda.current_stream(device)
+    generator = torch.cuda.default_generators[device.index]
     random_state = generator.clone_state()
     try:
         # Other threads, a loader's or NCCL's, may call CUDA meanwhile.

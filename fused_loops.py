@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
-from triton.compiler import CompiledKernel
 
 import fused_kernels as kernels
 from fast_decoder import AttentionLoop, CellBackward, Frames, LoopGradients, Text, Weights
@@ -25,58 +24,59 @@ BLOCK_ENCODER = 64  # of them, or of encoder_outputs, at a time
 MIN_ROW = 64  # shorter texts share the kernels of this length: each power of two is compiled
 ROW_WARPS = 8  # where a program has a whole row of characters
 
+Launch = Callable[..., Any]
+Launcher = Callable[[Any, tuple[int, ...], dict[str, int]], Launch]  # one of the two below
+
 TRIAL_BATCH = (3, 2, 70)  # frames, clips, characters
 TRIAL_SIZES = (256, 512, 1024, 128, 31)  # P, E, H, A, K, as in AttentionLoop
 
 
-class _Kernel:
-    """A kernel with its grid and constants, launched with all its other arguments, in order.
+def plain_launch(kernel: Any, grid: tuple[int, ...], constants: dict[str, int]) -> Launch:
+    """A kernel with its grid and constants: called with all its other arguments, in order."""
+    return partial(kernel[grid], **constants)
+
+
+def frame_launch(kernel: Any, grid: tuple[int, ...], constants: dict[str, int]) -> Launch:
+    """`plain_launch` for a loop over frames, on one stream, at less of the host's time.
 
     At each launch Triton looks at every argument, which takes as long as a small kernel runs: it
     compiles one source several times, by what may be taken for granted of numbers and of addresses
-    (multiples of 16 or not). With `each_frame` an argument stays from frame to frame, or moves by
-    the same distance, or is the first and the second of a pair in turn: where two frames in a row
-    got the same compiled kernel, all that follow would, and launch that one themselves.
+    (multiples of 16 or not). In a loop an argument stays from frame to frame, or moves by the same
+    distance, or is the first and the second of a pair in turn: where two frames in a row got the
+    same compiled kernel, all that follow would, and it is launched as it is.
     """
+    look_up = plain_launch(kernel, grid, constants)
+    values = [constants[name] for name in kernel.arg_names if name in constants]
+    latest = direct = None
 
-    def __init__(
-        self, kernel: Any, grid: tuple[int, int], constants: dict[str, int], each_frame: bool
-    ) -> None:
-        self.kernel, self.grid, self.constants = kernel, (*grid, 1), constants
-        self.each_frame = each_frame
-        self.compiled: CompiledKernel | None = None
-
-    def launch(self, *arguments: Any) -> None:
-        compiled = self.kernel[self.grid](*arguments, **self.constants)
-        if not self.each_frame or not isinstance(compiled, CompiledKernel):  # as interpreted ones
+    def launch(*arguments: Any) -> None:
+        nonlocal latest, direct
+        if direct:
+            direct(*arguments, *values)
             return
-        if compiled is self.compiled:
-            names = (name for name in self.kernel.arg_names if name in self.constants)
-            constants = [self.constants[name] for name in names]
-            stream = torch.cuda.current_stream().cuda_stream
-            run = partial(
-                compiled.run, *self.grid, stream, compiled.function, compiled.packed_metadata,
-                None, None, None,  # for profilers
-            )  # fmt: skip
-            self.launch = lambda *arguments: run(*arguments, *constants)
-        self.compiled = compiled
+        compiled = look_up(*arguments)  # None in Triton's interpreter
+        if compiled and compiled is latest:
+            stream, hooks = torch.cuda.current_stream().cuda_stream, (None, None, None)
+            function, metadata = compiled.function, compiled.packed_metadata
+            direct = partial(compiled.run, *grid, stream, function, metadata, *hooks)
+        latest = compiled
 
-
-def _cell_kernel(cell: Tensor, each_frame: bool) -> _Kernel:
-    batch_size, hidden_dim = cell.shape
-    constants = {"HIDDEN_DIM": hidden_dim, "BLOCK": BLOCK_UNITS}
-    grid = (batch_size, triton.cdiv(hidden_dim, BLOCK_UNITS))
-    return _Kernel(kernels.cell_kernel, grid, constants, each_frame)
+    return launch
 
 
 def activate_cell(gate: Tensor, cell: Tensor, next_cell: Tensor) -> Tensor:
     """fast_decoder.py's `activate_cell`."""
     hidden = torch.empty_like(cell)
     with torch.cuda.device_of(cell):
-        _cell_kernel(cell, each_frame=False).launch(
-            gate, cell, next_cell, hidden, None, None, hidden.stride(0)
-        )
+        launch = _cell_launch(cell, plain_launch)
+        launch(gate, cell, next_cell, hidden, None, None, hidden.stride(0))
     return hidden
+
+
+def _cell_launch(cell: Tensor, launcher: Launcher) -> Launch:
+    batch_size, hidden_dim = cell.shape
+    grid = (batch_size, triton.cdiv(hidden_dim, BLOCK_UNITS), 1)
+    return launcher(kernels.cell_kernel, grid, {"HIDDEN_DIM": hidden_dim, "BLOCK": BLOCK_UNITS})
 
 
 class _Sizes(NamedTuple):
@@ -106,8 +106,8 @@ class _Attention(NamedTuple):
     matrix: Tensor  # (2K, A), U
     sizes: _Sizes
     energies: Tensor  # (B, T_text), scratch
-    energies_kernel: _Kernel
-    context_kernel: _Kernel
+    launch_energies: Launch
+    launch_context: Launch
 
     def run(
         self,
@@ -122,34 +122,31 @@ class _Attention(NamedTuple):
         """Reads the first three, writes the others; shapes as for the kernels."""
         encoder_outputs, keys, padding_mask = self.text
         n_text = keys.shape[1]
-        self.energies_kernel.launch(
+        self.launch_energies(
             location, query_product, keys, self.matrix, self.v, self.energies, n_text
         )
-        self.context_kernel.launch(
+        self.launch_context(
             self.energies, padding_mask, encoder_outputs, cumulative, next_cumulative, alignment,
             next_location, context, n_text, context.stride(0),
         )  # fmt: skip
 
 
 def _prepare_attention(
-    text: Text, weight_location: Tensor, v: Tensor, each_frame: bool
+    text: Text, weight_location: Tensor, v: Tensor, launcher: Launcher
 ) -> _Attention:
-    """each_frame: as for _Kernel."""
     attention_dim, _, kernel_size = weight_location.shape
     batch_size, n_text, encoder_dim = text.encoder_outputs.shape
     sizes = _attention_sizes(n_text, attention_dim, encoder_dim, kernel_size)
-    outputs = {"BLOCK_OUTPUTS": BLOCK_OUTPUTS}
-    n_outputs = triton.cdiv(encoder_dim, BLOCK_OUTPUTS)
+    context_sizes = sizes.row | {"BLOCK_OUTPUTS": BLOCK_OUTPUTS}
+    context_grid = (batch_size, triton.cdiv(encoder_dim, BLOCK_OUTPUTS), 1)
     return _Attention(
         Text(*(x.contiguous() for x in text)),
         v,
         weight_location.flatten(1).t().contiguous(),
         sizes,
         v.new_empty(text.padding_mask.shape, dtype=torch.float32),
-        _Kernel(
-            kernels.energies_kernel, (batch_size, sizes.n_blocks), sizes.convolution, each_frame
-        ),
-        _Kernel(kernels.context_kernel, (batch_size, n_outputs), sizes.row | outputs, each_frame),
+        launcher(kernels.energies_kernel, (batch_size, sizes.n_blocks, 1), sizes.convolution),
+        launcher(kernels.context_kernel, context_grid, context_sizes),
     )
 
 
@@ -157,18 +154,18 @@ def forward_frames(frames: Frames, text: Text, weights: Weights, drops: Tensor |
     """fast_decoder.py's `_forward_frames`, to the same buffers."""
     gates, recurrent, cells, locations, queries, alignments = (x.unbind() for x in frames)
     encoder_dim = text.encoder_outputs.shape[2]
-    attention = _prepare_attention(text, weights.location, weights.v, each_frame=True)
+    attention = _prepare_attention(text, weights.location, weights.v, frame_launch)
     recurrent_t, query_t = weights.recurrent.t(), weights.query.t()
     query_product = gates[0].new_empty(len(gates[0]), len(weights.v))
     cumulative = [torch.zeros_like(alignments[0]) for _ in range(2)]
     contexts, hiddens = (part.unbind() for part in frames.recurrent.tensor_split([encoder_dim], 2))
     drops = [None] * len(gates) if drops is None else drops.unbind()
-    cell = _cell_kernel(cells[0], each_frame=True)
+    launch_cell = _cell_launch(cells[0], frame_launch)
     hidden_stride = hiddens[0].stride(0)
     with torch.cuda.device_of(frames.gates):
         for t, gate in enumerate(gates):
             gate.addmm_(recurrent[t], recurrent_t)
-            cell.launch(
+            launch_cell(
                 gate, cells[t], cells[t + 1], hiddens[t + 1], queries[t], drops[t], hidden_stride
             )
             torch.mm(queries[t], query_t, out=query_product)
@@ -192,7 +189,7 @@ def backward_frames(
     """fast_decoder.py's `_backward_frames`, to the same buffers."""
     n_frames, batch_size, hidden_dim = grad_queries.shape
     attention_dim, _, kernel_size = weights.location.shape
-    attention = _prepare_attention(text, weights.location, weights.v, each_frame=True)
+    attention = _prepare_attention(text, weights.location, weights.v, frame_launch)
     encoder_outputs, keys, padding_mask = attention.text
     n_text, encoder_dim = encoder_outputs.shape[1:]
     convolution, row, n_blocks = attention.sizes
@@ -218,32 +215,32 @@ def backward_frames(
         x.contiguous().unbind() for x in (grad_queries, grad_contexts, grad_alignments)
     )
     drops = [None] * n_frames if drops is None else drops.unbind()
-    one_clip, cell_grid = (batch_size, 1), (batch_size, triton.cdiv(hidden_dim, BLOCK_UNITS))
-    cell_constants = {"N_BLOCKS": n_blocks, "HIDDEN_DIM": hidden_dim, "BLOCK": BLOCK_UNITS}
-    energies_backward, hidden_backward, cell_backward_kernel = (
-        _Kernel(kernel, grid, constants, each_frame=True)
+    cell_grid = (batch_size, triton.cdiv(hidden_dim, BLOCK_UNITS), 1)
+    cell_sizes = {"N_BLOCKS": n_blocks, "HIDDEN_DIM": hidden_dim, "BLOCK": BLOCK_UNITS}
+    launch_energies, launch_hidden, launch_cell = (
+        frame_launch(kernel, grid, constants)
         for kernel, grid, constants in (
-            (kernels.energies_backward_kernel, one_clip, row | {"BLOCK_TAPS": n_taps}),
-            (kernels.hidden_backward_kernel, (batch_size, n_blocks), convolution),
-            (kernels.cell_backward_kernel, cell_grid, cell_constants),
+            (kernels.energies_backward_kernel, (batch_size, 1, 1), row | {"BLOCK_TAPS": n_taps}),
+            (kernels.hidden_backward_kernel, (batch_size, n_blocks, 1), convolution),
+            (kernels.cell_backward_kernel, cell_grid, cell_sizes),
         )
     )
     recurrent_stride, forget_stride = d_recurrent.stride(0), forgets[0].stride(0)
     with torch.cuda.device_of(frames.gates):
         for t in reversed(range(n_frames)):
             now, after = t % 2, 1 - t % 2
-            energies_backward.launch(
+            launch_energies(
                 alignments[t], padding_mask, encoder_outputs, grad_alignments[t],
                 grad_contexts[t], d_contexts_after, d_contexts[t], d_windows, d_cumulative[now],
                 d_cumulative[after], attention.energies, n_text, recurrent_stride,
             )  # fmt: skip
-            hidden_backward.launch(
+            launch_hidden(
                 locations[t], query_products[t], keys, attention.matrix, weights.v,
                 attention.energies, d_windows, d_query_products[t], gradients.keys, d_matrix,
                 d_v[now], d_v[after], n_text,
             )  # fmt: skip
             torch.mm(d_query_products[t], weights.query, out=d_queries)
-            cell_backward_kernel.launch(
+            launch_cell(
                 d_queries, grad_queries[t], drops[t], d_hiddens, d_gates[t], d_cells[t],
                 forgets[t], d_cell, recurrent_stride, forget_stride,
             )  # fmt: skip
@@ -263,7 +260,7 @@ def repeated_attention(
 ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """fast_decoder.py's `repeated_attention`, of arguments that are doubled there."""
     text = Text(encoder_outputs, keys, padding_mask)
-    attention = _prepare_attention(text, weight_location, v, each_frame=False)
+    attention = _prepare_attention(text, weight_location, v, plain_launch)
     half = weight_location.shape[2] // 2
 
     def attend(query: Tensor, alignment: Tensor, cumulative: Tensor) -> tuple[Tensor, Tensor]:

@@ -550,12 +550,10 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
 
         Args:
             tokens: (B, T_text) int64, padded with pad_token_id.
-            token_lengths: (B,) int64; on the CPU it saves a wait for the GPU, and as a NumPy array
-                DistributedDataParallel leaves it there.
+            token_lengths: (B,) int64; on the CPU it saves a wait for the GPU.
             mels: (B, T_mel, num_mels), the true frames.
-            mel_lengths: (B,) int64; may be a NumPy array too.
+            mel_lengths: (B,) int64.
         """
-        token_lengths, mel_lengths = torch.as_tensor(token_lengths), torch.as_tensor(mel_lengths)
         text_mask, mel_mask = (
             build_padding_mask(lengths.to(x.device, non_blocking=True), x.shape[1])
             for lengths, x in ((token_lengths, tokens), (mel_lengths, mels))

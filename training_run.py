@@ -118,10 +118,7 @@ def forward_losses(run: Run, batch: Batch, n_frames: Tensor, guided_weight: floa
     device = run.accelerator.device
     mels = batch.mels.to(device, non_blocking=True)
     output = run.model(
-        batch.tokens.to(device, non_blocking=True),
-        batch.token_lengths.numpy(),  # DistributedDataParallel copies tensors, and waits for each
-        mels,
-        batch.mel_lengths.numpy(),
+        batch.tokens.to(device, non_blocking=True), batch.token_lengths, mels, batch.mel_lengths
     )
     losses = tacotron2_loss(
         output,

@@ -38,7 +38,7 @@ triton = pytest.importorskip("triton", reason="PyTorch brings Triton on Linux on
 if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("the compiler is tested, not the interpreter", allow_module_level=True)
 from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource, CompiledKernel  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
 
 import fused_kernels  # noqa: E402
 import fused_loops  # noqa: E402
@@ -98,7 +98,7 @@ class Recorder:
     """In a kernel's place: notes what it would be launched with."""
 
     def __init__(self, kernel, launches: dict):
-        self.kernel, self.launches = kernel, launches
+        self.kernel, self.launches, self.arg_names = kernel, launches, kernel.arg_names
 
     def __getitem__(self, grid):
         def launch(*args, **kwargs):
@@ -310,39 +310,37 @@ class FakeKernel:
             self.launches.append(("looked up", place, A, n, B))
             aligned = place % 16 == 0
             if aligned not in self.compiled:
-                compiled = object.__new__(CompiledKernel)
-                compiled._run = lambda *args: self.launches.append((aligned, *args))
-                compiled.function, compiled.packed_metadata = "function", "metadata"
-                self.compiled[aligned] = compiled
+                self.compiled[aligned] = SimpleNamespace(
+                    run=lambda *args: self.launches.append((aligned, *args)),
+                    function="function",
+                    packed_metadata="metadata",
+                )
             return self.compiled[aligned]
 
         return launch
 
 
-@pytest.mark.parametrize(
-    "start, step, each_frame, n_looked_up",
-    [(0, 32, True, 2), (8, 16, True, 2), (0, 8, True, 5), (8, 8, True, 5), (0, 32, False, 5)],
-)
+@pytest.mark.parametrize("start, step, n_looked_up", [(0, 32, 2), (8, 16, 2), (0, 8, 5), (8, 8, 5)])
 def test_a_kernel_of_every_frame_is_looked_up_until_two_agree(
-    monkeypatch, start, step, each_frame, n_looked_up
+    monkeypatch, start, step, n_looked_up
 ):
     """A kernel compiled for multiples of 16 never gets another address."""
     stream = SimpleNamespace(cuda_stream=7)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     fake = FakeKernel()
     constants = {"num_warps": 8, "B": 2, "A": 1}
-    kernel = fused_loops._Kernel(fake, (5, 6), constants, each_frame)
+    launch = fused_loops.frame_launch(fake, (5, 6, 1), constants)
     places = range(start, start + 5 * step, step)
     for place in places:
-        kernel.launch(place, 3)
+        launch(place, 3)
     aligned = start % 16 == 0
-    for i, (place, launch) in enumerate(zip(places, fake.launches, strict=True)):
+    for i, (place, launched) in enumerate(zip(places, fake.launches, strict=True)):
         if i < n_looked_up:
-            assert launch == ("looked up", place, 1, 3, 2)
+            assert launched == ("looked up", place, 1, 3, 2)
         else:
             hooks = (None, None, None)
             values = (place, 3, 1, 2)
-            assert launch == (aligned, 5, 6, 1, 7, "function", "metadata", *hooks, *values)
+            assert launched == (aligned, 5, 6, 1, 7, "function", "metadata", *hooks, *values)
 
 
 class Waits(TorchDispatchMode):
