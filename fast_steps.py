@@ -7,6 +7,8 @@ several steps are recorded as one CUDA graph. model.py's `Decoder.step` calls wh
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +95,17 @@ def repeated_attention(
     return attend
 
 
+# A recording that broke off: no other is begun. PyTorch's allocators may still ask it whether a
+# stream is its own, so it stays.
+_FAILED: list[torch.cuda.CUDAGraph] = []
+
+
+@lru_cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for each device: cuBLAS keeps 32 MiB for every stream that it has seen."""
+    return torch.cuda.Stream(device)
+
+
 def capture(run: StepsFunction, carry: tuple[Tensor, ...]) -> StepsFunction:
     """`run` recorded as a CUDA graph: one launch where `run` has hundreds.
 
@@ -105,16 +118,32 @@ def capture(run: StepsFunction, carry: tuple[Tensor, ...]) -> StepsFunction:
         The same function, whose carry is overwritten by the next call; `run` itself, with a
         warning, where it cannot be recorded.
     """
+    if _FAILED:
+        return run
+    device = carry[0].device
     places = tuple(x.clone() for x in carry)
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    stream = torch.cuda.current_stream(device)
+    generator = torch.cuda.default_generators[device.index]
+    random_state = generator.clone_state()
     try:
         # Other threads, a loader's or NCCL's, may call CUDA meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        recording = torch.cuda.graph(
+            graph, pool, _recording_stream(device), capture_error_mode="thread_local"
+        )
+        with torch.cuda.device_of(carry[0]), recording:
             outputs, after = run(places)
             for place, x in zip(places, after, strict=True):
                 place.copy_(x)
     except RuntimeError as error:
-        torch.cuda.set_stream(stream)
+        with torch.cuda.device_of(carry[0]):  # setting a stream sets the device too
+            torch.cuda.set_stream(stream)
+        # PyTorch leaves the generator and the memory allocator in the middle of the recording: the
+        # one would refuse to draw, the other to free its cache.
+        generator.graphsafe_set_state(random_state)
+        with suppress(RuntimeError):  # where that recording has ended after all
+            torch._C._cuda_endAllocateToPool(device.index, pool)
+        _FAILED.append(graph)
         warnings.warn(f"no CUDA graph, which is slower; {error}", stacklevel=2)
         return run
 

@@ -5,7 +5,8 @@ Same buffers, same numbers but for rounding. `disagreement` tries both on the GP
 
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,25 +24,59 @@ BLOCK_ENCODER = 64  # of them, or of encoder_outputs, at a time
 MIN_ROW = 64  # shorter texts share the kernels of this length: each power of two is compiled
 ROW_WARPS = 8  # where a program has a whole row of characters
 
+Launch = Callable[..., Any]
+Launcher = Callable[[Any, tuple[int, ...], dict[str, int]], Launch]  # one of the two below
+
 TRIAL_BATCH = (3, 2, 70)  # frames, clips, characters
 TRIAL_SIZES = (256, 512, 1024, 128, 31)  # P, E, H, A, K, as in AttentionLoop
 
 
-def activate_cell(
-    gate: Tensor,
-    cell: Tensor,
-    next_cell: Tensor,
-    hidden: Tensor | None = None,
-    query: Tensor | None = None,
-    drop: Tensor | None = None,
-) -> Tensor:
-    """fast_decoder.py's `activate_cell`; writes hidden, and drop * hidden to query."""
-    batch_size, hidden_dim = cell.shape
-    hidden = torch.empty_like(cell) if hidden is None else hidden
-    kernels.cell_kernel[batch_size, triton.cdiv(hidden_dim, BLOCK_UNITS)](
-        gate, cell, next_cell, hidden, query, drop, hidden.stride(0), hidden_dim, BLOCK_UNITS
-    )
+def plain_launch(kernel: Any, grid: tuple[int, ...], constants: dict[str, int]) -> Launch:
+    """A kernel with its grid and constants: called with all its other arguments, in order."""
+    return partial(kernel[grid], **constants)
+
+
+def frame_launch(kernel: Any, grid: tuple[int, ...], constants: dict[str, int]) -> Launch:
+    """`plain_launch` for a loop over frames, on one stream, at less of the host's time.
+
+    At each launch Triton looks at every argument, which takes as long as a small kernel runs: it
+    compiles one source several times, by what may be taken for granted of numbers and of addresses
+    (multiples of 16 or not). In a loop an argument stays from frame to frame, or moves by the same
+    distance, or is the first and the second of a pair in turn: where two frames in a row got the
+    same compiled kernel, all that follow would, and it is launched as it is.
+    """
+    look_up = plain_launch(kernel, grid, constants)
+    values = [constants[name] for name in kernel.arg_names if name in constants]
+    latest = direct = None
+
+    def launch(*arguments: Any) -> None:
+        nonlocal latest, direct
+        if direct:
+            direct(*arguments, *values)
+            return
+        compiled = look_up(*arguments)  # None in Triton's interpreter
+        if compiled and compiled is latest:
+            stream, hooks = torch.cuda.current_stream().cuda_stream, (None, None, None)
+            function, metadata = compiled.function, compiled.packed_metadata
+            direct = partial(compiled.run, *grid, stream, function, metadata, *hooks)
+        latest = compiled
+
+    return launch
+
+
+def activate_cell(gate: Tensor, cell: Tensor, next_cell: Tensor) -> Tensor:
+    """fast_decoder.py's `activate_cell`."""
+    hidden = torch.empty_like(cell)
+    with torch.cuda.device_of(cell):
+        launch = _cell_launch(cell, plain_launch)
+        launch(gate, cell, next_cell, hidden, None, None, hidden.stride(0))
     return hidden
+
+
+def _cell_launch(cell: Tensor, launcher: Launcher) -> Launch:
+    batch_size, hidden_dim = cell.shape
+    grid = (batch_size, triton.cdiv(hidden_dim, BLOCK_UNITS), 1)
+    return launcher(kernels.cell_kernel, grid, {"HIDDEN_DIM": hidden_dim, "BLOCK": BLOCK_UNITS})
 
 
 class _Sizes(NamedTuple):
@@ -71,6 +106,8 @@ class _Attention(NamedTuple):
     matrix: Tensor  # (2K, A), U
     sizes: _Sizes
     energies: Tensor  # (B, T_text), scratch
+    launch_energies: Launch
+    launch_context: Launch
 
     def run(
         self,
@@ -84,27 +121,32 @@ class _Attention(NamedTuple):
     ) -> None:
         """Reads the first three, writes the others; shapes as for the kernels."""
         encoder_outputs, keys, padding_mask = self.text
-        batch_size, n_text, encoder_dim = encoder_outputs.shape
-        kernels.energies_kernel[batch_size, self.sizes.n_blocks](
-            location, query_product, keys, self.matrix, self.v, self.energies, n_text,
-            **self.sizes.convolution,
-        )  # fmt: skip
-        kernels.context_kernel[batch_size, triton.cdiv(encoder_dim, BLOCK_OUTPUTS)](
+        n_text = keys.shape[1]
+        self.launch_energies(
+            location, query_product, keys, self.matrix, self.v, self.energies, n_text
+        )
+        self.launch_context(
             self.energies, padding_mask, encoder_outputs, cumulative, next_cumulative, alignment,
-            next_location, context, n_text, context.stride(0), BLOCK_OUTPUTS=BLOCK_OUTPUTS,
-            **self.sizes.row,
+            next_location, context, n_text, context.stride(0),
         )  # fmt: skip
 
 
-def _prepare_attention(text: Text, weight_location: Tensor, v: Tensor) -> _Attention:
+def _prepare_attention(
+    text: Text, weight_location: Tensor, v: Tensor, launcher: Launcher
+) -> _Attention:
     attention_dim, _, kernel_size = weight_location.shape
-    _, n_text, encoder_dim = text.encoder_outputs.shape
+    batch_size, n_text, encoder_dim = text.encoder_outputs.shape
+    sizes = _attention_sizes(n_text, attention_dim, encoder_dim, kernel_size)
+    context_sizes = sizes.row | {"BLOCK_OUTPUTS": BLOCK_OUTPUTS}
+    context_grid = (batch_size, triton.cdiv(encoder_dim, BLOCK_OUTPUTS), 1)
     return _Attention(
         Text(*(x.contiguous() for x in text)),
         v,
         weight_location.flatten(1).t().contiguous(),
-        _attention_sizes(n_text, attention_dim, encoder_dim, kernel_size),
+        sizes,
         v.new_empty(text.padding_mask.shape, dtype=torch.float32),
+        launcher(kernels.energies_kernel, (batch_size, sizes.n_blocks, 1), sizes.convolution),
+        launcher(kernels.context_kernel, context_grid, context_sizes),
     )
 
 
@@ -112,16 +154,20 @@ def forward_frames(frames: Frames, text: Text, weights: Weights, drops: Tensor |
     """fast_decoder.py's `_forward_frames`, to the same buffers."""
     gates, recurrent, cells, locations, queries, alignments = (x.unbind() for x in frames)
     encoder_dim = text.encoder_outputs.shape[2]
-    attention = _prepare_attention(text, weights.location, weights.v)
+    attention = _prepare_attention(text, weights.location, weights.v, frame_launch)
     recurrent_t, query_t = weights.recurrent.t(), weights.query.t()
     query_product = gates[0].new_empty(len(gates[0]), len(weights.v))
     cumulative = [torch.zeros_like(alignments[0]) for _ in range(2)]
     contexts, hiddens = (part.unbind() for part in frames.recurrent.tensor_split([encoder_dim], 2))
     drops = [None] * len(gates) if drops is None else drops.unbind()
+    launch_cell = _cell_launch(cells[0], frame_launch)
+    hidden_stride = hiddens[0].stride(0)
     with torch.cuda.device_of(frames.gates):
         for t, gate in enumerate(gates):
             gate.addmm_(recurrent[t], recurrent_t)
-            activate_cell(gate, cells[t], cells[t + 1], hiddens[t + 1], queries[t], drops[t])
+            launch_cell(
+                gate, cells[t], cells[t + 1], hiddens[t + 1], queries[t], drops[t], hidden_stride
+            )
             torch.mm(queries[t], query_t, out=query_product)
             attention.run(
                 query_product, locations[t], cumulative[t % 2], cumulative[1 - t % 2],
@@ -143,11 +189,10 @@ def backward_frames(
     """fast_decoder.py's `_backward_frames`, to the same buffers."""
     n_frames, batch_size, hidden_dim = grad_queries.shape
     attention_dim, _, kernel_size = weights.location.shape
-    attention = _prepare_attention(text, weights.location, weights.v)
+    attention = _prepare_attention(text, weights.location, weights.v, frame_launch)
     encoder_outputs, keys, padding_mask = attention.text
     n_text, encoder_dim = encoder_outputs.shape[1:]
     convolution, row, n_blocks = attention.sizes
-    n_units = triton.cdiv(hidden_dim, BLOCK_UNITS)
     n_taps = triton.next_power_of_2(kernel_size)
 
     zeros = frames.alignments.new_zeros
@@ -164,32 +209,42 @@ def backward_frames(
     query_products = (frames.queries @ weights.query.t()).unbind()  # (B, A) each
     locations, alignments = frames.locations.unbind(), frames.alignments.unbind()
     d_gates, d_cells, forgets = (x.unbind() for x in cell_backward)
+    flat_gates = cell_backward.d_gates.flatten(2).unbind()  # (B, 4H) each
     d_contexts, d_query_products = gradients.contexts.unbind(), blocks.unbind()
     grad_queries, grad_contexts, grad_alignments = (
         x.contiguous().unbind() for x in (grad_queries, grad_contexts, grad_alignments)
     )
     drops = [None] * n_frames if drops is None else drops.unbind()
+    cell_grid = (batch_size, triton.cdiv(hidden_dim, BLOCK_UNITS), 1)
+    cell_sizes = {"N_BLOCKS": n_blocks, "HIDDEN_DIM": hidden_dim, "BLOCK": BLOCK_UNITS}
+    launch_energies, launch_hidden, launch_cell = (
+        frame_launch(kernel, grid, constants)
+        for kernel, grid, constants in (
+            (kernels.energies_backward_kernel, (batch_size, 1, 1), row | {"BLOCK_TAPS": n_taps}),
+            (kernels.hidden_backward_kernel, (batch_size, n_blocks, 1), convolution),
+            (kernels.cell_backward_kernel, cell_grid, cell_sizes),
+        )
+    )
+    recurrent_stride, forget_stride = d_recurrent.stride(0), forgets[0].stride(0)
     with torch.cuda.device_of(frames.gates):
         for t in reversed(range(n_frames)):
             now, after = t % 2, 1 - t % 2
-            kernels.energies_backward_kernel[(batch_size,)](
+            launch_energies(
                 alignments[t], padding_mask, encoder_outputs, grad_alignments[t],
                 grad_contexts[t], d_contexts_after, d_contexts[t], d_windows, d_cumulative[now],
-                d_cumulative[after], attention.energies, n_text, d_recurrent.stride(0),
-                BLOCK_TAPS=n_taps, **row,
+                d_cumulative[after], attention.energies, n_text, recurrent_stride,
             )  # fmt: skip
-            kernels.hidden_backward_kernel[batch_size, n_blocks](
+            launch_hidden(
                 locations[t], query_products[t], keys, attention.matrix, weights.v,
                 attention.energies, d_windows, d_query_products[t], gradients.keys, d_matrix,
-                d_v[now], d_v[after], n_text, **convolution,
+                d_v[now], d_v[after], n_text,
             )  # fmt: skip
             torch.mm(d_query_products[t], weights.query, out=d_queries)
-            kernels.cell_backward_kernel[batch_size, n_units](
+            launch_cell(
                 d_queries, grad_queries[t], drops[t], d_hiddens, d_gates[t], d_cells[t],
-                forgets[t], d_cell, d_recurrent.stride(0), forgets[t].stride(0), n_blocks,
-                hidden_dim, BLOCK_UNITS,
+                forgets[t], d_cell, recurrent_stride, forget_stride,
             )  # fmt: skip
-            torch.mm(d_gates[t].flatten(1), weights.recurrent, out=d_recurrent)
+            torch.mm(flat_gates[t], weights.recurrent, out=d_recurrent)
     torch.sum(blocks.view(n_frames, batch_size, n_blocks, -1), dim=2, out=gradients.query_products)
     gradients.location_matrix.copy_(d_matrix.sum(dim=(0, 1)))
     gradients.v.copy_(d_v[1].sum(dim=(0, 1)))  # frame 0 wrote the second
@@ -204,17 +259,19 @@ def repeated_attention(
     v: Tensor,
 ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """fast_decoder.py's `repeated_attention`, of arguments that are doubled there."""
-    attention = _prepare_attention(Text(encoder_outputs, keys, padding_mask), weight_location, v)
+    text = Text(encoder_outputs, keys, padding_mask)
+    attention = _prepare_attention(text, weight_location, v, plain_launch)
     half = weight_location.shape[2] // 2
 
     def attend(query: Tensor, alignment: Tensor, cumulative: Tensor) -> tuple[Tensor, Tensor]:
         location = F.pad(torch.stack([alignment, cumulative], dim=1), (half, half))
         context = encoder_outputs.new_empty(len(query), encoder_outputs.shape[2])
         next_alignment = torch.empty_like(alignment)
-        attention.run(
-            query @ weight_query.t(), location, cumulative, torch.empty_like(cumulative),
-            next_alignment, torch.empty_like(location), context,
-        )  # fmt: skip
+        with torch.cuda.device_of(query):
+            attention.run(
+                query @ weight_query.t(), location, cumulative, torch.empty_like(cumulative),
+                next_alignment, torch.empty_like(location), context,
+            )  # fmt: skip
         return context, next_alignment
 
     return attend

@@ -213,13 +213,17 @@ class Encoder(nn.Module):
             # Zero, as the convolution's own edge padding is: alone and in a batch are then equal.
             x = F.relu(conv(x.masked_fill(pad, 0.0)))  # (B, encoder_embed_dim, T_text)
             x = dropout(x, self.dropout_p, self.training)
+        # Longest first, which packing would see to itself, but wait twice for the GPU.
+        order = padding_mask.sum(dim=1).argsort(stable=True)
         packed = nn.utils.rnn.pack_padded_sequence(
-            x.transpose(1, 2), token_lengths.cpu(), batch_first=True, enforce_sorted=False
+            x.transpose(1, 2).index_select(0, order),
+            token_lengths.cpu().sort(descending=True).values,
+            batch_first=True,
         )
         outputs, _ = nn.utils.rnn.pad_packed_sequence(
             self.lstm(packed)[0], batch_first=True, total_length=tokens.shape[1]
         )
-        return outputs  # (B, T_text, encoder_embed_dim)
+        return outputs.index_select(0, order.argsort())  # (B, T_text, encoder_embed_dim)
 
 
 class Prenet(nn.Module):

@@ -152,8 +152,9 @@ def raise_together(run: Run, error: Any) -> None:
 
 def count_frames(run: Run, batches: list[Batch]) -> Tensor:
     """Valid frames in these batches on all processes together; a tensor, so no wait."""
-    count = torch.tensor(float(sum(int(b.mel_lengths.sum()) for b in batches)))
-    return run.accelerator.reduce(count.to(run.accelerator.device), "sum")
+    count = float(sum(int(b.mel_lengths.sum()) for b in batches))
+    # Filled on the device: a copy of one number waits for all that the device has to do.
+    return run.accelerator.reduce(torch.full((), count, device=run.accelerator.device), "sum")
 
 
 def forward_losses(

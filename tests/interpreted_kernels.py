@@ -88,7 +88,7 @@ def loop_arguments(
     drops = (torch.rand(n_frames, batch_size, H, generator=generator) > 0.3).to(dtype) / 0.7
     return [
         random(n_frames, batch_size, P),
-        random(batch_size, n_text, E),
+        random(n_text, batch_size, E).transpose(0, 1),  # as an LSTM of packed sequences leaves it
         random(batch_size, n_text, A),
         guarded(mask),
         guarded(drops) if with_drops else None,
@@ -104,6 +104,7 @@ def run_loop(fused, arguments: list[Tensor | None]) -> list[Tensor]:
     # As in training, where alignments and outputs are transposed before the loss.
     weights = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in weights]
     wanted = [x for x in arguments if x is not None and x.requires_grad]
+    assert not arguments[1].is_contiguous() or arguments[1].shape[0] == 1
     gradients = torch.autograd.grad(outputs, wanted, weights)
     return [x.detach().float() for x in (*outputs, *gradients)]
 

@@ -12,10 +12,13 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import rnn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -23,7 +26,13 @@ import fast_decoder
 import fast_steps
 import model as model_module
 from fast_decoder import AttentionLoop, load_fused
-from model import InferenceOutput, Tacotron2, Tacotron2Config, build_padding_mask
+from model import (
+    InferenceOutput,
+    Tacotron2,
+    Tacotron2Config,
+    build_padding_mask,
+    tacotron2_loss,
+)  # fmt: skip
 
 triton = pytest.importorskip("triton", reason="PyTorch brings Triton on Linux only")
 if os.environ.get("TRITON_INTERPRET"):
@@ -89,7 +98,7 @@ class Recorder:
     """In a kernel's place: notes what it would be launched with."""
 
     def __init__(self, kernel, launches: dict):
-        self.kernel, self.launches = kernel, launches
+        self.kernel, self.launches, self.arg_names = kernel, launches, kernel.arg_names
 
     def __getitem__(self, grid):
         def launch(*args, **kwargs):
@@ -188,18 +197,36 @@ class FakeGraph(TorchDispatchMode):
                     place.copy_(x)
 
 
+class FakeGenerator:
+    """A GPU's, which a recording that breaks off leaves unusable."""
+
+    def __init__(self):
+        self.state = "before"
+
+    def clone_state(self) -> str:
+        return self.state
+
+    def graphsafe_set_state(self, state: str) -> None:
+        self.state = state
+
+
 @pytest.fixture
 def fake_graphs(monkeypatch) -> list[FakeGraph]:
     """torch.cuda's graphs played on the CPU, 4 steps each; the list of those recorded."""
     graphs: list[FakeGraph] = []
 
-    def record(graph: FakeGraph, capture_error_mode: str) -> FakeGraph:
+    def record(graph: FakeGraph, pool: str, stream: str, capture_error_mode: str) -> FakeGraph:
         graphs.append(graph)
+        assert (pool, stream) == ("pool", "recording stream")
         return graph
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", record)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "stream")
+    monkeypatch.setattr(torch.cuda, "default_generators", {None: FakeGenerator()})
+    monkeypatch.setattr(fast_steps, "_recording_stream", lambda device: "recording stream")
+    monkeypatch.setattr(fast_steps, "_FAILED", [])
     monkeypatch.setattr(model_module, "STEPS_AT_ONCE", {"cpu": 4})
     return graphs
 
@@ -249,18 +276,132 @@ def test_recorded_steps_are_what_speaks(fake_graphs, monkeypatch):
 
 
 def test_without_graphs_free_running_goes_on(fake_graphs, monkeypatch):
-    streams = []
-    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    """PyTorch 2.11 leaves generator, allocator and stream in the middle of a failed recording."""
+    streams, pools = [], []
+    generator = torch.cuda.default_generators[None]
 
-    def record(graph: FakeGraph, capture_error_mode: str) -> FakeGraph:
+    def record(graph: FakeGraph, *args, capture_error_mode: str) -> FakeGraph:
+        generator.state = "recording"
         raise RuntimeError("operation not permitted")
 
     expected = speak(chatty_model(), 13, 1.0)
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *pool: pools.append(pool))
     monkeypatch.setattr(torch.cuda, "graph", record)
     with pytest.warns(UserWarning, match="no CUDA graph, which is slower; operation not"):
         output = speak(chatty_model(), 13, 1.0)
-    assert streams == ["stream"]
+    assert (streams, pools, generator.state) == (["stream"], [(None, "pool")], "before")
     torch.testing.assert_close(output.mels, expected.mels, rtol=0, atol=1e-6)
+    with warnings.catch_warnings(action="error"):  # nothing is recorded any more
+        speak(chatty_model(), 13, 1.0)
+
+
+class FakeKernel:
+    """A Triton kernel that notes how it is launched; compiled anew where `chosen` differs."""
+
+    arg_names = ("place", "A", "n", "B")
+
+    def __init__(self):
+        self.launches: list[tuple] = []
+        self.compiled: dict = {}
+
+    def __getitem__(self, grid):
+        def launch(place: int, n: int, *, B: int, A: int, num_warps: int):
+            self.launches.append(("looked up", place, A, n, B))
+            aligned = place % 16 == 0
+            if aligned not in self.compiled:
+                self.compiled[aligned] = SimpleNamespace(
+                    run=lambda *args: self.launches.append((aligned, *args)),
+                    function="function",
+                    packed_metadata="metadata",
+                )
+            return self.compiled[aligned]
+
+        return launch
+
+
+@pytest.mark.parametrize("start, step, n_looked_up", [(0, 32, 2), (8, 16, 2), (0, 8, 5), (8, 8, 5)])
+def test_a_kernel_of_every_frame_is_looked_up_until_two_agree(
+    monkeypatch, start, step, n_looked_up
+):
+    """A kernel compiled for multiples of 16 never gets another address."""
+    stream = SimpleNamespace(cuda_stream=7)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    fake = FakeKernel()
+    constants = {"num_warps": 8, "B": 2, "A": 1}
+    launch = fused_loops.frame_launch(fake, (5, 6, 1), constants)
+    places = range(start, start + 5 * step, step)
+    for place in places:
+        launch(place, 3)
+    aligned = start % 16 == 0
+    for i, (place, launched) in enumerate(zip(places, fake.launches, strict=True)):
+        if i < n_looked_up:
+            assert launched == ("looked up", place, 1, 3, 2)
+        else:
+            hooks = (None, None, None)
+            values = (place, 3, 1, 2)
+            assert launched == (aligned, 5, 6, 1, 7, "function", "metadata", *hooks, *values)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for the device: numbers read, and copies that block."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func.name()
+        if name == "aten::_to_copy":
+            crosses = args[0].device.type != result.device.type
+            if crosses and not kwargs.get("non_blocking"):
+                self.found.append(name)
+        elif name in ("aten::_local_scalar_dense", "aten::nonzero"):
+            self.found.append(name)
+        return result
+
+
+class FakePacking:
+    """torch's own needs the lengths' values, which fake tensors have not."""
+
+    def _pack_padded_sequence(self, x: Tensor, lengths: Tensor, batch_first: bool):
+        assert lengths.device.type == "cpu"
+        return x.flatten(0, 1), torch.empty(x.shape[1], dtype=torch.int64)
+
+    def _pad_packed_sequence(self, x: Tensor, sizes: Tensor, batch_first: bool, fill: float, n):
+        return x.unflatten(0, (-1, n)), torch.empty(len(x) // n, dtype=torch.int64)
+
+
+def fake_lstm(self, x, _=None):
+    """Of the right shape: cuDNN's is asked for only where there is a GPU."""
+    packed = isinstance(x, rnn.PackedSequence)
+    data = x.data if packed else x
+    result = data.new_zeros(*data.shape[:-1], self.hidden_size * (1 + self.bidirectional))
+    return (x._replace(data=result) if packed else result), None
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="PyTorch without CUDA")
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_forward_and_loss_never_wait_for_the_device(monkeypatch):
+    """On a GPU of which PyTorch knows the shapes only."""
+    monkeypatch.setattr(rnn, "_VF", FakePacking())
+    monkeypatch.setattr(torch.nn.LSTM, "forward", fake_lstm)
+    monkeypatch.setattr(fast_decoder, "load_fused", lambda device, dtype: None)
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            model = Tacotron2(SMALL)
+            tokens = torch.ones(3, 9, dtype=torch.int64)
+            mels, stop_targets = torch.zeros(3, 7, SMALL.num_mels), torch.zeros(3, 7)
+        lengths = torch.tensor([9, 4, 7]), torch.tensor([7, 5, 3])
+        with Waits() as waits:
+            output = model(tokens, lengths[0], mels, lengths[1])
+            losses = tacotron2_loss(output, mels, *lengths, stop_targets, 1.0)
+        assert losses["loss"].device.type == "cuda"
+        assert not waits.found
+        with Waits() as waits:
+            lengths[0].to("cuda")
+        assert waits.found == ["aten::_to_copy"], "a wait is seen"
 
 
 @needs_gpu
