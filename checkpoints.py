@@ -68,7 +68,7 @@ def save_checkpoint(
         if main:
             write_config(temporary, model_config, audio_config, tokenizer)
             content = {**state._asdict(), "train_config": train_config}
-            (temporary / STATE_FILE).write_text(json.dumps(content, indent=2))
+            (temporary / STATE_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
     try:
         # Each only begins when every process has ended the one before it.

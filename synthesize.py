@@ -72,7 +72,9 @@ def write_config(
         "audio": asdict(audio_config),
         "symbols": list(tokenizer.symbols),
     }
-    (Path(directory) / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False))
+    (Path(directory) / CONFIG_FILE).write_text(
+        json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8"
+    )
 
 
 def check_fields(path: Path, given: dict[str, Any], config_class: type) -> None:

@@ -7,6 +7,9 @@ and what comes only once a run has begun.
 import importlib
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ import train_taco
 from config import parse_args
 from conftest import RATE
 from dataset import AudioConfig, TTSDataset, audio_to_mel
+from synthesize import read_config
 from test_train_taco import run_flags
 from tokenizer import Tokenizer
 from world import HEADER, PLAIN, TEXT, run, snapshot, wav_bytes, with_one
@@ -162,6 +166,22 @@ def test_odd_paths_and_numbers_train(world, capsys, monkeypatch):
     assert code == 0, said
     assert json.loads((final / STATE).read_text())["step"] == 2
     assert not list(Path.cwd().glob("~*"))
+
+
+def test_symbols_beyond_ascii_are_kept_in_any_locale(tmp_path):
+    """A machine whose locale is C writes what one with UTF-8 reads, and the other way round."""
+    code = (
+        "import sys; from synthesize import write_config; from dataset import AudioConfig; "
+        "from model import Tacotron2Config; from tokenizer import Tokenizer; "
+        "write_config(sys.argv[1], Tacotron2Config(vocab_size=4), AudioConfig(), "
+        "Tokenizer(['_', '\\u00e9', '\\u0142', ' ']))"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ | ascii_only,
+        cwd=Path(train_taco.__file__).parent,
+    )  # fmt: skip
+    assert list(read_config(tmp_path)[2].symbols) == ["_", "é", "ł", " "]
 
 
 def test_a_validation_clip_that_breaks_ends_the_run_with_a_checkpoint(world, capsys):
