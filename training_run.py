@@ -115,9 +115,11 @@ def read_groups(loader: DataLoader, size: int) -> Iterator[list[Batch] | DataErr
     while True:
         try:
             batch = next(batches, None)
-        except (DataError, RuntimeError, OSError) as error:
+        except (DataError, RuntimeError, OSError, EOFError) as error:
             # A loader process sends its traceback along; the last line is the message.
             reason = str(error).strip().split("\n")[-1].removeprefix("dataset.DataError: ")
+            if isinstance(error, ConnectionError | EOFError):  # it died handing over a batch
+                reason = "a loader process exited unexpectedly"
             if reason.endswith("exited unexpectedly"):
                 reason += "; it was killed, or memory ran out"
             yield DataError(reason)
