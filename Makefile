@@ -62,13 +62,13 @@ bench: $(BIN)/installed
 	$(BIN)/python benchmarks/inference.py --n_steps 400 --repeats 5
 	$(BIN)/python benchmarks/loader.py --n_clips 128
 
-GPU_RESULTS := --output_dir benchmarks/results/gpu
+GPU_FLAGS := --output_dir benchmarks/results/gpu --device cuda
 
 bench_gpu: $(BIN)/installed
-	$(BIN)/python benchmarks/throughput.py $(GPU_RESULTS)
+	$(BIN)/python benchmarks/throughput.py $(GPU_FLAGS)
 	$(BIN)/python benchmarks/train_step.py --batch_size 128 --n_text 100 --n_mel 600 \
-		--dtype bfloat16 --repeats 10 --sweep 300x128 900x128 600x32 $(GPU_RESULTS)
-	$(BIN)/python benchmarks/inference.py --batch_size 1 16 --n_steps 400 --repeats 9 $(GPU_RESULTS)
+		--dtype bfloat16 --repeats 10 --sweep 300x128 900x128 600x32 $(GPU_FLAGS)
+	$(BIN)/python benchmarks/inference.py --batch_size 1 16 --n_steps 400 --repeats 9 $(GPU_FLAGS)
 
 lint: $(BIN)/installed-dev
 	$(BIN)/ruff format --check .
