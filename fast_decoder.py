@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_FUSED_HALF = 15  # of the location convolution's width: a GPU's shared memory ends there
+MAX_FUSED_KERNEL_SIZE = 31  # of the location convolution: a GPU's shared memory ends there
 TRIAL_TOLERANCE = {torch.float32: 0.01, torch.float16: 0.02, torch.bfloat16: 0.1}  # of the norm
 
 
@@ -430,6 +430,14 @@ def load_fused(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     return None
 
 
+def load_fused_attention(
+    device: torch.device, dtype: torch.dtype, weight_location: Tensor
+) -> ModuleType | None:
+    """`load_fused`, where the location convolution (A, 2, K) is not too wide for its kernels."""
+    too_wide = weight_location.shape[2] > MAX_FUSED_KERNEL_SIZE
+    return None if too_wide else load_fused(device, dtype)
+
+
 @torch.compiler.disable  # the loop is written out by hand; tracing T_mel frames gains nothing
 def fast_lstm(inputs: Tensor, lstm: torch.nn.LSTM) -> Tensor:
     """`lstm(inputs)[0]` for a one-layer LSTM: inputs (T_mel, B, n_in) -> (T_mel, B, n_hidden).
@@ -476,8 +484,7 @@ def attention_loop(
         Under autocast the products run in autocast's type; cells and alignments stay float32.
     """
     dtype = compute_dtype(encoder_outputs)
-    half = weight_location.shape[2] // 2
-    fused = load_fused(encoder_outputs.device, dtype) if half <= MAX_FUSED_HALF else None
+    fused = load_fused_attention(encoder_outputs.device, dtype, weight_location)
     bias = attention_rnn.bias_ih + attention_rnn.bias_hh
     weights = (attention_rnn.weight_ih, attention_rnn.weight_hh, bias)
     with torch.autocast(encoder_outputs.device.type, enabled=False):

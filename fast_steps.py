@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fast_decoder import (
-    MAX_FUSED_HALF,
     activate_cell,
     can_block,
     compute_dtype,
     load_fused,
+    load_fused_attention,
     prepare_attention,
     repeated_linear,
     state_dtype_of,
@@ -79,11 +79,11 @@ def repeated_attention(
     dtype = state_dtype_of(encoder_outputs)
     encoder_outputs = encoder_outputs.to(dtype)
     doubled = [2 * x.detach().to(dtype) for x in (keys, weight_query, weight_location, v)]
-    fused = load_fused(encoder_outputs.device, dtype)
-    half = weight_location.shape[2] // 2
-    if fused and half <= MAX_FUSED_HALF:
+    fused = load_fused_attention(encoder_outputs.device, dtype, weight_location)
+    if fused:
         return fused.repeated_attention(encoder_outputs, doubled[0], padding_mask, *doubled[1:])
     attention = prepare_attention(*doubled)
+    half = weight_location.shape[2] // 2
     lowest = torch.finfo(dtype).min
 
     def attend(query: Tensor, alignment: Tensor, cumulative: Tensor) -> tuple[Tensor, Tensor]:

@@ -74,43 +74,55 @@ def activate_cell(gate: Tensor, cell: Tensor, next_cell: Tensor) -> Tensor:
 
 
 def _cell_launch(cell: Tensor, launcher: Launcher) -> Launch:
+    sizes = {"HIDDEN_DIM": cell.shape[1], "BLOCK": BLOCK_UNITS}
+    return launcher(kernels.cell_kernel, _cell_grid(cell), sizes)
+
+
+def _cell_grid(cell: Tensor) -> tuple[int, int, int]:
     batch_size, hidden_dim = cell.shape
-    grid = (batch_size, triton.cdiv(hidden_dim, BLOCK_UNITS), 1)
-    return launcher(kernels.cell_kernel, grid, {"HIDDEN_DIM": hidden_dim, "BLOCK": BLOCK_UNITS})
+    return batch_size, triton.cdiv(hidden_dim, BLOCK_UNITS), 1
 
 
-class _Sizes(NamedTuple):
-    """The attention kernels' constants, and how many programs share a clip's characters."""
+class _Clip(NamedTuple):
+    """What the attention's kernels share, from frame to frame."""
 
-    convolution: dict[str, int]
-    row: dict[str, int]
-    n_blocks: int
+    text: Text
+    v: Tensor  # (A,)
+    matrix: Tensor  # (2K, A), U
+    energies: Tensor  # (B, T_text), scratch; backwards their gradient
+    convolution: dict[str, int]  # constants of the kernels with the location convolution
+    row: dict[str, int]  # constants of those with a whole row of characters
+    n_blocks: int  # programs that share a clip's characters
 
 
-def _attention_sizes(n_text: int, attention_dim: int, encoder_dim: int, kernel_size: int) -> _Sizes:
+def _prepare_clip(text: Text, weight_location: Tensor, v: Tensor) -> _Clip:
+    attention_dim, _, kernel_size = weight_location.shape
+    _, n_text, encoder_dim = text.encoder_outputs.shape
     n_taps = max(triton.next_power_of_2(2 * kernel_size), 16)  # tl.dot's least
     convolution = {"BLOCK_TEXT": BLOCK_TEXT, "BLOCK_TAPS": n_taps, "BLOCK": BLOCK_HIDDEN}
     row = {"ROW": max(triton.next_power_of_2(n_text), MIN_ROW), "BLOCK": BLOCK_ENCODER}
-    return _Sizes(
+    return _Clip(
+        Text(*(x.contiguous() for x in text)),
+        v,
+        weight_location.flatten(1).t().contiguous(),
+        v.new_empty(text.padding_mask.shape, dtype=torch.float32),
         convolution | {"ATTENTION_DIM": attention_dim, "KERNEL_SIZE": kernel_size},
         row | {"ENCODER_DIM": encoder_dim, "KERNEL_SIZE": kernel_size, "num_warps": ROW_WARPS},
         triton.cdiv(n_text, BLOCK_TEXT),
     )
 
 
-class _Attention(NamedTuple):
-    """One frame's attention, from W_q query_t to the context."""
+def _attention_launch(clip: _Clip, launcher: Launcher) -> Launch:
+    """One frame's attention, from W_q query_t to the context; shapes as for the kernels."""
+    encoder_outputs, keys, padding_mask = clip.text
+    batch_size, n_text, encoder_dim = encoder_outputs.shape
+    energies_grid = (batch_size, clip.n_blocks, 1)
+    context_grid = (batch_size, triton.cdiv(encoder_dim, BLOCK_OUTPUTS), 1)
+    context_sizes = clip.row | {"BLOCK_OUTPUTS": BLOCK_OUTPUTS}
+    launch_energies = launcher(kernels.energies_kernel, energies_grid, clip.convolution)
+    launch_context = launcher(kernels.context_kernel, context_grid, context_sizes)
 
-    text: Text
-    v: Tensor  # (A,)
-    matrix: Tensor  # (2K, A), U
-    sizes: _Sizes
-    energies: Tensor  # (B, T_text), scratch
-    launch_energies: Launch
-    launch_context: Launch
-
-    def run(
-        self,
+    def launch(
         query_product: Tensor,
         location: Tensor,
         cumulative: Tensor,
@@ -119,42 +131,22 @@ class _Attention(NamedTuple):
         next_location: Tensor,
         context: Tensor,
     ) -> None:
-        """Reads the first three, writes the others; shapes as for the kernels."""
-        encoder_outputs, keys, padding_mask = self.text
-        n_text = keys.shape[1]
-        self.launch_energies(
-            location, query_product, keys, self.matrix, self.v, self.energies, n_text
-        )
-        self.launch_context(
-            self.energies, padding_mask, encoder_outputs, cumulative, next_cumulative, alignment,
+        """Reads the first three, writes the others."""
+        launch_energies(location, query_product, keys, clip.matrix, clip.v, clip.energies, n_text)
+        launch_context(
+            clip.energies, padding_mask, encoder_outputs, cumulative, next_cumulative, alignment,
             next_location, context, n_text, context.stride(0),
         )  # fmt: skip
 
-
-def _prepare_attention(
-    text: Text, weight_location: Tensor, v: Tensor, launcher: Launcher
-) -> _Attention:
-    attention_dim, _, kernel_size = weight_location.shape
-    batch_size, n_text, encoder_dim = text.encoder_outputs.shape
-    sizes = _attention_sizes(n_text, attention_dim, encoder_dim, kernel_size)
-    context_sizes = sizes.row | {"BLOCK_OUTPUTS": BLOCK_OUTPUTS}
-    context_grid = (batch_size, triton.cdiv(encoder_dim, BLOCK_OUTPUTS), 1)
-    return _Attention(
-        Text(*(x.contiguous() for x in text)),
-        v,
-        weight_location.flatten(1).t().contiguous(),
-        sizes,
-        v.new_empty(text.padding_mask.shape, dtype=torch.float32),
-        launcher(kernels.energies_kernel, (batch_size, sizes.n_blocks, 1), sizes.convolution),
-        launcher(kernels.context_kernel, context_grid, context_sizes),
-    )
+    return launch
 
 
 def forward_frames(frames: Frames, text: Text, weights: Weights, drops: Tensor | None) -> None:
     """fast_decoder.py's `_forward_frames`, to the same buffers."""
     gates, recurrent, cells, locations, queries, alignments = (x.unbind() for x in frames)
     encoder_dim = text.encoder_outputs.shape[2]
-    attention = _prepare_attention(text, weights.location, weights.v, frame_launch)
+    clip = _prepare_clip(text, weights.location, weights.v)
+    launch_attention = _attention_launch(clip, frame_launch)
     recurrent_t, query_t = weights.recurrent.t(), weights.query.t()
     query_product = gates[0].new_empty(len(gates[0]), len(weights.v))
     cumulative = [torch.zeros_like(alignments[0]) for _ in range(2)]
@@ -169,7 +161,7 @@ def forward_frames(frames: Frames, text: Text, weights: Weights, drops: Tensor |
                 gate, cells[t], cells[t + 1], hiddens[t + 1], queries[t], drops[t], hidden_stride
             )
             torch.mm(queries[t], query_t, out=query_product)
-            attention.run(
+            launch_attention(
                 query_product, locations[t], cumulative[t % 2], cumulative[1 - t % 2],
                 alignments[t], locations[t + 1], contexts[t + 1],
             )  # fmt: skip
@@ -189,11 +181,10 @@ def backward_frames(
     """fast_decoder.py's `_backward_frames`, to the same buffers."""
     n_frames, batch_size, hidden_dim = grad_queries.shape
     attention_dim, _, kernel_size = weights.location.shape
-    attention = _prepare_attention(text, weights.location, weights.v, frame_launch)
-    encoder_outputs, keys, padding_mask = attention.text
+    clip = _prepare_clip(text, weights.location, weights.v)
+    encoder_outputs, keys, padding_mask = clip.text
     n_text, encoder_dim = encoder_outputs.shape[1:]
-    convolution, row, n_blocks = attention.sizes
-    n_taps = triton.next_power_of_2(kernel_size)
+    n_blocks = clip.n_blocks
 
     zeros = frames.alignments.new_zeros
     d_recurrent = torch.zeros_like(frames.recurrent[0])
@@ -215,16 +206,13 @@ def backward_frames(
         x.contiguous().unbind() for x in (grad_queries, grad_contexts, grad_alignments)
     )
     drops = [None] * n_frames if drops is None else drops.unbind()
-    cell_grid = (batch_size, triton.cdiv(hidden_dim, BLOCK_UNITS), 1)
-    cell_sizes = {"N_BLOCKS": n_blocks, "HIDDEN_DIM": hidden_dim, "BLOCK": BLOCK_UNITS}
-    launch_energies, launch_hidden, launch_cell = (
-        frame_launch(kernel, grid, constants)
-        for kernel, grid, constants in (
-            (kernels.energies_backward_kernel, (batch_size, 1, 1), row | {"BLOCK_TAPS": n_taps}),
-            (kernels.hidden_backward_kernel, (batch_size, n_blocks, 1), convolution),
-            (kernels.cell_backward_kernel, cell_grid, cell_sizes),
-        )
+    row = clip.row | {"BLOCK_TAPS": triton.next_power_of_2(kernel_size)}
+    units = {"N_BLOCKS": n_blocks, "HIDDEN_DIM": hidden_dim, "BLOCK": BLOCK_UNITS}
+    launch_energies = frame_launch(kernels.energies_backward_kernel, (batch_size, 1, 1), row)
+    launch_hidden = frame_launch(
+        kernels.hidden_backward_kernel, (batch_size, n_blocks, 1), clip.convolution
     )
+    launch_cell = frame_launch(kernels.cell_backward_kernel, _cell_grid(d_cell), units)
     recurrent_stride, forget_stride = d_recurrent.stride(0), forgets[0].stride(0)
     with torch.cuda.device_of(frames.gates):
         for t in reversed(range(n_frames)):
@@ -232,11 +220,11 @@ def backward_frames(
             launch_energies(
                 alignments[t], padding_mask, encoder_outputs, grad_alignments[t],
                 grad_contexts[t], d_contexts_after, d_contexts[t], d_windows, d_cumulative[now],
-                d_cumulative[after], attention.energies, n_text, recurrent_stride,
+                d_cumulative[after], clip.energies, n_text, recurrent_stride,
             )  # fmt: skip
             launch_hidden(
-                locations[t], query_products[t], keys, attention.matrix, weights.v,
-                attention.energies, d_windows, d_query_products[t], gradients.keys, d_matrix,
+                locations[t], query_products[t], keys, clip.matrix, clip.v,
+                clip.energies, d_windows, d_query_products[t], gradients.keys, d_matrix,
                 d_v[now], d_v[after], n_text,
             )  # fmt: skip
             torch.mm(d_query_products[t], weights.query, out=d_queries)
@@ -259,8 +247,8 @@ def repeated_attention(
     v: Tensor,
 ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """fast_decoder.py's `repeated_attention`, of arguments that are doubled there."""
-    text = Text(encoder_outputs, keys, padding_mask)
-    attention = _prepare_attention(text, weight_location, v, plain_launch)
+    clip = _prepare_clip(Text(encoder_outputs, keys, padding_mask), weight_location, v)
+    launch = _attention_launch(clip, plain_launch)
     half = weight_location.shape[2] // 2
 
     def attend(query: Tensor, alignment: Tensor, cumulative: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,7 +256,7 @@ def repeated_attention(
         context = encoder_outputs.new_empty(len(query), encoder_outputs.shape[2])
         next_alignment = torch.empty_like(alignment)
         with torch.cuda.device_of(query):
-            attention.run(
+            launch(
                 query @ weight_query.t(), location, cumulative, torch.empty_like(cumulative),
                 next_alignment, torch.empty_like(location), context,
             )  # fmt: skip

@@ -598,21 +598,21 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
         n_steps = STEPS_AT_ONCE.get(tokens.device.type, 1) if self.config.fast_decoder else 1
         run = partial(self.decoder.steps, text, n_steps)
         finished = torch.zeros(batch_size, dtype=torch.bool, device=tokens.device)
-        chunks: list[tuple[Tensor, Tensor, Tensor]] = []
+        chunks: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         # Under autocast the cells of `text`, which hold nearly all the weights, run in its type;
         # all else in a step is too small to gain from that, and stays float32.
         with torch.autocast(tokens.device.type, enabled=False):
             while len(chunks) * n_steps < max_decoder_steps and not finished.all():
                 if len(chunks) == 1 and n_steps > 1:
                     run = capture(run, carry)
-                chunk, carry = run(carry)
-                chunks.append(chunk)
-                finished |= (torch.sigmoid(chunk[1]) > stop_threshold).any(dim=1)
+                (frames, stop_logits, alignments), carry = run(carry)
+                stops = torch.sigmoid(stop_logits) > stop_threshold  # (B, n_steps)
+                chunks.append((frames, stop_logits, alignments, stops))
+                finished |= stops.any(dim=1)
 
-        frames, stop_logits, alignments = (
+        frames, stop_logits, alignments, stops = (
             torch.cat(parts, dim=1)[:, :max_decoder_steps] for parts in zip(*chunks, strict=True)
         )
-        stops = torch.sigmoid(stop_logits) > stop_threshold  # (B, max_decoder_steps at most)
         reached_limit = ~stops.any(dim=1)
         lengths = (stops.int().argmax(dim=1) + 1).masked_fill(reached_limit, max_decoder_steps)
         n_frames = int(lengths.max())

@@ -25,7 +25,8 @@ import fast_decoder
 import fast_steps
 import fused_loops
 from fast_decoder import AttentionLoop
-from model import Tacotron2, Tacotron2Config, build_padding_mask
+from model import Tacotron2, build_padding_mask
+from test_fast_decoder import SMALL
 
 CPU = torch.device("cpu")
 GUARD = 4096
@@ -38,17 +39,6 @@ CASES = {
     "more channels and units than a program has": (3, [12], 8, 150, 520, 40, 5, False),
     "five blocks, no dropout": (3, [300, 257], 4, 16, 8, 16, 31, False),
 }
-SMALL = Tacotron2Config(
-    num_mels=10,
-    character_embed_dim=24,
-    encoder_embed_dim=24,
-    decoder_rnn_embed_dim=32,
-    decoder_prenet_dim=16,
-    decoder_postnet_n_filters=16,
-    attention_dim=12,
-    attention_location_n_filters=6,
-    attention_location_kernel_size=7,
-)
 
 
 def multiply_bfloat16_as_float32() -> None:

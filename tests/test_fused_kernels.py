@@ -25,14 +25,9 @@ from torch.utils._pytree import tree_leaves
 import fast_decoder
 import fast_steps
 import model as model_module
+import test_fast_decoder
 from fast_decoder import AttentionLoop, load_fused
-from model import (
-    InferenceOutput,
-    Tacotron2,
-    Tacotron2Config,
-    build_padding_mask,
-    tacotron2_loss,
-)  # fmt: skip
+from model import InferenceOutput, Tacotron2, build_padding_mask, tacotron2_loss
 
 triton = pytest.importorskip("triton", reason="PyTorch brings Triton on Linux only")
 if os.environ.get("TRITON_INTERPRET"):
@@ -50,16 +45,8 @@ SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes a program can have, by
 TRITON_TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.bool: "*i1",
 }  # fmt: skip
-SMALL = Tacotron2Config(
-    num_mels=10,
-    character_embed_dim=24,
-    encoder_embed_dim=24,
-    decoder_rnn_embed_dim=32,
-    decoder_prenet_dim=16,
-    decoder_prenet_dropout_p=0.0,  # a recorded operation draws again when it is replayed
-    decoder_postnet_n_filters=16,
-    attention_dim=12,
-)
+# A recorded operation draws again when it is replayed: no dropout.
+SMALL = replace(test_fast_decoder.SMALL, decoder_prenet_dropout_p=0.0)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
