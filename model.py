@@ -1,22 +1,22 @@
 """Tacotron 2: characters in, scaled mel spectrogram and alignment out.
 
 Shen et al. 2018, "Natural TTS Synthesis by Conditioning WaveNet on Mel Spectrogram Predictions",
-arXiv 1712.05884, section 2.2. Read it beside this file:
+arXiv 1712.05884. Read section 2.2 beside this file, which follows it from top to bottom:
 
     Encoder                     embedding -> 3 x (conv, batch norm, ReLU, dropout) -> BiLSTM
+    Prenet                      two small layers on the previous frame, dropout always on
     LocationSensitiveAttention  which characters the next frame is about
     Decoder                     prenet -> attention LSTM -> attention -> decoder LSTM -> frame, stop
-    PostNet                     5 convs that repair the decoder's frames
+    PostNet                     5 convolutions that correct the decoder's frames
     Tacotron2                   the whole; `forward` trains by teacher forcing, `infer` speaks
+    tacotron2_loss              what training minimises
 
-Training does not run the decoder frame by frame: only the attention LSTM and the attention need
-the frame before, and fast_decoder.py runs those two; all the rest is one call over all frames.
-`--no-fast_decoder` runs the same loop in plain PyTorch, to the same numbers.
+`Decoder.step` is the heart: both teacher forcing and free running are plain loops over it. Nothing
+in this file is there for speed. fast_decoder.py computes the same numbers faster; where its numbers
+differ from those of this file, because you changed something here, it steps aside and says so.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Annotated, NamedTuple
 
@@ -25,16 +25,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from fast_decoder import attention_loop, fast_lstm
-from fast_steps import capture, repeated_attention, repeated_cell
-
 MAX_SIZE = 16384  # of a layer: beyond it, memory would run out with no word about the flag
-# Free running, between looks at the stop token. Each look waits for the device, and the more steps
-# there are to a CUDA graph, the longer its recording takes.
-STEPS_AT_ONCE = {"cuda": 8}
-CellFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # x, h, c -> h, c
-# query, alignment, cumulative_alignment -> context, alignment
-AttentionFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -62,9 +53,6 @@ class Tacotron2Config:
     attention_dropout_p: Annotated[float, "dropout on the attention LSTM's output"] = 0.1
     attention_location_n_filters: Annotated[int, "channels of the location convolution"] = 32
     attention_location_kernel_size: Annotated[int, "width of the location convolution, odd"] = 31
-    fast_decoder: Annotated[bool, "the fast teacher-forced loop; --no-fast_decoder for plain"] = (
-        True
-    )
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -110,7 +98,7 @@ class InferenceOutput(NamedTuple):
 
 
 class DecoderState(NamedTuple):
-    """Everything one decoder step hands to the next."""
+    """What one decoder step hands to the next."""
 
     attention_hidden: Tensor  # (B, decoder_rnn_embed_dim)
     attention_cell: Tensor  # (B, decoder_rnn_embed_dim)
@@ -121,50 +109,31 @@ class DecoderState(NamedTuple):
     cumulative_alignment: Tensor  # (B, T_text)
 
 
-class EncodedText(NamedTuple):
-    """What every decoder step reads of the text."""
-
-    encoder_outputs: Tensor  # (B, T_text, encoder_embed_dim)
-    attend: AttentionFunction
-    attention_cell: CellFunction  # the LSTMs, made ready for many steps
-    decoder_cell: CellFunction
-    projection: tuple[Tensor, Tensor]  # weight and bias of frame and stop logit together
-
-
 def build_padding_mask(lengths: Tensor, max_length: int | None = None) -> Tensor:
-    """Mask of the positions past each length.
-
-    Args:
-        lengths: (B,) int64.
-        max_length: width of the mask; the longest length when None.
-
-    Returns:
-        (B, max_length) bool, True = padding.
-    """
+    """Lengths (B,) -> (B, max_length) bool, True = padding; as wide as the longest when None."""
     if max_length is None:
         max_length = int(lengths.max())
     return torch.arange(max_length, device=lengths.device) >= lengths[:, None]
 
 
-def dropout_mask(like: Tensor, shape: torch.Size, p: float) -> Tensor:
-    """What dropout multiplies by: 0 with probability p, else 1 / (1 - p)."""
-    if like.device.type == "cpu":  # bernoulli_ draws number by number there: 3 times as slow
-        return torch.rand(shape).ge_(p).mul_(1.0 / (1.0 - p)).to(like.dtype)
-    return like.new_empty(shape).bernoulli_(1.0 - p).mul_(1.0 / (1.0 - p))
+def lstm_cell(x: Tensor, hidden: Tensor, cell: Tensor, lstm: nn.Module) -> tuple[Tensor, Tensor]:
+    """One step of a one-layer LSTM with the weights of `lstm` (nn.LSTMCell or nn.LSTM).
 
+    Written out so that under autocast only the matrix products run in half precision: the cell
+    adds up over hundreds of frames and stays float32.
 
-def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """F.dropout, with the mask above on a CPU."""
-    if x.device.type == "cpu" and training and p > 0.0:
-        return x * dropout_mask(x, x.shape, p)
-    return F.dropout(x, p, training)
+    Args:
+        x: (B, n_in).
+        hidden, cell: (B, n_hidden), of the previous step.
 
-
-def lstm_cell(
-    weights: tuple[Tensor, ...], x: Tensor, hidden: Tensor, cell: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One step of an LSTM: x (B, n_in) -> hidden, cell (B, n_hidden)."""
-    return torch.lstm_cell(x, (hidden, cell), *weights)
+    Returns:
+        hidden, cell: (B, n_hidden), of this step.
+    """
+    weight_ih, weight_hh, bias_ih, bias_hh = lstm.parameters()
+    gates = F.linear(x, weight_ih, bias_ih) + F.linear(hidden, weight_hh, bias_hh)
+    i, f, g, o = gates.to(cell.dtype).chunk(4, dim=1)  # (B, n_hidden) each
+    cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(cell), cell
 
 
 class ConvNorm(nn.Sequential):
@@ -212,7 +181,7 @@ class Encoder(nn.Module):
         for conv in self.convolutions:
             # Zero, as the convolution's own edge padding is: alone and in a batch are then equal.
             x = F.relu(conv(x.masked_fill(pad, 0.0)))  # (B, encoder_embed_dim, T_text)
-            x = dropout(x, self.dropout_p, self.training)
+            x = F.dropout(x, self.dropout_p, self.training)
         # Longest first, which packing would see to itself, but wait twice for the GPU.
         order = padding_mask.sum(dim=1).argsort(stable=True)
         packed = nn.utils.rnn.pack_padded_sequence(
@@ -245,62 +214,54 @@ class Prenet(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """(..., num_mels) -> (..., decoder_prenet_dim)."""
         for layer in self.layers:
-            frames = dropout(F.relu(layer(frames)), self.dropout_p, training=True)
+            frames = F.dropout(F.relu(layer(frames)), self.dropout_p, training=True)
         return frames
 
 
 class LocationSensitiveAttention(nn.Module):
-    """Chorowski et al. 2015, arXiv 1506.07503, with the paper's cumulative alignment.
+    """Which characters the next frame is about. Section 2.2; Chorowski et al. 2015, 1506.07503.
 
-    f = location_conv([alignment, cumulative_alignment])
+    f = location_conv([alignment, cumulative_alignment])        where attention was, and has been
     energies = v^T tanh(W query + V encoder_outputs + U f)
-    alignment = softmax(energies),  context = alignment @ encoder_outputs
+    alignment = softmax(energies),  context = sum over characters of alignment * encoder_outputs
     """
 
     def __init__(self, config: Tacotron2Config) -> None:
         super().__init__()
         dim, n_filters = config.attention_dim, config.attention_location_n_filters
         kernel_size = config.attention_location_kernel_size
-        self.query_layer = nn.Linear(config.decoder_rnn_embed_dim, dim, bias=False)
-        self.key_layer = nn.Linear(config.encoder_embed_dim, dim, bias=False)
+        self.query_layer = nn.Linear(config.decoder_rnn_embed_dim, dim, bias=False)  # W
+        self.key_layer = nn.Linear(config.encoder_embed_dim, dim, bias=False)  # V
         self.location_conv = nn.Conv1d(
             2, n_filters, kernel_size, padding=kernel_size // 2, bias=False
         )
-        self.location_layer = nn.Linear(n_filters, dim, bias=False)
+        self.location_layer = nn.Linear(n_filters, dim, bias=False)  # U
         self.v = nn.Linear(dim, 1, bias=False)
         for layer in (self.query_layer, self.key_layer, self.location_layer):
             nn.init.xavier_uniform_(layer.weight, gain=nn.init.calculate_gain("tanh"))
         nn.init.xavier_uniform_(self.location_conv.weight)
         nn.init.xavier_uniform_(self.v.weight)
 
-    def folded_weights(self) -> tuple[Tensor, Tensor, Tensor]:
-        """W, U with the convolution before it, which has nothing in between, and v.
-
-        (attention_dim, decoder_rnn_embed_dim), (attention_dim, 2, kernel_size), (attention_dim,).
-        """
-        location, conv = self.location_layer.weight, self.location_conv.weight
-        folded = torch.einsum("af,fck->ack", location, conv)
-        return self.query_layer.weight, folded, self.v.weight.squeeze(0)
-
     def forward(
-        self,
-        encoder_outputs: Tensor,
-        keys: Tensor,
-        padding_mask: Tensor,
-        query: Tensor,
-        alignment: Tensor,
+        self, query: Tensor, keys: Tensor, padding_mask: Tensor, alignment: Tensor,
         cumulative_alignment: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """One step: query (B, decoder_rnn_embed_dim) -> context, alignment (B, T_text)."""
+    ) -> Tensor:  # fmt: skip
+        """The alignment of one frame, (B, T_text).
+
+        Args:
+            query: (B, decoder_rnn_embed_dim), the attention LSTM's output.
+            keys: (B, T_text, attention_dim), key_layer(encoder_outputs).
+            padding_mask: (B, T_text) bool, True = padding.
+            alignment, cumulative_alignment: (B, T_text), of the previous frame, and the sum of
+                the alignments of all frames so far.
+        """
         locations = torch.stack([alignment, cumulative_alignment], dim=1)  # (B, 2, T_text)
-        features = self.location_layer(self.location_conv(locations).transpose(1, 2))
-        hidden = torch.tanh(self.query_layer(query)[:, None] + keys + features)
-        energies = self.v(hidden).squeeze(2).float()  # (B, T_text)
-        # The lowest number, not -inf: a row that is all padding stays finite.
+        f = self.location_conv(locations).transpose(1, 2)  # (B, T_text, n_filters)
+        hidden = torch.tanh(self.query_layer(query)[:, None] + keys + self.location_layer(f))
+        energies = self.v(hidden).squeeze(2).to(alignment.dtype)  # (B, T_text)
+        # The lowest number instead of -inf: a row that is all padding stays finite.
         energies = energies.masked_fill(padding_mask, torch.finfo(energies.dtype).min)
-        alignment = F.softmax(energies, dim=1)
-        context = torch.bmm(alignment[:, None].to(encoder_outputs.dtype), encoder_outputs)
-        return context.squeeze(1), alignment
+        return F.softmax(energies, dim=1)  # (B, T_text)
 
 
 class Decoder(nn.Module):
@@ -319,188 +280,106 @@ class Decoder(nn.Module):
         nn.init.xavier_uniform_(self.mel_projection.weight)
         nn.init.xavier_uniform_(self.stop_projection.weight, gain=nn.init.calculate_gain("sigmoid"))
 
+    def initial_state(self, encoder_outputs: Tensor) -> DecoderState:
+        """The state before the first frame: all zeros, at least float32 also under autocast."""
+        batch_size, n_text, text_dim = encoder_outputs.shape
+        dtype = torch.promote_types(encoder_outputs.dtype, torch.float32)
+        rnn, context, alignment = (
+            encoder_outputs.new_zeros(batch_size, width, dtype=dtype)
+            for width in (self.config.decoder_rnn_embed_dim, text_dim, n_text)
+        )
+        return DecoderState(rnn, rnn, rnn, rnn, context, alignment, alignment)
+
+    def step(
+        self, frame: Tensor, state: DecoderState, encoder_outputs: Tensor, keys: Tensor,
+        padding_mask: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, DecoderState]:  # fmt: skip
+        """One frame, from the previous one. Section 2.2, fifth paragraph.
+
+        Dropout falls on the outputs of the two LSTMs, never on the states that are fed back.
+
+        Args:
+            frame: (B, num_mels), the previous frame; zeros to begin.
+            state: what the previous step returned; `initial_state` to begin.
+            encoder_outputs: (B, T_text, encoder_embed_dim).
+            keys: (B, T_text, attention_dim), attention.key_layer(encoder_outputs).
+            padding_mask: (B, T_text) bool, True = padding.
+
+        Returns:
+            frame (B, num_mels), stop_logit (B,), alignment (B, T_text), state.
+        """
+        prenet_output = self.prenet(frame)  # (B, decoder_prenet_dim)
+
+        x = torch.cat([prenet_output, state.context], dim=1)
+        attention_hidden, attention_cell = lstm_cell(
+            x, state.attention_hidden, state.attention_cell, self.attention_rnn
+        )  # (B, decoder_rnn_embed_dim) each
+        query = F.dropout(attention_hidden, self.config.attention_dropout_p, self.training)
+
+        alignment = self.attention(
+            query, keys, padding_mask, state.alignment, state.cumulative_alignment
+        )  # (B, T_text)
+        context = torch.bmm(alignment[:, None].to(encoder_outputs.dtype), encoder_outputs)
+        context = context.squeeze(1)  # (B, encoder_embed_dim)
+
+        x = torch.cat([query, context], dim=1)
+        decoder_hidden, decoder_cell = lstm_cell(
+            x, state.decoder_hidden, state.decoder_cell, self.decoder_rnn
+        )  # (B, decoder_rnn_embed_dim) each
+        output = F.dropout(decoder_hidden, self.config.decoder_dropout_p, self.training)
+
+        output = torch.cat([output, context], dim=1)
+        frame = self.mel_projection(output)  # (B, num_mels)
+        stop_logit = self.stop_projection(output).squeeze(1)  # (B,)
+        cumulative_alignment = state.cumulative_alignment + alignment  # (B, T_text)
+        state = DecoderState(
+            attention_hidden, attention_cell, decoder_hidden, decoder_cell, context, alignment,
+            cumulative_alignment,
+        )  # fmt: skip
+        return frame, stop_logit, alignment, state
+
     def forward(
         self, encoder_outputs: Tensor, padding_mask: Tensor, mels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Teacher forcing: frame t is predicted from the true frames before t.
+        """Teacher forcing: frame t is predicted from the true frame t - 1.
 
         Args:
             encoder_outputs: (B, T_text, encoder_embed_dim).
-            padding_mask: (B, T_text), True = padding.
+            padding_mask: (B, T_text) bool, True = padding.
             mels: (B, T_mel, num_mels), the true frames.
 
         Returns:
             mels_before (B, T_mel, num_mels), stop_logits (B, T_mel), alignments
             (B, T_mel, T_text).
         """
-        frames = F.pad(mels.transpose(0, 1), (0, 0, 0, 0, 1, -1))  # (T_mel, B, num_mels), go = 0
-        prenet_outputs = self.prenet(frames)  # (T_mel, B, decoder_prenet_dim)
-        drops = self._draw_dropout(prenet_outputs)  # (T_mel, B, decoder_rnn_embed_dim) or None
-        loop = self._fast_loop if self.config.fast_decoder else self._plain_loop
-        queries, contexts, alignments = loop(prenet_outputs, encoder_outputs, padding_mask, drops)
-
-        # All that follows needs no frame before its own: one call over all frames.
-        rnn_inputs = torch.cat([queries.to(contexts.dtype), contexts], dim=2)
-        fast = self.config.fast_decoder
-        rnn_outputs = (
-            fast_lstm(rnn_inputs, self.decoder_rnn) if fast else self.decoder_rnn(rnn_inputs)[0]
-        )
-        rnn_outputs = dropout(rnn_outputs, self.config.decoder_dropout_p, self.training)
-        features = torch.cat([rnn_outputs, contexts.to(rnn_outputs.dtype)], dim=2)
-        outputs = F.linear(features, *self.joint_projection()).transpose(0, 1)
-        return outputs[..., :-1], outputs[..., -1], alignments.transpose(0, 1)
-
-    def joint_projection(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of both projections as one, (num_mels + 1) rows.
-
-        A product with one column costs as much as one with 80, and its gradient does too.
-        """
-        projections = (self.mel_projection, self.stop_projection)
-        weight = torch.cat([projection.weight for projection in projections])
-        return weight, torch.cat([projection.bias for projection in projections])
-
-    def _draw_dropout(self, prenet_outputs: Tensor) -> Tensor | None:
-        """Dropout of the attention LSTM's outputs, for all frames at once."""
-        if not (self.training and self.config.attention_dropout_p):
-            return None
-        shape = (*prenet_outputs.shape[:2], self.config.decoder_rnn_embed_dim)
-        return dropout_mask(prenet_outputs, shape, self.config.attention_dropout_p)
-
-    def _fast_loop(
-        self,
-        prenet_outputs: Tensor,
-        encoder_outputs: Tensor,
-        padding_mask: Tensor,
-        drops: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return attention_loop(
-            prenet_outputs,
-            encoder_outputs,
-            self.attention.key_layer(encoder_outputs),
-            padding_mask,
-            drops,
-            self.attention_rnn,
-            *self.attention.folded_weights(),
-        )
-
-    def _plain_loop(
-        self,
-        prenet_outputs: Tensor,
-        encoder_outputs: Tensor,
-        padding_mask: Tensor,
-        drops: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        text = self.encode_text(encoder_outputs, padding_mask)
-        state = self.initial_state(text)
-        queries, contexts, alignments = [], [], []
-        for t, prenet_output in enumerate(prenet_outputs.unbind()):
-            query, state = self.attention_step(
-                prenet_output, state, text, None if drops is None else drops[t]
-            )
-            queries.append(query)
-            contexts.append(state.context)
-            alignments.append(state.alignment)
-        return torch.stack(queries), torch.stack(contexts), torch.stack(alignments)
-
-    def encode_text(self, encoder_outputs: Tensor, padding_mask: Tensor) -> EncodedText:
-        """What `step` needs of a text, computed once."""
-        first, second = self.attention_rnn, self.decoder_rnn
-        cells = (
-            (first.weight_ih, first.weight_hh, first.bias_ih, first.bias_hh),
-            (second.weight_ih_l0, second.weight_hh_l0, second.bias_ih_l0, second.bias_hh_l0),
-        )
-        keys = self.attention.key_layer(encoder_outputs)
-        if self.config.fast_decoder and not torch.is_grad_enabled():
-            attend = repeated_attention(
-                encoder_outputs, keys, padding_mask, *self.attention.folded_weights()
-            )
-            attention_cell, decoder_cell = (repeated_cell(*weights) for weights in cells)
-        else:
-            attend = partial(self.attention, encoder_outputs, keys, padding_mask)
-            attention_cell, decoder_cell = (partial(lstm_cell, weights) for weights in cells)
-        projection = self.joint_projection()
-        return EncodedText(encoder_outputs, attend, attention_cell, decoder_cell, projection)
-
-    def initial_state(self, text: EncodedText) -> DecoderState:
-        """All zeros."""
-        batch_size, n_text, text_dim = text.encoder_outputs.shape
-        # Also under autocast: cells and alignments add up over hundreds of frames.
-        dtype = torch.promote_types(text.encoder_outputs.dtype, torch.float32)
-
-        def zeros(width: int) -> Tensor:
-            return text.encoder_outputs.new_zeros(batch_size, width, dtype=dtype)
-
-        hidden = zeros(self.config.decoder_rnn_embed_dim)
-        context, alignment = zeros(text_dim), zeros(n_text)
-        return DecoderState(hidden, hidden, hidden, hidden, context, alignment, alignment)
-
-    def attention_step(
-        self,
-        prenet_output: Tensor,
-        state: DecoderState,
-        text: EncodedText,
-        drop: Tensor | None = None,
-    ) -> tuple[Tensor, DecoderState]:
-        """Attention LSTM and attention of one frame; returns the query and the state after it.
-
-        Dropout falls on the output, not on the state that is fed back.
-        """
-        hidden, cell = text.attention_cell(
-            torch.cat([prenet_output, state.context.to(prenet_output.dtype)], dim=1),
-            state.attention_hidden,
-            state.attention_cell,
-        )
-        query = hidden if drop is None else hidden * drop
-        context, alignment = text.attend(query, state.alignment, state.cumulative_alignment)
-        state = state._replace(
-            attention_hidden=hidden,
-            attention_cell=cell,
-            context=context,
-            alignment=alignment,
-            cumulative_alignment=state.cumulative_alignment + alignment,
-        )
-        return query, state
-
-    def step(
-        self, frame: Tensor, state: DecoderState, text: EncodedText
-    ) -> tuple[Tensor, Tensor, Tensor, DecoderState]:
-        """One frame of free running.
-
-        Args:
-            frame: (B, num_mels), the frame before; zeros to begin.
-            state: what the step before returned, or `initial_state(text)`.
-            text: the encoded text.
-
-        Returns:
-            frame (B, num_mels), stop_logit (B,), alignment (B, T_text), state.
-        """
-        query, state = self.attention_step(self.prenet(frame), state, text)
-        rnn_input = torch.cat([query, state.context.to(query.dtype)], dim=1)
-        hidden, cell = text.decoder_cell(rnn_input, state.decoder_hidden, state.decoder_cell)
-        features = torch.cat([hidden, state.context.to(hidden.dtype)], dim=1)
-        state = state._replace(decoder_hidden=hidden, decoder_cell=cell)
-        outputs = F.linear(features, *text.projection)  # (B, num_mels + 1)
-        return outputs[:, :-1], outputs[:, -1], state.alignment, state
-
-    def steps(
-        self, text: EncodedText, n_steps: int, carry: tuple[Tensor, ...]
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
-        """n_steps of free running, without a look at the stop token.
-
-        Args:
-            carry: the frame before and the state, (frame, *state).
-
-        Returns:
-            (frames (B, n_steps, num_mels), stop_logits (B, n_steps), alignments
-            (B, n_steps, T_text)) and the next carry.
-        """
-        frame, state = carry[0], DecoderState(*carry[1:])
+        keys = self.attention.key_layer(encoder_outputs)  # (B, T_text, attention_dim)
+        state = self.initial_state(encoder_outputs)
         outputs = []
-        for _ in range(n_steps):
-            frame, stop_logit, alignment, state = self.step(frame, state, text)
-            outputs.append((frame, stop_logit, alignment))
-        frames, stop_logits, alignments = (torch.stack(x, 1) for x in zip(*outputs, strict=True))
-        return (frames, stop_logits, alignments), (frame, *state)
+        for frame in F.pad(mels, (0, 0, 1, -1)).unbind(dim=1):  # zeros, then the true frames
+            *output, state = self.step(frame, state, encoder_outputs, keys, padding_mask)
+            outputs.append(output)
+        return tuple(torch.stack(parts, dim=1) for parts in zip(*outputs, strict=True))
+
+    def infer(
+        self, encoder_outputs: Tensor, padding_mask: Tensor, max_decoder_steps: int,
+        stop_threshold: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Free running: each frame is predicted from the predicted one before it.
+
+        Runs until every item has said stop once, or for max_decoder_steps; returns what `forward`
+        does.
+        """
+        keys = self.attention.key_layer(encoder_outputs)  # (B, T_text, attention_dim)
+        state = self.initial_state(encoder_outputs)
+        frame = state.context.new_zeros(len(padding_mask), self.config.num_mels)
+        stopped = torch.zeros_like(padding_mask[:, 0])  # (B,)
+        outputs = []
+        while len(outputs) < max_decoder_steps and not stopped.all():
+            *output, state = self.step(frame, state, encoder_outputs, keys, padding_mask)
+            frame, stop_logit, _ = output
+            stopped |= torch.sigmoid(stop_logit) > stop_threshold
+            outputs.append(output)
+        return tuple(torch.stack(parts, dim=1) for parts in zip(*outputs, strict=True))
 
 
 class PostNet(nn.Module):
@@ -523,8 +402,8 @@ class PostNet(nn.Module):
         x = mels.transpose(1, 2)  # (B, num_mels, T_mel)
         for conv in self.convolutions[:-1]:
             x = torch.tanh(conv(x.masked_fill(pad, 0.0)))  # (B, n_filters, T_mel)
-            x = dropout(x, self.dropout_p, self.training)
-        x = dropout(self.convolutions[-1](x.masked_fill(pad, 0.0)), self.dropout_p, self.training)
+            x = F.dropout(x, self.dropout_p, self.training)
+        x = F.dropout(self.convolutions[-1](x.masked_fill(pad, 0.0)), self.dropout_p, self.training)
         return x.transpose(1, 2)
 
 
@@ -591,28 +470,10 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
             token_lengths = torch.full((batch_size,), n_text)
         padding_mask = build_padding_mask(token_lengths, n_text).to(tokens.device)
         encoder_outputs = self.encoder(tokens, token_lengths, padding_mask)
-        text = self.decoder.encode_text(encoder_outputs, padding_mask)
-
-        state = self.decoder.initial_state(text)
-        carry = (state.context.new_zeros(batch_size, self.config.num_mels), *state)
-        n_steps = STEPS_AT_ONCE.get(tokens.device.type, 1) if self.config.fast_decoder else 1
-        run = partial(self.decoder.steps, text, n_steps)
-        finished = torch.zeros(batch_size, dtype=torch.bool, device=tokens.device)
-        chunks: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        # Under autocast the cells of `text`, which hold nearly all the weights, run in its type;
-        # all else in a step is too small to gain from that, and stays float32.
-        with torch.autocast(tokens.device.type, enabled=False):
-            while len(chunks) * n_steps < max_decoder_steps and not finished.all():
-                if len(chunks) == 1 and n_steps > 1:
-                    run = capture(run, carry)
-                (frames, stop_logits, alignments), carry = run(carry)
-                stops = torch.sigmoid(stop_logits) > stop_threshold  # (B, n_steps)
-                chunks.append((frames, stop_logits, alignments, stops))
-                finished |= stops.any(dim=1)
-
-        frames, stop_logits, alignments, stops = (
-            torch.cat(parts, dim=1)[:, :max_decoder_steps] for parts in zip(*chunks, strict=True)
+        frames, stop_logits, alignments = self.decoder.infer(
+            encoder_outputs, padding_mask, max_decoder_steps, stop_threshold
         )
+        stops = torch.sigmoid(stop_logits) > stop_threshold  # (B, n_steps)
         reached_limit = ~stops.any(dim=1)
         lengths = (stops.int().argmax(dim=1) + 1).masked_fill(reached_limit, max_decoder_steps)
         n_frames = int(lengths.max())
