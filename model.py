@@ -1,19 +1,16 @@
 """Tacotron 2: characters in, scaled mel spectrogram and alignment out.
 
-Shen et al. 2018, "Natural TTS Synthesis by Conditioning WaveNet on Mel Spectrogram Predictions",
-arXiv 1712.05884. Read section 2.2 beside this file, which follows it from top to bottom:
+Shen et al. 2018, arXiv 1712.05884. Read section 2.2 beside this file, which follows its order:
 
     Encoder                     embedding -> 3 x (conv, batch norm, ReLU, dropout) -> BiLSTM
-    Prenet                      two small layers on the previous frame, dropout always on
     LocationSensitiveAttention  which characters the next frame is about
     Decoder                     prenet -> attention LSTM -> attention -> decoder LSTM -> frame, stop
     PostNet                     5 convolutions that correct the decoder's frames
-    Tacotron2                   the whole; `forward` trains by teacher forcing, `infer` speaks
+    Tacotron2                   the whole: `forward` is teacher forcing, `infer` free running
     tacotron2_loss              what training minimises
 
-`Decoder.step` is the heart: both teacher forcing and free running are plain loops over it. Nothing
-in this file is there for speed. fast_decoder.py computes the same numbers faster; where its numbers
-differ from those of this file, because you changed something here, it steps aside and says so.
+Both are plain loops over `Decoder.step`, and nothing in this file is there for speed.
+fast_decoder.py computes the same numbers faster; change something here, and it steps aside.
 """
 
 from dataclasses import dataclass
@@ -24,8 +21,6 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
-
-MAX_SIZE = 16384  # of a layer: beyond it, memory would run out with no word about the flag
 
 
 @dataclass(frozen=True)
@@ -55,27 +50,22 @@ class Tacotron2Config:
     attention_location_kernel_size: Annotated[int, "width of the location convolution, odd"] = 31
 
     def __post_init__(self) -> None:
+        sizes = ("_dim", "_filters", "_convolutions", "_depth", "_mels", "_size")
         for name, value in vars(self).items():
+            if name.endswith(sizes) and value < 1:
+                raise ValueError(f"--{name} must be at least 1, found {value}")
+            if name.endswith("kernel_size") and value % 2 == 0:
+                raise ValueError(f"--{name} must be odd, found {value}")
             if name.endswith("_p") and not 0 <= value < 1:
                 raise ValueError(f"--{name} must be in [0, 1), found {value}")
-            if name.endswith("kernel_size") and (value < 1 or value % 2 == 0):
-                raise ValueError(f"--{name} must be odd and positive, found {value}")
-            sizes = ("_dim", "_filters", "_convolutions", "_depth", "_mels", "_size")
-            if name.endswith(sizes) and not 1 <= value <= MAX_SIZE:
-                bounds = "at least 1" if value < 1 else f"at most {MAX_SIZE}"
-                raise ValueError(f"--{name} must be {bounds}, found {value}")
         if self.encoder_embed_dim % 2:
             raise ValueError(f"--encoder_embed_dim must be even, found {self.encoder_embed_dim}")
-        if self.decoder_postnet_num_convs < 2:
-            raise ValueError(
-                f"--decoder_postnet_num_convs must be at least 2, "
-                f"found {self.decoder_postnet_num_convs}"
-            )
+        n_convs = self.decoder_postnet_num_convs
+        if n_convs < 2:
+            raise ValueError(f"--decoder_postnet_num_convs must be at least 2, found {n_convs}")
         if not 0 <= self.pad_token_id < self.vocab_size:
-            raise ValueError(
-                f"pad_token_id must be in [0, vocab_size), found {self.pad_token_id} "
-                f"of {self.vocab_size}"
-            )
+            found = f"{self.pad_token_id} of {self.vocab_size}"
+            raise ValueError(f"pad_token_id must be in [0, vocab_size), found {found}")
 
 
 class Tacotron2Output(NamedTuple):
@@ -117,17 +107,10 @@ def build_padding_mask(lengths: Tensor, max_length: int | None = None) -> Tensor
 
 
 def lstm_cell(x: Tensor, hidden: Tensor, cell: Tensor, lstm: nn.Module) -> tuple[Tensor, Tensor]:
-    """One step of a one-layer LSTM with the weights of `lstm` (nn.LSTMCell or nn.LSTM).
+    """One step of an LSTM with the weights of `lstm`: x (B, n_in) -> hidden, cell (B, n_hidden).
 
     Written out so that under autocast only the matrix products run in half precision: the cell
     adds up over hundreds of frames and stays float32.
-
-    Args:
-        x: (B, n_in).
-        hidden, cell: (B, n_hidden), of the previous step.
-
-    Returns:
-        hidden, cell: (B, n_hidden), of this step.
     """
     weight_ih, weight_hh, bias_ih, bias_hh = lstm.parameters()
     gates = F.linear(x, weight_ih, bias_ih) + F.linear(hidden, weight_hh, bias_hh)
@@ -146,59 +129,47 @@ class ConvNorm(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """Characters to encoder_outputs. Section 2.2, second paragraph."""
+    """Characters to encoder_outputs. Section 2.2, third paragraph."""
 
     def __init__(self, config: Tacotron2Config) -> None:
         super().__init__()
         self.dropout_p = config.encoder_dropout_p
-        self.embedding = nn.Embedding(
-            config.vocab_size, config.character_embed_dim, padding_idx=config.pad_token_id
-        )
+        n_symbols, dim = config.vocab_size, config.encoder_embed_dim
+        self.embedding = nn.Embedding(n_symbols, config.character_embed_dim, config.pad_token_id)
         nn.init.xavier_uniform_(self.embedding.weight)
         with torch.no_grad():
             self.embedding.weight[config.pad_token_id].zero_()
-        widths = [config.character_embed_dim] + [config.encoder_embed_dim] * (
-            config.encoder_n_convolutions
-        )
+        widths = [config.character_embed_dim] + [dim] * config.encoder_n_convolutions
         self.convolutions = nn.ModuleList(
             ConvNorm(n_in, n_out, config.encoder_kernel_size, "relu")
             for n_in, n_out in pairwise(widths)
         )
-        self.lstm = nn.LSTM(
-            config.encoder_embed_dim,
-            config.encoder_embed_dim // 2,
-            batch_first=True,
-            bidirectional=True,
-        )
+        self.lstm = nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)
 
     def forward(self, tokens: Tensor, token_lengths: Tensor, padding_mask: Tensor) -> Tensor:
-        """(B, T_text) tokens -> (B, T_text, encoder_embed_dim), 0 on padding.
-
-        `token_lengths` is best on the CPU, where packing needs it.
-        """
+        """(B, T_text) tokens -> (B, T_text, encoder_embed_dim), 0 on padding."""
         pad = padding_mask[:, None, :]  # (B, 1, T_text)
         x = self.embedding(tokens).transpose(1, 2)  # (B, character_embed_dim, T_text)
         for conv in self.convolutions:
             # Zero, as the convolution's own edge padding is: alone and in a batch are then equal.
             x = F.relu(conv(x.masked_fill(pad, 0.0)))  # (B, encoder_embed_dim, T_text)
             x = F.dropout(x, self.dropout_p, self.training)
-        # Longest first, which packing would see to itself, but wait twice for the GPU.
-        order = padding_mask.sum(dim=1).argsort(stable=True)
-        packed = nn.utils.rnn.pack_padded_sequence(
-            x.transpose(1, 2).index_select(0, order),
-            token_lengths.cpu().sort(descending=True).values,
-            batch_first=True,
-        )
-        outputs, _ = nn.utils.rnn.pad_packed_sequence(
-            self.lstm(packed)[0], batch_first=True, total_length=tokens.shape[1]
-        )
-        return outputs.index_select(0, order.argsort())  # (B, T_text, encoder_embed_dim)
+        order = padding_mask.sum(dim=1).argsort(stable=True)  # packing wants the longest first
+        lengths = token_lengths.cpu().sort(descending=True).values
+        x = x.transpose(1, 2)[order]  # (B, T_text, encoder_embed_dim)
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+        # On a GPU autocast runs an LSTM in float16, also under bfloat16. Without a scaled loss
+        # most of its gradients would underflow.
+        with torch.autocast(x.device.type, enabled=False):
+            outputs, _ = self.lstm(packed.to(self.lstm.weight_hh_l0.dtype))
+        outputs, _ = nn.utils.rnn.pad_packed_sequence(outputs, True, total_length=tokens.shape[1])
+        return outputs[order.argsort()]  # (B, T_text, encoder_embed_dim)
 
 
 class Prenet(nn.Module):
-    """The bottleneck on the frame before, with dropout that is never off. Section 2.2.
+    """The bottleneck on the previous frame; its dropout is never off. Section 2.2.
 
-    Without it the decoder copies the frame before instead of attending to the text.
+    Without it the decoder copies the previous frame instead of attending to the text.
     """
 
     def __init__(self, config: Tacotron2Config) -> None:
@@ -229,12 +200,10 @@ class LocationSensitiveAttention(nn.Module):
     def __init__(self, config: Tacotron2Config) -> None:
         super().__init__()
         dim, n_filters = config.attention_dim, config.attention_location_n_filters
-        kernel_size = config.attention_location_kernel_size
+        size = config.attention_location_kernel_size
         self.query_layer = nn.Linear(config.decoder_rnn_embed_dim, dim, bias=False)  # W
         self.key_layer = nn.Linear(config.encoder_embed_dim, dim, bias=False)  # V
-        self.location_conv = nn.Conv1d(
-            2, n_filters, kernel_size, padding=kernel_size // 2, bias=False
-        )
+        self.location_conv = nn.Conv1d(2, n_filters, size, padding=size // 2, bias=False)
         self.location_layer = nn.Linear(n_filters, dim, bias=False)  # U
         self.v = nn.Linear(dim, 1, bias=False)
         for layer in (self.query_layer, self.key_layer, self.location_layer):
@@ -252,8 +221,7 @@ class LocationSensitiveAttention(nn.Module):
             query: (B, decoder_rnn_embed_dim), the attention LSTM's output.
             keys: (B, T_text, attention_dim), key_layer(encoder_outputs).
             padding_mask: (B, T_text) bool, True = padding.
-            alignment, cumulative_alignment: (B, T_text), of the previous frame, and the sum of
-                the alignments of all frames so far.
+            alignment, cumulative_alignment: (B, T_text), of the previous frame, and their sum.
         """
         locations = torch.stack([alignment, cumulative_alignment], dim=1)  # (B, 2, T_text)
         f = self.location_conv(locations).transpose(1, 2)  # (B, T_text, n_filters)
@@ -294,9 +262,7 @@ class Decoder(nn.Module):
         self, frame: Tensor, state: DecoderState, encoder_outputs: Tensor, keys: Tensor,
         padding_mask: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, DecoderState]:  # fmt: skip
-        """One frame, from the previous one. Section 2.2, fifth paragraph.
-
-        Dropout falls on the outputs of the two LSTMs, never on the states that are fed back.
+        """One frame, from the previous one. Dropout is on the LSTMs' outputs, not on their states.
 
         Args:
             frame: (B, num_mels), the previous frame; zeros to begin.
@@ -309,7 +275,6 @@ class Decoder(nn.Module):
             frame (B, num_mels), stop_logit (B,), alignment (B, T_text), state.
         """
         prenet_output = self.prenet(frame)  # (B, decoder_prenet_dim)
-
         x = torch.cat([prenet_output, state.context], dim=1)
         attention_hidden, attention_cell = lstm_cell(
             x, state.attention_hidden, state.attention_cell, self.attention_rnn
@@ -331,10 +296,9 @@ class Decoder(nn.Module):
         output = torch.cat([output, context], dim=1)
         frame = self.mel_projection(output)  # (B, num_mels)
         stop_logit = self.stop_projection(output).squeeze(1)  # (B,)
-        cumulative_alignment = state.cumulative_alignment + alignment  # (B, T_text)
         state = DecoderState(
             attention_hidden, attention_cell, decoder_hidden, decoder_cell, context, alignment,
-            cumulative_alignment,
+            state.cumulative_alignment + alignment,
         )  # fmt: skip
         return frame, stop_logit, alignment, state
 
@@ -343,16 +307,11 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Teacher forcing: frame t is predicted from the true frame t - 1.
 
-        Args:
-            encoder_outputs: (B, T_text, encoder_embed_dim).
-            padding_mask: (B, T_text) bool, True = padding.
-            mels: (B, T_mel, num_mels), the true frames.
-
-        Returns:
-            mels_before (B, T_mel, num_mels), stop_logits (B, T_mel), alignments
-            (B, T_mel, T_text).
+        encoder_outputs (B, T_text, encoder_embed_dim), padding_mask (B, T_text), mels
+        (B, T_mel, num_mels) -> mels_before (B, T_mel, num_mels), stop_logits (B, T_mel),
+        alignments (B, T_mel, T_text).
         """
-        keys = self.attention.key_layer(encoder_outputs)  # (B, T_text, attention_dim)
+        keys = self.attention.key_layer(encoder_outputs)
         state = self.initial_state(encoder_outputs)
         outputs = []
         for frame in F.pad(mels, (0, 0, 1, -1)).unbind(dim=1):  # zeros, then the true frames
@@ -364,12 +323,11 @@ class Decoder(nn.Module):
         self, encoder_outputs: Tensor, padding_mask: Tensor, max_decoder_steps: int,
         stop_threshold: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Free running: each frame is predicted from the predicted one before it.
+        """Free running: frame t is predicted from the predicted frame t - 1.
 
-        Runs until every item has said stop once, or for max_decoder_steps; returns what `forward`
-        does.
+        Until every item has said stop once, or for max_decoder_steps. Returns what `forward` does.
         """
-        keys = self.attention.key_layer(encoder_outputs)  # (B, T_text, attention_dim)
+        keys = self.attention.key_layer(encoder_outputs)
         state = self.initial_state(encoder_outputs)
         frame = state.context.new_zeros(len(padding_mask), self.config.num_mels)
         stopped = torch.zeros_like(padding_mask[:, 0])  # (B,)
@@ -383,18 +341,17 @@ class Decoder(nn.Module):
 
 
 class PostNet(nn.Module):
-    """Five convolutions over the finished frames; their output is added to them. Section 2.2."""
+    """Convolutions over the finished frames; their output is added to these. Section 2.2."""
 
     def __init__(self, config: Tacotron2Config) -> None:
         super().__init__()
         self.dropout_p = config.decoder_postnet_dropout_p
-        n_hidden = config.decoder_postnet_num_convs - 1
+        n_hidden, size = config.decoder_postnet_num_convs - 1, config.decoder_postnet_kernel_size
         widths = [config.num_mels] + [config.decoder_postnet_n_filters] * n_hidden
-        kernel_size = config.decoder_postnet_kernel_size
         self.convolutions = nn.ModuleList(
-            ConvNorm(n_in, n_out, kernel_size, "tanh") for n_in, n_out in pairwise(widths)
+            ConvNorm(n_in, n_out, size, "tanh") for n_in, n_out in pairwise(widths)
         )
-        self.convolutions.append(ConvNorm(widths[-1], config.num_mels, kernel_size, "linear"))
+        self.convolutions.append(ConvNorm(widths[-1], config.num_mels, size, "linear"))
 
     def forward(self, mels: Tensor, padding_mask: Tensor) -> Tensor:
         """(B, T_mel, num_mels) -> the correction, same shape."""
@@ -419,8 +376,7 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **kwargs) -> "Tacotron2":
-        # The mixin's own default lets missing weights pass in silence.
-        return super()._from_pretrained(strict=strict, **kwargs)
+        return super()._from_pretrained(strict=strict, **kwargs)  # missing weights are an error
 
     def forward(
         self, tokens: Tensor, token_lengths: Tensor, mels: Tensor, mel_lengths: Tensor
@@ -429,9 +385,8 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
 
         Args:
             tokens: (B, T_text) int64, padded with pad_token_id.
-            token_lengths: (B,) int64; on the CPU it saves a wait for the GPU.
             mels: (B, T_mel, num_mels), the true frames.
-            mel_lengths: (B,) int64.
+            token_lengths, mel_lengths: (B,) int64.
         """
         text_mask, mel_mask = (
             build_padding_mask(lengths.to(x.device, non_blocking=True), x.shape[1])
@@ -446,47 +401,36 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
 
     @torch.no_grad()
     def infer(
-        self,
-        tokens: Tensor,
-        token_lengths: Tensor | None = None,
-        max_decoder_steps: int = 2000,
+        self, tokens: Tensor, token_lengths: Tensor | None = None, max_decoder_steps: int = 2000,
         stop_threshold: float = 0.5,
-    ) -> InferenceOutput:
-        """Free running, each item to its own end.
+    ) -> InferenceOutput:  # fmt: skip
+        """Free running, each item to its own end; ValueError when max_decoder_steps < 1.
 
         Args:
             tokens: (B, T_text) int64.
             token_lengths: (B,) int64; None when no item is padded.
             max_decoder_steps: frames after which an item that never says stop is cut.
             stop_threshold: probability of the stop token that ends an item.
-
-        Raises:
-            ValueError: when max_decoder_steps < 1.
         """
         if max_decoder_steps < 1:
             raise ValueError(f"max_decoder_steps must be at least 1, found {max_decoder_steps}")
-        batch_size, n_text = tokens.shape
         if token_lengths is None:
-            token_lengths = torch.full((batch_size,), n_text)
-        padding_mask = build_padding_mask(token_lengths, n_text).to(tokens.device)
-        encoder_outputs = self.encoder(tokens, token_lengths, padding_mask)
-        frames, stop_logits, alignments = self.decoder.infer(
-            encoder_outputs, padding_mask, max_decoder_steps, stop_threshold
+            token_lengths = torch.full(tokens.shape[:1], tokens.shape[1])
+        text_mask = build_padding_mask(token_lengths, tokens.shape[1]).to(tokens.device)
+        encoder_outputs = self.encoder(tokens, token_lengths, text_mask)
+        mels_before, stop_logits, alignments = self.decoder.infer(
+            encoder_outputs, text_mask, max_decoder_steps, stop_threshold
         )
         stops = torch.sigmoid(stop_logits) > stop_threshold  # (B, n_steps)
-        reached_limit = ~stops.any(dim=1)
+        reached_limit = ~stops.any(dim=1)  # (B,)
         lengths = (stops.int().argmax(dim=1) + 1).masked_fill(reached_limit, max_decoder_steps)
         n_frames = int(lengths.max())
         mel_mask = build_padding_mask(lengths, n_frames)
-        mels_before = frames[:, :n_frames].masked_fill(mel_mask[:, :, None], 0.0)
+        mels_before = mels_before[:, :n_frames].masked_fill(mel_mask[:, :, None], 0.0)
         mels = mels_before + self.postnet(mels_before, mel_mask)
-        return InferenceOutput(
-            mels.masked_fill(mel_mask[:, :, None], 0.0),
-            lengths,
-            stop_logits[:, :n_frames],
-            alignments[:, :n_frames],
-            reached_limit,
-        )
+        mels = mels.masked_fill(mel_mask[:, :, None], 0.0)
+        stop_logits, alignments = stop_logits[:, :n_frames], alignments[:, :n_frames]
+        return InferenceOutput(mels, lengths, stop_logits, alignments, reached_limit)
 
 
 def guided_attention_penalty(
@@ -494,8 +438,7 @@ def guided_attention_penalty(
 ) -> Tensor:
     """W of Tachibana et al. 2017, arXiv 1710.08969, eq. 6: 0 on the diagonal, towards 1 off it.
 
-    Returns:
-        (B, T_mel, T_text) float32, with (T_mel, T_text) = shape.
+    (B, T_mel, T_text), with (T_mel, T_text) = shape.
     """
     device = mel_lengths.device
     t = torch.arange(shape[0], device=device) / mel_lengths[:, None]  # (B, T_mel)
@@ -504,16 +447,11 @@ def guided_attention_penalty(
 
 
 def tacotron2_loss(
-    output: Tacotron2Output,
-    mels: Tensor,
-    token_lengths: Tensor,
-    mel_lengths: Tensor,
-    stop_targets: Tensor,
-    guided_attention_weight: float = 0.0,
-    guided_attention_sigma: float = 0.4,
-    n_frames: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """The losses, each a mean over valid frames; padding counts nowhere.
+    output: Tacotron2Output, mels: Tensor, token_lengths: Tensor, mel_lengths: Tensor,
+    stop_targets: Tensor, guided_attention_weight: float = 0.0,
+    guided_attention_sigma: float = 0.4, n_frames: Tensor | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The losses by name, each a mean over valid frames, and their sum, `loss`.
 
     Args:
         output: what `Tacotron2.forward` returned.
@@ -522,27 +460,20 @@ def tacotron2_loss(
         stop_targets: (B, T_mel), 1 from the last valid frame on.
         guided_attention_weight: of eq. 6 of Tachibana et al.; 0 leaves it out.
         guided_attention_sigma: width of the diagonal, as a share of the clip.
-        n_frames: what to divide the sums over frames by, when these are not all the frames of
-            the optimizer step; the number of valid frames in the batch when None.
-
-    Returns:
-        mel_before_loss, mel_after_loss, stop_loss, guided_attention_loss and their sum, `loss`.
+        n_frames: valid frames of the whole optimizer step, where it has more than this batch.
     """
-    token_lengths, mel_lengths = (
-        lengths.to(mels.device, non_blocking=True) for lengths in (token_lengths, mel_lengths)
-    )  # a copy that blocks would wait for the forward pass
-    valid = ~build_padding_mask(mel_lengths, mels.shape[1])  # (B, T_mel)
-    if n_frames is None:
-        n_frames = mel_lengths.sum()
+    token_lengths = token_lengths.to(mels.device, non_blocking=True)
+    mel_lengths = mel_lengths.to(mels.device, non_blocking=True)
+    padding_mask = build_padding_mask(mel_lengths, mels.shape[1])  # (B, T_mel)
+    n_frames = mel_lengths.sum() if n_frames is None else n_frames
 
     def mean_over_frames(per_frame: Tensor) -> Tensor:
-        return per_frame.masked_fill(~valid, 0.0).sum() / n_frames
+        return per_frame.masked_fill(padding_mask, 0.0).sum() / n_frames
 
     before = F.mse_loss(output.mels_before.float(), mels, reduction="none").mean(dim=2)
     after = F.mse_loss(output.mels_after.float(), mels, reduction="none").mean(dim=2)
-    stop = F.binary_cross_entropy_with_logits(
-        output.stop_logits.float(), stop_targets, reduction="none"
-    )
+    stop_logits = output.stop_logits.float()
+    stop = F.binary_cross_entropy_with_logits(stop_logits, stop_targets, reduction="none")
     losses = {
         "mel_before_loss": mean_over_frames(before),
         "mel_after_loss": mean_over_frames(after),
@@ -550,11 +481,9 @@ def tacotron2_loss(
         "guided_attention_loss": mels.new_zeros(()),
     }
     if guided_attention_weight:
-        penalty = guided_attention_penalty(
-            token_lengths, mel_lengths, guided_attention_sigma, output.alignments.shape[1:]
-        )
-        losses["guided_attention_loss"] = guided_attention_weight * mean_over_frames(
-            (output.alignments.float() * penalty).sum(dim=2)
-        )
+        shape, sigma = output.alignments.shape[1:], guided_attention_sigma
+        penalty = guided_attention_penalty(token_lengths, mel_lengths, sigma, shape)
+        off_diagonal = (output.alignments.float() * penalty).sum(dim=2)  # (B, T_mel)
+        losses["guided_attention_loss"] = guided_attention_weight * mean_over_frames(off_diagonal)
     losses["loss"] = sum(losses.values())
     return losses
