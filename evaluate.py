@@ -32,7 +32,6 @@ from dataset import AudioConfig, Batch, BatchSampler, DataError, TTSCollator, TT
 from model import InferenceOutput
 from plotting import save_figure, summary_figure, write_whole
 from synthesize import MAX_DECODER_STEPS, Voice, device_argument, load_checkpoint
-from tokenizer import clean_text
 
 ALIGNMENT_SCORES = ("focus", "coverage", "monotonicity")
 COVERED = 0.5  # frames' worth of attention that counts a character as visited
@@ -190,7 +189,7 @@ def judge(
             "mcd_db": mel_cepstral_distortion(spoken, recording, voice.audio_config),
         }
         words = (word_times or {}).get(Path(path).stem, [])
-        if len(clean_text(text)) != len(text):
+        if len(voice.tokenizer.clean(text)) != len(text):
             words = []  # their indices count characters that the model does not see
         errors = word_start_errors(
             forced.alignments[i, :n_frames, :n_text].cpu(), words, voice.audio_config.hop_seconds

@@ -2,12 +2,14 @@
 
 import string
 import time
+import unicodedata
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from convert_checkpoint import SYMBOLS
 from tokenizer import ABBREVIATIONS, DEFAULT_SYMBOLS, PAD, Tokenizer, clean_text
 
 KNOWN = "".join(DEFAULT_SYMBOLS[1:])
@@ -142,6 +144,16 @@ def test_any_whitespace_becomes_one_space(space):
     assert clean_text(f"{space}one{space}two{space}") == "one two"
 
 
+def test_a_line_says_which_characters_are_left_out_of_how_many_texts():
+    describe = Tokenizer().describe_unknown
+    line = describe(["two \u2603\u2603", "\u2603 and \u4e2d", "Plain, caf\u00e9!", "\u200b"])
+    assert line.startswith("left out of 3 of 4 clips")
+    assert line.endswith("'\u2603' (2), '\u4e2d' (1), '\\u200b' (1)")
+    assert describe(["Plain, 1465 \u2014 caf\u00e9!"]) == "" == describe([])
+    many = describe("".join(map(chr, range(0x4E00, 0x4E00 + 10_000))))
+    assert many.endswith("and 9,980 more") and len(many) < 400
+
+
 def test_unknown_characters_are_named_once_in_order_and_left_out():
     tokenizer = Tokenizer()
     text = "snow \u2603 and \U0001f600\U0001f600 and \u4e2d\u6587 \u2603"
@@ -187,6 +199,74 @@ def test_a_padding_symbol_of_one_character_is_never_produced():
     tokenizer = Tokenizer(["_", *"ab"])
     assert tokenizer.encode("a_b").tolist() == [1, 2]
     assert tokenizer.unknown_characters("a_b") == "_"
+
+
+LATIN = string.ascii_lowercase + " "
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    ("table", "text", "kept"),
+    [
+        (LATIN + "äöüß", "Schöne Grüße", "schöne grüße"),
+        (LATIN + "äöüßÄÖÜ" + LATIN.upper().strip(), "Ärger, schöne Grüße", "Ärger schöne Grüße"),
+        (LATIN.upper() + "ÄÖÜ", "Schöne Grüße 5", "SCHÖNE GRÜSSE FIVE"),
+        (LATIN + "é", "Café ZOË", "café zoe"),
+        (LATIN + LATIN.upper().strip() + ".", "Dr. Smith, st. 1ST", "Doctor Smith saint first"),
+        ("абвгдежзийклмнопрстуфхцчшщъыьэюя ", "Мой йод", "мой йод"),
+        ("абвгдежзиклмнопрстуфхцчшщъыьэюя ", "Мой йод", "мои иод"),
+        ("αβγδεζηθικλμνοπρσςτυφχψω ", "ΟΔΟΣ ΣΟΣ", "οδος σος"),
+        ("かがきぎ", "かがき", "かがき"),
+        ("かき", "かがき", "かかき"),
+        ("カガ", "ｶｶﾞ", "カガ"),
+        ("안녕하세요", "안녕하세요", "안녕하세요"),
+        ("\u1112\u1161\u11ab\u1100\u1173\u11af", "한글", "\u1112\u1161\u11ab\u1100\u1173\u11af"),
+        ("\u0915\u0921\u095c", "\u0915\u095c", "\u0915\u095c"),  # NFC takes U+095C apart
+        ("一二三人", "三人", "三人"),
+        (LATIN + string.digits, "Room 5, 1465", "room 5 1465"),
+        (LATIN + "\u0301", "é", "e\u0301"),
+        (LATIN + "&\u2019", "Q&A isn\u2019t", "q&a isn\u2019t"),
+    ],
+)  # fmt: skip
+def test_what_is_in_the_table_is_kept_and_only_the_rest_is_made_plain(table, text, kept, form):
+    tokenizer = Tokenizer([PAD, *table])
+    tokens = tokenizer.encode(unicodedata.normalize(form, text))
+    assert tokenizer.decode(tokens) == kept
+    assert tokens.tolist() == [1 + table.index(character) for character in kept]
+
+
+@given(
+    st.sets(
+        st.characters(categories=["Lu", "Ll", "Lt", "Lo"]).filter(
+            lambda c: (
+                len(unicodedata.normalize("NFC", c)) > 1 or unicodedata.is_normalized("NFC", c)
+            )
+        ),
+        min_size=1,
+    ),
+    st.data(),
+)
+def test_a_text_of_the_tables_own_letters_comes_back_whole(letters, data):
+    tokenizer = Tokenizer([PAD, *sorted(letters)])
+    text = "".join(data.draw(st.lists(st.sampled_from(sorted(letters)), min_size=1)))
+    for form in ("NFC", "NFD"):
+        same_text = unicodedata.normalize(form, text)
+        assert tokenizer.decode(tokenizer.encode(same_text)) == text
+        assert tokenizer.unknown_characters(same_text) == ""
+
+
+def test_a_letter_may_be_written_in_the_table_as_two_characters():
+    symbols = [PAD, "a", "a\u0308", "b"]
+    assert Tokenizer(symbols).encode("Bäa\u0308a").tolist() == [3, 2, 2, 1]
+
+
+def test_the_tables_of_other_models_go_on_lower_casing():
+    """NVIDIA's has capitals, but its cleaner leaves none; in torchaudio's they are phonemes."""
+    for size in (38, 148):
+        tokenizer = Tokenizer(SYMBOLS[size])
+        assert tokenizer.decode(tokenizer.encode("Dr. Zoë, 5")) == "doctor zoe, five"
+    with pytest.raises(ValueError, match="no letter"):
+        Tokenizer(SYMBOLS[96]).encode("BIG DOG")
 
 
 @given(
