@@ -40,10 +40,10 @@ $(DEMO)/spoken/done: $(DEMO_CHECKPOINT)/model.safetensors
 		"Can you hear my new voice?" "The quick fox naps." "Hello, I learned to speak."
 	@touch $@
 
-# Two processes of one thread each: accelerate starts several only when told --multi_gpu, and on a
-# CPU they are faster than one process with two threads, whose small operations wait for each other.
+# Two processes of one thread each, which on a CPU accelerate starts only when told --multi_gpu. They
+# are faster than one process with two threads, whose small operations wait for each other.
 $(DEMO_CHECKPOINT)/model.safetensors: $(DEMO)/train_metadata.csv
-	OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --multi_gpu \
+	OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --quiet --multi_gpu \
 		--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		train_taco.py $(DEMO_FLAGS) --overwrite
 

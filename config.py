@@ -35,6 +35,7 @@ class TrainConfig:
     training_epochs: Annotated[int, "passes over the training manifest"] = 250
     batch_size: Annotated[int, "clips per device and step"] = 64
     gradient_accumulation_steps: Annotated[int, "batches added up to one optimizer step"] = 1
+    sync_batch_norm: Annotated[bool, "batch norm over the batches of all GPUs together"] = False
     learning_rate: Annotated[float, "Adam's learning rate until the decay begins"] = 1e-3
     min_learning_rate: Annotated[float, "learning rate that the decay ends at"] = 1e-5
     start_decay_epochs: Annotated[int | None, "epoch the decay begins; half of all if unset"] = None

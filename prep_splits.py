@@ -110,6 +110,16 @@ def print_table(splits: dict[str, list[Clip]]) -> None:
         print(f"{name:<6}{len(clips):>8}{hours:>9.3f}{characters:>12}{clips[0].duration:>13.2f}")
 
 
+def say_unknown(clips: list[Clip]) -> None:
+    """Say which characters of the transcripts training will leave out, on stderr, if any."""
+    from tokenizer import Tokenizer  # which imports torch: slow, and not needed for a mistake
+
+    unknown = Tokenizer().describe_unknown(clip.transcript for clip in clips)
+    if unknown:
+        hint = "train_taco.py's --path_to_symbols takes another table"
+        print(f"{unknown}; {hint}", file=sys.stderr)
+
+
 def read_metadata(path: Path) -> list[Clip]:
     """Read metadata.csv, all text untouched; PrepError if it is empty or not UTF-8.
 
@@ -287,6 +297,7 @@ def make_splits(args: argparse.Namespace, corpus: Path, scratch: Path) -> dict[s
     if not clips:
         raise PrepError(f"--min_seconds and --max_seconds leave no clip of {n_checked}.")
     splits = split_clips(clips, args.seed, args.test_split_pct)
+    say_unknown(clips)
     if args.trim_db:
         trimmed.mkdir(exist_ok=True)
         for clip in clips:

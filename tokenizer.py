@@ -224,13 +224,11 @@ class Tokenizer:
             n_affected += bool(unknown)
         if not counts:
             return ""
-        named = [f"{c!r} ({n:,})" for c, n in counts.most_common(MAX_NAMED)]
+        named = [f"{c!r} in {n:,}" for c, n in counts.most_common(MAX_NAMED)]
         if len(counts) > MAX_NAMED:
             named.append(f"and {len(counts) - MAX_NAMED:,} more")
-        return (
-            f"left out of {n_affected:,} of {n_texts:,} clips, because the table of symbols lacks "
-            f"them (in so many clips): {', '.join(named)}"
-        )
+        clips = f"{n_affected:,} of {n_texts:,} clips"
+        return f"characters that have no symbol are left out of {clips}: {', '.join(named)}"
 
     def encode(self, text: str) -> Tensor:
         """Token ids of the cleaned text, shape (T_text,), int64; unknown characters left out.

@@ -1,13 +1,15 @@
 """Trains Tacotron 2 by teacher forcing, on one or many GPUs or on a CPU.
 
-    accelerate launch train_taco.py --experiment_name tacotron2 --run_name first \
+    accelerate launch --quiet --num_processes 1 train_taco.py \
+        --experiment_name tacotron2 --run_name first \
         --working_directory work_dir --save_audio_gen work_dir/samples \
         --path_to_train_manifest data/train_metadata.csv \
         --path_to_val_manifest data/test_metadata.csv
 
-`train_taco.sh` shows every flag. Checkpoints go to WORKING_DIRECTORY/EXPERIMENT_NAME, pictures
-and sounds of every validation to SAVE_AUDIO_GEN. The file reads in the order things happen:
-learning rate, one step, an epoch, what follows it, the run.
+Without --num_processes it takes every GPU of the machine. `train_taco.sh` shows every flag.
+Checkpoints go to WORKING_DIRECTORY/EXPERIMENT_NAME, pictures and sounds of every validation to
+SAVE_AUDIO_GEN. The file reads in the order things happen: learning rate, one step, an epoch, what
+follows it, the run.
 """
 
 import contextlib
@@ -58,12 +60,15 @@ from training_run import (
     Run,
     agree,
     count_frames,
+    describe_batch,
     forward_losses,
     leave,
     make_loader,
     raise_together,
     read_groups,
+    refuse_sharding,
     remember,
+    synchronize_batch_norm,
 )
 from validation import judge_epoch
 
@@ -312,6 +317,8 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
         allow = config.warm_start_allow_mismatch
         skipped = warm_start(model, Path(config.warm_start), audio_config, tokenizer, allow)
         accelerator.print(f"weights of {config.warm_start}", *skipped, sep="\n  left out: ")
+    if config.sync_batch_norm:
+        model = synchronize_batch_norm(model, accelerator)
     optimizer = torch.optim.Adam(
         model.parameters(),
         lr=config.learning_rate,
@@ -367,6 +374,20 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
     return run, state
 
 
+def announce(run: Run) -> None:
+    """Says what is about to be trained, on how much, and what of the texts gets lost."""
+    n_parameters = sum(p.numel() for p in run.model.parameters())
+    print(
+        f"{n_parameters / 1e6:.1f} M parameters, {len(run.train_set):,} clips to train on, "
+        f"{len(run.val_set):,} to validate on, {run.steps_per_epoch:,} steps an epoch, "
+        f"mixed precision: {run.accelerator.mixed_precision}"
+    )
+    print(describe_batch(run), flush=True)
+    unknown = run.tokenizer.describe_unknown([*run.train_set.texts, *run.val_set.texts])
+    if unknown:
+        print(unknown, file=sys.stderr, flush=True)
+
+
 def train(configs: Configs) -> None:
     """The run from its first step, or from a checkpoint, to `final_checkpoint`.
 
@@ -374,16 +395,13 @@ def train(configs: Configs) -> None:
         DataError: for what the user can mend.
         Interrupted: when a signal ended the run.
     """
+    refuse_sharding()
     accelerator = Accelerator(step_scheduler_with_optimizer=False)
     interrupt = Interrupt()
     run, state = prepare(configs, accelerator)
     config = run.config
-    n_parameters = sum(p.numel() for p in run.model.parameters())
-    accelerator.print(
-        f"{n_parameters / 1e6:.1f} M parameters, {len(run.train_set):,} clips to train on, "
-        f"{len(run.val_set):,} to validate on, {run.steps_per_epoch:,} steps an epoch, "
-        f"{accelerator.num_processes} x {accelerator.device.type}, {accelerator.mixed_precision}"
-    )
+    if accelerator.is_main_process:
+        announce(run)
     saved_at = time.monotonic()
     while state.epoch < config.training_epochs:
         state, saved_at = train_epoch(run, state, interrupt, saved_at)

@@ -21,6 +21,12 @@ from model import Tacotron2Config, tacotron2_loss
 from tokenizer import Tokenizer
 
 LOSSES = ("loss", "mel_before_loss", "mel_after_loss", "stop_loss", "guided_attention_loss")
+SHARDING = {  # what accelerate's launcher sets in the environment, and for what
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
 SECOND_SIGNAL_SECONDS = 2.0  # sooner, it is the launcher passing on the first
 
 
@@ -80,6 +86,50 @@ class Interrupt:
 
 class Interrupted(Exception):
     """The run was asked to stop, and has written the checkpoint that it names."""
+
+
+def refuse_sharding() -> None:
+    """Every process trains the whole model; called before an Accelerator sets anything else up.
+
+    Raises:
+        DataError: when the launcher asks for the model to be split.
+    """
+    for variable, name in SHARDING.items():
+        if os.environ.get(variable, "").lower() == "true":
+            raise DataError(
+                f"accelerate launch asks for {name} ({variable}), which splits a model among "
+                "devices; here each holds all of it: launch with --multi_gpu instead"
+            )
+
+
+def synchronize_batch_norm(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
+    """The model with the means and variances of batch norm taken over all GPUs together.
+
+    Parameters, buffers and their names stay as they are.
+
+    Raises:
+        DataError: for several processes on a CPU, where torch cannot do it.
+    """
+    if accelerator.num_processes == 1:
+        print("--sync_batch_norm: one process, whose batch norm sees the whole batch as it is")
+        return model
+    if accelerator.device.type != "cuda":
+        raise DataError(
+            f"--sync_batch_norm is for GPUs, found {accelerator.num_processes} processes on "
+            f"{accelerator.device.type}"
+        )
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def describe_batch(run: Run) -> str:
+    """Devices, clips on each and clips of one optimizer step, as one line."""
+    device, n = run.accelerator.device, run.accelerator.num_processes
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    size, accumulated = run.config.batch_size, run.config.gradient_accumulation_steps
+    return (
+        f"{n} {'process' if n == 1 else 'processes'} ({name}) x {size} clips a batch x "
+        f"{accumulated} accumulated = {n * size * accumulated} clips a step"
+    )
 
 
 def make_loader(run: Run, dataset: TTSDataset, **order: Any) -> DataLoader:

@@ -147,8 +147,7 @@ def test_any_whitespace_becomes_one_space(space):
 def test_a_line_says_which_characters_are_left_out_of_how_many_texts():
     describe = Tokenizer().describe_unknown
     line = describe(["two \u2603\u2603", "\u2603 and \u4e2d", "Plain, caf\u00e9!", "\u200b"])
-    assert line.startswith("left out of 3 of 4 clips")
-    assert line.endswith("'\u2603' (2), '\u4e2d' (1), '\\u200b' (1)")
+    assert line.endswith(" of 3 of 4 clips: '\u2603' in 2, '\u4e2d' in 1, '\\u200b' in 1")
     assert describe(["Plain, 1465 \u2014 caf\u00e9!"]) == "" == describe([])
     many = describe("".join(map(chr, range(0x4E00, 0x4E00 + 10_000))))
     assert many.endswith("and 9,980 more") and len(many) < 400

@@ -86,6 +86,7 @@ def test_a_run_leaves_what_the_readme_says(straight_run):
     assert (state["epoch"], state["epoch_step"], state["step"]) == (2, 0, 10)
     losses = [row["val_loss"] for row in state["history"]]
     assert np.isfinite(losses).all() and losses[1] < losses[0]
+    assert "1 process (cpu) x 2 clips a batch x 1 accumulated = 2 clips a step" in done.stdout
     assert "step 4/5" in done.stdout and "frames/s" in done.stdout and "left" in done.stdout
     shown = next(line for line in done.stdout.split("\n") if line.startswith("epoch 2 done"))
     for kind in ("val", "free"):
@@ -224,6 +225,7 @@ def test_every_option_of_the_launch_script_is_known_and_none_is_missing():
         "checkpoint_minutes",
         "keep_checkpoints",
         "skip_nonfinite",
+        "sync_batch_norm",
         "warm_start",
         "warm_start_allow_mismatch",
         *FROM_TOKENIZER,
