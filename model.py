@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fast_decoder import attention_loop, fast_lstm
-from fast_steps import capture, repeated_attention, repeated_cell
+from fast_steps import CellFunction, capture, repeated_attention, repeated_cell
 
 MAX_SIZE = 16384  # of a layer: beyond it, memory would run out with no word about the flag
 # Free running, between looks at the stop token. Each look waits for the device, and the more steps
@@ -38,7 +38,6 @@ CUDNN_WITH_BFLOAT16 = 91300  # 9.13, the first whose LSTMs take bfloat16, on GPU
 # cuDNN needs all weights of an LSTM in one piece of memory. Weights cast to bfloat16 are not: torch
 # copies them there at each call (24 MB in all) and warns that it does.
 warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
-CellFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # x, h, c -> h, c
 # query, alignment, cumulative_alignment -> context, alignment
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
