@@ -40,10 +40,11 @@ class TrainerState(NamedTuple):
     step: int  # optimizer steps in all
     epoch_losses: list[float]  # sums over the steps of this epoch
     history: list[dict]  # losses and scores of each completed epoch
-    epoch_skipped: int = 0  # steps of this epoch that --skip_nonfinite skipped
+    epoch_skipped: int = 0  # steps of this epoch that --skip_nonfinite or loss scaling skipped
     best_score: float = -1.0  # of free running, at the end of an epoch
     wandb_run_id: str | None = None
     alignment_judged: bool = False  # whether a missing alignment has been looked for
+    skipped_in_a_row: int = 0  # steps just before this one that were skipped
 
 
 def save_checkpoint(

@@ -442,11 +442,9 @@ def load_fused_attention(
 def fast_lstm(inputs: Tensor, lstm: torch.nn.LSTM) -> Tensor:
     """`lstm(inputs)[0]` for a one-layer LSTM: inputs (T_mel, B, n_in) -> (T_mel, B, n_hidden).
 
-    cuDNN's on a GPU. On a CPU PyTorch's own spends most of its time on reordering the recurrent
-    weight at each frame, so the loop above takes its place.
+    For a CPU, where PyTorch's own spends most of its time on reordering the recurrent weight at
+    each frame.
     """
-    if inputs.device.type != "cpu":
-        return lstm(inputs)[0]
     dtype = compute_dtype(inputs)
     weights = (lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0 + lstm.bias_hh_l0)
     with torch.autocast("cpu", enabled=False):

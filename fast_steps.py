@@ -26,32 +26,49 @@ from fast_decoder import (
     state_dtype_of,
 )
 
+CellFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # x, h, c -> h, c
 # carry -> (outputs, carry)
 StepsFunction = Callable[[tuple[Tensor, ...]], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
 
-# The blocked weights of the LSTM cells last stepped: weight_hh -> dtype -> (what they were made
-# from, cell). Making them takes as long as 60 steps of a sentence; they go when the model goes.
+# Of each LSTM cell stepped on a CPU, by its weight_hh: dtype -> (copies of its weights, the cell
+# with the blocked layout made from them). Making that takes as long as 60 steps of a sentence,
+# comparing the copies with the weights as long as two or three. Copies and layout take twice the
+# weights' memory, 142 MB at the default sizes in float32; they go when the model goes.
 _CELLS = WeakIdKeyDictionary()
 
 
 def repeated_cell(
     weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
-) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+) -> CellFunction:
     """(x, h, c) -> (h, c), an LSTM cell that is stepped many times, without a gradient.
 
     The product runs in autocast's type where that is on, the rest in float32.
     """
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
     dtype = compute_dtype(weight_hh)
     fused = load_fused(weight_hh.device, dtype)
-    if not (fused or can_block(weight_hh.to(dtype))):
-        return lambda x, h, c: torch.lstm_cell(x, (h, c), weight_ih, weight_hh, bias_ih, bias_hh)
-    activate = fused.activate_cell if fused else activate_cell
-    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-    # Any write to a weight raises its version, loading and training steps included.
-    made_from = [(id(weight), weight._version) for weight in weights]
+    if fused:
+        return _make_cell(weights, dtype, fused.activate_cell)
+    if not can_block(weight_hh.to(dtype)):
+        return lambda x, h, c: torch.lstm_cell(x, (h, c), *weights)
     cells = _CELLS.setdefault(weight_hh, {})
-    if dtype in cells and cells[dtype][0] == made_from:
-        return cells[dtype][1]
+    # By value: `.data`, a move to another device and inference mode leave no other trace.
+    if dtype not in cells or not all(map(_same, cells[dtype][0], weights)):
+        copies = [weight.detach().clone() for weight in weights]
+        cells[dtype] = (copies, _make_cell(weights, dtype, activate_cell))
+    return cells[dtype][1]
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    return x.device == y.device and x.dtype == y.dtype and torch.equal(x, y)
+
+
+def _make_cell(
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
+    dtype: torch.dtype,
+    activate: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> CellFunction:
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
     product = repeated_linear(torch.cat([weight_ih, weight_hh], dim=1).to(dtype))
     bias = (bias_ih + bias_hh).float()
 
@@ -60,7 +77,6 @@ def repeated_cell(
         next_cell = torch.empty_like(cell)
         return activate(gate, cell, next_cell), next_cell
 
-    cells[dtype] = (made_from, cell)
     return cell
 
 

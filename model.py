@@ -14,6 +14,7 @@ the frame before, and fast_decoder.py runs those two; all the rest is one call o
 `--no-fast_decoder` runs the same loop in plain PyTorch, to the same numbers.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,15 +25,19 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from fast_decoder import attention_loop, fast_lstm
-from fast_steps import capture, repeated_attention, repeated_cell
+from fast_steps import CellFunction, capture, repeated_attention, repeated_cell
 
 MAX_SIZE = 16384  # of a layer: beyond it, memory would run out with no word about the flag
 # Free running, between looks at the stop token. Each look waits for the device, and the more steps
 # there are to a CUDA graph, the longer its recording takes.
 STEPS_AT_ONCE = {"cuda": 8}
-CellFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # x, h, c -> h, c
+CUDNN_WITH_BFLOAT16 = 91300  # 9.13, the first whose LSTMs take bfloat16, on GPUs from Ampere on
+# cuDNN needs all weights of an LSTM in one piece of memory. Weights cast to bfloat16 are not: torch
+# copies them there at each call (24 MB in all) and warns that it does.
+warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
 # query, alignment, cumulative_alignment -> context, alignment
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -160,6 +165,48 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return F.dropout(x, p, training)
 
 
+def cudnn_has_bfloat16(device: torch.device) -> bool:
+    """Whether cuDNN runs LSTMs in bfloat16 on this GPU; AMD's MIOpen does not."""
+    if torch.version.hip or (torch.backends.cudnn.version() or 0) < CUDNN_WITH_BFLOAT16:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def run_lstm(inputs: Tensor | PackedSequence, lstm: nn.LSTM) -> Tensor | PackedSequence:
+    """`lstm(inputs)[0]`, but never in float16 where autocast's type is bfloat16.
+
+    On a GPU, torch's autocast runs an LSTM in float16 whatever its type is, and without the loss
+    scaling of fp16 training most of the LSTM's gradients are too small for float16. So under
+    bfloat16 the LSTM runs outside autocast: in bfloat16 where cuDNN has that, which adds up in
+    float32, else in float32.
+    """
+    device = (inputs.data if isinstance(inputs, PackedSequence) else inputs).device
+    under_autocast = device.type == "cuda" and torch.is_autocast_enabled("cuda")
+    if not (under_autocast and torch.get_autocast_dtype("cuda") == torch.bfloat16):
+        return lstm(inputs)[0]
+    with torch.autocast("cuda", enabled=False):
+        dtype = torch.bfloat16 if cudnn_has_bfloat16(device) else torch.float32
+        return lstm_in_dtype(inputs, lstm, dtype)
+
+
+def lstm_in_dtype(
+    inputs: Tensor | PackedSequence, lstm: nn.LSTM, dtype: torch.dtype
+) -> Tensor | PackedSequence:
+    """`lstm(inputs)[0]`, with inputs and weights cast to dtype; gradients reach the originals."""
+    inputs = inputs.to(dtype)
+    weights = [weight.to(dtype) for weight in lstm.parameters()]
+    options = (lstm.bias, lstm.num_layers, lstm.dropout, lstm.training, lstm.bidirectional)
+    n_states = lstm.num_layers * (2 if lstm.bidirectional else 1)
+    if isinstance(inputs, PackedSequence):
+        x, batch_sizes = inputs[:2]
+        zeros = x.new_zeros(n_states, int(batch_sizes[0]), lstm.hidden_size)
+        outputs = torch.lstm(x, batch_sizes, (zeros, zeros), weights, *options)[0]
+        return inputs._replace(data=outputs)
+    batch_size = inputs.shape[0 if lstm.batch_first else 1]
+    zeros = inputs.new_zeros(n_states, batch_size, lstm.hidden_size)
+    return torch.lstm(inputs, (zeros, zeros), weights, *options, lstm.batch_first)[0]
+
+
 def lstm_cell(
     weights: tuple[Tensor, ...], x: Tensor, hidden: Tensor, cell: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -221,7 +268,7 @@ class Encoder(nn.Module):
             batch_first=True,
         )
         outputs, _ = nn.utils.rnn.pad_packed_sequence(
-            self.lstm(packed)[0], batch_first=True, total_length=tokens.shape[1]
+            run_lstm(packed, self.lstm), batch_first=True, total_length=tokens.shape[1]
         )
         return outputs.index_select(0, order.argsort())  # (B, T_text, encoder_embed_dim)
 
@@ -341,10 +388,9 @@ class Decoder(nn.Module):
 
         # All that follows needs no frame before its own: one call over all frames.
         rnn_inputs = torch.cat([queries.to(contexts.dtype), contexts], dim=2)
-        fast = self.config.fast_decoder
-        rnn_outputs = (
-            fast_lstm(rnn_inputs, self.decoder_rnn) if fast else self.decoder_rnn(rnn_inputs)[0]
-        )
+        on_cpu = rnn_inputs.device.type == "cpu"
+        lstm = fast_lstm if self.config.fast_decoder and on_cpu else run_lstm
+        rnn_outputs = lstm(rnn_inputs, self.decoder_rnn)
         rnn_outputs = dropout(rnn_outputs, self.config.decoder_dropout_p, self.training)
         features = torch.cat([rnn_outputs, contexts.to(rnn_outputs.dtype)], dim=2)
         outputs = F.linear(features, *self.joint_projection()).transpose(0, 1)

@@ -72,6 +72,11 @@ from training_run import (
 )
 from validation import judge_epoch
 
+# Of fp16. A scale too high for the gradients is found within some twenty steps; one below 1 would
+# make gradients smaller than they are.
+MAX_SKIPPED_IN_A_ROW = 50
+MIN_LOSS_SCALE = 1.0
+
 
 def learning_rate_factor(epoch: float, config: TrainConfig) -> float:
     """Share of learning_rate at a (fractional) epoch: constant, then exponential decay."""
@@ -99,8 +104,8 @@ def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, flo
     """One optimizer step on all of `batches`: losses by name, number of frames, gradient norm.
 
     The losses are means over the valid frames of all batches on all processes, so that neither
-    how many processes there are nor how a batch is cut up changes the gradient. With
-    --skip_nonfinite, a step that is skipped has no losses.
+    how many processes there are nor how a batch is cut up changes the gradient. A step that
+    --skip_nonfinite or fp16's loss scaling skips has no losses.
 
     Raises:
         DataError: on every process, when a loss or gradient is not finite, without
@@ -135,6 +140,8 @@ def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, flo
         named_losses = {}
     else:
         run.optimizer.step()
+        if run.accelerator.optimizer_step_was_skipped:
+            named_losses = {}
     run.optimizer.zero_grad()
     run.scheduler.step()
     return named_losses, n_frames, grad_norm
@@ -154,6 +161,21 @@ def refuse_nonfinite(run: Run, batches: list[Batch], step: int, loss: float) -> 
     print(f"{sentence}: skipped", file=sys.stderr)
 
 
+def scaling_failure(run: Run, state: TrainerState) -> str | None:
+    """Why fp16 cannot go on when its loss scaling skips step after step, else None."""
+    scaler, n_skipped = run.accelerator.scaler, state.skipped_in_a_row
+    if scaler is None or n_skipped == 0:
+        return None
+    scale = scaler.get_scale()
+    if n_skipped < MAX_SKIPPED_IN_A_ROW and scale >= MIN_LOSS_SCALE:
+        return None
+    return (
+        f"step {state.step}: the gradient is not finite in fp16, with the loss scale down to "
+        f"{scale:g} and {n_skipped} steps skipped in a row; --mixed_precision bf16 (or no) needs "
+        "no loss scale"
+    )
+
+
 def train_epoch(
     run: Run, state: TrainerState, interrupt: Interrupt, saved_at: float
 ) -> tuple[TrainerState, float]:
@@ -168,7 +190,8 @@ def train_epoch(
 
     Raises:
         Interrupted: when a signal asked for the end, after writing a checkpoint.
-        DataError: when a clip cannot be read or a step is not finite, after writing a checkpoint.
+        DataError: when a clip cannot be read, a step is not finite or fp16 skips step after step,
+            after writing a checkpoint.
     """
     config = run.config
     loader = make_loader(
@@ -207,7 +230,10 @@ def train_epoch(
             step=state.step + 1,
             epoch_losses=sums,
             epoch_skipped=state.epoch_skipped + (not losses),
+            skipped_in_a_row=0 if losses else state.skipped_in_a_row + 1,
         )
+        if failure := scaling_failure(run, state):
+            save_and_raise(run, state, DataError(failure))
         scalars = {"learning_rate": run.scheduler.get_last_lr()[0], "grad_norm": grad_norm}
         meter.update(state.epoch_step, state.step, losses, n_frames, scalars)
     meter.bar.close()
@@ -228,7 +254,7 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
     }
     scores, files = judge_epoch(run, epoch)
     row = {"epoch": epoch, "step": state.step, **train_means, **scores}
-    if run.config.skip_nonfinite:
+    if run.config.skip_nonfinite or run.accelerator.scaler is not None:
         row["skipped_steps"] = state.epoch_skipped
     row["learning_rate"] = run.scheduler.get_last_lr()[0]
     if run.accelerator.is_main_process:
@@ -397,6 +423,11 @@ def train(configs: Configs) -> None:
     """
     refuse_sharding()
     accelerator = Accelerator(step_scheduler_with_optimizer=False)
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise DataError(
+            "--mixed_precision fp16 needs a GPU: on a CPU nothing scales the loss, and gradients "
+            "are lost; use --mixed_precision bf16 or no"
+        )
     interrupt = Interrupt()
     run, state = prepare(configs, accelerator)
     config = run.config

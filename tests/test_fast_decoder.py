@@ -1,11 +1,14 @@
 """The hand-written loop: its gradients against numbers, all of it against the plain loop."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import fast_decoder
+import fast_steps
 from fast_decoder import _LSTM, AttentionLoop, attention_loop, fast_lstm
 from fast_steps import repeated_attention, repeated_cell
 from model import Tacotron2, Tacotron2Config, Tacotron2Output, build_padding_mask
@@ -216,20 +219,73 @@ def test_stepped_attention_equals_the_plain_one():
         torch.testing.assert_close(ours, plain, rtol=0, atol=1e-6)
 
 
-def test_stepped_cells_follow_their_weights():
+def stepped_and_plain(lstm: nn.LSTMCell) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    weights = (lstm.weight_ih, lstm.weight_hh, lstm.bias_ih, lstm.bias_hh)
+    x, h, c = (
+        torch.linspace(-1, 1, 3 * n, device=lstm.weight_hh.device).view(3, n) for n in (5, 7, 7)
+    )
+    return repeated_cell(*weights)(x, h, c), lstm(x, (h, c))
+
+
+CHANGES = {
+    "nothing": lambda lstm: None,
+    "in place": lambda lstm: lstm.weight_ih.mul_(2.0),
+    "a bias": lambda lstm: lstm.bias_hh.add_(1),
+    # An average of weights is put in place like this; no tensor's version moves on.
+    "data.copy_": lambda lstm: lstm.weight_ih.data.copy_(torch.rand(28, 5)),
+    "data": lambda lstm: setattr(lstm.weight_hh, "data", torch.rand(28, 7)),
+    "vector_to_parameters": lambda lstm: nn.utils.vector_to_parameters(
+        torch.rand(28 * (5 + 7 + 1 + 1)), lstm.parameters()
+    ),
+}
+
+
+@pytest.mark.parametrize("inference_mode", [False, True], ids=["no_grad", "inference_mode"])
+def test_stepped_cells_follow_their_weights(inference_mode):
     """Blocked weights are made once, and again after any change to the weights."""
     torch.manual_seed(0)
-    lstm = torch.nn.LSTMCell(5, 7)
-    weights = (lstm.weight_ih, lstm.weight_hh, lstm.bias_ih, lstm.bias_hh)
-    x, h, c = torch.randn(3, 5), torch.randn(3, 7), torch.randn(3, 7)
+    with torch.inference_mode() if inference_mode else torch.no_grad():
+        lstm = nn.LSTMCell(5, 7)  # in inference mode, its weights have no version
+        for name, change in CHANGES.items():
+            change(lstm)
+            for ours, plain in zip(*stepped_and_plain(lstm), strict=True):
+                torch.testing.assert_close(ours, plain, atol=1e-6, rtol=0, msg=name)
+            weights = (lstm.weight_ih, lstm.weight_hh, lstm.bias_ih, lstm.bias_hh)
+            assert repeated_cell(*weights) is repeated_cell(*weights), "made once"
+
+
+def test_stepped_cells_follow_their_weights_to_a_gpu(monkeypatch):
+    """Where a CPU's blocked weights would fail. The move leaves Parameters and their versions."""
+    lstm, activated = nn.LSTMCell(5, 7), []
+
+    def activate_cell(*args: Tensor) -> Tensor:
+        activated.append("on the GPU")
+        return fast_decoder.activate_cell(*args)
+
     with torch.no_grad():
-        for change in (
-            lambda: None,
-            lambda: lstm.weight_ih.mul_(2.0),
-            lambda: lstm.bias_hh.add_(1),
-        ):
-            change()
-            stepped = repeated_cell(*weights)(x, h, c)
-            for ours, theirs in zip(stepped, lstm(x, (h, c)), strict=True):
-                torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
-        assert repeated_cell(*weights) is repeated_cell(*weights)
+        stepped_and_plain(lstm)
+        with monkeypatch.context() as patch:  # the same tensors, now taken for a GPU's
+            gpu = SimpleNamespace(activate_cell=activate_cell)
+            patch.setattr(fast_steps, "load_fused", lambda device, dtype: gpu)
+            patch.setattr(fast_decoder, "can_block", lambda weight: False)
+            ours, plain = stepped_and_plain(lstm)
+            assert activated == ["on the GPU"]
+            torch.testing.assert_close(ours, plain, atol=1e-6, rtol=0)
+            lstm.weight_hh.data.mul_(2.0)
+        ours, plain = stepped_and_plain(lstm)  # back on the CPU
+        assert len(activated) == 1
+        torch.testing.assert_close(ours, plain, atol=1e-6, rtol=0)
+
+
+def test_equal_weights_of_another_device_or_type_are_not_the_same():
+    x = torch.ones(3)
+    assert fast_steps._same(x, x.clone())
+    assert not fast_steps._same(x, x.double()) and not fast_steps._same(x, x.to("meta"))
+
+
+def test_a_model_made_in_inference_mode_speaks():
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        model = Tacotron2(SMALL).eval()
+        outputs = model.infer(torch.tensor([[1, 2, 3]]), None, 5, 1.0)
+    assert outputs.mels.shape == (1, 5, SMALL.num_mels) and outputs.mels.isfinite().all()
