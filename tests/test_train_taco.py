@@ -268,6 +268,8 @@ def test_the_advice_fits_the_flags():
     said = missing_alignment(row, config)
     assert "monotonicity is 0.09" in said and "--learning_rate, now 3e-05" in said
     assert said.endswith("guided attention: --guided_attention_weight 1, now 0")
+    assert missing_alignment({**row, "val_focus": 0.27}, config)  # 0.243
+    assert missing_alignment({**row, "val_focus": 0.29}, config) is None  # 0.261
 
 
 def test_a_missing_alignment_is_looked_for_once(tiny_corpus, tmp_path, monkeypatch, capsys):
