@@ -1,6 +1,6 @@
 """Puts deliberate defects into a copy of the code, one at a time, and looks which the tests notice.
 
-    python tests/mutants.py                       # all of mutants.txt, about half an hour
+    python tests/mutants.py                       # all of mutants.txt
     python tests/mutants.py --only evaluate.py    # those of a file, or whose text holds this
     python tests/mutants.py --list
 
@@ -31,14 +31,15 @@ from typing import NamedTuple
 REPO = Path(__file__).resolve().parent.parent
 LIST = Path(__file__).with_suffix(".txt")
 PRELOADED = (
-    "pytest", "hypothesis", "torch", "torchaudio", "accelerate", "huggingface_hub", "pandas",
+    "pytest", "hypothesis", "torch", "torch._dynamo", "torchaudio", "accelerate", "pandas",
+    "huggingface_hub.hub_mixin",
     "scipy.fft", "soundfile", "librosa.core.audio", "librosa.filters", "librosa.sequence",
     "matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.Image", "num2words",
     "safetensors.torch",
 )  # fmt: skip
 FOLDER = Path()  # a worker's copy of the repository
 NEEDED_SHARE = 0.95  # of the defects must be noticed
-PASSED, FAILED, NOT_COLLECTED = 0, 1, 2  # pytest's exit codes; others mean that no test ran
+PASSED, FAILED, NOT_COLLECTED, INTERNAL_ERROR = 0, 1, 2, 3  # pytest's exit codes
 
 
 class Mutant(NamedTuple):
@@ -130,26 +131,34 @@ def run_tests(tests: tuple[str, ...], seconds: float) -> tuple[int | None, str]:
         output = Path(scratch) / "output.txt"
         child = os.fork()
         if child == 0:
-            os.setsid()
-            os.chdir(FOLDER)
-            os.environ["TMPDIR"], tempfile.tempdir = scratch, None
-            file = os.open(output, os.O_CREAT | os.O_WRONLY)
-            for number in (1, 2):
-                os.dup2(file, number)
-            flags = ["-x", "-q", "-p", "no:cacheprovider", "--tb=no"]
-            code = sys.modules["pytest"].main([*flags, *(f"tests/{test}" for test in tests)])
-            sys.stdout.flush()
-            os._exit(code)
-        deadline = time.monotonic() + seconds
-        while (status := os.waitpid(child, os.WNOHANG))[0] == 0:
-            if time.monotonic() > deadline:
+            code = INTERNAL_ERROR
+            try:
+                os.setsid()
+                os.chdir(FOLDER)
+                os.environ["TMPDIR"], tempfile.tempdir = scratch, None
+                file = os.open(output, os.O_CREAT | os.O_WRONLY)
+                for number in (1, 2):
+                    os.dup2(file, number)
+                flags = ["-x", "-q", "-p", "no:cacheprovider", "--tb=no"]
+                code = sys.modules["pytest"].main([*flags, *(f"tests/{test}" for test in tests)])
+                sys.stdout.flush()
+            finally:  # whatever happens, the fork must not go on as a second worker
+                os._exit(code)
+        deadline, status = time.monotonic() + seconds, None
+        try:
+            while status is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+                pid, code = os.waitpid(child, os.WNOHANG)
+                status = os.waitstatus_to_exitcode(code) if pid else None
+        finally:
+            if status is None:
                 os.killpg(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-                return None, "took too long"
-            time.sleep(0.05)
+        if status is None:
+            return None, "took too long"
         said = output.read_text(encoding="utf-8", errors="replace")
     found = re.search(r"^(?:FAILED|ERROR) \S*?::([^\s\[]+)", said, re.MULTILINE)
-    return os.waitstatus_to_exitcode(status[1]), found[1] if found else said.strip()[-200:]
+    return status, found[1] if found else said.strip()[-200:]
 
 
 def judge(mutant: Mutant, seconds: float) -> tuple[bool, str, float]:

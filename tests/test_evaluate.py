@@ -159,16 +159,18 @@ def test_a_mel_that_is_not_finite_is_refused():
 
 
 def test_word_start_errors_of_a_known_staircase():
-    """Characters 0, 3 and 6 begin words; frames 0, 10, 30 of 40."""
+    """Characters 0, 3, 6 and 7 begin words; frames 0, 10, 30, 34 of 40."""
     alignment = staircase(40, [0, 3, 6, 10, 14, 20, 30, 34])
     words = [
         {"word": "a", "index": 0, "start": 0.0},
         {"word": "b", "index": 3, "start": 0.085},
         {"word": "c", "index": 6, "start": 0.325},
+        {"word": "d", "index": 7, "start": 0.33},
     ]
     errors, diagonal = word_start_errors(alignment, words, HOP)
-    np.testing.assert_allclose(errors, [0.105 - 0.085, 0.305 - 0.325])
-    np.testing.assert_allclose(diagonal, [3 / 8 * 0.4 - 0.085, 6 / 8 * 0.4 - 0.325])
+    np.testing.assert_allclose(errors, [0.105 - 0.085, 0.305 - 0.325, 0.345 - 0.33])
+    by_hand = [3 / 8 * 0.4 - 0.085, 6 / 8 * 0.4 - 0.325, 7 / 8 * 0.4 - 0.33]
+    np.testing.assert_allclose(diagonal, by_hand)
 
 
 def test_a_word_that_is_never_reached_counts_to_the_end():
