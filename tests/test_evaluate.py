@@ -229,7 +229,8 @@ def test_each_clip_of_a_padded_batch_is_judged_alone():
         "first": [
             {"word": "abc", "index": 0, "start": 0.0},
             {"word": "d", "index": 3, "start": 0.09},
-            {"word": "e", "index": 5, "start": 0.3},
+            {"word": "f", "index": 5, "start": 0.3},
+            {"word": "g", "index": 7, "start": 0.3},
         ],
         "second": [{"word": "ab", "index": 0, "start": 0}, {"word": "c", "index": 3, "start": 0.1}],
     }
@@ -243,7 +244,7 @@ def test_each_clip_of_a_padded_batch_is_judged_alone():
             "path": "x/first.wav", "text": "abc defg", "recording_frames": 40, "spoken_frames": 12,
             "length_ratio": 0.3, "stopped": False, "forced_focus": 1.0, "forced_coverage": 1.0,
             "forced_monotonicity": 1.0, "free_focus": 0.5, "free_coverage": 1.0,
-            "free_monotonicity": 1.0, "score": 0.0, "word_start_median_ms": (15 + 95) / 2,
+            "free_monotonicity": 1.0, "score": 0.0, "word_start_median_ms": 45.0,
         },
         {
             "path": "x/second.wav", "text": "ab c", "recording_frames": 20, "spoken_frames": 6,
@@ -262,10 +263,10 @@ def test_each_clip_of_a_padded_batch_is_judged_alone():
         distortion = clip.row.pop("mcd_db")
         assert distortion == mel_cepstral_distortion(clip.mel, clip.recording, config)
         assert clip.row == pytest.approx(expected)
-    # Characters 3 and 5 are reached in the middles of frames 10 and 20, as are shares 3 / 8 and
-    # 5 / 8 of 0.4 s; the second clip ends at 0.2 s without its character 3.
-    assert judged[0].word_errors == pytest.approx([0.105 - 0.09, 0.205 - 0.3])
-    assert judged[0].diagonal_errors == pytest.approx([0.15 - 0.09, 0.25 - 0.3])
+    # Characters 3, 5 and 7 are reached in the middles of frames 10, 20 and 34, and by a diagonal
+    # after 3, 5 and 7 eighths of 0.4 s; the second clip ends at 0.2 s without its character 3.
+    assert judged[0].word_errors == pytest.approx([0.105 - 0.09, 0.205 - 0.3, 0.345 - 0.3])
+    assert judged[0].diagonal_errors == pytest.approx([0.15 - 0.09, 0.25 - 0.3, 0.35 - 0.3])
     assert judged[1].word_errors == pytest.approx([0.2 - 0.1])
     assert judged[1].diagonal_errors == pytest.approx([0.15 - 0.1])
     longer = batch._replace(texts=["abc  defg", "ab c"])  # cleaning takes a character away

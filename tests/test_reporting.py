@@ -201,7 +201,7 @@ def test_film_shows_the_epochs_in_order_and_more_of_the_early_ones(
 ):
     for epoch in range(2, n_epochs + 2):
         write_frame(tmp_path, epoch)
-    history = [{"epoch": epoch, "train_loss": 1.0} for epoch in range(1, n_epochs + 2)]
+    history = [{"epoch": epoch, "free_score": 0.5} for epoch in range(1, n_epochs + 2)]
     make_film(tmp_path, history, "hi", 0.5)
     ((alignments, path, rest),) = films
     epochs = [int(title.removeprefix("epoch ")) for title in rest.pop("titles")]
@@ -223,7 +223,7 @@ def test_film_is_of_the_clip_of_the_last_epoch(films, drawn, tmp_path):
     for epoch, n_characters in ((1, 5), (2, 5), (3, 2), (5, 2)):
         write_frame(tmp_path, epoch, n_characters)
     (tmp_path / "epoch_4.npz").write_bytes(b"broken")
-    make_film(tmp_path, [{"epoch": epoch} for epoch in range(1, 6)], "hi", 0.5)
+    make_film(tmp_path, [{"epoch": epoch, "free_score": 0.5} for epoch in range(1, 6)], "hi", 0.5)
     assert films[0][2]["titles"] == ["epoch 3", "epoch 5"]
 
 
