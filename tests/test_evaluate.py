@@ -15,7 +15,6 @@ from PIL import Image
 import evaluate
 from dataset import AudioConfig, Batch, DataError, audio_to_mel, load_wav, to_log_mel
 from evaluate import (
-    alignment_scores,
     free_running_scores,
     judge,
     make_report,
@@ -40,36 +39,6 @@ def staircase(n_frames, starts):
     return alignment
 
 
-def test_a_perfect_alignment_scores_one():
-    alignment = staircase(20, [0, 4, 9, 15])[None]
-    scores = alignment_scores(alignment, torch.tensor([4]), torch.tensor([20]))
-    assert {name: value.item() for name, value in scores.items()} == {
-        "focus": 1.0,
-        "coverage": 1.0,
-        "monotonicity": 1.0,
-    }
-
-
-def test_scores_ignore_padding():
-    padded = torch.full((1, 30, 9), 1 / 9)
-    padded[0, :20, 4:] = 0.0
-    padded[0, :20, :4] = staircase(20, [0, 4, 9, 15])
-    scores = alignment_scores(padded, torch.tensor([4]), torch.tensor([20]))
-    assert scores["focus"].item() == scores["monotonicity"].item() == 1.0
-
-
-def test_each_fault_lowers_its_own_score():
-    lengths = torch.tensor([4]), torch.tensor([20])
-    blurred = staircase(20, [0, 4, 9, 15])[None] * 0.6 + 0.1
-    assert alignment_scores(blurred, *lengths)["focus"].item() == pytest.approx(0.7)
-    skipping = staircase(20, [0, 4, 4, 15])[None]  # the second character is never attended to
-    assert alignment_scores(skipping, *lengths)["coverage"].item() == 0.75
-    jumping = staircase(20, [0, 4, 9, 15])[None]
-    jumping[0, 17] = jumping[0, 0]
-    score = alignment_scores(jumping, *lengths)["monotonicity"].item()
-    assert score == pytest.approx(18 / 19)
-
-
 def distortion_by_hand(mel, reference):
     """Sums over cosines instead of a DCT, and the textbook's table instead of a library's path."""
     n = mel.shape[1]
@@ -92,22 +61,14 @@ def distortion_by_hand(mel, reference):
     return np.mean([np.mean(group) for group in groups])
 
 
-def test_distortion_agrees_with_the_formula_by_hand():
+@pytest.mark.parametrize("n", [40, 80])
+def test_distortion_agrees_with_the_formula_by_hand(n):
     generator = torch.Generator().manual_seed(0)
-    mel = torch.rand(23, 80, generator=generator) * 8 - 4
-    reference = torch.rand(17, 80, generator=generator) * 8 - 4
+    mel = torch.rand(23, n, generator=generator) * 8 - 4
+    reference = torch.rand(17, n, generator=generator) * 8 - 4
     expected = distortion_by_hand(mel, reference)
-    assert mel_cepstral_distortion(mel, reference, AudioConfig()) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("num_mels", [40, 80])
-def test_distortion_is_in_decibels(num_mels):
-    """A ripple of 6 dB at its peaks is 6 / sqrt(2) dB in the root mean square."""
-    ripple = 6.0 * torch.cos(torch.pi * 4 * (torch.arange(num_mels) + 0.5) / num_mels)
-    mel = torch.zeros(9, num_mels)
-    config = AudioConfig(num_mels=num_mels)
-    distortion = mel_cepstral_distortion(mel + 8.0 / 100.0 * ripple, mel, config)
-    assert distortion == pytest.approx(6 / 2**0.5, rel=1e-4)
+    distortion = mel_cepstral_distortion(mel, reference, AudioConfig(num_mels=n))
+    assert distortion == pytest.approx(expected)
 
 
 def test_distortion_is_blind_to_loudness_and_to_pace_but_not_to_words(tiny_corpus):
@@ -199,7 +160,8 @@ def flags(untrained, tiny_corpus):
 
 
 def test_each_clip_of_a_padded_batch_is_judged_alone():
-    """Forced and free running, recorded and spoken: each array ends where its clip does.
+    """Each array and score ends where its clip does; the second one is focused, complete and forward
+    in part only.
 
     The forced alignments of the second clip go on in the padding: read to their ends, they would
     reach the last word there, and a straight diagonal would be another one.
@@ -210,7 +172,7 @@ def test_each_clip_of_a_padded_batch_is_judged_alone():
     forced[1, 20:, 7] = 1.0
     free = torch.zeros(2, 12, 8)
     free[0] = 0.5 * staircase(12, [0, 1, 2, 3, 4, 5, 6, 7])
-    free[1, :6, :4] = staircase(6, [0, 1, 4, 5])
+    free[1, range(6), [0, 1, 0, 2, 2, 2]] = 0.9  # goes back once, and skips the last character
     mels, spoken = torch.zeros(2, 40, 80), torch.zeros(2, 12, 80)
     mels[0], mels[1, :20] = torch.rand(40, 80), torch.rand(20, 80)
     spoken[0], spoken[1, :6] = torch.rand(12, 80), torch.rand(6, 80)
@@ -249,8 +211,8 @@ def test_each_clip_of_a_padded_batch_is_judged_alone():
         {
             "path": "x/second.wav", "text": "ab c", "recording_frames": 20, "spoken_frames": 6,
             "length_ratio": 0.3, "stopped": True, "forced_focus": 0.75, "forced_coverage": 0.75,
-            "forced_monotonicity": 1.0, "free_focus": 1.0, "free_coverage": 1.0,
-            "free_monotonicity": 1.0, "score": 1.0, "word_start_median_ms": 100.0,
+            "forced_monotonicity": 1.0, "free_focus": 0.9, "free_coverage": 0.75,
+            "free_monotonicity": 0.8, "score": 0.54, "word_start_median_ms": 100.0,
         },
     ]  # fmt: skip
     for clip, expected, i, n_frames, n_spoken, n_text in (
