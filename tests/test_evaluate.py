@@ -160,8 +160,7 @@ def flags(untrained, tiny_corpus):
 
 
 def test_each_clip_of_a_padded_batch_is_judged_alone():
-    """Each array and score ends where its clip does; the second one is focused, complete and forward
-    in part only.
+    """Each array and score ends where its clip does; the second clip's scores are below 1.
 
     The forced alignments of the second clip go on in the padding: read to their ends, they would
     reach the last word there, and a straight diagonal would be another one.
