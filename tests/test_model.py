@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model import (
     Decoder,
@@ -97,7 +98,8 @@ def test_alignment_rows_sum_to_one_and_are_zero_on_padding(fast_decoder):
 @BOTH_DECODERS
 def test_an_utterance_alone_equals_itself_padded_in_a_batch(fast_decoder):
     model = lively(make_model(fast_decoder=fast_decoder))
-    tokens, token_lengths, mels, mel_lengths = make_batch()
+    # Sorting these lengths and sorting them back are different permutations.
+    tokens, token_lengths, mels, mel_lengths = make_batch(token_lengths=(6, 4, 9))
     together = model(tokens, token_lengths, mels, mel_lengths)
     for i in range(3):
         n, t = int(token_lengths[i]), int(mel_lengths[i])
@@ -187,6 +189,7 @@ def test_batched_inference_equals_one_by_one():
     threshold = max(ends, key=lambda threshold: len(set(ends[threshold])))
     together = model.infer(tokens, token_lengths, 15, threshold)
     assert len(set(together.mel_lengths.tolist())) > 1, "the items should end at different steps"
+    assert together.mel_lengths.tolist() == [min(n + 1, 15) for n in ends[threshold]]
     for i in range(3):
         n = int(token_lengths[i])
         alone = model.infer(tokens[i : i + 1, :n], None, 15, threshold)
@@ -312,3 +315,8 @@ def test_save_and_from_pretrained(tmp_path):
     assert again.config == model.config
     batch = make_batch()
     assert torch.equal(again(*batch).mels_after, model(*batch).mels_after)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["decoder.attention.v.weight"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeError, match=r"decoder\.attention\.v\.weight"):
+        Tacotron2.from_pretrained(tmp_path)

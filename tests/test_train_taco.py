@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -104,16 +103,13 @@ def test_a_checkpoint_folder_is_a_pretrained_model(straight_run):
         assert torch.equal(model.state_dict()[name], weight), name
 
 
-def test_pictures_sound_and_film_can_be_opened(straight_run):
+def test_pictures_sounds_and_film_of_a_run(straight_run):
+    """Which files there are; what they hold is tested in test_reporting.py."""
     samples = straight_run[0] / "samples"
-    for epoch in (1, 2):
-        for kind in ("teacher_forced", "free_running"):
-            picture = np.asarray(Image.open(samples / f"epoch_{epoch}_{kind}.png").convert("L"))
-            assert picture.std() > 10, "an empty picture"
-        wav, rate = soundfile.read(samples / f"epoch_{epoch}_free_running.wav")
-        assert rate == 22050 and len(wav) % 256 == 0 and np.isfinite(wav).all()
+    kinds = ("_teacher_forced.png", "_free_running.png", "_free_running.wav", ".npz")
+    names = {f"epoch_{epoch}{kind}" for epoch in (1, 2) for kind in kinds}
+    assert {path.name for path in samples.iterdir()} == names | {"alignment.gif", "loss.png"}
     assert Image.open(samples / "alignment.gif").n_frames == 2
-    assert (samples / "loss.png").stat().st_size > 1000
 
 
 def test_resuming_at_an_epochs_end_is_exact(straight_run, tiny_corpus, tmp_path):
@@ -270,6 +266,8 @@ def test_the_advice_fits_the_flags():
     said = missing_alignment(row, config)
     assert "monotonicity is 0.09" in said and "--learning_rate, now 3e-05" in said
     assert said.endswith("guided attention: --guided_attention_weight 1, now 0")
+    assert missing_alignment({**row, "val_focus": 0.27}, config)  # 0.243
+    assert missing_alignment({**row, "val_focus": 0.29}, config) is None  # 0.261
 
 
 def test_a_missing_alignment_is_looked_for_once(tiny_corpus, tmp_path, monkeypatch, capsys):
