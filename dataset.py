@@ -33,15 +33,12 @@ import torchaudio
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from arguments import DataError
 from model import build_padding_mask
 from tokenizer import Tokenizer
 
 MANIFEST_COLUMNS = ("file_path", "normalized_transcript", "duration")
 LENGTH_JITTER = 0.03  # share of a clip's length; what reshuffles batches, at about 3 % padding
-
-
-class DataError(ValueError):
-    """A file or a text of the user's that cannot be used; the message is meant for them."""
 
 
 @dataclass(frozen=True)
@@ -338,10 +335,10 @@ class TTSDataset(Dataset):
         path, text = self.paths[index], self.texts[index]
         wav = load_wav(path, self.audio_config.sampling_rate)
         try:
-            tokens, mel = self.tokenizer.encode(text), audio_to_mel(wav, self.audio_config)
-        except ValueError as error:
+            mel = audio_to_mel(wav, self.audio_config)
+        except DataError as error:
             raise DataError(f"{path}: {error}") from None
-        return Utterance(tokens, mel, text, path)
+        return Utterance(self.tokenizer.encode(text), mel, text, path)
 
 
 class TTSCollator:

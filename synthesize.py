@@ -10,6 +10,7 @@ Griffin-Lim's. `load_checkpoint` and `synthesize` are what inference.ipynb calls
 import argparse
 import io
 import json
+import os
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import asdict, fields
@@ -22,8 +23,8 @@ import soundfile
 import torch
 from torch import Tensor
 
-from arguments import check_writable, path_argument, seed_argument
-from dataset import AudioConfig, DataError, mel_to_audio, to_log_mel
+from arguments import DataError, check_writable, file_errors, path_argument, seed_argument
+from dataset import AudioConfig, mel_to_audio, to_log_mel
 from model import Tacotron2, Tacotron2Config
 from plotting import save_figure, summary_figure, write_whole
 from tokenizer import Tokenizer
@@ -98,9 +99,9 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
         DataError: when it is missing, not JSON, of a newer format, or lacks or invents a field.
     """
     path = Path(directory) / CONFIG_FILE
-    if not Path(directory).is_dir():
+    if not os.path.isdir(directory):  # unlike Path.is_dir, False for any unusable name
         raise DataError(f"{directory}: no such checkpoint folder")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{directory}: not a checkpoint folder, {CONFIG_FILE} is missing")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -145,6 +146,18 @@ def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -
     return Voice(model.to(device).eval(), audio_config, tokenizer)
 
 
+def encode(text: str, voice: Voice) -> Tensor:
+    """(T_text,) int64.
+
+    Raises:
+        DataError: when the text has nothing to speak.
+    """
+    try:
+        return voice.tokenizer.encode(text)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
 def synthesize(
     text: str,
     voice: Voice,
@@ -168,10 +181,7 @@ def synthesize(
     """
     if seed is not None:
         torch.manual_seed(seed)
-    try:
-        tokens = voice.tokenizer.encode(text)
-    except ValueError as error:
-        raise DataError(str(error)) from None
+    tokens = encode(text, voice)
     device = next(voice.model.parameters()).device
     with inference_precision(device, dtype):
         output = voice.model.infer(tokens[None].to(device), None, max_decoder_steps, stop_threshold)
@@ -191,13 +201,14 @@ def write_wav(path: str | Path, wav: Tensor, sampling_rate: int) -> None:
     write_whole(path, lambda temporary: temporary.write_bytes(content.getvalue()))
 
 
+@file_errors()
 def write_synthesis(
     result: Synthesis, text: str, voice: Voice, output_dir: Path, stem: str
 ) -> None:
     """stem.wav, stem.png and stem.npy in output_dir.
 
     Raises:
-        OSError: when one cannot be written.
+        DataError: when one cannot be written.
     """
     audio_config = voice.audio_config
     write_wav(output_dir / f"{stem}.wav", result.wav, audio_config.sampling_rate)
@@ -269,16 +280,16 @@ def run(args: argparse.Namespace) -> None:
     """Speaks every text of `args` and says for each whether it stopped by itself.
 
     Raises:
-        DataError, ValueError: when the checkpoint or a text cannot be used.
-        OSError: when the results cannot be written.
+        DataError: when the checkpoint or a text cannot be used, or the results not be written.
     """
     texts = read_texts(args)
     check_writable("--output_dir", args.output_dir)
     voice = load_checkpoint(args.checkpoint, args.device)
     for text in texts:  # all are checked before the first is spoken
-        voice.tokenizer.encode(text)
+        encode(text, voice)
     output_dir = Path(args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    with file_errors():
+        output_dir.mkdir(parents=True, exist_ok=True)
     for number, text in enumerate(texts, start=1):
         unknown = voice.tokenizer.unknown_characters(text)
         if unknown:
@@ -302,7 +313,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         run(args)
-    except (ValueError, OSError) as error:
+    except DataError as error:
         sys.exit(f"synthesize.py: {' '.join(str(error).split())}")
 
 
