@@ -4,7 +4,8 @@
         --text "Printing, in the only sense." --output_dir spoken
 
 The .npy holds the natural-log mel, float32, (num_mels, T_mel): what a HiFi-GAN reads. The wav is
-Griffin-Lim's. `load_checkpoint` and `synthesize` are what inference.ipynb calls.
+Griffin-Lim's. Both are of the mel clamped to what a recording can have, with a warning where a
+model has run away. `load_checkpoint` and `synthesize` are what inference.ipynb calls.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from arguments import DataError, check_writable, file_errors, path_argument, seed_argument
-from dataset import AudioConfig, mel_to_audio, to_log_mel
+from dataset import AudioConfig, clamp_mel, mel_to_audio, to_log_mel
 from model import Tacotron2, Tacotron2Config
 from plotting import save_figure, summary_figure, write_whole
 from tokenizer import Tokenizer
@@ -46,7 +47,7 @@ class Voice(NamedTuple):
 class Synthesis(NamedTuple):
     """One spoken text."""
 
-    mel: Tensor  # (T_mel, num_mels), scaled as the checkpoint's audio_config says
+    mel: Tensor  # (T_mel, num_mels), scaled as the checkpoint's audio_config says, clamped
     alignment: Tensor  # (T_mel, T_text)
     wav: Tensor  # (n_samples,)
     reached_limit: bool  # True: cut at max_decoder_steps instead of stopping by itself
@@ -185,7 +186,7 @@ def synthesize(
     device = next(voice.model.parameters()).device
     with inference_precision(device, dtype):
         output = voice.model.infer(tokens[None].to(device), None, max_decoder_steps, stop_threshold)
-    mel = output.mels[0].float()  # (T_mel, num_mels)
+    mel = clamp_mel(output.mels[0].float(), voice.audio_config)  # (T_mel, num_mels)
     wav = mel_to_audio(mel, voice.audio_config)
     return Synthesis(mel.cpu(), output.alignments[0].cpu(), wav.cpu(), bool(output.reached_limit))
 

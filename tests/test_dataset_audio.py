@@ -1,6 +1,7 @@
 """Tests of dataset.py, the sound: audio files, the mel equation, Griffin-Lim, AudioConfig."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from dataset import (
     AudioConfig,
     DataError,
     audio_to_mel,
+    clamp_mel,
     load_wav,
     log_to_scaled_mel,
     mel_to_audio,
@@ -31,6 +33,13 @@ def noisy_sweep(seconds: float = 1.0, seed: int = 0) -> np.ndarray:
     phase = 2 * np.pi * (110 * time + 40 * time**2)
     buzz = sum(np.sin(k * phase) / k for k in range(1, 30))
     return (0.2 * buzz + 1e-3 * rng.standard_normal(len(time))).astype(np.float32)
+
+
+def some_clips(folder: Path) -> list[Path]:
+    """The recordings of an LJSpeech folder; of more than 100, some 100 at equal distances."""
+    paths = sorted(path for path in (folder / "wavs").iterdir() if path.suffix in (".wav", ".flac"))
+    assert paths, f"no recordings in {folder}"
+    return paths[:: len(paths) // 100 + 1]
 
 
 def sine(frequency: float, seconds: float, rate: int, level: float = 0.5) -> np.ndarray:
@@ -253,6 +262,71 @@ def test_griffin_lim_of_one_frame_works_for_unusual_configs(config):
     wav = mel_to_audio(torch.zeros(1, 80), config, n_iter=4)
     assert wav.shape == (config.hop_size,)
     assert torch.isfinite(wav).all() and wav.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        AudioConfig(mel_scaling="log"),
+        AudioConfig(n_fft=2048, window_size=1200, hop_size=300, num_mels=64, fmin=50.0, fmax=11025),
+        AudioConfig(min_db=-80.0, max_scaled_abs=1.0, fmax=7600.0),
+    ],
+)
+def test_no_sound_is_louder_than_the_loudest_mel(config):
+    rng = np.random.default_rng(0)
+    time = np.arange(RATE // 2) / RATE
+    sounds = [rng.choice([-1.0, 1.0], len(time)), rng.uniform(-1, 1, len(time)), np.ones(len(time))]
+    sounds += [np.sign(np.sin(2 * np.pi * pitch * time)) for pitch in np.geomspace(50, 8000, 40)]
+    wavs = torch.from_numpy(np.stack(sounds).astype(np.float32))
+    loudest = audio_to_mel(wavs, config).max().item()
+    decibels = 20 / math.log(10) if config.mel_scaling == "log" else 0
+    decibels = decibels or -config.min_db / (2 * config.max_scaled_abs)
+    assert -10 < (loudest - config.loudest) * decibels < 0
+
+
+def test_mels_of_recordings_are_not_clamped(ljspeech_dir):
+    for path in some_clips(ljspeech_dir):
+        for config in (CONFIG, AudioConfig(mel_scaling="log")):
+            wav = load_wav(path, RATE)
+            mel = audio_to_mel(wav / wav.abs().max(), config)
+            assert torch.equal(clamp_mel(mel, config), mel), path
+
+
+@pytest.mark.parametrize("mel_scaling", ["scaled_db", "log"])
+@pytest.mark.parametrize("value", [1000.0, math.inf, -1000.0, math.nan])
+def test_a_mel_that_runs_away_is_clamped_with_a_warning(mel_scaling, value):
+    """One bin of one frame: all else sounds as it would without, and nothing is a constant."""
+    config = AudioConfig(mel_scaling=mel_scaling)
+    mel = audio_to_mel(torch.from_numpy(noisy_sweep()), config)
+    torch.manual_seed(0)
+    sound = mel_to_audio(mel, config)
+    mel[40, 10] = value
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match=r"^1 of the mel's 6880 values \(0\.0%\) are clamped"):
+        again = mel_to_audio(mel, config)
+    assert again.abs().max() <= 1 and again.mean().abs() < 0.01 * again.std()
+    for part in (slice(0, 8000), slice(13_000, None)):
+        assert again[part].std().item() == pytest.approx(sound[part].std().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("n_frames", [1, 20])
+def test_frames_that_run_away_leave_the_others_audible(n_frames):
+    mel = audio_to_mel(torch.from_numpy(noisy_sweep()), CONFIG)
+    sound = mel_to_audio(mel, CONFIG)
+    mel[-n_frames:] = 1000.0
+    with pytest.warns(UserWarning, match=f"^{80 * n_frames} of the mel's 6880 values"):
+        again = mel_to_audio(mel, CONFIG)
+    assert again.abs().max() <= 1 and again.mean().abs() < 0.01 * again.std()
+    assert again[:12_000].std() > 0.1 * sound[:12_000].std()  # no more than 20 dB quieter
+
+
+def test_mels_a_little_below_silence_are_silence_without_a_word(recwarn):
+    mel = audio_to_mel(torch.from_numpy(noisy_sweep(0.3)), CONFIG)
+    lower = torch.where(mel < -2.0, mel.new_tensor(CONFIG.silence - 1.0), mel)
+    clamped = clamp_mel(lower, CONFIG)
+    assert (clamped[mel < -2.0] == CONFIG.silence).all() and not len(recwarn)
+    assert torch.equal(clamped[mel >= -2.0], mel[mel >= -2.0])
 
 
 def test_griffin_lim_never_goes_above_full_scale():

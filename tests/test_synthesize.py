@@ -82,6 +82,18 @@ def test_the_exported_mel_is_the_natural_log_of_the_spoken_one(checkpoint):
     np.testing.assert_allclose(log_mel.numpy(), expected, atol=1e-4)
 
 
+def test_a_model_that_has_run_away_is_said_to(checkpoint, tmp_path):
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["decoder.mel_projection.bias"][::2] += 1000.0
+    save_file(weights, checkpoint / "model.safetensors")
+    with pytest.warns(UserWarning, match=r"^1200 of the mel's 2400 values \(50.0%\) are clamped"):
+        speak(checkpoint, tmp_path / "out", "--text", "Hello.")
+    mel = np.load(tmp_path / "out" / "001.npy")
+    assert mel[::2].max() == mel[::2].min() == pytest.approx(np.log(512 * 0.0491), abs=0.01)
+    wav, _ = soundfile.read(tmp_path / "out" / "001.wav")
+    assert abs(wav.mean()) < 0.01 * wav.std()
+
+
 def test_a_checkpoint_on_log_mels_speaks_at_the_same_level(checkpoint):
     """The same mel, once scaled and once in logarithms, is the same sound."""
     voice = load_checkpoint(checkpoint)
