@@ -97,7 +97,8 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
     """Reads config.json of a checkpoint folder.
 
     Raises:
-        DataError: when it is missing, not JSON, of a newer format, or lacks or invents a field.
+        DataError: when it is missing, not JSON, of a newer format, lacks or invents a field, or is
+            that of `save_pretrained`, without audio settings and symbols.
     """
     path = Path(directory) / CONFIG_FILE
     if not os.path.isdir(directory):  # unlike Path.is_dir, False for any unusable name
@@ -106,6 +107,13 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
         raise DataError(f"{directory}: not a checkpoint folder, {CONFIG_FILE} is missing")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config, dict) and not {"format_version", "audio", "symbols"} & set(config):
+            raise DataError(
+                f"{path}: has neither audio settings nor symbols, which save_pretrained does not "
+                f"know: copy {CONFIG_FILE} of the checkpoint that the model came from to "
+                f"{directory}, or call write_config({str(directory)!r}, model.config, "
+                "audio_config, tokenizer) of synthesize.py"
+            )
         version = config.pop("format_version")
         if version != FORMAT_VERSION:
             raise DataError(

@@ -1,6 +1,7 @@
 """From a checkpoint and text to files, and what happens to a checkpoint that is broken."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -159,6 +160,30 @@ def test_a_broken_checkpoint_is_named_in_one_sentence(checkpoint, tmp_path, name
     message = str(error.value)
     assert message.startswith("synthesize.py: ") and sentence in message and "\n" not in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("remedy", ["copy config.json of the checkpoint", "write_config("])
+def test_a_folder_of_save_pretrained_is_told_what_it_lacks(checkpoint, tmp_path, remedy):
+    """And what the sentence advises works, whichever of the two it is."""
+    voice, saved = load_checkpoint(checkpoint), tmp_path / "saved"
+    voice.model.save_pretrained(saved)
+    with pytest.raises(SystemExit) as error:
+        speak(saved, tmp_path / "out", "--text", "Hello.")
+    sentence = str(error.value)
+    assert sentence.startswith(f"synthesize.py: {saved}") and "\n" not in sentence
+    assert "neither audio settings nor symbols" in sentence and remedy in sentence
+    if remedy == "write_config(":
+        call = re.search(r"write_config\(.*\)", sentence)[0]
+        known = {"write_config": synthesize.write_config, "model": voice.model}
+        known |= {"audio_config": voice.audio_config, "tokenizer": voice.tokenizer}
+        eval(call, known)
+    else:
+        shutil.copy(checkpoint / "config.json", saved)
+    speak(saved, tmp_path / "out", "--text", "Hello.")
+    speak(checkpoint, tmp_path / "expected", "--text", "Hello.")
+    mels = [np.load(tmp_path / name / "001.npy") for name in ("out", "expected")]
+    assert np.array_equal(*mels)
+    assert type(voice.model).from_pretrained(saved).config == voice.model.config
 
 
 @pytest.mark.parametrize(
