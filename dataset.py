@@ -39,6 +39,15 @@ from model import build_padding_mask
 from tokenizer import Tokenizer
 
 MANIFEST_COLUMNS = ("file_path", "normalized_transcript", "duration")
+# Beyond these, filters, or the spectrum of a few words, would not fit into memory.
+MAX_SIZES = {
+    "sampling_rate": 1_000_000,
+    "num_mels": 1024,
+    "n_fft": 16384,
+    "window_size": 16384,
+    "hop_size": 16384,
+}
+MAX_OVERLAP = 64  # frames that a sample is part of
 LENGTH_JITTER = 0.03  # share of a clip's length; what reshuffles batches, at about 3 % padding
 
 
@@ -60,9 +69,11 @@ class AudioConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("sampling_rate", "num_mels", "n_fft", "window_size", "hop_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, found {getattr(self, name)}")
+        for name, most in MAX_SIZES.items():
+            value = getattr(self, name)
+            if not 1 <= value <= most:
+                bounds = "at least 1" if value < 1 else f"at most {most}"
+                raise ValueError(f"--{name} must be {bounds}, found {value}")
         if self.num_mels > self.n_fft // 2 + 1:
             raise ValueError(
                 f"--num_mels must not exceed the {self.n_fft // 2 + 1} frequencies of --n_fft "
@@ -76,6 +87,11 @@ class AudioConfig:
         if (self.n_fft - self.hop_size) % 2:
             raise ValueError(
                 f"--n_fft minus --hop_size must be even, found {self.n_fft} - {self.hop_size}"
+            )
+        if self.n_fft > MAX_OVERLAP * self.hop_size:
+            raise ValueError(
+                f"--n_fft must be at most {MAX_OVERLAP} times --hop_size, found {self.n_fft} "
+                f"and {self.hop_size}"
             )
         if not 0 <= self.fmin < self.fmax <= self.sampling_rate / 2:
             raise ValueError(

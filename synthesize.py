@@ -132,6 +132,24 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
     return result
 
 
+def check_shapes(path: Path, model_config: Tacotron2Config) -> None:
+    """Holds the shapes in a weights file against the model's, before either takes memory.
+
+    Raises:
+        DataError: naming a tensor that is missing, unknown or of another shape.
+    """
+    with torch.device("meta"):
+        expected = {name: [*t.shape] for name, t in Tacotron2(model_config).state_dict().items()}
+    with safetensors.safe_open(path, "pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    for name in sorted(expected.keys() | found):
+        if expected.get(name) != found.get(name):
+            shapes = f"{name} is {found.get(name)}, not {expected.get(name)}".replace(
+                "None", "absent"
+            )
+            raise DataError(f"{path}: weights do not fit {CONFIG_FILE} ({shapes})")
+
+
 def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -> Voice:
     """A checkpoint folder to a Voice in eval mode. No pickle is opened.
 
@@ -139,11 +157,12 @@ def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -
         DataError: when config.json or model.safetensors is missing, broken or does not fit.
     """
     model_config, audio_config, tokenizer = read_config(directory)
-    model = Tacotron2(model_config)
     path = Path(directory) / WEIGHTS_FILE
     if not path.is_file():
         raise DataError(f"{directory}: {WEIGHTS_FILE} is missing")
     try:
+        check_shapes(path, model_config)
+        model = Tacotron2(model_config)
         state = safetensors.torch.load_file(path)
         model.load_state_dict(state)
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:

@@ -354,6 +354,12 @@ def test_griffin_lim_never_goes_above_full_scale():
         ({"fmin": 8000.0}, "--fmin"),
         ({"fmin": -1.0}, "--fmin"),
         ({"fmax": math.nan}, "--fmax"),
+        *(
+            ({name: value}, f"--{name}")
+            for name in ("sampling_rate", "num_mels", "n_fft", "window_size", "hop_size")
+            for value in (10**9, 10**30)
+        ),
+        ({"n_fft": 2**14, "window_size": 2**14, "hop_size": 2}, "--hop_size"),
         ({"min_db": 0.0}, "--min_db"),
         ({"min_db": 100.0}, "--min_db"),
         ({"min_db": -math.inf}, "--min_db"),

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import synthesize
 from dataset import AudioConfig, DataError, audio_to_mel, scaled_to_log_mel
+from model import Tacotron2
 from synthesize import load_checkpoint, main
 
 SMALL = {
@@ -209,6 +210,22 @@ def test_wrong_flags(checkpoint, tmp_path, flags, capsys):
     with pytest.raises(SystemExit) as error:
         main(["--checkpoint", str(checkpoint), "--output_dir", "x", "--text", "a", *flags])
     assert error.value.code == 2 and flags[0] in capsys.readouterr().err
+
+
+def test_weights_of_other_shapes_are_refused_before_a_model_takes_memory(checkpoint, monkeypatch):
+    """A config.json may ask for 4 GB beside weights of a few kilobytes."""
+    break_json(checkpoint, lambda c: c.update(decoder_rnn_embed_dim=8000))
+    devices = []
+
+    class Watched(Tacotron2):
+        def __init__(self, config):
+            devices.append(torch.empty(0).device.type)
+            super().__init__(config)
+
+    monkeypatch.setattr(synthesize, "Tacotron2", Watched)
+    with pytest.raises(DataError, match=r"decoder\.attention.* not \[.*8000"):
+        load_checkpoint(checkpoint)
+    assert devices == ["meta"], "this device's tensors have shapes alone"
 
 
 def test_load_checkpoint_opens_no_pickle(checkpoint):
