@@ -100,13 +100,22 @@ def test_mel_equals_the_equations_worked_out_by_hand(config):
     np.testing.assert_allclose(mel, mel_by_hand(wav, config), rtol=0, atol=1e-4)
 
 
-def test_mel_of_a_real_clip_equals_the_equations_worked_out_by_hand(ljspeech_dir):
-    path = sorted((ljspeech_dir / "wavs").glob("*.wav"))[0]
-    wav, rate = soundfile.read(path, dtype="float32")
-    assert rate == RATE
-    error = np.abs(audio_to_mel(load_wav(path, RATE), CONFIG).numpy() - mel_by_hand(wav, CONFIG))
-    # In float32, a faint bin beside a loud one is only good to a few hundredths of a dB.
-    assert np.mean(error < 1e-4) > 0.999 and error.max() < 1e-3
+def magnitudes(mel: np.ndarray, config: AudioConfig) -> np.ndarray:
+    """Of a scaled mel, in float64."""
+    share = (mel.astype(np.float64) + config.max_scaled_abs) / (2 * config.max_scaled_abs)
+    return 10 ** ((share - 1) * -config.min_db / 20)
+
+
+def test_mels_of_real_clips_equal_the_equations_worked_out_by_hand(ljspeech_dir):
+    """As closely as float32 can. Its Fourier transform errs by a share of the frame's loudest bin,
+    in faint bins too: 10 stages of rounding for 1024 samples. The filters, the logarithm and the
+    scaling round some 10 times more, each by a share of the bin itself."""
+    for path in some_clips(ljspeech_dir):
+        wav = load_wav(path, RATE)
+        expected = magnitudes(mel_by_hand(wav.numpy(), CONFIG), CONFIG)  # (T_mel, num_mels)
+        found = magnitudes(audio_to_mel(wav, CONFIG).numpy(), CONFIG)
+        errors = np.abs(found - expected) / expected.max(axis=1, keepdims=True)
+        assert errors.max() < 32 * np.finfo(np.float32).eps, path
 
 
 @pytest.mark.parametrize("hop_size", [256, 200, 300])
@@ -219,11 +228,12 @@ def test_griffin_lim_gives_back_the_mel_and_the_level(mel_scaling):
     assert again.square().mean().sqrt().item() == pytest.approx(wav.std().item(), rel=0.1)
 
 
-def test_griffin_lim_gives_back_the_mel_of_a_real_clip(ljspeech_dir):
-    path = sorted((ljspeech_dir / "wavs").glob("*.wav"))[1]
-    mel = audio_to_mel(load_wav(path, RATE)[: 3 * RATE], CONFIG)
-    torch.manual_seed(0)
-    assert db_error(mel_to_audio(mel, CONFIG), mel, CONFIG) < 1.5
+def test_griffin_lim_gives_back_the_mels_of_real_clips(ljspeech_dir):
+    """To 0.9 to 1.7 dB on 83 clips of two speakers; a wrong scaling is 6 dB or more."""
+    for path in some_clips(ljspeech_dir)[:16]:
+        mel = audio_to_mel(load_wav(path, RATE)[: 3 * RATE], CONFIG)
+        torch.manual_seed(0)
+        assert db_error(mel_to_audio(mel, CONFIG), mel, CONFIG) < 3, path
 
 
 @pytest.mark.parametrize("hop_size", [256, 200, 300])
