@@ -20,7 +20,8 @@ from accelerate.utils import load as load_tensors
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from dataset import AudioConfig, DataError
+from arguments import DataError, file_errors
+from dataset import AudioConfig
 from model import Tacotron2, Tacotron2Config
 from synthesize import WEIGHTS_FILE, load_checkpoint, read_config, write_config
 from tokenizer import Tokenizer
@@ -130,6 +131,7 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+@file_errors()
 def remove_checkpoint(path: Path) -> None:
     """Renamed first: killed meanwhile, it leaves no folder that looks like a checkpoint."""
     temporary = path.with_name(TEMPORARY_PREFIX + path.name)
@@ -138,6 +140,7 @@ def remove_checkpoint(path: Path) -> None:
     shutil.rmtree(temporary)
 
 
+@file_errors()
 def clear_remains(folder: Path) -> None:
     """Removes what a killed run has left half written; one process calls this.
 
@@ -151,6 +154,7 @@ def clear_remains(folder: Path) -> None:
         shutil.rmtree(remains)
 
 
+@file_errors()
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest step first."""
     found = []
@@ -179,7 +183,7 @@ def find_checkpoint(folder: Path, name: str) -> Path:
             raise DataError(f"--resume_from_checkpoint latest: no checkpoint in {folder}")
         return checkpoints[-1]
     for path in (folder / name, Path(name)):
-        if (path / STATE_FILE).is_file():
+        if os.path.isfile(path / STATE_FILE):  # unlike Path.is_file, False for any unusable name
             return path
     raise DataError(f"--resume_from_checkpoint {name}: no checkpoint there or in {folder}")
 

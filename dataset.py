@@ -14,6 +14,7 @@ natural-log mel that HiFi-GAN and NVIDIA's Tacotron 2 use.
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,15 +34,21 @@ import torchaudio
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from arguments import DataError
 from model import build_padding_mask
 from tokenizer import Tokenizer
 
 MANIFEST_COLUMNS = ("file_path", "normalized_transcript", "duration")
+# Beyond these, filters, or the spectrum of a few words, would not fit into memory.
+MAX_SIZES = {
+    "sampling_rate": 1_000_000,
+    "num_mels": 1024,
+    "n_fft": 16384,
+    "window_size": 16384,
+    "hop_size": 16384,
+}
+MAX_OVERLAP = 64  # frames that a sample is part of
 LENGTH_JITTER = 0.03  # share of a clip's length; what reshuffles batches, at about 3 % padding
-
-
-class DataError(ValueError):
-    """A file or a text of the user's that cannot be used; the message is meant for them."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +69,11 @@ class AudioConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("sampling_rate", "num_mels", "n_fft", "window_size", "hop_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, found {getattr(self, name)}")
+        for name, most in MAX_SIZES.items():
+            value = getattr(self, name)
+            if not 1 <= value <= most:
+                bounds = "at least 1" if value < 1 else f"at most {most}"
+                raise ValueError(f"--{name} must be {bounds}, found {value}")
         if self.num_mels > self.n_fft // 2 + 1:
             raise ValueError(
                 f"--num_mels must not exceed the {self.n_fft // 2 + 1} frequencies of --n_fft "
@@ -78,6 +87,11 @@ class AudioConfig:
         if (self.n_fft - self.hop_size) % 2:
             raise ValueError(
                 f"--n_fft minus --hop_size must be even, found {self.n_fft} - {self.hop_size}"
+            )
+        if self.n_fft > MAX_OVERLAP * self.hop_size:
+            raise ValueError(
+                f"--n_fft must be at most {MAX_OVERLAP} times --hop_size, found {self.n_fft} "
+                f"and {self.hop_size}"
             )
         if not 0 <= self.fmin < self.fmax <= self.sampling_rate / 2:
             raise ValueError(
@@ -95,6 +109,19 @@ class AudioConfig:
     def silence(self) -> float:
         """The mel value of silence, which is also the padding of a batch."""
         return -self.max_scaled_abs if self.mel_scaling == "scaled_db" else self.log_floor
+
+    @property
+    def loudest(self) -> float:
+        """The largest value that the mel of samples in [-1, 1] can have.
+
+        No frequency's magnitude exceeds the window's sum, which is half its length. That is above
+        0 dB (max_scaled_abs), and so is speech: LJSpeech's loudest bins are at 5.5 with A = 4.
+        """
+        gain = _filters_for(self, torch.device("cpu")).sum(dim=1).max().item()
+        loudest = math.log(max(gain * self.window_size / 2.0, math.exp(self.log_floor)))
+        if self.mel_scaling == "log":
+            return loudest
+        return log_to_scaled_mel(torch.tensor(loudest, dtype=torch.float64), self).item()
 
     @property
     def log_floor(self) -> float:
@@ -224,22 +251,49 @@ def to_log_mel(mel: Tensor, audio_config: AudioConfig) -> Tensor:
     return mel if audio_config.mel_scaling == "log" else scaled_to_log_mel(mel, audio_config)
 
 
+def clamp_mel(mel: Tensor, audio_config: AudioConfig) -> Tensor:
+    """A mel with all values within silence .. loudest, as those of recordings are. NaN is silence.
+
+    Warns where a model has run away: of NaN, of values above the loudest, and of values further
+    below silence than the loudest is above it. Nearer ones are usual, and sound like silence.
+    """
+    silence, loudest = audio_config.silence, audio_config.loudest
+    clamped = mel.nan_to_num(nan=silence).clamp(silence, loudest)
+    odd = int(((mel - silence).abs() > loudest - silence).sum() + mel.isnan().sum())
+    if odd:
+        warnings.warn(
+            f"{odd} of the mel's {mel.numel()} values ({odd / mel.numel():.1%}) are clamped: a "
+            f"recording has {silence:.1f} to {loudest:.1f}, the mel {mel.min():.4g} to "
+            f"{mel.max():.4g}, as of a model that has run away",
+            stacklevel=3,
+        )
+    return clamped
+
+
 def mel_to_audio(mel: Tensor, audio_config: AudioConfig, n_iter: int = 60) -> Tensor:
     """Griffin-Lim: (T_mel, num_mels) scaled -> (n_samples,) with n_samples = T_mel * hop_size.
 
     The magnitudes are the least-squares solution of the mel filters; phases start at random, so
-    seed torch for a repeatable wav. A peak above 1 is scaled down to 1.
+    seed torch for a repeatable wav. A peak above 1 is scaled down to 1. The mel is clamped, with
+    a warning, see `clamp_mel`.
     """
     a = audio_config
+    mel = clamp_mel(mel, a)
     # Griffin-Lim needs more than a window of signal, and loses half a window at each edge.
     edge = a.n_fft // a.hop_size + 1
     longer = torch.cat([mel[:1].expand(edge, -1), mel, mel[-1:].expand(edge, -1)]).float()
     magnitude = to_log_mel(longer, a).exp().t()  # (num_mels, T_mel + 2 edge)
     inverse = torch.linalg.pinv(_filters_for(a, mel.device))  # (n_fft // 2 + 1, num_mels)
+    spectrum = (inverse @ magnitude).clamp_min(0.0)  # (n_fft // 2 + 1, T_mel + 2 edge)
+    # No frame has more energy than samples of +-1 give it (Parseval). Else one frame of a model
+    # that has run away would be so loud that, scaled to a peak of 1, all others are silent.
+    window = _window(a.window_size, mel.device)
+    loudest = (a.n_fft * window.square().sum() / 2.0).sqrt()
+    spectrum = spectrum * (loudest / spectrum.norm(dim=0)).clamp_max(1.0)
     # torchaudio centres frame t on sample t * hop_size, this framing on (t + 1/2) * hop_size.
     wav = torchaudio.functional.griffinlim(
-        (inverse @ magnitude).clamp_min(0.0),
-        window=_window(a.window_size, mel.device),
+        spectrum,
+        window=window,
         n_fft=a.n_fft,
         hop_length=a.hop_size,
         win_length=a.window_size,
@@ -338,10 +392,10 @@ class TTSDataset(Dataset):
         path, text = self.paths[index], self.texts[index]
         wav = load_wav(path, self.audio_config.sampling_rate)
         try:
-            tokens, mel = self.tokenizer.encode(text), audio_to_mel(wav, self.audio_config)
-        except ValueError as error:
+            mel = audio_to_mel(wav, self.audio_config)
+        except DataError as error:
             raise DataError(f"{path}: {error}") from None
-        return Utterance(tokens, mel, text, path)
+        return Utterance(self.tokenizer.encode(text), mel, text, path)
 
 
 class TTSCollator:

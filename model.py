@@ -30,7 +30,14 @@ from torch.nn.utils.rnn import PackedSequence
 from fast_decoder import attention_loop, fast_lstm
 from fast_steps import CellFunction, capture, repeated_attention, repeated_cell
 
-MAX_SIZE = 16384  # of a layer: beyond it, memory would run out with no word about the flag
+# The largest size by the ending of its field's name, and the largest model: 4 GB in float32. Beyond
+# them, memory would run out with no word about the flag or the config.json that is to blame.
+MAX_SIZES = {
+    "_kernel_size": 1023,
+    **dict.fromkeys(("_convolutions", "_convs", "_depth"), 64),
+    **dict.fromkeys(("_dim", "_filters", "_mels", "vocab_size"), 16384),
+}
+MAX_PARAMETERS = 10**9
 # Free running, between looks at the stop token. Each look waits for the device, and the more steps
 # there are to a CUDA graph, the longer its recording takes.
 STEPS_AT_ONCE = {"cuda": 8}
@@ -77,9 +84,9 @@ class Tacotron2Config:
                 raise ValueError(f"--{name} must be in [0, 1), found {value}")
             if name.endswith("kernel_size") and (value < 1 or value % 2 == 0):
                 raise ValueError(f"--{name} must be odd and positive, found {value}")
-            sizes = ("_dim", "_filters", "_convolutions", "_depth", "_mels", "_size")
-            if name.endswith(sizes) and not 1 <= value <= MAX_SIZE:
-                bounds = "at least 1" if value < 1 else f"at most {MAX_SIZE}"
+            most = next((MAX_SIZES[end] for end in MAX_SIZES if name.endswith(end)), None)
+            if most and not 1 <= value <= most:
+                bounds = "at least 1" if value < 1 else f"at most {most}"
                 raise ValueError(f"--{name} must be {bounds}, found {value}")
         if self.encoder_embed_dim % 2:
             raise ValueError(f"--encoder_embed_dim must be even, found {self.encoder_embed_dim}")
@@ -93,6 +100,51 @@ class Tacotron2Config:
                 f"pad_token_id must be in [0, vocab_size), found {self.pad_token_id} "
                 f"of {self.vocab_size}"
             )
+        if self.n_parameters > MAX_PARAMETERS:
+            raise ValueError(
+                f"the sizes make a model of {self.n_parameters:,} parameters, at most "
+                f"{MAX_PARAMETERS:,} can be; the defaults have {Tacotron2Config().n_parameters:,}"
+            )
+
+    @property
+    def n_parameters(self) -> int:
+        """Of a model of these sizes, counted without building it."""
+
+        def convolutions(*widths: int, kernel_size: int) -> int:
+            # Three numbers a channel: the bias, and the weight and bias of batch norm.
+            return sum(a * b * kernel_size + 3 * b for a, b in pairwise(widths))
+
+        def lstm(n_in: int, n_hidden: int) -> int:
+            return 4 * n_hidden * (n_in + n_hidden + 2)
+
+        text, rnn = self.encoder_embed_dim, self.decoder_rnn_embed_dim
+        prenet, attention = self.decoder_prenet_dim, self.attention_dim
+        filters, kernel_size = (
+            self.attention_location_n_filters,
+            self.attention_location_kernel_size,
+        )
+        return (
+            self.vocab_size * self.character_embed_dim
+            + convolutions(
+                self.character_embed_dim,
+                *[text] * self.encoder_n_convolutions,
+                kernel_size=self.encoder_kernel_size,
+            )
+            + 2 * lstm(text, text // 2)
+            + self.num_mels * prenet
+            + (self.decoder_prenet_depth - 1) * prenet**2
+            + lstm(prenet + text, rnn)
+            + (rnn + text + filters + 1) * attention
+            + 2 * filters * kernel_size
+            + lstm(rnn + text, rnn)
+            + (rnn + text + 1) * (self.num_mels + 1)
+            + convolutions(
+                self.num_mels,
+                *[self.decoder_postnet_n_filters] * (self.decoder_postnet_num_convs - 1),
+                self.num_mels,
+                kernel_size=self.decoder_postnet_kernel_size,
+            )
+        )
 
 
 class Tacotron2Output(NamedTuple):

@@ -26,7 +26,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from arguments import check_writable
+from arguments import check_writable, file_errors
 from checkpoints import (
     TrainerState,
     choose_checkpoint,
@@ -369,8 +369,8 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
     """Everything a run needs, new or resumed.
 
     Raises:
-        DataError: when a manifest or checkpoint cannot be used, or the folder is taken.
-        OSError: when a folder cannot be written to.
+        DataError: when a manifest or checkpoint cannot be used, the folder is taken, or one
+            cannot be written to.
     """
     config = configs[0]
     folder = config.folder
@@ -390,8 +390,9 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
         if not resumed:
             for path in list_checkpoints(folder):
                 remove_checkpoint(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        Path(config.save_audio_gen).mkdir(parents=True, exist_ok=True)
+        with file_errors():
+            folder.mkdir(parents=True, exist_ok=True)
+            Path(config.save_audio_gen).mkdir(parents=True, exist_ok=True)
     if config.log_wandb and accelerator.is_main_process:
         flags = {name: value for part in configs for name, value in asdict(part).items()}
         wandb_run = start_wandb(config.experiment_name, config.run_name, flags, state.wandb_run_id)
@@ -450,7 +451,8 @@ def train(configs: Configs) -> None:
     save(run, state, "final_checkpoint")
     if accelerator.is_main_process:
         text = run.tokenizer.decode(run.sample.tokens)
-        make_film(config.save_audio_gen, state.history, text, run.audio_config.hop_seconds)
+        with file_errors():
+            make_film(config.save_audio_gen, state.history, text, run.audio_config.hop_seconds)
         print(f"checkpoint: {run.folder / 'final_checkpoint'}")
         print(f"pictures and wavs: {config.save_audio_gen}")
     if run.wandb:
@@ -466,7 +468,7 @@ def main(argv: list[str] | None = None) -> None:
     except Interrupted as stop:
         if PartialState().is_main_process:
             print(f"stopped, {stop} written: go on with --resume_from_checkpoint latest")
-    except (DataError, OSError) as error:
+    except DataError as error:
         sys.exit(f"train_taco.py: {' '.join(str(error).split())}")
 
 

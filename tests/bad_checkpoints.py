@@ -53,11 +53,27 @@ VOICES = {  # how to break a folder, and what is then said
     "size null": (lambda f: edit_json(f / CONFIG, attention_dim=None), "attention_dim"),
     "size huge": (lambda f: edit_json(f / CONFIG, attention_dim=10**12), "attention_dim"),
     "size other": (lambda f: edit_json(f / CONFIG, attention_dim=9), "weights do not fit"),
+    "convolutions without end": (
+        lambda f: edit_json(f / CONFIG, decoder_postnet_num_convs=10**9),
+        "--decoder_postnet_num_convs",
+    ),
+    "a model of 15 GB": (
+        lambda f: edit_json(f / CONFIG, decoder_rnn_embed_dim=16384),
+        "parameters, at most",
+    ),
     "kernel even": (lambda f: edit_json(f / CONFIG, encoder_kernel_size=4), "encoder_kernel_size"),
     "dropout of text": (lambda f: edit_json(f / CONFIG, encoder_dropout_p="0"), "encoder_dropout"),
     "switch of text": (lambda f: edit_json(f / CONFIG, fast_decoder="no"), "fast_decoder"),
     "audio a list": (lambda f: edit_json(f / CONFIG, audio=[]), "config.json"),
     "rate a fraction": (lambda f: edit_json(f / CONFIG, audio__sampling_rate=2.5), "sampling_rate"),
+    "windows without end": (
+        lambda f: edit_json(f / CONFIG, audio__n_fft=2**40, audio__window_size=2**40),
+        "--n_fft",
+    ),
+    "a frame a sample": (
+        lambda f: edit_json(f / CONFIG, audio__n_fft=16384, audio__hop_size=2),
+        "64 times --hop_size",
+    ),
     "fmax above Nyquist": (lambda f: edit_json(f / CONFIG, audio__fmax=2e4), "fmax"),
     "mels that differ": (lambda f: edit_json(f / CONFIG, audio__num_mels=40), "fit each other"),
     "symbols a string": (lambda f: edit_json(f / CONFIG, symbols="x" * 40), "symbols"),

@@ -1,6 +1,7 @@
 """From a checkpoint and text to files, and what happens to a checkpoint that is broken."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import conftest
 import synthesize
 from dataset import AudioConfig, DataError, audio_to_mel
-from model import Tacotron2Config
+from model import Tacotron2, Tacotron2Config
 from plotting import summary_figure
 from stub_model import StubModel, free_running
 from synthesize import Voice, load_checkpoint, main
@@ -129,6 +130,18 @@ def test_bfloat16_speaks_nearly_what_float32_speaks(checkpoint, tmp_path):
     assert 0 < difference < 0.05 * np.abs(full).max()
 
 
+def test_a_model_that_has_run_away_is_said_to(checkpoint, tmp_path):
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["decoder.mel_projection.bias"][::2] += 1000.0
+    save_file(weights, checkpoint / "model.safetensors")
+    with pytest.warns(UserWarning, match=r"^1200 of the mel's 2400 values \(50.0%\) are clamped"):
+        speak(checkpoint, tmp_path / "out", "--text", "Hello.")
+    mel = np.load(tmp_path / "out" / "001.npy")
+    assert mel[::2].max() == mel[::2].min() == pytest.approx(np.log(512 * 0.0491), abs=0.01)
+    wav, _ = soundfile.read(tmp_path / "out" / "001.wav")
+    assert abs(wav.mean()) < 0.01 * wav.std()
+
+
 def test_the_seed_decides(checkpoint, tmp_path):
     """Of mel and phases, also by the flag; without one, the generator goes on."""
     voice = load_checkpoint(checkpoint)
@@ -202,6 +215,30 @@ def test_a_broken_checkpoint_is_named_in_one_sentence(checkpoint, tmp_path, name
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("remedy", ["copy config.json of the checkpoint", "write_config("])
+def test_a_folder_of_save_pretrained_is_told_what_it_lacks(checkpoint, tmp_path, remedy):
+    """And what the sentence advises works, whichever of the two it is."""
+    voice, saved = load_checkpoint(checkpoint), tmp_path / "saved"
+    voice.model.save_pretrained(saved)
+    with pytest.raises(SystemExit) as error:
+        speak(saved, tmp_path / "out", "--text", "Hello.")
+    sentence = str(error.value)
+    assert sentence.startswith(f"synthesize.py: {saved}") and "\n" not in sentence
+    assert "neither audio settings nor symbols" in sentence and remedy in sentence
+    if remedy == "write_config(":
+        call = re.search(r"write_config\(.*\)", sentence)[0]
+        known = {"write_config": synthesize.write_config, "model": voice.model}
+        known |= {"audio_config": voice.audio_config, "tokenizer": voice.tokenizer}
+        eval(call, known)
+    else:
+        shutil.copy(checkpoint / "config.json", saved)
+    speak(saved, tmp_path / "out", "--text", "Hello.")
+    speak(checkpoint, tmp_path / "expected", "--text", "Hello.")
+    mels = [np.load(tmp_path / name / "001.npy") for name in ("out", "expected")]
+    assert np.array_equal(*mels)
+    assert type(voice.model).from_pretrained(saved).config == voice.model.config
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -225,6 +262,22 @@ def test_wrong_flags(checkpoint, tmp_path, flags, capsys):
     with pytest.raises(SystemExit) as error:
         main(["--checkpoint", str(checkpoint), "--output_dir", "x", "--text", "a", *flags])
     assert error.value.code == 2 and flags[0] in capsys.readouterr().err
+
+
+def test_weights_of_other_shapes_are_refused_before_a_model_takes_memory(checkpoint, monkeypatch):
+    """A config.json may ask for 4 GB beside weights of a few kilobytes."""
+    break_json(checkpoint, lambda c: c.update(decoder_rnn_embed_dim=8000))
+    devices = []
+
+    class Watched(Tacotron2):
+        def __init__(self, config):
+            devices.append(torch.empty(0).device.type)
+            super().__init__(config)
+
+    monkeypatch.setattr(synthesize, "Tacotron2", Watched)
+    with pytest.raises(DataError, match=r"decoder\.attention.* not \[.*8000"):
+        load_checkpoint(checkpoint)
+    assert devices == ["meta"], "this device's tensors have shapes alone"
 
 
 def test_load_checkpoint_opens_no_pickle(checkpoint):
