@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 import train_taco
+import training_run
 from checkpoints import (
     TrainerState,
     clear_remains,
@@ -28,13 +30,15 @@ from checkpoints import (
 )
 from config import parse_args
 from dataset import DataError
+from kill_and_resume import EVERY_STEP
 from test_train_taco import REPO, assert_same_checkpoint, launch, launcher_words, run_flags
-from training_run import read_groups
+from training_run import SECOND_SIGNAL_SECONDS, Interrupt, read_groups
 
 
-def start(flags, script=(str(REPO / "train_taco.py"),)):
-    """train_taco.py itself, without a launcher between it and the signals, or another script."""
-    command = [sys.executable, "-u", *script, *flags]
+def start(flags, step, release=os.devnull + "/none", launcher=()):
+    """A run that is held in a step until a signal comes, or the file `release`; see held_run.py."""
+    script = [str(REPO / "tests" / "held_run.py"), str(step), str(release)]
+    command = [sys.executable, "-u", *launcher, *script, *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(
         command, cwd=REPO, env=environment, text=True,
@@ -42,11 +46,12 @@ def start(flags, script=(str(REPO / "train_taco.py"),)):
     )  # fmt: skip
 
 
-def wait_for_line(process, words):
-    for line in process.stdout:
-        if words in line:
-            return
-    raise AssertionError(f"{words!r} never came: {process.stderr.read()[-2000:]}")
+def wait_until_held(process):
+    timer = threading.Timer(300, process.kill)
+    timer.start()
+    held = any(line == "held\n" for line in process.stdout)
+    timer.cancel()
+    assert held, f"the step never came: {process.stderr.read()[-2000:]}"
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +65,17 @@ def many_steps(tiny_corpus, tmp_path_factory):
     return corpus, folder / "work" / "tiny" / "final_checkpoint"
 
 
-@pytest.mark.parametrize(
-    ("number", "n_workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2), (signal.SIGUSR1, 0)]
-)
-def test_a_signal_ends_with_a_checkpoint_that_resumes_exactly(
-    many_steps, tmp_path, number, n_workers
-):
+def test_a_signal_ends_with_a_checkpoint_that_resumes_exactly(many_steps, tmp_path):
     corpus, straight = many_steps
-    flags = run_flags(corpus, tmp_path, "--num_workers", n_workers)
-    process = start(flags)
-    wait_for_line(process, "step 10/27")
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=120)
+    flags = run_flags(corpus, tmp_path, "--num_workers", 2)
+    process = start(flags, step=10)
+    wait_until_held(process)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "go on with --resume_from_checkpoint latest" in output and "Traceback" not in errors
     checkpoint = find_checkpoint(tmp_path / "work" / "tiny", "latest")
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    assert 10 <= state["epoch_step"] < 27 and state["epoch"] == 0
+    assert checkpoint.name == "checkpoint_0_step_11", "the step is finished, and no other begun"
     launch([*flags, "--resume_from_checkpoint", "latest"])
     assert_same_checkpoint(tmp_path / "work" / "tiny" / "final_checkpoint", straight)
 
@@ -90,42 +89,39 @@ def test_two_processes_stop_together_and_resume_exactly(many_steps, tmp_path):
     assert done.stdout.count("epoch 1 done") == 1, "only one process reports"
     assert done.stderr.count("attention has not begun to align") == 1, "only one process warns"
     flags = run_flags(many_steps[0], tmp_path / "stopped", *flags)
-    process = start(flags, [*launcher_words(2), str(REPO / "train_taco.py")])
-    wait_for_line(process, "step 4/14")
+    process = start(flags, step=3, launcher=launcher_words(2))
+    wait_until_held(process)
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=180)
+    output, errors = process.communicate(timeout=300)
     assert output.count("go on with --resume_from_checkpoint latest") == 1, errors
     folder = tmp_path / "stopped" / "work" / "tiny"
-    assert [path.name[:18] for path in list_checkpoints(folder)] == ["checkpoint_0_step_"]
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint_0_step_4"]
     launch([*flags, "--resume_from_checkpoint", "latest"], processes=2)
     final = folder / "final_checkpoint"
     assert (final / "random_states_1.pkl").is_file()
     assert_same_checkpoint(final, tmp_path / "straight" / "work" / "tiny" / "final_checkpoint")
 
 
-SLOW_STEP = """
-import sys, time
-import train_taco
-
-def train_step(*_):
-    print("in a step", flush=True)
-    time.sleep(600)
-
-train_taco.train_step = train_step
-train_taco.main(sys.argv[1:])
-"""
-
-
-def test_a_second_signal_ends_at_once_unless_it_is_the_first_passed_on(tiny_corpus, tmp_path):
-    process = start(run_flags(tiny_corpus, tmp_path), ["-c", SLOW_STEP])
-    wait_for_line(process, "in a step")
-    for _ in range(2):  # a launcher passes a signal on that has reached every process already
-        process.send_signal(signal.SIGTERM)
-    time.sleep(2.5)
-    assert process.poll() is None, "the step is finished first"
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 128 + signal.SIGTERM
-    assert list((tmp_path / "work" / "tiny").iterdir()) == []
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_second_signal_ends_at_once_unless_it_is_the_first_passed_on(monkeypatch, number):
+    """A launcher passes a signal on that has reached every process already, within a moment."""
+    seconds, ends = [100.0], []
+    monkeypatch.setattr(training_run, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    monkeypatch.setattr(training_run.os, "_exit", ends.append)
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        interrupt = Interrupt()
+        assert signal.getsignal(number) == interrupt.take_note and not interrupt.pending
+        for moment in (100.0, 100.0 + SECOND_SIGNAL_SECONDS):
+            seconds[0] = moment
+            signal.raise_signal(number)
+            assert interrupt.pending and ends == []
+        seconds[0] += 0.01
+        signal.raise_signal(number)
+        assert ends == [128 + number]
+    finally:
+        for n, handler in handlers.items():
+            signal.signal(n, handler)
 
 
 def test_kill_9_at_any_moment():
@@ -168,12 +164,14 @@ def test_flags_that_would_reorder_a_begun_epoch_are_refused(tmp_path):
 
 def test_a_loader_process_that_is_killed_ends_the_run_with_a_checkpoint(many_steps, tmp_path):
     corpus, _ = many_steps
-    process = start(run_flags(corpus, tmp_path, "--num_workers", 2))
-    wait_for_line(process, "step 4/27")
+    release = tmp_path / "release"
+    process = start(run_flags(corpus, tmp_path, "--num_workers", 2), 4, release)
+    wait_until_held(process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 2
     os.kill(int(children[0]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    release.touch()
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors
     message = [line for line in errors.split("\n") if line.startswith("train_taco.py: ")]
     assert len(message) == 1 and "Traceback" not in errors
@@ -228,7 +226,7 @@ def test_checkpoint_minutes_count_across_epochs(tiny_corpus, tmp_path, monkeypat
 
 def test_only_the_newest_checkpoints_are_kept(many_steps, tmp_path):
     corpus, _ = many_steps
-    flags = ["--checkpoint_minutes", 0.0001, "--keep_checkpoints", 2, "--training_epochs", 1]
+    flags = ["--checkpoint_minutes", EVERY_STEP, "--keep_checkpoints", 2, "--training_epochs", 1]
     launch(run_flags(corpus, tmp_path, *flags))
     names = [path.name for path in list_checkpoints(tmp_path / "work" / "tiny")]
     names.remove("best_checkpoint")
