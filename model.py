@@ -394,7 +394,9 @@ class LocationSensitiveAttention(nn.Module):
         locations = torch.stack([alignment, cumulative_alignment], dim=1)  # (B, 2, T_text)
         features = self.location_layer(self.location_conv(locations).transpose(1, 2))
         hidden = torch.tanh(self.query_layer(query)[:, None] + keys + features)
-        energies = self.v(hidden).squeeze(2).float()  # (B, T_text)
+        energies = self.v(hidden).squeeze(2)  # (B, T_text)
+        # Not in bfloat16 under autocast.
+        energies = energies.to(torch.promote_types(energies.dtype, torch.float32))
         # The lowest number, not -inf: a row that is all padding stays finite.
         energies = energies.masked_fill(padding_mask, torch.finfo(energies.dtype).min)
         alignment = F.softmax(energies, dim=1)
