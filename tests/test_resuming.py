@@ -123,18 +123,22 @@ def test_an_epoch_that_goes_on_with_other_batches_sees_each_clip_once(begin, fla
 def test_more_processes_go_on_in_the_middle_of_an_epoch(begin, tiny_corpus, tmp_path):
     run, state, _ = begin()
     name = stop_in_epoch(run, state, 2)  # 4 clips; 5 are left, in 2 batches of 4 at most
-    flags = ["--training_epochs", 4, "--resume_from_checkpoint", name, "--validation_epochs", 4]
+
+    def draws_of(process):
+        content = torch.load(run.folder / name / f"random_states_{process}.pkl", weights_only=False)
+        return content["torch_manual_seed"]
+
+    before = draws_of(0)
+    flags = ["--training_epochs", 2, "--resume_from_checkpoint", name, "--validation_epochs", 2]
+    flags += ["--checkpoint_minutes", 1e-7]  # writes it once more, before the first step
     done = launch(run_flags(tiny_corpus, tmp_path, *flags), processes=2)
     assert "the 5 clips that are left of the epoch are in batches of 4" in done.stdout
     assert "1 of 2 processes had none there" in done.stdout
-    final = tmp_path / "work" / "tiny" / "final_checkpoint"
-    state = json.loads((final / "trainer_state.json").read_text())
-    assert [row["step"] for row in state["history"]] == [4, 7, 10, 13]
-    states = [
-        torch.load(final / f"random_states_{i}.pkl", weights_only=False)["torch_manual_seed"]
-        for i in range(2)
-    ]
-    assert not torch.equal(*states), "each process draws its own dropout"
+    state = json.loads((run.folder / "final_checkpoint" / "trainer_state.json").read_text())
+    assert [row["step"] for row in state["history"]] == [4, 7]
+    assert torch.equal(draws_of(0), before), "the process that was there goes on as it stood"
+    seed = int(np.random.SeedSequence([42, 1, 2]).generate_state(1)[0])  # --seed, process, step
+    assert torch.equal(draws_of(1), torch.Generator().manual_seed(seed).get_state())
 
 
 def test_another_manifest_is_refused_within_an_epoch_and_taken_at_its_end(
