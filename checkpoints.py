@@ -2,7 +2,7 @@
 
 Apart from train_taco.py so that both stay short. `checkpoint_N` (N = completed epochs),
 `checkpoint_N_step_M` (M = steps in all), `best_checkpoint` and `final_checkpoint` hold what
-Accelerate saves (model.safetensors, optimizer, scheduler, scaler, RNG of every process),
+Accelerate saves (model.safetensors, optimizer, scaler, RNG of every process),
 config.json (all that inference needs) and trainer_state.json.
 """
 
@@ -29,8 +29,14 @@ from tokenizer import Tokenizer
 STATE_FILE = "trainer_state.json"
 TEMPORARY_PREFIX = ".writing_"
 REPLACED_PREFIX = ".writing_replaced_"
+RANDOM_STATES_FILE = "random_states_{}.pkl"  # of each process
 RANDOM_STATES = {"random_state", "numpy_random_seed", "torch_manual_seed"}
-ORDER_FLAGS = ("batch_size", "gradient_accumulation_steps", "seed")  # decide an epoch's batches
+ORDER_FLAGS = ("seed",)  # decide the order of an epoch's clips
+# Flags that only a new run reads, and the one that says what is resumed.
+NEW_RUN_FLAGS = (
+    "resume_from_checkpoint", "overwrite", "path_to_symbols", "warm_start",
+    "warm_start_allow_mismatch",
+)  # fmt: skip
 
 
 class TrainerState(NamedTuple):
@@ -46,6 +52,10 @@ class TrainerState(NamedTuple):
     wandb_run_id: str | None = None
     alignment_judged: bool = False  # whether a missing alignment has been looked for
     skipped_in_a_row: int = 0  # steps just before this one that were skipped
+    epoch_clips: int = 0  # clips seen of this epoch's order, by all processes together
+    order_batch_size: int = 0  # clips per batch over all processes that the order was drawn with
+    order_checksum: int = 0  # of the clips' lengths that the order was drawn from
+    order_recut: bool = False  # whether what was left of the order has been cut anew
 
 
 def save_checkpoint(
@@ -214,7 +224,8 @@ def read_state(path: Path) -> tuple[TrainerState, dict]:
         content = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         train_config = content.pop("train_config")
         state = TrainerState(**content)
-        counts = (state.epoch, state.epoch_step, state.step)
+        counts = (state.epoch, state.epoch_step, state.step, state.epoch_clips)
+        counts = (*counts, state.order_batch_size, state.order_checksum)
         numbers = (*state.epoch_losses, state.best_score)
         if not (
             all(type(count) is int and count >= 0 for count in counts)
@@ -290,18 +301,18 @@ def list_changed_flags(path: Path, train_config: dict) -> list[str]:
     """Flags of the run that a checkpoint was written with otherwise, a phrase for each.
 
     Raises:
-        DataError: when one decides the batches of an epoch that the checkpoint stands within.
+        DataError: when one decides the order of an epoch that the checkpoint stands within.
     """
     state, saved = read_state(path)
     changed = {
         name: f"--{name} was {saved[name]} and is now {value}"
         for name, value in train_config.items()
-        if name in saved and saved[name] != value and name != "resume_from_checkpoint"
+        if name in saved and saved[name] != value and name not in NEW_RUN_FLAGS
     }
     refused = [changed[name] for name in ORDER_FLAGS if name in changed]
     if state.epoch_step and refused:
         raise DataError(
-            f"{path}: stands within an epoch, whose batches these flags would change: "
+            f"{path}: stands within an epoch, whose order these flags would change: "
             f"{'; '.join(refused)}"
         )
     return list(changed.values())
@@ -316,6 +327,8 @@ def load_checkpoint_state(
 ) -> TrainerState:
     """Puts a run back where the checkpoint left it, random numbers of this process included.
 
+    A process that the checkpoint has no random state of keeps the one it has.
+
     Raises:
         DataError: when a file is missing, broken, would need code to be run, or belongs to
             another model, audio or table of symbols.
@@ -323,9 +336,8 @@ def load_checkpoint_state(
     differences = list_differences(path, model_config, audio_config, tokenizer)
     if differences:
         raise DataError(f"{path}: cannot be resumed with other settings: {'; '.join(differences)}")
-    random_states = f"random_states_{accelerator.process_index}.pkl"
-    if not (path / random_states).is_file():
-        raise DataError(f"{path}: {random_states} is missing; resume with as many processes")
+    if not (path / RANDOM_STATES_FILE.format(0)).is_file():
+        raise DataError(f"{path}: {RANDOM_STATES_FILE.format(0)} is missing")
     weights, pickles = path / WEIGHTS_FILE, ("*.bin", "*.pkl", "*.pt")
     if not weights.is_file():  # accelerate would look for a pickle instead
         raise DataError(f"{path}: {WEIGHTS_FILE} is missing")
@@ -336,7 +348,7 @@ def load_checkpoint_state(
             reason = " ".join(str(error).split())[:120]
             raise DataError(f"{file}: refused, not plain tensors and numbers ({reason})") from None
         # accelerate goes on in silence, with other random numbers, where it cannot use these.
-        if file.name == random_states and not set(content) >= RANDOM_STATES:
+        if file.match(RANDOM_STATES_FILE.format("*")) and not set(content) >= RANDOM_STATES:
             raise DataError(f"{file}: does not hold the states of random generators")
     try:
         accelerator.load_state(str(path))

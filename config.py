@@ -50,6 +50,7 @@ class TrainConfig:
     ] = 2000
     console_out_iters: Annotated[int, "steps between two lines of losses"] = 5
     wandb_log_iters: Annotated[int, "steps between two points in wandb"] = 5
+    validation_epochs: Annotated[int, "validate after every so many epochs, and the last"] = 1
     checkpoint_epochs: Annotated[int, "epochs between two checkpoints"] = 25
     checkpoint_minutes: Annotated[float | None, "minutes between two more, also mid-epoch"] = None
     keep_checkpoints: Annotated[int | None, "newest checkpoints to keep; all if unset"] = None
@@ -69,7 +70,7 @@ class TrainConfig:
         least = {
             **dict.fromkeys(
                 ("training_epochs", "batch_size", "gradient_accumulation_steps",
-                 "console_out_iters", "wandb_log_iters", "checkpoint_epochs",
+                 "console_out_iters", "wandb_log_iters", "validation_epochs", "checkpoint_epochs",
                  "max_decoder_steps", "keep_checkpoints", "free_running_clips"), 1
             ),
             **dict.fromkeys(

@@ -15,6 +15,7 @@ natural-log mel that HiFi-GAN and NVIDIA's Tacotron 2 use.
 import math
 import os
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -422,6 +423,11 @@ class TTSCollator:
         )
 
 
+def cut(clips: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Batches of at most batch_size clips, as equal in size as can be, the larger ones first."""
+    return np.array_split(clips, math.ceil(len(clips) / batch_size)) if len(clips) else []
+
+
 class BatchSampler(Sampler[list[int]]):
     """Batches of similar length, every clip once per epoch, from (seed, epoch) alone.
 
@@ -430,11 +436,13 @@ class BatchSampler(Sampler[list[int]]):
     num_processes clips is dealt out to them, so that together they see what one process with
     that batch size would see. With shuffle=False the order is longest first.
 
+    `batches` are this process's lists of indices; `batch_sizes` counts the clips of the same
+    batches over all processes. `set_epoch` moves on to another epoch, or into the middle of one.
+
     Args:
         lengths: of the clips, in any unit.
         batch_size: clips per process at most.
         seed, epoch: what the order is drawn from.
-        start_batch: batches of this epoch to skip, for resuming in its middle.
         num_processes, process_index: which share of each batch to yield.
 
     Raises:
@@ -447,29 +455,74 @@ class BatchSampler(Sampler[list[int]]):
         batch_size: int,
         seed: int = 0,
         epoch: int = 0,
-        start_batch: int = 0,
         num_processes: int = 1,
         process_index: int = 0,
         shuffle: bool = True,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"--batch_size must be at least 1, found {batch_size}")
-        n_batches = math.ceil(len(lengths) / (batch_size * num_processes))
-        if len(lengths) < num_processes * max(n_batches, 1):
+        self.lengths = np.asarray(lengths, dtype=np.float64)
+        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        self.num_processes, self.process_index = num_processes, process_index
+        self.set_epoch(epoch)
+
+    @property
+    def total_batch_size(self) -> int:
+        """Clips per batch over all processes, at most."""
+        return self.batch_size * self.num_processes
+
+    @property
+    def checksum(self) -> int:
+        """Of the lengths: another manifest has another order."""
+        return zlib.crc32(self.lengths.tobytes())
+
+    def set_epoch(
+        self, epoch: int, n_seen: int = 0, order_batch_size: int | None = None, recut: bool = False
+    ) -> None:
+        """Goes to a place in the order of an epoch; the next iteration begins there.
+
+        Args:
+            epoch: what the order is drawn from, with the seed.
+            n_seen: clips of the order to skip.
+            order_batch_size: the total_batch_size to draw the order with; today's if unset.
+            recut: whether the clips that are left are cut anew, into batches of today's
+                total_batch_size. Cutting them anew once more, after any number of those batches,
+                gives the same batches.
+
+        Raises:
+            DataError: when a process would get no clip of a batch, or n_seen clips are no whole
+                number of batches and `recut` is off.
+        """
+        n_clips, n_left = len(self.lengths), len(self.lengths) - n_seen
+        drawn = self.draw(epoch, order_batch_size or self.total_batch_size)
+        if recut:
+            batches = cut(np.concatenate(drawn)[n_seen:], self.total_batch_size)
+        else:
+            ends = np.cumsum([len(batch) for batch in drawn])
+            batches = [batch for batch, end in zip(drawn, ends, strict=True) if end > n_seen]
+        self.batch_sizes = [len(batch) for batch in batches]
+        if sum(self.batch_sizes) != n_left:
+            raise DataError(f"{n_seen} of {n_clips} clips are no whole number of batches")
+        if n_left < self.num_processes * len(batches) or n_clips == 0:
+            what = "clips that are left of the epoch" if n_seen else "clips"
             raise DataError(
-                f"{len(lengths)} clips cannot be dealt to {num_processes} processes at "
-                f"--batch_size {batch_size}: some batch would leave one without a clip"
+                f"{n_left} {what} cannot be dealt to {self.num_processes} processes at "
+                f"--batch_size {self.batch_size}: some batch would leave one without a clip"
             )
-        rng = np.random.Generator(np.random.PCG64([seed, epoch]))
-        keys = -np.asarray(lengths, dtype=np.float64)
-        if shuffle:
-            keys = keys * rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, size=len(keys))
-        batches = np.array_split(np.argsort(keys, kind="stable"), n_batches)
-        order = rng.permutation(n_batches) if shuffle else np.arange(n_batches)
         self.batches = [
-            np.array_split(batches[i], num_processes)[process_index].tolist()
-            for i in order[start_batch:]
+            np.array_split(batch, self.num_processes)[self.process_index].tolist()
+            for batch in batches
         ]
+
+    def draw(self, epoch: int, total_batch_size: int) -> list[np.ndarray]:
+        """The batches of a whole epoch, as indices of clips."""
+        rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        keys = -self.lengths
+        if self.shuffle:
+            keys = keys * rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, size=len(keys))
+        batches = cut(np.argsort(keys, kind="stable"), total_batch_size)
+        order = rng.permutation(len(batches)) if self.shuffle else range(len(batches))
+        return [batches[i] for i in order]
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -18,9 +18,11 @@ import math
 import sys
 import time
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
@@ -28,6 +30,7 @@ from torch import Tensor
 
 from arguments import check_writable, file_errors
 from checkpoints import (
+    RANDOM_STATES_FILE,
     TrainerState,
     choose_checkpoint,
     clear_remains,
@@ -35,6 +38,7 @@ from checkpoints import (
     list_checkpoints,
     load_checkpoint_state,
     prune_checkpoints,
+    read_state,
     remove_checkpoint,
     save_checkpoint,
     warm_start,
@@ -59,8 +63,10 @@ from training_run import (
     Interrupted,
     Run,
     agree,
+    check_place,
     count_frames,
     describe_batch,
+    enter_epoch,
     forward_losses,
     leave,
     make_loader,
@@ -76,14 +82,22 @@ from validation import judge_epoch
 # make gradients smaller than they are.
 MAX_SKIPPED_IN_A_ROW = 50
 MIN_LOSS_SCALE = 1.0
+VALIDATION_WORKERS = 4  # at most; each reads some 200 clips a second (benchmarks/loader.py)
 
 
-def learning_rate_factor(epoch: float, config: TrainConfig) -> float:
-    """Share of learning_rate at a (fractional) epoch: constant, then exponential decay."""
+def learning_rate(epoch: float, config: TrainConfig) -> float:
+    """At a (fractional) epoch: constant, then exponential decay."""
     start = config.start_decay_epochs
     start = config.training_epochs / 2 if start is None else start
     progress = (epoch - start) / max(config.training_epochs - start, 1e-9)
-    return (config.min_learning_rate / config.learning_rate) ** min(max(progress, 0.0), 1.0)
+    ratio = config.min_learning_rate / config.learning_rate
+    return config.learning_rate * ratio ** min(max(progress, 0.0), 1.0)
+
+
+def set_optimizer(run: Run, **options: float) -> None:
+    """Sets lr, eps or weight_decay for all parameters."""
+    for group in run.optimizer.param_groups:
+        group.update(options)
 
 
 def save_and_raise(run: Run, state: TrainerState, error: DataError) -> NoReturn:
@@ -143,7 +157,6 @@ def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, flo
         if run.accelerator.optimizer_step_was_skipped:
             named_losses = {}
     run.optimizer.zero_grad()
-    run.scheduler.step()
     return named_losses, n_frames, grad_norm
 
 
@@ -194,17 +207,11 @@ def train_epoch(
             after writing a checkpoint.
     """
     config = run.config
-    loader = make_loader(
-        run,
-        run.train_set,
-        seed=config.seed,
-        epoch=state.epoch,
-        start_batch=state.epoch_step * config.gradient_accumulation_steps,
-    )
-    meter = Meter(
-        run.accelerator, config, run.wandb, state.epoch, state.epoch_step, run.steps_per_epoch
-    )
-    for batches in read_groups(loader, config.gradient_accumulation_steps):
+    state = enter_epoch(run, state)
+    batch_sizes = iter(run.train_loader.batch_sampler.batch_sizes)
+    n_steps = state.epoch_step + -(-len(run.train_loader) // config.gradient_accumulation_steps)
+    meter = Meter(run.accelerator, config, run.wandb, state.epoch, state.epoch_step, n_steps)
+    for batches in read_groups(run.train_loader, config.gradient_accumulation_steps):
         minutes = (time.monotonic() - saved_at) / 60
         due = config.checkpoint_minutes is not None and minutes >= config.checkpoint_minutes
         broken = isinstance(batches, DataError)
@@ -219,6 +226,8 @@ def train_epoch(
         try:
             if broken:
                 raise_together(run, batches)
+            rate = learning_rate(state.epoch + state.epoch_clips / len(run.train_set), config)
+            set_optimizer(run, lr=rate)
             losses, n_frames, grad_norm = train_step(run, batches, state.step)
         except DataError as error:
             save_and_raise(run, state, error)
@@ -227,6 +236,7 @@ def train_epoch(
             sums = [a + b for a, b in zip(sums, losses.values(), strict=True)]
         state = state._replace(
             epoch_step=state.epoch_step + 1,
+            epoch_clips=state.epoch_clips + sum(islice(batch_sizes, len(batches))),
             step=state.step + 1,
             epoch_losses=sums,
             epoch_skipped=state.epoch_skipped + (not losses),
@@ -234,35 +244,36 @@ def train_epoch(
         )
         if failure := scaling_failure(run, state):
             save_and_raise(run, state, DataError(failure))
-        scalars = {"learning_rate": run.scheduler.get_last_lr()[0], "grad_norm": grad_norm}
+        scalars = {"learning_rate": rate, "grad_norm": grad_norm}
         meter.update(state.epoch_step, state.step, losses, n_frames, scalars)
     meter.bar.close()
     return state, saved_at
 
 
 def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
-    """Validation, pictures and logs after the last step of an epoch.
+    """Validation and pictures where they fall due, and logs, after the last step of an epoch.
 
     Raises:
-        DataError: on every process, when a clip cannot be read or a picture not be written.
+        DataError: on every process, when a clip cannot be read.
     """
     epoch = state.epoch + 1
+    due = epoch % run.config.validation_epochs == 0 or epoch == run.config.training_epochs
     n_steps = max(state.epoch_step - state.epoch_skipped, 1)
     train_means = {
         f"train_{name}": total / n_steps
         for name, total in zip(LOSSES, state.epoch_losses, strict=True)
     }
-    scores, files = judge_epoch(run, epoch)
+    scores, files = judge_epoch(run, epoch) if due else ({}, {})
     row = {"epoch": epoch, "step": state.step, **train_means, **scores}
     if run.config.skip_nonfinite or run.accelerator.scaler is not None:
         row["skipped_steps"] = state.epoch_skipped
-    row["learning_rate"] = run.scheduler.get_last_lr()[0]
+    row["learning_rate"] = learning_rate(epoch, run.config)
     if run.accelerator.is_main_process:
         print_epoch(row, state.epoch_skipped)
         if run.wandb:
             log_validation(run.wandb, row, files, run.audio_config.sampling_rate)
     judged = state.alignment_judged
-    if not judged and alignment_is_due(state.step, run.config):
+    if scores and not judged and alignment_is_due(state.step, run.config):
         judged = True
         warning = missing_alignment(row, run.config)
         if warning and run.accelerator.is_main_process:
@@ -271,6 +282,7 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
         alignment_judged=judged,
         epoch=epoch,
         epoch_step=0,
+        epoch_clips=0,
         epoch_losses=[0.0] * len(LOSSES),
         epoch_skipped=0,
         history=[*state.history, row],
@@ -310,19 +322,37 @@ def choose_tokenizer(config: TrainConfig, resumed: Path | None) -> Tokenizer:
 
 
 def resume(run: Run, path: Path) -> TrainerState:
-    """Puts the run back where the checkpoint left it, and says which flags have changed since.
+    """Puts the run back where the checkpoint left it, and says what has changed since.
 
     Raises:
         DataError: when the checkpoint cannot be used, or not with these flags.
     """
-    changed = list_changed_flags(path, asdict(run.config))
-    state = load_checkpoint_state(
-        run.accelerator, path, run.audio_config, run.model_config, run.tokenizer
-    )
-    resumed_at = f"resumed from {path}: epoch {state.epoch}, step {state.step}"
-    run.accelerator.print(resumed_at, *changed, sep="\n  ")
+    config, accelerator = run.config, run.accelerator
+    changed = list_changed_flags(path, asdict(config))
+    state, saved_flags = read_state(path)
     if len(state.epoch_losses) != len(LOSSES):
         raise DataError(f"{path}: trainer_state.json: epoch_losses are not {len(LOSSES)}")
+    state = enter_epoch(run, check_place(run, path, state, saved_flags))
+    # For a process that the checkpoint has no random state of: it had fewer.
+    source = np.random.SeedSequence([config.seed, accelerator.process_index, state.step])
+    set_seed(int(source.generate_state(1)[0]))
+    load_checkpoint_state(accelerator, path, run.audio_config, run.model_config, run.tokenizer)
+    set_optimizer(run, eps=config.adam_eps, weight_decay=config.weight_decay)
+    sampler = run.train_loader.batch_sampler
+    if state.order_recut:
+        changed.append(
+            f"the {sum(sampler.batch_sizes)} clips that are left of the epoch are in batches of "
+            f"{sampler.total_batch_size} over all processes; it began with {state.order_batch_size}"
+        )
+    files = [RANDOM_STATES_FILE.format(i) for i in range(accelerator.num_processes)]
+    n_new = sum(not (path / file).is_file() for file in files)
+    if n_new:
+        changed.append(
+            f"random numbers: {n_new} of {len(files)} processes had none there, and draw from "
+            "--seed, their own number and the step"
+        )
+    resumed_at = f"resumed from {path}: epoch {state.epoch}, step {state.step}"
+    accelerator.print(resumed_at, *changed, sep="\n  ")
     return state
 
 
@@ -353,16 +383,15 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
     )
     run = Run(
         *(config, audio_config, model_config, tokenizer, accelerator),
-        *(model, optimizer, None, train_set, val_set, None),
+        *(model, optimizer, train_set, val_set, None, None, None),
     )
-    for dataset in (train_set, val_set):  # refuses what cannot be dealt to so many processes
-        make_loader(run, dataset)
-    steps_per_epoch = run.steps_per_epoch
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step / steps_per_epoch, config)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    return run._replace(
+        model=model,
+        optimizer=optimizer,
+        train_loader=make_loader(run, train_set, seed=config.seed),
+        val_loader=make_loader(run, val_set, VALIDATION_WORKERS, shuffle=False),
     )
-    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    return run._replace(model=model, optimizer=optimizer, scheduler=scheduler)
 
 
 def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerState]:
@@ -441,7 +470,7 @@ def train(configs: Configs) -> None:
             state = finish_epoch(run, state)
         except DataError as error:
             save_and_raise(run, state, error)
-        score = state.history[-1]["free_score"]
+        score = state.history[-1].get("free_score", -1.0)  # an epoch may have no validation
         if score > state.best_score:
             state = state._replace(best_score=score)
             save(run, state, "best_checkpoint")
@@ -450,9 +479,11 @@ def train(configs: Configs) -> None:
             saved_at = time.monotonic()
     save(run, state, "final_checkpoint")
     if accelerator.is_main_process:
-        text = run.tokenizer.decode(run.sample.tokens)
-        with file_errors():
+        try:
+            text = run.tokenizer.decode(run.sample.tokens)
             make_film(config.save_audio_gen, state.history, text, run.audio_config.hop_seconds)
+        except (DataError, OSError) as error:
+            print(f"train_taco.py: the film cannot be written: {error}", file=sys.stderr)
         print(f"checkpoint: {run.folder / 'final_checkpoint'}")
         print(f"pictures and wavs: {config.save_audio_gen}")
     if run.wandb:

@@ -40,6 +40,7 @@ arguments=(
     --alignment_warning_steps 2000
     --console_out_iters 5
     --wandb_log_iters 5
+    --validation_epochs 1
     --checkpoint_epochs 25
     --free_running_clips 16
     --max_decoder_steps 2000

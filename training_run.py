@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from config import TrainConfig
+from checkpoints import RANDOM_STATES_FILE, TrainerState
+from config import MAX_INT, MAX_WORKERS, TrainConfig
 from dataset import AudioConfig, Batch, BatchSampler, DataError, TTSCollator, TTSDataset, Utterance
 from model import Tacotron2Config, tacotron2_loss
 from tokenizer import Tokenizer
@@ -40,9 +41,10 @@ class Run(NamedTuple):
     accelerator: Accelerator
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
     train_set: TTSDataset
     val_set: TTSDataset
+    train_loader: DataLoader  # its BatchSampler goes from epoch to epoch
+    val_loader: DataLoader
     wandb: Any  # wandb's run on the main process with --log_wandb, else None
 
     @property
@@ -132,8 +134,13 @@ def describe_batch(run: Run) -> str:
     )
 
 
-def make_loader(run: Run, dataset: TTSDataset, **order: Any) -> DataLoader:
-    """Batches of this process, in the order that BatchSampler draws from `order`."""
+def make_loader(
+    run: Run, dataset: TTSDataset, max_workers: int = MAX_WORKERS, **order: Any
+) -> DataLoader:
+    """Batches of this process, in the order that BatchSampler draws from `order`.
+
+    Its processes start with the first iteration and live as long as the loader does.
+    """
     sampler = BatchSampler(
         dataset.n_frames,
         run.config.batch_size,
@@ -141,14 +148,74 @@ def make_loader(run: Run, dataset: TTSDataset, **order: Any) -> DataLoader:
         process_index=run.accelerator.process_index,
         **order,
     )
+    num_workers = min(run.config.num_workers, max_workers)
     return DataLoader(
         dataset,
         batch_sampler=sampler,
         collate_fn=TTSCollator(run.audio_config, run.tokenizer),
-        num_workers=run.config.num_workers,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
         pin_memory=run.accelerator.device.type == "cuda",
         # Its own generator: making a loader must not move the random numbers of training.
         generator=torch.Generator(),
+    )
+
+
+def enter_epoch(run: Run, state: TrainerState) -> TrainerState:
+    """Sets the training loader to where the run stands, and notes the order that it reads in.
+
+    An epoch that is begun with other batches over all processes than it goes on with keeps its
+    order; the clips that are left of it are cut into batches of the new size.
+
+    Raises:
+        DataError: when the clips that are left cannot be dealt to the processes.
+    """
+    sampler = run.train_loader.batch_sampler
+    size, begun = sampler.total_batch_size, state.epoch_clips > 0
+    state = state._replace(
+        order_batch_size=state.order_batch_size if begun else size,
+        order_checksum=sampler.checksum,
+        order_recut=begun and (state.order_recut or size != state.order_batch_size),
+    )
+    sampler.set_epoch(state.epoch, state.epoch_clips, state.order_batch_size, state.order_recut)
+    return state
+
+
+def check_place(run: Run, path: Path, state: TrainerState, saved_flags: dict) -> TrainerState:
+    """The state of the checkpoint at `path`, its place in the epoch held to the manifest at hand.
+
+    Older checkpoints count the steps of an epoch and not its clips; these follow from the flags
+    and the number of processes that they were written with.
+
+    Raises:
+        DataError: when it stands within an epoch, and not of this manifest.
+    """
+    sampler, advice = run.train_loader.batch_sampler, "resume from the end of an epoch"
+    if state.epoch_step == 0:
+        return state
+    if state.epoch_clips:
+        if state.order_checksum != sampler.checksum:
+            raise DataError(
+                f"{path}: stands within an epoch that began with other clips than the "
+                f"{len(run.train_set)} of {run.config.path_to_train_manifest} (their number, order "
+                f"or durations differ); {advice}, or with the manifest of then"
+            )
+        return state
+    n_processes = len(list(path.glob(RANDOM_STATES_FILE.format("*"))))
+    batch_size, step_batches = (
+        saved_flags.get(name) for name in ("batch_size", "gradient_accumulation_steps")
+    )
+    if not all(type(n) is int and 0 < n <= MAX_INT for n in (batch_size, step_batches)):
+        raise DataError(f"{path}: does not say how many clips of its epoch were seen; {advice}")
+    sizes = [len(batch) for batch in sampler.draw(state.epoch, batch_size * n_processes)]
+    if (state.epoch_step - 1) * step_batches >= len(sizes):
+        raise DataError(
+            f"{path}: stands at step {state.epoch_step} of an epoch, and those of "
+            f"{run.config.path_to_train_manifest} have {-(-len(sizes) // step_batches)}; {advice}"
+        )
+    return state._replace(
+        epoch_clips=sum(sizes[: state.epoch_step * step_batches]),
+        order_batch_size=batch_size * n_processes,
     )
 
 
@@ -158,12 +225,15 @@ def read_groups(loader: DataLoader, size: int) -> Iterator[list[Batch] | DataErr
     A clip that cannot be read, or a loader process that died, comes as a DataError at the end.
     """
     group: list[Batch] = []
-    batches = iter(loader)
-    # torch has a loader process's death raised wherever the main thread is, in the middle of an
-    # optimizer step or a checkpoint. Without its handler, a batch that does not come raises it.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    batches: Iterator[Batch] | None = None
     while True:
         try:
+            if batches is None:  # raises too, where a process died between two epochs
+                batches = iter(loader)
+                # torch has a loader process's death raised wherever the main thread is, in the
+                # middle of an optimizer step or a checkpoint. Without its handler, a batch that
+                # does not come raises it.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             batch = next(batches, None)
         except (DataError, RuntimeError, OSError, EOFError) as error:
             # A loader process sends its traceback along; the last line is the message.

@@ -126,12 +126,12 @@ def test_a_second_signal_ends_at_once_unless_it_is_the_first_passed_on(monkeypat
 
 def test_kill_9_at_any_moment():
     """A short run of the script that a user can run for longer."""
-    command = [sys.executable, str(REPO / "tests" / "kill_and_resume.py"), "--times", "2"]
+    command = [sys.executable, str(REPO / "tests" / "kill_and_resume.py"), "--times", "3"]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 kills" in done.stdout and "all with the same final checkpoint" in done.stdout
+    assert "3 kills" in done.stdout and ", all with the same final checkpoint" in done.stdout
 
 
 def test_a_kill_between_the_two_renamings_of_a_checkpoint_loses_neither(tmp_path):
@@ -148,18 +148,19 @@ def test_a_kill_between_the_two_renamings_of_a_checkpoint_loses_neither(tmp_path
 
 
 def test_flags_that_would_reorder_a_begun_epoch_are_refused(tmp_path):
-    flags = {"batch_size": 2, "console_out_iters": 5, "seed": 42}
+    flags = {"batch_size": 2, "console_out_iters": 5, "seed": 42, "warm_start": "voice"}
     for epoch_step in (0, 3):
         state = TrainerState(1, epoch_step, 8, epoch_losses=[], history=[])
         content = {**state._asdict(), "train_config": flags}
         (tmp_path / "trainer_state.json").write_text(json.dumps(content))
-        changed = list_changed_flags(tmp_path, {**flags, "console_out_iters": 3})
-        assert changed == ["--console_out_iters was 5 and is now 3"]
+        # A warm start is for new runs: that it is not given again changes nothing.
+        changed = list_changed_flags(tmp_path, {**flags, "batch_size": 3, "warm_start": None})
+        assert changed == ["--batch_size was 2 and is now 3"]
         if epoch_step == 0:
-            assert list_changed_flags(tmp_path, {**flags, "batch_size": 3})
+            assert list_changed_flags(tmp_path, {**flags, "seed": 43})
         else:
-            with pytest.raises(DataError, match="--batch_size was 2 and is now 3"):
-                list_changed_flags(tmp_path, {**flags, "batch_size": 3})
+            with pytest.raises(DataError, match="--seed was 42 and is now 43"):
+                list_changed_flags(tmp_path, {**flags, "seed": 43})
 
 
 def test_a_loader_process_that_is_killed_ends_the_run_with_a_checkpoint(many_steps, tmp_path):
@@ -197,18 +198,45 @@ def test_a_loader_process_that_dies_handing_over_a_batch_is_named(error):
 
 def test_nothing_is_left_open_from_epoch_to_epoch(tiny_corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    configs = parse_args(run_flags(tiny_corpus, tmp_path, "--num_workers", 1), "")
+    configs = parse_args(run_flags(tiny_corpus, tmp_path, "--num_workers", 6), "")
     run, state = train_taco.prepare(configs, Accelerator(step_scheduler_with_optimizer=False))
-    quiet, counts = SimpleNamespace(pending=False), []
+    quiet, counts, loaders = SimpleNamespace(pending=False), [], []
     for _ in range(2):
         state, _ = train_taco.train_epoch(run, state, quiet, time.monotonic())
         state = train_taco.finish_epoch(run, state)
         gc.collect()
         n_figures = sum(issubclass(type(thing), Figure) for thing in gc.get_objects())
         n_files = len(list(Path("/proc/self/fd").iterdir()))
-        counts.append((n_figures, n_files, len(multiprocessing.active_children())))
-    assert counts[0] == counts[1] and counts[0][2] == 0
+        counts.append((n_figures, n_files))
+        loaders.append({process.pid for process in multiprocessing.active_children()})
+    assert counts[0] == counts[1]
     assert pyplot.get_fignums() == []
+    assert loaders[0] == loaders[1], "started once, not in every epoch"
+    assert len(loaders[0]) == 6 + 4, "validation has 4 at most"
+    del run
+    gc.collect()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("which", ["train_loader", "val_loader"])
+def test_a_loader_process_that_dies_between_two_epochs_is_named(
+    tiny_corpus, tmp_path, monkeypatch, which
+):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    configs = parse_args(run_flags(tiny_corpus, tmp_path, "--num_workers", 2), "")
+    run, state = train_taco.prepare(configs, Accelerator(step_scheduler_with_optimizer=False))
+    loader = getattr(run, which)
+    for group in read_groups(loader, 1):
+        assert not isinstance(group, DataError)
+    killed = loader._iterator._workers[1]
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join()
+    (broken,) = read_groups(loader, 1)
+    assert isinstance(broken, DataError) and str(killed.pid) in str(broken)
+    assert "exited unexpectedly; it was killed, or memory ran out" in str(broken)
+    if which == "train_loader":
+        with pytest.raises(DataError, match="checkpoint_0_step_0 holds the run before it"):
+            train_taco.train_epoch(run, state, SimpleNamespace(pending=False), time.monotonic())
 
 
 def test_checkpoint_minutes_count_across_epochs(tiny_corpus, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from config import parse_args
 from kill_and_resume import TINY_MODEL, differences
 from model import Tacotron2
 from reporting import alignment_is_due, missing_alignment
-from train_taco import learning_rate_factor
+from train_taco import learning_rate
 
 REPO = Path(__file__).parent.parent
 
@@ -93,6 +93,27 @@ def test_a_run_leaves_what_the_readme_says(straight_run):
             assert f"{kind}_{name} {state['history'][1][f'{kind}_{name}']:.3f}" in shown
     assert "free_stopped " in shown and "free_score " in shown
     assert "begun to align" not in done.stderr, "too early to say"
+
+
+def test_validation_every_second_epoch_and_after_the_last(tiny_corpus, tmp_path):
+    flags = ["--validation_epochs", 2, "--training_epochs", 3, "--alignment_warning_steps", 1]
+    done = launch(run_flags(tiny_corpus, tmp_path, *flags, "--guided_attention_steps", 0))
+    final = tmp_path / "work" / "tiny" / "final_checkpoint"
+    history = json.loads((final / "trainer_state.json").read_text())["history"]
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert ["val_loss" in row for row in history] == [False, True, True]
+    assert ["free_score" in row for row in history] == [False, True, True]
+    assert all(np.isfinite([row["train_loss"], row["learning_rate"]]).all() for row in history)
+    assert "epoch 1 done  train_loss" in done.stdout and "epoch 3 done" in done.stdout
+    # The warning is due after the first epoch, and comes with the first scores.
+    assert "step 10: attention has not begun to align" in done.stderr
+    samples = tmp_path / "samples"
+    assert {path.name for path in samples.glob("*teacher_forced.png")} == {
+        "epoch_2_teacher_forced.png", "epoch_3_teacher_forced.png"
+    }  # fmt: skip
+    assert Image.open(samples / "alignment.gif").n_frames == 2
+    best = json.loads((final.parent / "best_checkpoint" / "trainer_state.json").read_text())
+    assert best["best_score"] == max(row["free_score"] for row in history[1:])
 
 
 def test_a_checkpoint_folder_is_a_pretrained_model(straight_run):
@@ -237,10 +258,10 @@ def test_learning_rate_is_constant_then_decays_to_its_minimum():
         "path_to_val_manifest",
     ]
     config = parse_args([*(f"--{name}=x" for name in paths), "--training_epochs=10"], "")[0]
-    factors = [learning_rate_factor(epoch, config) for epoch in range(11)]
-    assert factors[:6] == [1.0] * 6
-    np.testing.assert_allclose(np.diff(np.log(factors[5:])), np.log(0.01) / 5)
-    assert factors[10] == pytest.approx(0.01)
+    rates = [learning_rate(epoch, config) for epoch in range(11)]
+    assert rates[:6] == [1e-3] * 6
+    np.testing.assert_allclose(np.diff(np.log(rates[5:])), np.log(0.01) / 5)
+    assert rates[10] == pytest.approx(1e-5)
 
 
 def test_when_an_alignment_is_looked_for():
