@@ -60,7 +60,7 @@ class TrainConfig:
     path_to_symbols: Annotated[str | None, "JSON list of symbols, padding first; built in"] = None
     warm_start: Annotated[str | None, "checkpoint to take weights from; all else is new"] = None
     warm_start_allow_mismatch: Annotated[bool, "warm-start what fits, list what does not"] = False
-    resume_from_checkpoint: Annotated[str | None, "folder name, path, or latest"] = None
+    resume_from_checkpoint: Annotated[str | None, "name, path, latest or latest_or_new"] = None
     overwrite: Annotated[bool, "start anew in a folder that holds checkpoints"] = False
     seed: Annotated[int, "seed of weights, order and dropout"] = 42
 
