@@ -51,7 +51,7 @@ class TrainConfig:
     wandb_log_iters: Annotated[int, "steps between two points in wandb"] = 5
     checkpoint_epochs: Annotated[int, "epochs between two checkpoints"] = 25
     checkpoint_minutes: Annotated[float | None, "minutes between two more, also mid-epoch"] = None
-    keep_checkpoints: Annotated[int | None, "newest checkpoints to keep; all if unset"] = None
+    keep_checkpoints: Annotated[int | None, "checkpoints written last to keep; all if unset"] = None
     skip_nonfinite: Annotated[bool, "skip steps with a non-finite loss instead of ending"] = False
     free_running_clips: Annotated[int, "validation clips spoken freely after each epoch"] = 16
     max_decoder_steps: Annotated[int, "frames after which free running is cut"] = 2000

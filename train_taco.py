@@ -29,8 +29,8 @@ from checkpoints import (
     TrainerState,
     choose_checkpoint,
     clear_remains,
+    find_checkpoint_folders,
     list_changed_flags,
-    list_checkpoints,
     load_checkpoint_state,
     prune_checkpoints,
     remove_checkpoint,
@@ -49,6 +49,7 @@ from reporting import (
     print_epoch,
     start_wandb,
 )
+from run_folder import hold_folder, on_main, seen_everywhere
 from synthesize import read_config
 from tokenizer import Tokenizer
 from training_run import (
@@ -59,6 +60,7 @@ from training_run import (
     agree,
     count_frames,
     forward_losses,
+    is_interrupted,
     leave,
     make_loader,
     raise_together,
@@ -88,6 +90,19 @@ def save_and_raise(run: Run, state: TrainerState, error: DataError) -> NoReturn:
     except DataError as second:
         raise DataError(f"{error}; besides, {second}") from None
     raise DataError(f"{error}; {name} holds the run before it") from None
+
+
+def save_and_leave(run: Run, state: TrainerState) -> NoReturn:
+    """Ends the run, on every process, with a checkpoint, because a signal asked for it.
+
+    Raises:
+        Interrupted: always, naming the checkpoint.
+        DataError: on every process, when it cannot be written.
+    """
+    name = f"checkpoint_{state.epoch}_step_{state.step}"
+    save(run, state, name)
+    leave(run.accelerator)
+    raise Interrupted(name) from None
 
 
 def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, float], Tensor, float]:
@@ -149,9 +164,7 @@ def refuse_nonfinite(run: Run, batches: list[Batch], step: int, loss: float) -> 
     print(f"{sentence}: skipped", file=sys.stderr)
 
 
-def train_epoch(
-    run: Run, state: TrainerState, interrupt: Interrupt, saved_at: float
-) -> tuple[TrainerState, float]:
+def train_epoch(run: Run, state: TrainerState, saved_at: float) -> tuple[TrainerState, float]:
     """What is left of an epoch, with the checkpoints that fall due in it.
 
     Args:
@@ -180,14 +193,12 @@ def train_epoch(
         minutes = (time.monotonic() - saved_at) / 60
         due = config.checkpoint_minutes is not None and minutes >= config.checkpoint_minutes
         broken = isinstance(batches, DataError)
-        stop, due, broken = agree(run, interrupt.pending, due, broken)
-        if stop or due:
-            name = f"checkpoint_{state.epoch}_step_{state.step}"
-            save(run, state, name)
-            saved_at = time.monotonic()
+        stop, due, broken = agree(run, is_interrupted(run), due, broken)
         if stop:
-            leave(run.accelerator)
-            raise Interrupted(name)
+            save_and_leave(run, state)
+        if due:
+            save(run, state, f"checkpoint_{state.epoch}_step_{state.step}")
+            saved_at = time.monotonic()
         try:
             if broken:
                 raise_together(run, batches)
@@ -214,6 +225,7 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
 
     Raises:
         DataError: on every process, when a clip cannot be read or a picture not be written.
+        Interrupted: on every process, when a signal has come; nothing is written then.
     """
     epoch = state.epoch + 1
     n_steps = max(state.epoch_step - state.epoch_skipped, 1)
@@ -337,25 +349,26 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
 
     Raises:
         DataError: when a manifest or checkpoint cannot be used, or the folder is taken.
-        OSError: when a folder cannot be written to.
     """
     config = configs[0]
     folder = config.folder
-    check_writable("--working_directory", folder)
-    check_writable("--save_audio_gen", config.save_audio_gen)
-    if accelerator.is_main_process:
+
+    def choose() -> Path | None:
+        check_writable("--save_audio_gen", config.save_audio_gen)
         clear_remains(folder)
-    accelerator.wait_for_everyone()
-    resumed = choose_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
-    run = build_run(configs, accelerator, resumed)
-    set_seed(config.seed, device_specific=True)  # each process draws its own dropout
-    state = TrainerState(0, 0, 0, epoch_losses=[0.0] * len(LOSSES), history=[])
-    if resumed:
-        state = resume(run, resumed)
+        return choose_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
+
+    chosen = on_main(accelerator, choose)
+    with seen_everywhere(accelerator, chosen) as resumed:
+        run = build_run(configs, accelerator, resumed)
+        set_seed(config.seed, device_specific=True)  # each process draws its own dropout
+        state = TrainerState(0, 0, 0, epoch_losses=[0.0] * len(LOSSES), history=[])
+        if resumed:
+            state = resume(run, resumed)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:  # only now that nothing stands against the run
         if not resumed:
-            for path in list_checkpoints(folder):
+            for path in find_checkpoint_folders(folder):
                 remove_checkpoint(path)
         folder.mkdir(parents=True, exist_ok=True)
         Path(config.save_audio_gen).mkdir(parents=True, exist_ok=True)
@@ -367,17 +380,14 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
     return run, state
 
 
-def train(configs: Configs) -> None:
-    """The run from its first step, or from a checkpoint, to `final_checkpoint`.
+def train(run: Run, state: TrainerState) -> None:
+    """The run from where it stands to `final_checkpoint`.
 
     Raises:
         DataError: for what the user can mend.
         Interrupted: when a signal ended the run.
     """
-    accelerator = Accelerator(step_scheduler_with_optimizer=False)
-    interrupt = Interrupt()
-    run, state = prepare(configs, accelerator)
-    config = run.config
+    config, accelerator = run.config, run.accelerator
     n_parameters = sum(p.numel() for p in run.model.parameters())
     accelerator.print(
         f"{n_parameters / 1e6:.1f} M parameters, {len(run.train_set):,} clips to train on, "
@@ -386,9 +396,11 @@ def train(configs: Configs) -> None:
     )
     saved_at = time.monotonic()
     while state.epoch < config.training_epochs:
-        state, saved_at = train_epoch(run, state, interrupt, saved_at)
+        state, saved_at = train_epoch(run, state, saved_at)
         try:
             state = finish_epoch(run, state)
+        except Interrupted:  # resuming goes on with this validation
+            save_and_leave(run, state)
         except DataError as error:
             save_and_raise(run, state, error)
         score = state.history[-1]["free_score"]
@@ -413,7 +425,11 @@ def main(argv: list[str] | None = None) -> None:
     """Runs with these flags (default: the command line's); bad input ends in one sentence."""
     configs = parse_args(argv, __doc__.split("\n")[0])
     try:
-        train(configs)
+        accelerator = Accelerator(step_scheduler_with_optimizer=False)
+        interrupt = Interrupt()
+        with hold_folder(accelerator, configs[0].folder):
+            run, state = prepare(configs, accelerator)
+            train(run._replace(interrupt=interrupt), state)
     except Interrupted as stop:
         if PartialState().is_main_process:
             print(f"stopped, {stop} written: go on with --resume_from_checkpoint latest")

@@ -2,6 +2,7 @@
 # The reference LJSpeech run, with every option visible. Set the paths, then:
 #   bash train_taco.sh                                   trains from the start
 #   bash train_taco.sh --resume_from_checkpoint latest   goes on after an interruption
+#   bash train_taco.sh --resume_from_checkpoint latest_or_new   goes on, or starts where there is none
 # Extra arguments are passed on and win over those below. For several GPUs, several machines or
 # float32, change the `accelerate launch` options (README.md has the commands).
 set -euo pipefail

@@ -143,7 +143,7 @@ def world(tmp_path, tiny_corpus, voice, run_folder, monkeypatch):
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.chdir(tmp_path)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
     yield World(tmp_path, tiny_corpus, voice, run_folder)
     for number, handler in handlers.items():

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
@@ -31,7 +30,7 @@ def test_a_checkpoint_is_whole_or_not_there(tiny_corpus, tmp_path, monkeypatch, 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     configs = parse_args(run_flags(tiny_corpus, tmp_path), "")
     run, state = train_taco.prepare(configs, Accelerator(step_scheduler_with_optimizer=False))
-    state, _ = train_taco.train_epoch(run, state, SimpleNamespace(pending=False), time.monotonic())
+    state, _ = train_taco.train_epoch(run, state, time.monotonic())
     train_taco.save(run, state, "checkpoint_1")
     saved = run.folder / "checkpoint_1"
     copy = shutil.copytree(saved, tmp_path / "copy")
@@ -70,7 +69,7 @@ def test_a_full_disk_keeps_the_checkpoints_before(tiny_corpus, tmp_path, monkeyp
     run, state = train_taco.prepare(
         parse_args(flags, ""), Accelerator(step_scheduler_with_optimizer=False)
     )
-    state, _ = train_taco.train_epoch(run, state, SimpleNamespace(pending=False), time.monotonic())
+    state, _ = train_taco.train_epoch(run, state, time.monotonic())
     saved = []
     with pytest.raises(DataError, match=r"No space left on device|0 MiB are free there"):
         for number in range(9):

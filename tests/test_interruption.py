@@ -1,16 +1,21 @@
 """What a run leaves behind when it is stopped, killed or fed something broken."""
 
+import fcntl
+import functools
 import gc
 import json
 import multiprocessing
 import os
+import pty
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -29,7 +34,7 @@ from checkpoints import (
 from config import parse_args
 from dataset import DataError
 from test_train_taco import REPO, assert_same_checkpoint, launch, launcher_words, run_flags
-from training_run import read_groups
+from training_run import Interrupt, read_groups
 
 
 def start(flags, script=(str(REPO / "train_taco.py"),)):
@@ -125,7 +130,125 @@ def test_a_second_signal_ends_at_once_unless_it_is_the_first_passed_on(tiny_corp
     assert process.poll() is None, "the step is finished first"
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 128 + signal.SIGTERM
-    assert list((tmp_path / "work" / "tiny").iterdir()) == []
+    assert [path.name for path in (tmp_path / "work" / "tiny").iterdir()] == [".lock"]
+
+
+SLOW_VALIDATION = f"""
+import sys, time
+sys.path.insert(0, {str(REPO)!r})
+import train_taco, validation
+from model import Decoder
+
+slow_stage, *flags = sys.argv[1:]
+is_slow = False
+
+def announce(stage, function):
+    def call(*args):
+        global is_slow
+        is_slow = stage == slow_stage
+        if is_slow:
+            print("now " + stage, flush=True)
+        return function(*args)
+    return call
+
+def slow_down(seconds, function):
+    def call(*args, **options):
+        time.sleep(seconds * is_slow)
+        return function(*args, **options)
+    return call
+
+validation.validate = announce("validating", validation.validate)
+validation.speak_freely = announce("speaking", validation.speak_freely)
+validation.draw_sample = announce("drawing", validation.draw_sample)
+validation.forward_losses = slow_down(5.0, validation.forward_losses)
+Decoder.steps = slow_down(0.3, Decoder.steps)
+train_taco.main(flags)
+"""
+
+
+@pytest.fixture(scope="module")
+def longer_validation(tiny_corpus, tmp_path_factory):
+    """A manifest of 24 validation clips, and the end of an undisturbed run by so many processes."""
+    folder = tmp_path_factory.mktemp("longer_validation")
+    frame = pd.concat([pd.read_csv(tiny_corpus.test_manifest)] * 8)
+    frame.to_csv(folder / "test.csv", index=False)
+    corpus = tiny_corpus._replace(test_manifest=folder / "test.csv")
+
+    @functools.cache
+    def run(processes):
+        place = folder / str(processes)
+        launch(run_flags(corpus, place, "--training_epochs", 1), processes)
+        return place / "work" / "tiny" / "final_checkpoint"
+
+    return corpus, run
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "processes"),
+    [
+        ("validating", signal.SIGTERM, 1),
+        ("speaking", signal.SIGHUP, 1),
+        ("drawing", signal.SIGUSR1, 1),
+        ("validating", signal.SIGTERM, 2),
+        ("speaking", signal.SIGTERM, 2),
+    ],
+)
+def test_a_signal_during_a_slow_validation_ends_within_seconds(
+    longer_validation, tmp_path, stage, number, processes
+):
+    corpus, undisturbed = longer_validation
+    script = tmp_path / "slow_validation.py"
+    script.write_text(SLOW_VALIDATION)
+    flags = run_flags(corpus, tmp_path, "--training_epochs", 1)
+    words = launcher_words(processes) if processes > 1 else []
+    process = start(flags, [*words, str(script), stage])
+    wait_for_line(process, f"now {stage}")
+    time.sleep(1)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=20)  # where the stage would take 30 or more
+    assert output.count("go on with --resume_from_checkpoint latest") == 1, errors
+    assert "Traceback" not in errors or processes > 1  # the launcher's own
+    folder = tmp_path / "work" / "tiny"
+    assert [path.name for path in list_checkpoints(folder)] == [
+        f"checkpoint_0_step_{3 if processes == 2 else 5}"
+    ]
+    launch([*flags, "--resume_from_checkpoint", "latest"], processes)
+    assert_same_checkpoint(folder / "final_checkpoint", undisturbed(processes))
+
+
+def test_closing_the_terminal_ends_with_a_checkpoint(many_steps, tmp_path):
+    """What is printed after that has nowhere to go, which must not end the run first."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("4H", 24, 160, 0, 0))  # room for the bar
+    process = subprocess.Popen(
+        [sys.executable, str(REPO / "train_taco.py"), *run_flags(many_steps[0], tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    while not re.search(rb" ([2-9]|1[0-9])/27 ", shown):  # the bar leaves some steps out
+        shown += os.read(ours, 4096)
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    checkpoint = find_checkpoint(tmp_path / "work" / "tiny", "latest")
+    assert 2 <= json.loads((checkpoint / "trainer_state.json").read_text())["epoch_step"] < 27
+
+
+def test_nohup_is_respected():
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for before in (signal.SIG_IGN, signal.SIG_DFL):
+            signal.signal(signal.SIGHUP, before)
+            interrupt = Interrupt()
+            assert (signal.getsignal(signal.SIGHUP) == interrupt.take_note) == (
+                before == signal.SIG_DFL
+            )
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_kill_9_at_any_moment():
@@ -201,9 +324,9 @@ def test_nothing_is_left_open_from_epoch_to_epoch(tiny_corpus, tmp_path, monkeyp
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     configs = parse_args(run_flags(tiny_corpus, tmp_path, "--num_workers", 1), "")
     run, state = train_taco.prepare(configs, Accelerator(step_scheduler_with_optimizer=False))
-    quiet, counts = SimpleNamespace(pending=False), []
+    counts = []
     for _ in range(2):
-        state, _ = train_taco.train_epoch(run, state, quiet, time.monotonic())
+        state, _ = train_taco.train_epoch(run, state, time.monotonic())
         state = train_taco.finish_epoch(run, state)
         gc.collect()
         n_figures = sum(issubclass(type(thing), Figure) for thing in gc.get_objects())
@@ -218,10 +341,9 @@ def test_checkpoint_minutes_count_across_epochs(tiny_corpus, tmp_path, monkeypat
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     configs = parse_args(run_flags(tiny_corpus, tmp_path, "--checkpoint_minutes", 30), "")
     run, state = train_taco.prepare(configs, Accelerator(step_scheduler_with_optimizer=False))
-    quiet = SimpleNamespace(pending=False)
     for age, names in ((29 * 60, []), (31 * 60, ["checkpoint_0_step_0"])):
         begun = time.monotonic() - age
-        _, saved_at = train_taco.train_epoch(run, state, quiet, begun)
+        _, saved_at = train_taco.train_epoch(run, state, begun)
         assert [path.name for path in list_checkpoints(run.folder)] == names
         assert (saved_at == begun) == (not names)
 
