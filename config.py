@@ -53,7 +53,7 @@ class TrainConfig:
     validation_epochs: Annotated[int, "validate after every so many epochs, and the last"] = 1
     checkpoint_epochs: Annotated[int, "epochs between two checkpoints"] = 25
     checkpoint_minutes: Annotated[float | None, "minutes between two more, also mid-epoch"] = None
-    keep_checkpoints: Annotated[int | None, "newest checkpoints to keep; all if unset"] = None
+    keep_checkpoints: Annotated[int | None, "checkpoints written last to keep; all if unset"] = None
     skip_nonfinite: Annotated[bool, "skip steps with a non-finite loss instead of ending"] = False
     free_running_clips: Annotated[int, "validation clips spoken freely after each epoch"] = 16
     max_decoder_steps: Annotated[int, "frames after which free running is cut"] = 2000
@@ -62,7 +62,7 @@ class TrainConfig:
     path_to_symbols: Annotated[str | None, "JSON list of symbols, padding first; built in"] = None
     warm_start: Annotated[str | None, "checkpoint to take weights from; all else is new"] = None
     warm_start_allow_mismatch: Annotated[bool, "warm-start what fits, list what does not"] = False
-    resume_from_checkpoint: Annotated[str | None, "folder name, path, or latest"] = None
+    resume_from_checkpoint: Annotated[str | None, "name, path, latest or latest_or_new"] = None
     overwrite: Annotated[bool, "start anew in a folder that holds checkpoints"] = False
     seed: Annotated[int, "seed of weights, order and dropout"] = 42
 

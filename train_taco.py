@@ -34,8 +34,8 @@ from checkpoints import (
     TrainerState,
     choose_checkpoint,
     clear_remains,
+    find_checkpoint_folders,
     list_changed_flags,
-    list_checkpoints,
     load_checkpoint_state,
     prune_checkpoints,
     read_state,
@@ -55,6 +55,7 @@ from reporting import (
     print_epoch,
     start_wandb,
 )
+from run_folder import hold_folder, on_main, seen_everywhere
 from synthesize import read_config
 from tokenizer import Tokenizer
 from training_run import (
@@ -68,6 +69,7 @@ from training_run import (
     describe_batch,
     enter_epoch,
     forward_losses,
+    is_interrupted,
     leave,
     make_loader,
     raise_together,
@@ -112,6 +114,19 @@ def save_and_raise(run: Run, state: TrainerState, error: DataError) -> NoReturn:
     except DataError as second:
         raise DataError(f"{error}; besides, {second}") from None
     raise DataError(f"{error}; {name} holds the run before it") from None
+
+
+def save_and_leave(run: Run, state: TrainerState) -> NoReturn:
+    """Ends the run, on every process, with a checkpoint, because a signal asked for it.
+
+    Raises:
+        Interrupted: always, naming the checkpoint.
+        DataError: on every process, when it cannot be written.
+    """
+    name = f"checkpoint_{state.epoch}_step_{state.step}"
+    save(run, state, name)
+    leave(run.accelerator)
+    raise Interrupted(name) from None
 
 
 def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, float], Tensor, float]:
@@ -189,9 +204,7 @@ def scaling_failure(run: Run, state: TrainerState) -> str | None:
     )
 
 
-def train_epoch(
-    run: Run, state: TrainerState, interrupt: Interrupt, saved_at: float
-) -> tuple[TrainerState, float]:
+def train_epoch(run: Run, state: TrainerState, saved_at: float) -> tuple[TrainerState, float]:
     """What is left of an epoch, with the checkpoints that fall due in it.
 
     Args:
@@ -215,14 +228,12 @@ def train_epoch(
         minutes = (time.monotonic() - saved_at) / 60
         due = config.checkpoint_minutes is not None and minutes >= config.checkpoint_minutes
         broken = isinstance(batches, DataError)
-        stop, due, broken = agree(run, interrupt.pending, due, broken)
-        if stop or due:
-            name = f"checkpoint_{state.epoch}_step_{state.step}"
-            save(run, state, name)
-            saved_at = time.monotonic()
+        stop, due, broken = agree(run, is_interrupted(run), due, broken)
         if stop:
-            leave(run.accelerator)
-            raise Interrupted(name)
+            save_and_leave(run, state)
+        if due:
+            save(run, state, f"checkpoint_{state.epoch}_step_{state.step}")
+            saved_at = time.monotonic()
         try:
             if broken:
                 raise_together(run, batches)
@@ -255,6 +266,7 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
 
     Raises:
         DataError: on every process, when a clip cannot be read.
+        Interrupted: on every process, when a signal has come; nothing is written then.
     """
     epoch = state.epoch + 1
     due = epoch % run.config.validation_epochs == 0 or epoch == run.config.training_epochs
@@ -403,21 +415,23 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
     """
     config = configs[0]
     folder = config.folder
-    check_writable("--working_directory", folder)
-    check_writable("--save_audio_gen", config.save_audio_gen)
-    if accelerator.is_main_process:
+
+    def choose() -> Path | None:
+        check_writable("--save_audio_gen", config.save_audio_gen)
         clear_remains(folder)
-    accelerator.wait_for_everyone()
-    resumed = choose_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
-    run = build_run(configs, accelerator, resumed)
-    set_seed(config.seed, device_specific=True)  # each process draws its own dropout
-    state = TrainerState(0, 0, 0, epoch_losses=[0.0] * len(LOSSES), history=[])
-    if resumed:
-        state = resume(run, resumed)
+        return choose_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
+
+    chosen = on_main(accelerator, choose)
+    with seen_everywhere(accelerator, chosen) as resumed:
+        run = build_run(configs, accelerator, resumed)
+        set_seed(config.seed, device_specific=True)  # each process draws its own dropout
+        state = TrainerState(0, 0, 0, epoch_losses=[0.0] * len(LOSSES), history=[])
+        if resumed:
+            state = resume(run, resumed)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:  # only now that nothing stands against the run
         if not resumed:
-            for path in list_checkpoints(folder):
+            for path in find_checkpoint_folders(folder):
                 remove_checkpoint(path)
         with file_errors():
             folder.mkdir(parents=True, exist_ok=True)
@@ -444,30 +458,39 @@ def announce(run: Run) -> None:
         print(unknown, file=sys.stderr, flush=True)
 
 
-def train(configs: Configs) -> None:
-    """The run from its first step, or from a checkpoint, to `final_checkpoint`.
+def make_accelerator() -> Accelerator:
+    """Accelerate's view of the devices and the precision that the launcher chose.
 
     Raises:
-        DataError: for what the user can mend.
-        Interrupted: when a signal ended the run.
+        DataError: when the launcher asks for what this training cannot do.
     """
     refuse_sharding()
-    accelerator = Accelerator(step_scheduler_with_optimizer=False)
+    accelerator = Accelerator()
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise DataError(
             "--mixed_precision fp16 needs a GPU: on a CPU nothing scales the loss, and gradients "
             "are lost; use --mixed_precision bf16 or no"
         )
-    interrupt = Interrupt()
-    run, state = prepare(configs, accelerator)
-    config = run.config
+    return accelerator
+
+
+def train(run: Run, state: TrainerState) -> None:
+    """The run from where it stands to `final_checkpoint`.
+
+    Raises:
+        DataError: for what the user can mend.
+        Interrupted: when a signal ended the run.
+    """
+    config, accelerator = run.config, run.accelerator
     if accelerator.is_main_process:
         announce(run)
     saved_at = time.monotonic()
     while state.epoch < config.training_epochs:
-        state, saved_at = train_epoch(run, state, interrupt, saved_at)
+        state, saved_at = train_epoch(run, state, saved_at)
         try:
             state = finish_epoch(run, state)
+        except Interrupted:  # resuming goes on with this validation
+            save_and_leave(run, state)
         except DataError as error:
             save_and_raise(run, state, error)
         score = state.history[-1].get("free_score", -1.0)  # an epoch may have no validation
@@ -495,7 +518,11 @@ def main(argv: list[str] | None = None) -> None:
     """Runs with these flags (default: the command line's); bad input ends in one sentence."""
     configs = parse_args(argv, __doc__.split("\n")[0])
     try:
-        train(configs)
+        accelerator = make_accelerator()
+        interrupt = Interrupt()
+        with hold_folder(accelerator, configs[0].folder):
+            run, state = prepare(configs, accelerator)
+            train(run._replace(interrupt=interrupt), state)
     except Interrupted as stop:
         if PartialState().is_main_process:
             print(f"stopped, {stop} written: go on with --resume_from_checkpoint latest")

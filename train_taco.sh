@@ -3,6 +3,7 @@
 #   bash train_taco.sh                                   trains from the start
 #   bash train_taco.sh --resume_from_checkpoint latest   goes on after an interruption
 #   NUM_PROCESSES=4 bash train_taco.sh                   trains on 4 GPUs, each with its own batch
+#   bash train_taco.sh --resume_from_checkpoint latest_or_new   goes on, or starts where there is none
 # Extra arguments are passed on and win over those below. For several machines, change the
 # `accelerate launch` options (README.md has the commands).
 set -euo pipefail

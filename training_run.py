@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from checkpoints import RANDOM_STATES_FILE, TrainerState
 from config import MAX_INT, MAX_WORKERS, TrainConfig
 from dataset import AudioConfig, Batch, BatchSampler, DataError, TTSCollator, TTSDataset, Utterance
-from model import Tacotron2Config, tacotron2_loss
+from model import Tacotron2, Tacotron2Config, tacotron2_loss
 from tokenizer import Tokenizer
 
 LOSSES = ("loss", "mel_before_loss", "mel_after_loss", "stop_loss", "guided_attention_loss")
@@ -29,6 +30,48 @@ SHARDING = {  # what accelerate's launcher sets in the environment, and for what
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
 }
 SECOND_SIGNAL_SECONDS = 2.0  # sooner, it is the launcher passing on the first
+
+
+class Interrupt:
+    """Remembers SIGTERM, SIGUSR1 (SLURM's warning), SIGHUP (the terminal was closed) and Ctrl-C.
+
+    A second signal stops at once. SIGHUP stays ignored where nohup has it ignored.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None  # when the first signal came
+        self.terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+        numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
+            signal.signal(number, self.take_note)
+
+    def take_note(self, number: int, _: object) -> None:
+        """The signals' handler."""
+        if number == signal.SIGHUP:
+            self.leave_closed_terminals()
+        if self.seconds is None:
+            self.seconds = time.monotonic()
+        elif time.monotonic() - self.seconds > SECOND_SIGNAL_SECONDS:
+            os._exit(128 + number)
+
+    def leave_closed_terminals(self) -> None:
+        """Sends what is printed nowhere: on a closed terminal it would be an error."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in self.terminals:
+            if not os.isatty(descriptor):  # as a closed one answers
+                os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a signal has come."""
+        return self.seconds is not None
+
+
+class Interrupted(Exception):
+    """A signal has asked the run to stop; names the checkpoint, once that is written."""
 
 
 class Run(NamedTuple):
@@ -46,6 +89,7 @@ class Run(NamedTuple):
     train_loader: DataLoader  # its BatchSampler goes from epoch to epoch
     val_loader: DataLoader
     wandb: Any  # wandb's run on the main process with --log_wandb, else None
+    interrupt: Interrupt | None = None  # None: nobody listens for signals
 
     @property
     def folder(self) -> Path:
@@ -63,31 +107,6 @@ class Run(NamedTuple):
         clips = self.config.batch_size * self.accelerator.num_processes
         n_batches = -(-len(self.train_set) // clips)
         return -(-n_batches // self.config.gradient_accumulation_steps)
-
-
-class Interrupt:
-    """Remembers SIGTERM, SIGUSR1 (SLURM's warning) and Ctrl-C; a second signal stops at once."""
-
-    def __init__(self) -> None:
-        self.seconds: float | None = None  # when the first signal came
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self.take_note)
-
-    def take_note(self, number: int, _: object) -> None:
-        """The signals' handler."""
-        if self.seconds is None:
-            self.seconds = time.monotonic()
-        elif time.monotonic() - self.seconds > SECOND_SIGNAL_SECONDS:
-            os._exit(128 + number)
-
-    @property
-    def pending(self) -> bool:
-        """Whether a signal has come."""
-        return self.seconds is not None
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, and has written the checkpoint that it names."""
 
 
 def refuse_sharding() -> None:
@@ -270,6 +289,43 @@ def raise_together(run: Run, error: Any) -> None:
     broken = isinstance(error, DataError)
     if agree(run, broken)[0]:
         raise error if broken else DataError("another process cannot go on; see its message")
+
+
+def is_interrupted(run: Run) -> bool:
+    """Whether a signal has come to this process."""
+    return run.interrupt is not None and run.interrupt.pending
+
+
+def stop_together(run: Run) -> None:
+    """Every process calls this.
+
+    Raises:
+        Interrupted: on every process, when a signal has come to one of them.
+    """
+    if agree(run, is_interrupted(run))[0]:
+        raise Interrupted
+
+
+@contextmanager
+def stop_within(run: Run, model: Tacotron2) -> Iterator[None]:
+    """Leaves the block at the next decoder step when a signal comes to this process.
+
+    For what only some processes do, or all without waiting for each other; `stop_together`
+    follows. On a GPU only the first steps are looked at: the others are replayed, and take a
+    second or two in all.
+    """
+
+    def look(*_: object) -> None:
+        if is_interrupted(run):
+            raise Interrupted
+
+    hook = model.decoder.prenet.register_forward_pre_hook(look)
+    try:
+        yield
+    except Interrupted:
+        pass
+    finally:
+        hook.remove()
 
 
 def count_frames(run: Run, batches: list[Batch]) -> Tensor:

@@ -10,7 +10,15 @@ import torch
 from dataset import DataError, TTSCollator
 from evaluate import ALIGNMENT_SCORES, alignment_scores, free_running_scores
 from reporting import draw_sample
-from training_run import LOSSES, Run, forward_losses, raise_together, read_groups
+from training_run import (
+    LOSSES,
+    Run,
+    forward_losses,
+    raise_together,
+    read_groups,
+    stop_together,
+    stop_within,
+)
 
 
 @torch.no_grad()
@@ -19,6 +27,7 @@ def validate(run: Run) -> dict[str, float]:
 
     Raises:
         DataError: on every process, when one of them cannot read a clip.
+        Interrupted: on every process, when a signal has come to one of them.
     """
     run.model.eval()
     sums = torch.zeros(len(LOSSES) + len(ALIGNMENT_SCORES), device=run.accelerator.device)
@@ -26,6 +35,7 @@ def validate(run: Run) -> dict[str, float]:
     one = torch.ones((), device=run.accelerator.device)
     for group in read_groups(run.val_loader, 1):
         raise_together(run, group)
+        stop_together(run)
         batch = group[0]
         losses = forward_losses(run, batch, one, guided_weight=0.0)  # sums over frames
         scores = alignment_scores(
@@ -50,6 +60,7 @@ def speak_freely(run: Run) -> dict[str, float]:
 
     Raises:
         DataError: on every process, when one of them cannot read a clip.
+        Interrupted: on every process, when a signal has come to one of them.
     """
     n_clips = min(run.config.free_running_clips, len(run.val_set))
     picked = [round(i * (len(run.val_set) - 1) / max(n_clips - 1, 1)) for i in range(n_clips)]
@@ -67,11 +78,13 @@ def speak_freely(run: Run) -> dict[str, float]:
         model = run.accelerator.unwrap_model(run.model).eval()
         limit = min(run.config.max_decoder_steps, 2 * batch.mels.shape[1] + 100)
         tokens = batch.tokens.to(run.accelerator.device)
-        scores = free_running_scores(
-            model.infer(tokens, batch.token_lengths, limit), batch.token_lengths
-        )
-        sums = torch.stack([score.sum() for score in scores.values()] + [sums[0] + len(mine)])
+        with stop_within(run, model):
+            scores = free_running_scores(
+                model.infer(tokens, batch.token_lengths, limit), batch.token_lengths
+            )
+            sums = torch.stack([score.sum() for score in scores.values()] + [sums[0] + len(mine)])
         model.train()
+    stop_together(run)
     *sums, n_scored = run.accelerator.reduce(sums, "sum").tolist()
     return {f"free_{name}": value / n_scored for name, value in zip(names, sums, strict=True)}
 
@@ -87,6 +100,7 @@ def judge_epoch(run: Run, epoch: int) -> tuple[dict[str, float], dict[str, str]]
 
     Raises:
         DataError: on every process, when a clip cannot be read.
+        Interrupted: on every process, when a signal has come to one of them.
     """
     files = {}
     devices = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
@@ -96,12 +110,14 @@ def judge_epoch(run: Run, epoch: int) -> tuple[dict[str, float], dict[str, str]]
         if run.accelerator.is_main_process:
             model = run.accelerator.unwrap_model(run.model).eval()
             try:
-                files = draw_sample(
-                    model, run.sample, run.audio_config, run.tokenizer,
-                    run.config.max_decoder_steps, run.config.save_audio_gen, epoch,
-                )  # fmt: skip
+                with stop_within(run, model):
+                    files = draw_sample(
+                        model, run.sample, run.audio_config, run.tokenizer,
+                        run.config.max_decoder_steps, run.config.save_audio_gen, epoch,
+                    )  # fmt: skip
             except (DataError, OSError) as error:
                 said = f"the pictures and the sound of epoch {epoch} cannot be written: {error}"
                 print(f"train_taco.py: {said}; going on without", file=sys.stderr)
             model.train()
+        stop_together(run)
     return scores, files

@@ -18,16 +18,16 @@ held_at, release = int(sys.argv[1]), Path(sys.argv[2])
 train_epoch, train_step = train_taco.train_epoch, train_taco.train_step
 
 
-def held_epoch(run, state, interrupt, saved_at):
+def held_epoch(run, state, saved_at):
     def held_step(run, batches, step):
         if step == held_at:
             print("held", flush=True)
-            while not (interrupt.pending or release.exists()):
+            while not (run.interrupt.pending or release.exists()):
                 time.sleep(0.01)
         return train_step(run, batches, step)
 
     train_taco.train_step = held_step
-    return train_epoch(run, state, interrupt, saved_at)
+    return train_epoch(run, state, saved_at)
 
 
 if __name__ == "__main__":

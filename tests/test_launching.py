@@ -195,7 +195,7 @@ def test_what_is_said_at_the_start(world, capsys):
     manifest = world.manifest(HEADER + lines)
     flags = run_flags(world.corpus, world.out, "--path_to_train_manifest", manifest,
                       "--gradient_accumulation_steps", 3)  # fmt: skip
-    accelerator = Accelerator(step_scheduler_with_optimizer=False)
+    accelerator = Accelerator()
     train_taco.announce(train_taco.prepare(parse_args(flags, ""), accelerator)[0])
     said = capsys.readouterr()
     assert "3 clips to train on" in said.out and "3 to validate on" in said.out
@@ -229,7 +229,7 @@ def test_synchronized_batch_norm_has_the_same_parameters_under_the_same_names(vo
 
 def test_synchronized_batch_norm_is_for_several_gpus(world, monkeypatch, capsys):
     configs = parse_args(run_flags(world.corpus, world.out, "--sync_batch_norm"), "")
-    accelerator = Accelerator(step_scheduler_with_optimizer=False)
+    accelerator = Accelerator()
     alone, _ = train_taco.prepare(configs, accelerator)
     assert "--sync_batch_norm: one process" in capsys.readouterr().out
     assert not any(isinstance(m, torch.nn.SyncBatchNorm) for m in alone.model.modules())

@@ -40,7 +40,7 @@ def begin(tiny_corpus, tmp_path, monkeypatch):
 
     def begin(name, *flags):
         configs = parse_args(run_flags(tiny_corpus, tmp_path / name, *flags), "")
-        return train_taco.prepare(configs, Accelerator(step_scheduler_with_optimizer=False))
+        return train_taco.prepare(configs, Accelerator())
 
     return begin
 
@@ -75,13 +75,13 @@ def spoil(request, monkeypatch):
 def test_the_run_ends_at_the_state_before_the_step(begin, spoil):
     run, state = begin("good")
     with pytest.raises(train_taco.Interrupted, match=f"checkpoint_0_step_{BAD_STEP}"):
-        train_taco.train_epoch(run, state, StopAfter(BAD_STEP), 0.0)
+        train_taco.train_epoch(run._replace(interrupt=StopAfter(BAD_STEP)), state, 0.0)
     good = run.folder / f"checkpoint_0_step_{BAD_STEP}"
 
     run, state = begin("bad")
     what, bad_paths = spoil(run)
     with pytest.raises(DataError) as error:
-        train_taco.train_epoch(run, state, QUIET, 0.0)
+        train_taco.train_epoch(run, state, 0.0)
     assert f"step {BAD_STEP + 1}: the {what} is not finite" in str(error.value)
     assert all(path in str(error.value) for path in bad_paths)
     assert "--skip_nonfinite" in str(error.value) and good.name in str(error.value)
@@ -100,7 +100,7 @@ def test_a_skipped_step_is_counted_and_leaves_no_trace(begin, spoil, capsys):
 
     run, state = begin("bad", "--guided_attention_weight", 0, "--skip_nonfinite")
     what, bad_paths = spoil(run)
-    state, _ = train_taco.train_epoch(run, state, QUIET, 0.0)
+    state, _ = train_taco.train_epoch(run, state, 0.0)
     said = capsys.readouterr().err
     assert f"the {what} is not finite" in said and bad_paths[0] in said and "skipped" in said
     assert (state.epoch_step, state.epoch_skipped) == (len(groups), 1)
@@ -127,7 +127,7 @@ def begin_fp16(tiny_corpus, tmp_path, monkeypatch):
     def begin(name, scale):
         AcceleratorState._reset_state(reset_partial_state=True)  # keeps the first precision
         configs = parse_args(run_flags(tiny_corpus, tmp_path / name), "")
-        accelerator = Accelerator(step_scheduler_with_optimizer=False)
+        accelerator = Accelerator()
         assert accelerator.mixed_precision == "fp16"
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         accelerator.native_amp = True

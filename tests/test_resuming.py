@@ -29,7 +29,7 @@ def begin(tiny_corpus, tmp_path, monkeypatch):
 
     def begin(*flags, corpus=tiny_corpus):
         configs = parse_args(run_flags(corpus, tmp_path, "--training_epochs", 4, *flags), "")
-        run, state = train_taco.prepare(configs, Accelerator(step_scheduler_with_optimizer=False))
+        run, state = train_taco.prepare(configs, Accelerator())
         steps = []
 
         def recorded_step(run, batches, step):

@@ -303,7 +303,7 @@ def test_a_missing_alignment_is_looked_for_once(tiny_corpus, tmp_path, monkeypat
     flags = run_flags(tiny_corpus, tmp_path, "--alignment_warning_steps", 10)
 
     def prepare(flags):
-        accelerator = Accelerator(step_scheduler_with_optimizer=False)
+        accelerator = Accelerator()
         return train_taco.prepare(parse_args(flags, ""), accelerator)
 
     def finish(state, step, scores):
