@@ -144,9 +144,7 @@ def check_shapes(path: Path, model_config: Tacotron2Config) -> None:
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     for name in sorted(expected.keys() | found):
         if expected.get(name) != found.get(name):
-            shapes = f"{name} is {found.get(name)}, not {expected.get(name)}".replace(
-                "None", "absent"
-            )
+            shapes = f"{name} is {found.get(name, 'missing')}, not {expected.get(name, 'expected')}"
             raise DataError(f"{path}: weights do not fit {CONFIG_FILE} ({shapes})")
 
 
