@@ -182,6 +182,8 @@ def run(mutants: list[Mutant], n_jobs: int, seconds: float) -> list[Mutant]:
         ListError: when tests fail without any defect, as they would notice everything.
     """
     survivors, context = [], get_context("spawn")
+    # Tests that start processes of their own end in a fork, whose semaphores nobody counts.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     with tempfile.TemporaryDirectory(prefix="mutants_") as scratch:
         folders = context.SimpleQueue()
         for i in range(n_jobs):

@@ -246,6 +246,12 @@ def zero_length(wavs: Path) -> str:
     return "hollow|raw|text"
 
 
+def truncated(wavs: Path) -> str:
+    write_wav(wavs / "cut.wav", 1)
+    (wavs / "cut.wav").write_bytes((wavs / "cut.wav").read_bytes()[:-1000])
+    return "cut|raw|text"
+
+
 def escaping(wavs: Path) -> str:
     write_wav(wavs.parent / "outside.wav", 1)
     return "../outside|raw|text"
@@ -255,6 +261,7 @@ BAD_ROWS = {
     "missing": missing,
     "unreadable": unreadable,
     "zero-length": zero_length,
+    "truncated": truncated,
     "not a plain file name": escaping,
     "2 columns": lambda wavs: "clip9|text",
     "4 columns": lambda wavs: "clip9|raw|text|more",
