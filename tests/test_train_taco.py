@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,12 @@ import train_taco
 import validation
 from checkpoints import list_checkpoints
 from config import parse_args
+from dataset import TTSCollator, TTSDataset
 from kill_and_resume import TINY_MODEL, differences
-from model import Tacotron2
+from model import Tacotron2, tacotron2_loss
 from reporting import alignment_is_due, missing_alignment
+from synthesize import load_checkpoint
+from test_model import NO_DROPOUT
 from train_taco import learning_rate
 
 REPO = Path(__file__).parent.parent
@@ -84,7 +88,7 @@ def test_a_run_leaves_what_the_readme_says(straight_run):
     state = json.loads((checkpoints / "final_checkpoint" / "trainer_state.json").read_text())
     assert (state["epoch"], state["epoch_step"], state["step"]) == (2, 0, 10)
     losses = [row["val_loss"] for row in state["history"]]
-    assert np.isfinite(losses).all() and losses[1] < losses[0]
+    assert np.isfinite(losses).all()
     assert "1 process (cpu) x 2 clips a batch x 1 accumulated = 2 clips a step" in done.stdout
     assert "step 4/5" in done.stdout and "frames/s" in done.stdout and "left" in done.stdout
     shown = next(line for line in done.stdout.split("\n") if line.startswith("epoch 2 done"))
@@ -114,6 +118,24 @@ def test_validation_every_second_epoch_and_after_the_last(tiny_corpus, tmp_path)
     assert Image.open(samples / "alignment.gif").n_frames == 2
     best = json.loads((final.parent / "best_checkpoint" / "trainer_state.json").read_text())
     assert best["best_score"] == max(row["free_score"] for row in history[1:])
+
+
+def test_the_weights_have_learnt(straight_run, run_folder, tiny_corpus):
+    """By a batch's own statistics: the running ones alone make validation's loss fall."""
+    losses = []
+    for run in (run_folder, straight_run[0]):
+        voice = load_checkpoint(list_checkpoints(run / "work" / "tiny")[-1])
+        model = Tacotron2(replace(voice.model.config, **NO_DROPOUT)).train()
+        model.load_state_dict(voice.model.state_dict())
+        clips = TTSDataset(tiny_corpus.train_manifest, voice.audio_config, voice.tokenizer)
+        batch = TTSCollator(voice.audio_config, voice.tokenizer)([clips[i] for i in range(9)])
+        tokens, token_lengths, mels, mel_lengths, stop_targets = batch[:5]
+        with torch.no_grad():
+            output = model(tokens, token_lengths, mels, mel_lengths)
+        losses.append(tacotron2_loss(output, mels, token_lengths, mel_lengths, stop_targets))
+    untrained, trained = losses
+    for name in ("mel_before_loss", "mel_after_loss", "stop_loss"):
+        assert trained[name] < 0.99 * untrained[name], name
 
 
 def test_a_checkpoint_folder_is_a_pretrained_model(straight_run):
