@@ -1,5 +1,6 @@
 # make demo       from nothing to a voice, on a CPU: corpus, training, pictures, wavs, numbers
 # make test       the tests; LJSPEECH_DIR=... adds those on real speech
+# make mutants    which of some hundred deliberate defects the tests notice
 # make lint       ruff
 # make bench      speed and memory beside torchaudio's Tacotron2, in turn in one run
 # make bench_gpu  the same at a GPU's sizes, and frames per second of training from loader to
@@ -21,7 +22,7 @@ DEMO_FLAGS := \
 	--character_embed_dim 128 --encoder_embed_dim 128 --decoder_rnn_embed_dim 256 \
 	--decoder_prenet_dim 64 --attention_dim 64 --decoder_postnet_n_filters 128
 
-.PHONY: demo test lint bench bench_gpu clean
+.PHONY: demo test mutants lint bench bench_gpu clean
 
 demo: $(DEMO)/report.json
 	@cat $(DEMO)/report.txt
@@ -40,10 +41,10 @@ $(DEMO)/spoken/done: $(DEMO_CHECKPOINT)/model.safetensors
 		"Can you hear my new voice?" "The quick fox naps." "Hello, I learned to speak."
 	@touch $@
 
-# Two processes of one thread each: accelerate starts several only when told --multi_gpu, and on a
-# CPU they are faster than one process with two threads, whose small operations wait for each other.
+# Two processes of one thread each, which on a CPU accelerate starts only when told --multi_gpu. They
+# are faster than one process with two threads, whose small operations wait for each other.
 $(DEMO_CHECKPOINT)/model.safetensors: $(DEMO)/train_metadata.csv
-	OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --multi_gpu \
+	OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --quiet --multi_gpu \
 		--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		train_taco.py $(DEMO_FLAGS) --overwrite
 
@@ -56,6 +57,9 @@ $(DEMO)/corpus/metadata.csv: | $(BIN)/installed
 
 test: $(BIN)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+mutants: $(BIN)/installed-dev
+	$(BIN)/python tests/mutants.py --jobs 2
 
 bench: $(BIN)/installed
 	$(BIN)/python benchmarks/train_step.py --repeats 5 --sweep 100x16 600x16 300x4 --sweep_repeats 1

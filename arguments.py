@@ -1,9 +1,34 @@
-"""What the scripts' command lines share. Without torch, so that prep_splits.py starts at once."""
+"""What the scripts' command lines share. Without torch, so that prep_splits.py starts at once.
+
+Every script ends with one sentence on a DataError, and with a traceback on any other exception,
+which is a defect of the code and not of what the user gave.
+"""
 
 import argparse
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+class DataError(ValueError):
+    """A flag, a file or a text of the user's that cannot be used; the message is meant for them."""
+
+
+@contextmanager
+def file_errors() -> Iterator[None]:
+    """For code that reads or writes files of the user's: what the system refuses is a DataError.
+
+    A with block, or a decorator of a whole function.
+
+    Raises:
+        DataError: with the message of the OSError, which names the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(str(error)) from error
 
 
 def path_argument(value: str) -> str:
@@ -24,15 +49,15 @@ def check_writable(flag: str, folder: str | Path) -> None:
     """Finds out whether files can be put into a folder, which may have to be made; leaves nothing.
 
     Raises:
-        OSError: naming the flag, where they cannot.
+        DataError: naming the flag, where they cannot.
     """
     folder = Path(os.path.abspath(folder))
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not nearest.is_dir():
-        raise OSError(f"{flag} {folder}: {nearest} is a file, not a folder")
+        raise DataError(f"{flag} {folder}: {nearest} is a file, not a folder")
     try:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         reason = f"{nearest}: {error.strerror}"
-        raise OSError(f"{flag} {folder}: cannot be written to ({reason})") from None
+        raise DataError(f"{flag} {folder}: cannot be written to ({reason})") from None

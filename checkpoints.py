@@ -2,34 +2,51 @@
 
 Apart from train_taco.py so that both stay short. `checkpoint_N` (N = completed epochs),
 `checkpoint_N_step_M` (M = steps in all), `best_checkpoint` and `final_checkpoint` hold what
-Accelerate saves (model.safetensors, optimizer, scheduler, scaler, RNG of every process),
-config.json (all that inference needs) and trainer_state.json.
+Accelerate saves (model.safetensors, optimizer, scaler, RNG of every process),
+config.json (all that inference needs) and trainer_state.json. The main process writes all of it.
 """
 
 import json
+import math
 import os
+import random
+import re
 import shutil
+import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from accelerate.utils import load as load_tensors
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from dataset import AudioConfig, DataError
+from arguments import DataError, file_errors
+from dataset import AudioConfig
 from model import Tacotron2, Tacotron2Config
 from synthesize import WEIGHTS_FILE, load_checkpoint, read_config, write_config
 from tokenizer import Tokenizer
 
 STATE_FILE = "trainer_state.json"
+NUMBERED_NAME = re.compile(r"checkpoint_(0|[1-9][0-9]*)(_step_(0|[1-9][0-9]*))?")
+CHECKPOINT_NAME = re.compile(rf"{NUMBERED_NAME.pattern}|best_checkpoint|final_checkpoint")
 TEMPORARY_PREFIX = ".writing_"
 REPLACED_PREFIX = ".writing_replaced_"
+RANDOM_STATES_FILE = "random_states_{}.pkl"  # of each process
 RANDOM_STATES = {"random_state", "numpy_random_seed", "torch_manual_seed"}
-ORDER_FLAGS = ("batch_size", "gradient_accumulation_steps", "seed")  # decide an epoch's batches
+ORDER_FLAGS = ("seed",)  # decide the order of an epoch's clips
+# Flags that only a new run reads, and the one that says what is resumed.
+NEW_RUN_FLAGS = (
+    "resume_from_checkpoint", "overwrite", "path_to_symbols", "warm_start",
+    "warm_start_allow_mismatch",
+)  # fmt: skip
 
 
 class TrainerState(NamedTuple):
@@ -40,10 +57,15 @@ class TrainerState(NamedTuple):
     step: int  # optimizer steps in all
     epoch_losses: list[float]  # sums over the steps of this epoch
     history: list[dict]  # losses and scores of each completed epoch
-    epoch_skipped: int = 0  # steps of this epoch that --skip_nonfinite skipped
+    epoch_skipped: int = 0  # steps of this epoch that --skip_nonfinite or loss scaling skipped
     best_score: float = -1.0  # of free running, at the end of an epoch
     wandb_run_id: str | None = None
     alignment_judged: bool = False  # whether a missing alignment has been looked for
+    skipped_in_a_row: int = 0  # steps just before this one that were skipped
+    epoch_clips: int = 0  # clips seen of this epoch's order, by all processes together
+    order_batch_size: int = 0  # clips per batch over all processes that the order was drawn with
+    order_checksum: int = 0  # of the clips' lengths that the order was drawn from
+    order_recut: bool = False  # whether what was left of the order has been cut anew
 
 
 def save_checkpoint(
@@ -57,28 +79,46 @@ def save_checkpoint(
 ) -> None:
     """Writes the folder `path` under a temporary name, then renames it. Every process calls this.
 
+    The main process writes all files, so that machines need not share a disk.
+
     Raises:
-        DataError: when it cannot be written; nothing of it is left then.
+        DataError: on every process, when it cannot be written; nothing of it is left then.
     """
     temporary = path.with_name(TEMPORARY_PREFIX + path.name)
     main = accelerator.is_main_process
+    # accelerate's save_state writes those of the main process.
+    random_states = gather_object([] if main else [read_random_states(accelerator)])
 
     def write_files() -> None:
+        make_empty(temporary)
         accelerator.save_state(str(temporary), safe_serialization=True)
-        if main:
-            write_config(temporary, model_config, audio_config, tokenizer)
-            content = {**state._asdict(), "train_config": train_config}
-            (temporary / STATE_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        for index, states in enumerate(random_states, start=1):
+            torch.save(states, temporary / f"random_states_{index}.pkl")
+        write_config(temporary, model_config, audio_config, tokenizer)
+        written_at = {"written_at": next_written_at(path.parent)}
+        content = {**state._asdict(), **written_at, "train_config": train_config}
+        (temporary / STATE_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        put_in_place(temporary, path)
 
     try:
-        # Each only begins when every process has ended the one before it.
-        write_together(accelerator, path, lambda: make_empty(temporary) if main else None)
-        write_together(accelerator, path, write_files)
-        write_together(accelerator, path, lambda: put_in_place(temporary, path) if main else None)
+        write_together(accelerator, path, lambda: write_files() if main else None)
     except DataError:
         if main:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def read_random_states(accelerator: Accelerator) -> dict[str, Any]:
+    """What accelerate puts into random_states_N.pkl for this process, on a CPU or a GPU."""
+    states = {
+        "step": accelerator.step,
+        "random_state": random.getstate(),
+        "numpy_random_seed": np.random.get_state(),  # noqa: NPY002
+        "torch_manual_seed": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["torch_cuda_manual_seed"] = torch.cuda.get_rng_state_all()
+    return states
 
 
 def write_together(accelerator: Accelerator, path: Path, write: Callable[[], None]) -> None:
@@ -129,6 +169,7 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+@file_errors()
 def remove_checkpoint(path: Path) -> None:
     """Renamed first: killed meanwhile, it leaves no folder that looks like a checkpoint."""
     temporary = path.with_name(TEMPORARY_PREFIX + path.name)
@@ -137,48 +178,88 @@ def remove_checkpoint(path: Path) -> None:
     shutil.rmtree(temporary)
 
 
+@file_errors()
 def clear_remains(folder: Path) -> None:
     """Removes what a killed run has left half written; one process calls this.
 
     A checkpoint that was to be replaced, and was killed between its two renamings, comes back.
     """
-    for replaced in folder.glob(REPLACED_PREFIX + "*"):
-        path = folder / replaced.name.removeprefix(REPLACED_PREFIX)
-        if not path.exists():
-            os.replace(replaced, path)
-    for remains in folder.glob(TEMPORARY_PREFIX + "*"):
-        shutil.rmtree(remains)
+    for remains in list(folder.glob(TEMPORARY_PREFIX + "*")):
+        replaced = remains.name.startswith(REPLACED_PREFIX)
+        name = remains.name.removeprefix(REPLACED_PREFIX if replaced else TEMPORARY_PREFIX)
+        if not CHECKPOINT_NAME.fullmatch(name):
+            continue
+        if replaced and not (folder / name).exists():
+            os.replace(remains, folder / name)
+        else:
+            shutil.rmtree(remains)
 
 
+def find_checkpoint_folders(folder: Path) -> list[Path]:
+    """The folders in a run's folder that have a checkpoint's exact name, readable or not."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    paths = [folder / name for name in names if CHECKPOINT_NAME.fullmatch(name)]
+    return [path for path in paths if (path / STATE_FILE).is_file()]
+
+
+@file_errors()
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest step first."""
+    """The checkpoints of a run whose trainer_state.json can be read, the last one written last."""
     found = []
-    for path in folder.glob("*checkpoint*"):
-        if (path / STATE_FILE).is_file() and not path.name.startswith(TEMPORARY_PREFIX):
-            found.append((read_state(path)[0].step, path.name, path))
-    return [path for _, _, path in sorted(found)]
+    for path in find_checkpoint_folders(folder):
+        with suppress(DataError):  # find_latest names it
+            state, _, written_at = read_state_file(path)
+            found.append((written_at, state.step, path.name, path))
+    return [path for *_, path in sorted(found)]
+
+
+def next_written_at(folder: Path) -> float:
+    """Seconds since 1970 for a checkpoint that is written now.
+
+    Later than that of every other checkpoint of the run, also when the clock has been put back.
+    """
+    newest = max((read_state_file(path)[2] for path in list_checkpoints(folder)[-1:]), default=0.0)
+    return max(time.time(), math.nextafter(newest, math.inf))
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep` of the numbered checkpoints."""
-    numbered = [path for path in list_checkpoints(folder) if path.name.startswith("checkpoint_")]
+    """Removes all but the `keep` numbered checkpoints that were written last."""
+    numbered = [path for path in list_checkpoints(folder) if NUMBERED_NAME.fullmatch(path.name)]
     for path in numbered[:-keep]:
         remove_checkpoint(path)
 
 
-def find_checkpoint(folder: Path, name: str) -> Path:
-    """`latest`, the name of a checkpoint in `folder`, or a path.
+def find_latest(folder: Path) -> Path | None:
+    """The checkpoint that was written last; None when there is none.
+
+    One whose trainer_state.json is broken is named on stderr and passed over.
+    """
+    for path in find_checkpoint_folders(folder):
+        try:
+            read_state(path)
+        except DataError as error:
+            print(f"train_taco.py: passed over: {error}", file=sys.stderr, flush=True)
+    return next(reversed(list_checkpoints(folder)), None)
+
+
+def find_checkpoint(folder: Path, name: str) -> Path | None:
+    """`latest`, `latest_or_new`, the name of a checkpoint in `folder`, or a path.
+
+    Returns:
+        None for `latest_or_new` in a folder that holds no checkpoint.
 
     Raises:
         DataError: when there is none.
     """
-    if name == "latest":
-        checkpoints = list_checkpoints(folder)
-        if not checkpoints:
-            raise DataError(f"--resume_from_checkpoint latest: no checkpoint in {folder}")
-        return checkpoints[-1]
+    if name in ("latest", "latest_or_new"):
+        latest = find_latest(folder)
+        none_at_all = latest is None and not find_checkpoint_folders(folder)
+        if latest is None and not (none_at_all and name == "latest_or_new"):
+            what = "no checkpoint in" if none_at_all else "no checkpoint that can be read in"
+            raise DataError(f"--resume_from_checkpoint {name}: {what} {folder}")
+        return latest
     for path in (folder / name, Path(name)):
-        if (path / STATE_FILE).is_file():
+        if os.path.isfile(path / STATE_FILE):  # unlike Path.is_file, False for any unusable name
             return path
     raise DataError(f"--resume_from_checkpoint {name}: no checkpoint there or in {folder}")
 
@@ -191,7 +272,7 @@ def choose_checkpoint(folder: Path, resume_from: str | None, overwrite: bool) ->
     """
     if resume_from:
         return find_checkpoint(folder, resume_from)
-    if list_checkpoints(folder) and not overwrite:
+    if find_checkpoint_folders(folder) and not overwrite:
         raise DataError(
             f"{folder} holds checkpoints already: --resume_from_checkpoint latest goes on with "
             "them, --overwrite removes them"
@@ -205,22 +286,38 @@ def read_state(path: Path) -> tuple[TrainerState, dict]:
     Raises:
         DataError: when it is missing or broken.
     """
+    return read_state_file(path)[:2]
+
+
+def read_state_file(path: Path) -> tuple[TrainerState, dict, float]:
+    """`read_state`, and when the checkpoint was written, in seconds since 1970.
+
+    Raises:
+        DataError: when trainer_state.json is missing or broken.
+    """
+    file = path / STATE_FILE
     try:
-        content = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
         train_config = content.pop("train_config")
+        # Older versions wrote no time.
+        written_at = content.pop("written_at", file.stat().st_mtime)
         state = TrainerState(**content)
-        counts = (state.epoch, state.epoch_step, state.step)
-        numbers = (*state.epoch_losses, state.best_score)
+        counts = (state.epoch, state.epoch_step, state.step, state.epoch_clips)
+        counts = (*counts, state.order_batch_size, state.order_checksum)
+        numbers = (*state.epoch_losses, state.best_score, written_at)
         if not (
             all(type(count) is int and count >= 0 for count in counts)
             and all(type(number) in (int, float) for number in numbers)
+            and math.isfinite(written_at)
             and all(type(row) is dict and "epoch" in row for row in state.history)
             and isinstance(train_config, dict)
         ):
             raise ValueError("a value is of another kind than what is written there")
-        return state, train_config
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path / STATE_FILE}: cannot be read ({error})") from None
+        return state, train_config, written_at
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError
+    ) as error:  # fmt: skip
+        raise DataError(f"{file}: cannot be read ({error})") from None
 
 
 def list_differences(
@@ -285,18 +382,18 @@ def list_changed_flags(path: Path, train_config: dict) -> list[str]:
     """Flags of the run that a checkpoint was written with otherwise, a phrase for each.
 
     Raises:
-        DataError: when one decides the batches of an epoch that the checkpoint stands within.
+        DataError: when one decides the order of an epoch that the checkpoint stands within.
     """
     state, saved = read_state(path)
     changed = {
         name: f"--{name} was {saved[name]} and is now {value}"
         for name, value in train_config.items()
-        if name in saved and saved[name] != value and name != "resume_from_checkpoint"
+        if name in saved and saved[name] != value and name not in NEW_RUN_FLAGS
     }
     refused = [changed[name] for name in ORDER_FLAGS if name in changed]
     if state.epoch_step and refused:
         raise DataError(
-            f"{path}: stands within an epoch, whose batches these flags would change: "
+            f"{path}: stands within an epoch, whose order these flags would change: "
             f"{'; '.join(refused)}"
         )
     return list(changed.values())
@@ -311,6 +408,8 @@ def load_checkpoint_state(
 ) -> TrainerState:
     """Puts a run back where the checkpoint left it, random numbers of this process included.
 
+    A process that the checkpoint has no random state of keeps the one it has.
+
     Raises:
         DataError: when a file is missing, broken, would need code to be run, or belongs to
             another model, audio or table of symbols.
@@ -318,9 +417,8 @@ def load_checkpoint_state(
     differences = list_differences(path, model_config, audio_config, tokenizer)
     if differences:
         raise DataError(f"{path}: cannot be resumed with other settings: {'; '.join(differences)}")
-    random_states = f"random_states_{accelerator.process_index}.pkl"
-    if not (path / random_states).is_file():
-        raise DataError(f"{path}: {random_states} is missing; resume with as many processes")
+    if not (path / RANDOM_STATES_FILE.format(0)).is_file():
+        raise DataError(f"{path}: {RANDOM_STATES_FILE.format(0)} is missing")
     weights, pickles = path / WEIGHTS_FILE, ("*.bin", "*.pkl", "*.pt")
     if not weights.is_file():  # accelerate would look for a pickle instead
         raise DataError(f"{path}: {WEIGHTS_FILE} is missing")
@@ -331,7 +429,7 @@ def load_checkpoint_state(
             reason = " ".join(str(error).split())[:120]
             raise DataError(f"{file}: refused, not plain tensors and numbers ({reason})") from None
         # accelerate goes on in silence, with other random numbers, where it cannot use these.
-        if file.name == random_states and not set(content) >= RANDOM_STATES:
+        if file.match(RANDOM_STATES_FILE.format("*")) and not set(content) >= RANDOM_STATES:
             raise DataError(f"{file}: does not hold the states of random generators")
     try:
         accelerator.load_state(str(path))

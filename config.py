@@ -35,6 +35,7 @@ class TrainConfig:
     training_epochs: Annotated[int, "passes over the training manifest"] = 250
     batch_size: Annotated[int, "clips per device and step"] = 64
     gradient_accumulation_steps: Annotated[int, "batches added up to one optimizer step"] = 1
+    sync_batch_norm: Annotated[bool, "batch norm over the batches of all GPUs together"] = False
     learning_rate: Annotated[float, "Adam's learning rate until the decay begins"] = 1e-3
     min_learning_rate: Annotated[float, "learning rate that the decay ends at"] = 1e-5
     start_decay_epochs: Annotated[int | None, "epoch the decay begins; half of all if unset"] = None
@@ -49,9 +50,10 @@ class TrainConfig:
     ] = 2000
     console_out_iters: Annotated[int, "steps between two lines of losses"] = 5
     wandb_log_iters: Annotated[int, "steps between two points in wandb"] = 5
+    validation_epochs: Annotated[int, "validate after every so many epochs, and the last"] = 1
     checkpoint_epochs: Annotated[int, "epochs between two checkpoints"] = 25
     checkpoint_minutes: Annotated[float | None, "minutes between two more, also mid-epoch"] = None
-    keep_checkpoints: Annotated[int | None, "newest checkpoints to keep; all if unset"] = None
+    keep_checkpoints: Annotated[int | None, "checkpoints written last to keep; all if unset"] = None
     skip_nonfinite: Annotated[bool, "skip steps with a non-finite loss instead of ending"] = False
     free_running_clips: Annotated[int, "validation clips spoken freely after each epoch"] = 16
     max_decoder_steps: Annotated[int, "frames after which free running is cut"] = 2000
@@ -60,7 +62,7 @@ class TrainConfig:
     path_to_symbols: Annotated[str | None, "JSON list of symbols, padding first; built in"] = None
     warm_start: Annotated[str | None, "checkpoint to take weights from; all else is new"] = None
     warm_start_allow_mismatch: Annotated[bool, "warm-start what fits, list what does not"] = False
-    resume_from_checkpoint: Annotated[str | None, "folder name, path, or latest"] = None
+    resume_from_checkpoint: Annotated[str | None, "name, path, latest or latest_or_new"] = None
     overwrite: Annotated[bool, "start anew in a folder that holds checkpoints"] = False
     seed: Annotated[int, "seed of weights, order and dropout"] = 42
 
@@ -68,7 +70,7 @@ class TrainConfig:
         least = {
             **dict.fromkeys(
                 ("training_epochs", "batch_size", "gradient_accumulation_steps",
-                 "console_out_iters", "wandb_log_iters", "checkpoint_epochs",
+                 "console_out_iters", "wandb_log_iters", "validation_epochs", "checkpoint_epochs",
                  "max_decoder_steps", "keep_checkpoints", "free_running_clips"), 1
             ),
             **dict.fromkeys(

@@ -30,8 +30,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from arguments import check_writable, path_argument
-from dataset import AudioConfig, DataError
+from arguments import DataError, check_writable, file_errors, path_argument
+from dataset import AudioConfig
 from model import Tacotron2, Tacotron2Config
 from synthesize import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, write_config
 from tokenizer import Tokenizer
@@ -92,7 +92,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         DataError: when the file is missing, broken, no state dict, or needs code to be run.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, False for any unusable name
         raise DataError(f"{path}: no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -185,6 +185,7 @@ def read_symbols(path: str | None, n_symbols: int) -> Tokenizer:
         raise DataError(f"--symbols {path}: cannot be used ({error})") from None
 
 
+@file_errors()
 def check_target(path: Path, is_folder: bool, overwrite: bool) -> None:
     """Refuses a target that is in the way.
 
@@ -202,13 +203,14 @@ def check_target(path: Path, is_folder: bool, overwrite: bool) -> None:
         raise DataError(f"{path}: is not what this script writes there, and is not replaced")
 
 
+@file_errors()
 def write_target(path: Path, write: Callable[[Path], None]) -> None:
     """Calls `write` with a temporary name in the same folder, then renames.
 
     plotting.py's write_whole replaces files only; this one also puts a folder in a folder's place.
 
     Raises:
-        DataError, OSError: when it cannot be written; nothing of it is left then.
+        DataError: when it cannot be written; nothing of it is left then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".writing_{os.getpid()}_{path.name}")
@@ -232,7 +234,10 @@ def import_peer(layout: str, source: Path, target: Path, symbols: str | None) ->
     """
     model = model_from_peer(read_state_dict(source), layout, source)
     tokenizer = read_symbols(symbols, model.config.vocab_size)
-    audio_config = AudioConfig(num_mels=model.config.num_mels, mel_scaling="log")
+    try:
+        audio_config = AudioConfig(num_mels=model.config.num_mels, mel_scaling="log")
+    except ValueError as error:
+        raise DataError(f"{source}: {layout} weights of sizes that do not fit ({error})") from None
 
     def write(folder: Path) -> None:
         folder.mkdir()
@@ -279,7 +284,7 @@ def run(args: argparse.Namespace) -> str:
     """Converts; returns what was written, in words.
 
     Raises:
-        DataError, OSError: when it cannot be done; nothing is written then.
+        DataError: when it cannot be done; nothing is written then.
     """
     source_layout, source = parse_end("--from", args.source)
     target_layout, target = parse_end("--to", args.target)
@@ -306,7 +311,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         print(run(args))
-    except (ValueError, OSError) as error:
+    except DataError as error:
         sys.exit(f"convert_checkpoint.py: {' '.join(str(error).split())}")
 
 

@@ -14,6 +14,8 @@ natural-log mel that HiFi-GAN and NVIDIA's Tacotron 2 use.
 
 import math
 import os
+import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,15 +35,21 @@ import torchaudio
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from arguments import DataError
 from model import build_padding_mask
 from tokenizer import Tokenizer
 
 MANIFEST_COLUMNS = ("file_path", "normalized_transcript", "duration")
+# Beyond these, filters, or the spectrum of a few words, would not fit into memory.
+MAX_SIZES = {
+    "sampling_rate": 1_000_000,
+    "num_mels": 1024,
+    "n_fft": 16384,
+    "window_size": 16384,
+    "hop_size": 16384,
+}
+MAX_OVERLAP = 64  # frames that a sample is part of
 LENGTH_JITTER = 0.03  # share of a clip's length; what reshuffles batches, at about 3 % padding
-
-
-class DataError(ValueError):
-    """A file or a text of the user's that cannot be used; the message is meant for them."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +70,11 @@ class AudioConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("sampling_rate", "num_mels", "n_fft", "window_size", "hop_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, found {getattr(self, name)}")
+        for name, most in MAX_SIZES.items():
+            value = getattr(self, name)
+            if not 1 <= value <= most:
+                bounds = "at least 1" if value < 1 else f"at most {most}"
+                raise ValueError(f"--{name} must be {bounds}, found {value}")
         if self.num_mels > self.n_fft // 2 + 1:
             raise ValueError(
                 f"--num_mels must not exceed the {self.n_fft // 2 + 1} frequencies of --n_fft "
@@ -78,6 +88,11 @@ class AudioConfig:
         if (self.n_fft - self.hop_size) % 2:
             raise ValueError(
                 f"--n_fft minus --hop_size must be even, found {self.n_fft} - {self.hop_size}"
+            )
+        if self.n_fft > MAX_OVERLAP * self.hop_size:
+            raise ValueError(
+                f"--n_fft must be at most {MAX_OVERLAP} times --hop_size, found {self.n_fft} "
+                f"and {self.hop_size}"
             )
         if not 0 <= self.fmin < self.fmax <= self.sampling_rate / 2:
             raise ValueError(
@@ -95,6 +110,19 @@ class AudioConfig:
     def silence(self) -> float:
         """The mel value of silence, which is also the padding of a batch."""
         return -self.max_scaled_abs if self.mel_scaling == "scaled_db" else self.log_floor
+
+    @property
+    def loudest(self) -> float:
+        """The largest value that the mel of samples in [-1, 1] can have.
+
+        No frequency's magnitude exceeds the window's sum, which is half its length. That is above
+        0 dB (max_scaled_abs), and so is speech: LJSpeech's loudest bins are at 5.5 with A = 4.
+        """
+        gain = _filters_for(self, torch.device("cpu")).sum(dim=1).max().item()
+        loudest = math.log(max(gain * self.window_size / 2.0, math.exp(self.log_floor)))
+        if self.mel_scaling == "log":
+            return loudest
+        return log_to_scaled_mel(torch.tensor(loudest, dtype=torch.float64), self).item()
 
     @property
     def log_floor(self) -> float:
@@ -224,22 +252,49 @@ def to_log_mel(mel: Tensor, audio_config: AudioConfig) -> Tensor:
     return mel if audio_config.mel_scaling == "log" else scaled_to_log_mel(mel, audio_config)
 
 
+def clamp_mel(mel: Tensor, audio_config: AudioConfig) -> Tensor:
+    """A mel with all values within silence .. loudest, as those of recordings are. NaN is silence.
+
+    Warns where a model has run away: of NaN, of values above the loudest, and of values further
+    below silence than the loudest is above it. Nearer ones are usual, and sound like silence.
+    """
+    silence, loudest = audio_config.silence, audio_config.loudest
+    clamped = mel.nan_to_num(nan=silence).clamp(silence, loudest)
+    odd = int(((mel - silence).abs() > loudest - silence).sum() + mel.isnan().sum())
+    if odd:
+        warnings.warn(
+            f"{odd} of the mel's {mel.numel()} values ({odd / mel.numel():.1%}) are clamped: a "
+            f"recording has {silence:.1f} to {loudest:.1f}, the mel {mel.min():.4g} to "
+            f"{mel.max():.4g}, as of a model that has run away",
+            stacklevel=3,
+        )
+    return clamped
+
+
 def mel_to_audio(mel: Tensor, audio_config: AudioConfig, n_iter: int = 60) -> Tensor:
     """Griffin-Lim: (T_mel, num_mels) scaled -> (n_samples,) with n_samples = T_mel * hop_size.
 
     The magnitudes are the least-squares solution of the mel filters; phases start at random, so
-    seed torch for a repeatable wav. A peak above 1 is scaled down to 1.
+    seed torch for a repeatable wav. A peak above 1 is scaled down to 1. The mel is clamped, with
+    a warning, see `clamp_mel`.
     """
     a = audio_config
+    mel = clamp_mel(mel, a)
     # Griffin-Lim needs more than a window of signal, and loses half a window at each edge.
     edge = a.n_fft // a.hop_size + 1
     longer = torch.cat([mel[:1].expand(edge, -1), mel, mel[-1:].expand(edge, -1)]).float()
     magnitude = to_log_mel(longer, a).exp().t()  # (num_mels, T_mel + 2 edge)
     inverse = torch.linalg.pinv(_filters_for(a, mel.device))  # (n_fft // 2 + 1, num_mels)
+    spectrum = (inverse @ magnitude).clamp_min(0.0)  # (n_fft // 2 + 1, T_mel + 2 edge)
+    # No frame has more energy than samples of +-1 give it (Parseval). Else one frame of a model
+    # that has run away would be so loud that, scaled to a peak of 1, all others are silent.
+    window = _window(a.window_size, mel.device)
+    loudest = (a.n_fft * window.square().sum() / 2.0).sqrt()
+    spectrum = spectrum * (loudest / spectrum.norm(dim=0)).clamp_max(1.0)
     # torchaudio centres frame t on sample t * hop_size, this framing on (t + 1/2) * hop_size.
     wav = torchaudio.functional.griffinlim(
-        (inverse @ magnitude).clamp_min(0.0),
-        window=_window(a.window_size, mel.device),
+        spectrum,
+        window=window,
         n_fft=a.n_fft,
         hop_length=a.hop_size,
         win_length=a.window_size,
@@ -338,10 +393,10 @@ class TTSDataset(Dataset):
         path, text = self.paths[index], self.texts[index]
         wav = load_wav(path, self.audio_config.sampling_rate)
         try:
-            tokens, mel = self.tokenizer.encode(text), audio_to_mel(wav, self.audio_config)
-        except ValueError as error:
+            mel = audio_to_mel(wav, self.audio_config)
+        except DataError as error:
             raise DataError(f"{path}: {error}") from None
-        return Utterance(tokens, mel, text, path)
+        return Utterance(self.tokenizer.encode(text), mel, text, path)
 
 
 class TTSCollator:
@@ -368,6 +423,11 @@ class TTSCollator:
         )
 
 
+def cut(clips: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Batches of at most batch_size clips, as equal in size as can be, the larger ones first."""
+    return np.array_split(clips, math.ceil(len(clips) / batch_size)) if len(clips) else []
+
+
 class BatchSampler(Sampler[list[int]]):
     """Batches of similar length, every clip once per epoch, from (seed, epoch) alone.
 
@@ -376,11 +436,13 @@ class BatchSampler(Sampler[list[int]]):
     num_processes clips is dealt out to them, so that together they see what one process with
     that batch size would see. With shuffle=False the order is longest first.
 
+    `batches` are this process's lists of indices; `batch_sizes` counts the clips of the same
+    batches over all processes. `set_epoch` moves on to another epoch, or into the middle of one.
+
     Args:
         lengths: of the clips, in any unit.
         batch_size: clips per process at most.
         seed, epoch: what the order is drawn from.
-        start_batch: batches of this epoch to skip, for resuming in its middle.
         num_processes, process_index: which share of each batch to yield.
 
     Raises:
@@ -393,29 +455,74 @@ class BatchSampler(Sampler[list[int]]):
         batch_size: int,
         seed: int = 0,
         epoch: int = 0,
-        start_batch: int = 0,
         num_processes: int = 1,
         process_index: int = 0,
         shuffle: bool = True,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"--batch_size must be at least 1, found {batch_size}")
-        n_batches = math.ceil(len(lengths) / (batch_size * num_processes))
-        if len(lengths) < num_processes * max(n_batches, 1):
+        self.lengths = np.asarray(lengths, dtype=np.float64)
+        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        self.num_processes, self.process_index = num_processes, process_index
+        self.set_epoch(epoch)
+
+    @property
+    def total_batch_size(self) -> int:
+        """Clips per batch over all processes, at most."""
+        return self.batch_size * self.num_processes
+
+    @property
+    def checksum(self) -> int:
+        """Of the lengths: another manifest has another order."""
+        return zlib.crc32(self.lengths.tobytes())
+
+    def set_epoch(
+        self, epoch: int, n_seen: int = 0, order_batch_size: int | None = None, recut: bool = False
+    ) -> None:
+        """Goes to a place in the order of an epoch; the next iteration begins there.
+
+        Args:
+            epoch: what the order is drawn from, with the seed.
+            n_seen: clips of the order to skip.
+            order_batch_size: the total_batch_size to draw the order with; today's if unset.
+            recut: whether the clips that are left are cut anew, into batches of today's
+                total_batch_size. Cutting them anew once more, after any number of those batches,
+                gives the same batches.
+
+        Raises:
+            DataError: when a process would get no clip of a batch, or n_seen clips are no whole
+                number of batches and `recut` is off.
+        """
+        n_clips, n_left = len(self.lengths), len(self.lengths) - n_seen
+        drawn = self.draw(epoch, order_batch_size or self.total_batch_size)
+        if recut:
+            batches = cut(np.concatenate(drawn)[n_seen:], self.total_batch_size)
+        else:
+            ends = np.cumsum([len(batch) for batch in drawn])
+            batches = [batch for batch, end in zip(drawn, ends, strict=True) if end > n_seen]
+        self.batch_sizes = [len(batch) for batch in batches]
+        if sum(self.batch_sizes) != n_left:
+            raise DataError(f"{n_seen} of {n_clips} clips are no whole number of batches")
+        if n_left < self.num_processes * len(batches) or n_clips == 0:
+            what = "clips that are left of the epoch" if n_seen else "clips"
             raise DataError(
-                f"{len(lengths)} clips cannot be dealt to {num_processes} processes at "
-                f"--batch_size {batch_size}: some batch would leave one without a clip"
+                f"{n_left} {what} cannot be dealt to {self.num_processes} processes at "
+                f"--batch_size {self.batch_size}: some batch would leave one without a clip"
             )
-        rng = np.random.Generator(np.random.PCG64([seed, epoch]))
-        keys = -np.asarray(lengths, dtype=np.float64)
-        if shuffle:
-            keys = keys * rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, size=len(keys))
-        batches = np.array_split(np.argsort(keys, kind="stable"), n_batches)
-        order = rng.permutation(n_batches) if shuffle else np.arange(n_batches)
         self.batches = [
-            np.array_split(batches[i], num_processes)[process_index].tolist()
-            for i in order[start_batch:]
+            np.array_split(batch, self.num_processes)[self.process_index].tolist()
+            for batch in batches
         ]
+
+    def draw(self, epoch: int, total_batch_size: int) -> list[np.ndarray]:
+        """The batches of a whole epoch, as indices of clips."""
+        rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        keys = -self.lengths
+        if self.shuffle:
+            keys = keys * rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, size=len(keys))
+        batches = cut(np.argsort(keys, kind="stable"), total_batch_size)
+        order = rng.permutation(len(batches)) if self.shuffle else range(len(batches))
+        return [batches[i] for i in order]
 
     def __len__(self) -> int:
         return len(self.batches)

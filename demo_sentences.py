@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from arguments import DataError
+
 LENGTH_SLACK = 2  # characters that a sentence may miss the drawn length by
 GIVE_UP_AFTER = 5_000  # draws in a row without a new sentence: the grammar is exhausted
 # A word as it is spoken, with its apostrophes and hyphens: "we'll", "brand-new".
@@ -165,7 +167,7 @@ RULES = {
 REPEATABLE = {"a", "an", "are", "is", "it", "the", "was"}  # no other word comes twice
 
 
-class CorpusError(Exception):
+class CorpusError(DataError):
     """Something the person at the command line can put right; its text says what."""
 
 

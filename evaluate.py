@@ -15,6 +15,7 @@ scores.
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,12 +28,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from arguments import check_writable, path_argument, seed_argument
-from dataset import AudioConfig, Batch, BatchSampler, DataError, TTSCollator, TTSDataset, to_log_mel
+from arguments import DataError, check_writable, file_errors, path_argument, seed_argument
+from dataset import AudioConfig, Batch, BatchSampler, TTSCollator, TTSDataset, to_log_mel
 from model import InferenceOutput
 from plotting import save_figure, summary_figure, write_whole
 from synthesize import MAX_DECODER_STEPS, Voice, device_argument, load_checkpoint
-from tokenizer import clean_text
 
 ALIGNMENT_SCORES = ("focus", "coverage", "monotonicity")
 COVERED = 0.5  # frames' worth of attention that counts a character as visited
@@ -190,7 +190,7 @@ def judge(
             "mcd_db": mel_cepstral_distortion(spoken, recording, voice.audio_config),
         }
         words = (word_times or {}).get(Path(path).stem, [])
-        if len(clean_text(text)) != len(text):
+        if len(voice.tokenizer.clean(text)) != len(text):
             words = []  # their indices count characters that the model does not see
         errors = word_start_errors(
             forced.alignments[i, :n_frames, :n_text].cpu(), words, voice.audio_config.hop_seconds
@@ -316,11 +316,11 @@ def check_outputs(args: argparse.Namespace) -> None:
     """Finds out before the work whether what it gives can be written.
 
     Raises:
-        DataError, OSError: naming the flag whose file or folder cannot be.
+        DataError: naming the flag whose file or folder cannot be.
     """
     for name in ("output_json", "output_csv"):
         path = getattr(args, name)
-        if path and Path(path).is_dir():
+        if path and os.path.isdir(path):
             raise DataError(f"--{name} {path}: is a folder, not a file")
         if path:
             check_writable(f"--{name}", Path(path).absolute().parent)
@@ -332,8 +332,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     """The report of `args`, also written to where its flags say.
 
     Raises:
-        DataError: when a file cannot be used.
-        OSError: when one cannot be written.
+        DataError: when a file cannot be used or not be written.
     """
     check_outputs(args)
     voice = load_checkpoint(args.checkpoint, args.device)
@@ -360,13 +359,14 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     if word_times is not None and not errors["word_start"]:
         raise DataError("--word_times knows no word of these clips")
     report = make_report(rows, errors if word_times is not None else None)
-    if args.output_json:
-        text = json.dumps(report, indent=2)
-        write_whole(args.output_json, lambda path: path.write_text(text, encoding="utf-8"))
-    if args.output_csv:
-        write_whole(args.output_csv, lambda path: pd.DataFrame(rows).to_csv(path, index=False))
-    if args.save_worst:
-        draw_worst(worst, voice, args.save_worst)
+    with file_errors():
+        if args.output_json:
+            text = json.dumps(report, indent=2)
+            write_whole(args.output_json, lambda path: path.write_text(text, encoding="utf-8"))
+        if args.output_csv:
+            write_whole(args.output_csv, lambda path: pd.DataFrame(rows).to_csv(path, index=False))
+        if args.save_worst:
+            draw_worst(worst, voice, args.save_worst)
     return report
 
 
@@ -375,7 +375,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         print_report(run(args))
-    except (ValueError, OSError) as error:
+    except DataError as error:
         sys.exit(f"evaluate.py: {' '.join(str(error).split())}")
 
 

@@ -39,7 +39,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from arguments import path_argument
+from arguments import DataError, file_errors, path_argument
 from demo_sentences import WORD, CorpusError, make_sentences, read_sentences
 
 SAMPLING_RATE = 22050  # Hz, what espeak-ng's own synthesizer produces
@@ -96,7 +96,10 @@ class Speaker:
         except ImportError:
             raise CorpusError("espeak-ng is not installed: pip install espeakng-loader") from None
         data_path = espeakng_loader.get_data_path()
-        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
+        try:
+            self.library = ctypes.CDLL(espeakng_loader.get_library_path())
+        except OSError as error:
+            raise CorpusError(f"espeak-ng cannot be loaded: {error}") from None
         options = INITIALIZE_PHONEME_EVENTS | INITIALIZE_DONT_EXIT
         rate = self.library.espeak_Initialize(
             AUDIO_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data_path), options
@@ -274,6 +277,7 @@ def choose_sentences(args: argparse.Namespace) -> tuple[list[str], Iterator[str]
     return sentences, itertools.islice(supply, n_sentences)
 
 
+@file_errors()
 def is_there(folder: Path, arguments: dict, overwrite: bool) -> bool:
     """Whether folder already holds the complete corpus of these arguments.
 
@@ -321,14 +325,15 @@ def build_corpus(args: argparse.Namespace) -> str:
     Speaker(args.voice, args.words_per_minute)  # so that a bad voice fails here, in words
     scratch = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     replaced = folder.with_name(f"{scratch.name}-replaced")
-    scratch.mkdir(parents=True)
     try:
-        totals = write_corpus(scratch, sentences, spares, args.voice, args.words_per_minute)
-        record = json.dumps({"arguments": arguments, **totals}, indent=2)
-        (scratch / "corpus.json").write_text(record + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rename(replaced)
-        scratch.rename(folder)
+        with file_errors():
+            scratch.mkdir(parents=True)
+            totals = write_corpus(scratch, sentences, spares, args.voice, args.words_per_minute)
+            record = json.dumps({"arguments": arguments, **totals}, indent=2)
+            (scratch / "corpus.json").write_text(record + "\n", encoding="utf-8")
+            if folder.exists():
+                folder.rename(replaced)
+            scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
@@ -373,7 +378,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         print(build_corpus(args))
-    except (CorpusError, OSError) as error:
+    except DataError as error:
         print(f"make_demo_corpus.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -32,7 +32,7 @@ from typing import NamedTuple
 import soundfile
 from tqdm import tqdm
 
-from arguments import check_writable, path_argument
+from arguments import DataError, check_writable, file_errors, path_argument
 
 CORPUS_NAME = "LJSpeech-1.1"
 ARCHIVE_NAME = f"{CORPUS_NAME}.tar.bz2"
@@ -43,7 +43,7 @@ TRUNCATED = re.compile(r"^data : (?!0 |4294967295 )(\d+) \(should be (\d+)\)", r
 INT16_SCALE = 32768  # what soundfile divides 16-bit samples by when it reads floats
 
 
-class PrepError(Exception):
+class PrepError(DataError):
     """A mistake in the input, told to the user as one sentence."""
 
 
@@ -60,17 +60,22 @@ class Clip(NamedTuple):
 
 def is_corpus(folder: Path) -> bool:
     """True if the folder has LJSpeech's two parts."""
-    return (folder / "metadata.csv").is_file() and (folder / "wavs").is_dir()
+    # Unlike Path's methods, these are False for any unusable name.
+    return os.path.isfile(folder / "metadata.csv") and os.path.isdir(folder / "wavs")
 
 
 def check_corpus(folder: Path) -> None:
     """Raise PrepError, with a hint where to look, if the folder is no corpus."""
     if not is_corpus(folder):
-        lacks = "wavs folder" if (folder / "metadata.csv").is_file() else "metadata.csv"
-        problem = f"has no {lacks} in it" if folder.is_dir() else "is not a folder"
+        lacks = "wavs folder" if os.path.isfile(folder / "metadata.csv") else "metadata.csv"
+        problem = f"has no {lacks} in it" if os.path.isdir(folder) else "is not a folder"
         near = [path for path in (folder / CORPUS_NAME, folder.parent) if is_corpus(path)]
         hint = f"; did you mean {near[0]}?" if near else "."
         raise PrepError(f"--path_to_ljspech {folder} {problem}{hint}")
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise PrepError(f"--path_to_ljspech {folder} is not UTF-8, as manifests are.") from None
 
 
 def drop_bad(clips: list[Clip], skip_bad: bool) -> list[Clip]:
@@ -108,6 +113,16 @@ def print_table(splits: dict[str, list[Clip]]) -> None:
         hours = sum(clip.duration for clip in clips) / 3600
         characters = sum(len(clip.transcript) for clip in clips)
         print(f"{name:<6}{len(clips):>8}{hours:>9.3f}{characters:>12}{clips[0].duration:>13.2f}")
+
+
+def say_unknown(clips: list[Clip]) -> None:
+    """Say which characters of the transcripts training will leave out, on stderr, if any."""
+    from tokenizer import Tokenizer  # which imports torch: slow, and not needed for a mistake
+
+    unknown = Tokenizer().describe_unknown(clip.transcript for clip in clips)
+    if unknown:
+        hint = "train_taco.py's --path_to_symbols takes another table"
+        print(f"{unknown}; {hint}", file=sys.stderr)
 
 
 def read_metadata(path: Path) -> list[Clip]:
@@ -188,13 +203,16 @@ def trim_clip(clip: Clip, scratch: Path, trimmed: Path, trim_db: float) -> Clip:
 
 
 def trim_clips(clips: list[Clip], trim: Callable[[Clip], Clip]) -> list[Clip]:
-    """Call trim on every clip, in parallel; BrokenExecutor if a process is killed."""
+    """Call trim on every clip, in parallel; PrepError if a process is killed."""
     n_processes = min(os.cpu_count() or 1, 16)  # more of them only wait for the disk
     # A fork could copy a lock that a thread holds. Workers ignore Ctrl-C: the parent hears it too.
     context, ignore = get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(n_processes, context, signal.signal, ignore) as pool:
-        results = pool.map(trim, clips, chunksize=16)
-        return list(tqdm(results, total=len(clips), desc="trimming", unit="clip", disable=None))
+    try:
+        with ProcessPoolExecutor(n_processes, context, signal.signal, ignore) as pool:
+            results = pool.map(trim, clips, chunksize=16)
+            return list(tqdm(results, total=len(clips), desc="trimming", unit="clip", disable=None))
+    except BrokenExecutor:
+        raise PrepError("a trimming process died; was the machine out of memory?") from None
 
 
 def write_manifests(splits: dict[str, list[Clip]], scratch: Path, folder: Path) -> None:
@@ -271,7 +289,8 @@ def make_splits(args: argparse.Namespace, corpus: Path, scratch: Path) -> dict[s
     if os.path.realpath(trimmed) == os.path.realpath(wavs):
         raise PrepError(f"{trimmed} is the corpus' own wavs folder; give another --path_to_save.")
 
-    rows = read_metadata(corpus / "metadata.csv")
+    with file_errors():
+        rows = read_metadata(corpus / "metadata.csv")
     with ThreadPoolExecutor() as pool:
         checked = pool.map(partial(check_audio, wavs=wavs), rows)
         clips = list(tqdm(checked, total=len(rows), desc="checking", unit="clip", disable=None))
@@ -287,11 +306,13 @@ def make_splits(args: argparse.Namespace, corpus: Path, scratch: Path) -> dict[s
     if not clips:
         raise PrepError(f"--min_seconds and --max_seconds leave no clip of {n_checked}.")
     splits = split_clips(clips, args.seed, args.test_split_pct)
-    if args.trim_db:
-        trimmed.mkdir(exist_ok=True)
-        for clip in clips:
-            os.replace(scratch / clip.path.name, clip.path)
-    write_manifests(splits, scratch, folder)
+    say_unknown(clips)
+    with file_errors():
+        if args.trim_db:
+            trimmed.mkdir(exist_ok=True)
+            for clip in clips:
+                os.replace(scratch / clip.path.name, clip.path)
+        write_manifests(splits, scratch, folder)
     return splits
 
 
@@ -304,10 +325,12 @@ def prepare(args: argparse.Namespace) -> None:
         corpus = download_corpus(corpus, args.download_url, args.download_sha256)
     check_corpus(corpus)
     trimmed = folder / TRIMMED_NAME
-    new = [path for path in (trimmed, folder, *folder.parents) if not path.exists()]
+    new = [path for path in (trimmed, folder, *folder.parents) if not os.path.exists(path)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".prep_splits.", dir=folder) as scratch:
+        with file_errors():
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = tempfile.TemporaryDirectory(prefix=".prep_splits.", dir=folder)
+        with temporary as scratch:
             splits = make_splits(args, corpus, Path(scratch))
     except BaseException:
         if trimmed in new:
@@ -359,7 +382,7 @@ def main(argv: list[str] | None = None) -> None:
         prepare(args)
     except KeyboardInterrupt:
         sys.exit("\nprep_splits.py: interrupted; no manifest was written.")
-    except (PrepError, OSError, UnicodeError, BrokenExecutor) as error:
+    except DataError as error:
         sys.exit(f"prep_splits.py: error: {error}")
 
 

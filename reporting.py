@@ -202,7 +202,7 @@ def make_film(folder: str | Path, history: list[dict], text: str, hop_seconds: f
         OSError: when one cannot be written.
     """
     folder = Path(folder)
-    epochs = [row["epoch"] for row in history]
+    epochs = [row["epoch"] for row in history if "free_score" in row]  # those with a validation
     epochs = [epoch for epoch in epochs if (folder / f"epoch_{epoch}.npz").is_file()]
     if len(epochs) > FILM_FRAMES:  # alignment appears early: more frames there
         picked = (len(epochs) - 1) * np.linspace(0, 1, FILM_FRAMES) ** 2
@@ -268,15 +268,14 @@ def start_wandb(project: str, name: str, flags: dict[str, Any], resumed_id: str 
 def log_validation(
     wandb_run: Any, row: dict[str, float], files: dict[str, str], sampling_rate: int
 ) -> None:
-    """One epoch's scores, pictures and sound to wandb."""
+    """One epoch's losses, and its scores, pictures and sound if it has some, to wandb."""
     import wandb
 
-    wandb_run.log(
-        {
-            **{f"epoch/{name}": value for name, value in row.items()},
+    values = {f"epoch/{name}": value for name, value in row.items()}
+    if files:
+        values |= {
             "teacher_forced": wandb.Image(files["teacher_forced"]),
             "free_running": wandb.Image(files["free_running"]),
             "audio": wandb.Audio(files["audio"], sample_rate=sampling_rate),
-        },
-        step=row["step"],
-    )
+        }
+    wandb_run.log(values, step=row["step"])

@@ -4,12 +4,14 @@
         --text "Printing, in the only sense." --output_dir spoken
 
 The .npy holds the natural-log mel, float32, (num_mels, T_mel): what a HiFi-GAN reads. The wav is
-Griffin-Lim's. `load_checkpoint` and `synthesize` are what inference.ipynb calls.
+Griffin-Lim's. Both are of the mel clamped to what a recording can have, with a warning where a
+model has run away. `load_checkpoint` and `synthesize` are what inference.ipynb calls.
 """
 
 import argparse
 import io
 import json
+import os
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import asdict, fields
@@ -22,8 +24,8 @@ import soundfile
 import torch
 from torch import Tensor
 
-from arguments import check_writable, path_argument, seed_argument
-from dataset import AudioConfig, DataError, mel_to_audio, to_log_mel
+from arguments import DataError, check_writable, file_errors, path_argument, seed_argument
+from dataset import AudioConfig, clamp_mel, mel_to_audio, to_log_mel
 from model import Tacotron2, Tacotron2Config
 from plotting import save_figure, summary_figure, write_whole
 from tokenizer import Tokenizer
@@ -45,7 +47,7 @@ class Voice(NamedTuple):
 class Synthesis(NamedTuple):
     """One spoken text."""
 
-    mel: Tensor  # (T_mel, num_mels), scaled as the checkpoint's audio_config says
+    mel: Tensor  # (T_mel, num_mels), scaled as the checkpoint's audio_config says, clamped
     alignment: Tensor  # (T_mel, T_text)
     wav: Tensor  # (n_samples,)
     reached_limit: bool  # True: cut at max_decoder_steps instead of stopping by itself
@@ -95,15 +97,23 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
     """Reads config.json of a checkpoint folder.
 
     Raises:
-        DataError: when it is missing, not JSON, of a newer format, or lacks or invents a field.
+        DataError: when it is missing, not JSON, of a newer format, lacks or invents a field, or is
+            that of `save_pretrained`, without audio settings and symbols.
     """
     path = Path(directory) / CONFIG_FILE
-    if not Path(directory).is_dir():
+    if not os.path.isdir(directory):  # unlike Path.is_dir, False for any unusable name
         raise DataError(f"{directory}: no such checkpoint folder")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{directory}: not a checkpoint folder, {CONFIG_FILE} is missing")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config, dict) and not {"format_version", "audio", "symbols"} & set(config):
+            raise DataError(
+                f"{path}: has neither audio settings nor symbols, which save_pretrained does not "
+                f"know: copy {CONFIG_FILE} of the checkpoint that the model came from to "
+                f"{directory}, or call write_config({str(directory)!r}, model.config, "
+                "audio_config, tokenizer) of synthesize.py"
+            )
         version = config.pop("format_version")
         if version != FORMAT_VERSION:
             raise DataError(
@@ -122,6 +132,22 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
     return result
 
 
+def check_shapes(path: Path, model_config: Tacotron2Config) -> None:
+    """Holds the shapes in a weights file against the model's, before either takes memory.
+
+    Raises:
+        DataError: naming a tensor that is missing, unknown or of another shape.
+    """
+    with torch.device("meta"):
+        expected = {name: [*t.shape] for name, t in Tacotron2(model_config).state_dict().items()}
+    with safetensors.safe_open(path, "pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    for name in sorted(expected.keys() | found):
+        if expected.get(name) != found.get(name):
+            shapes = f"{name} is {found.get(name, 'missing')}, not {expected.get(name, 'expected')}"
+            raise DataError(f"{path}: weights do not fit {CONFIG_FILE} ({shapes})")
+
+
 def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -> Voice:
     """A checkpoint folder to a Voice in eval mode. No pickle is opened.
 
@@ -129,11 +155,12 @@ def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -
         DataError: when config.json or model.safetensors is missing, broken or does not fit.
     """
     model_config, audio_config, tokenizer = read_config(directory)
-    model = Tacotron2(model_config)
     path = Path(directory) / WEIGHTS_FILE
     if not path.is_file():
         raise DataError(f"{directory}: {WEIGHTS_FILE} is missing")
     try:
+        check_shapes(path, model_config)
+        model = Tacotron2(model_config)
         state = safetensors.torch.load_file(path)
         model.load_state_dict(state)
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
@@ -143,6 +170,18 @@ def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -
     if broken:
         raise DataError(f"{path}: {broken[0]} holds NaN or infinity")
     return Voice(model.to(device).eval(), audio_config, tokenizer)
+
+
+def encode(text: str, voice: Voice) -> Tensor:
+    """(T_text,) int64.
+
+    Raises:
+        DataError: when the text has nothing to speak.
+    """
+    try:
+        return voice.tokenizer.encode(text)
+    except ValueError as error:
+        raise DataError(str(error)) from None
 
 
 def synthesize(
@@ -168,14 +207,11 @@ def synthesize(
     """
     if seed is not None:
         torch.manual_seed(seed)
-    try:
-        tokens = voice.tokenizer.encode(text)
-    except ValueError as error:
-        raise DataError(str(error)) from None
+    tokens = encode(text, voice)
     device = next(voice.model.parameters()).device
     with inference_precision(device, dtype):
         output = voice.model.infer(tokens[None].to(device), None, max_decoder_steps, stop_threshold)
-    mel = output.mels[0].float()  # (T_mel, num_mels)
+    mel = clamp_mel(output.mels[0].float(), voice.audio_config)  # (T_mel, num_mels)
     wav = mel_to_audio(mel, voice.audio_config)
     return Synthesis(mel.cpu(), output.alignments[0].cpu(), wav.cpu(), bool(output.reached_limit))
 
@@ -191,13 +227,14 @@ def write_wav(path: str | Path, wav: Tensor, sampling_rate: int) -> None:
     write_whole(path, lambda temporary: temporary.write_bytes(content.getvalue()))
 
 
+@file_errors()
 def write_synthesis(
     result: Synthesis, text: str, voice: Voice, output_dir: Path, stem: str
 ) -> None:
     """stem.wav, stem.png and stem.npy in output_dir.
 
     Raises:
-        OSError: when one cannot be written.
+        DataError: when one cannot be written.
     """
     audio_config = voice.audio_config
     write_wav(output_dir / f"{stem}.wav", result.wav, audio_config.sampling_rate)
@@ -269,16 +306,16 @@ def run(args: argparse.Namespace) -> None:
     """Speaks every text of `args` and says for each whether it stopped by itself.
 
     Raises:
-        DataError, ValueError: when the checkpoint or a text cannot be used.
-        OSError: when the results cannot be written.
+        DataError: when the checkpoint or a text cannot be used, or the results not be written.
     """
     texts = read_texts(args)
     check_writable("--output_dir", args.output_dir)
     voice = load_checkpoint(args.checkpoint, args.device)
     for text in texts:  # all are checked before the first is spoken
-        voice.tokenizer.encode(text)
+        encode(text, voice)
     output_dir = Path(args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    with file_errors():
+        output_dir.mkdir(parents=True, exist_ok=True)
     for number, text in enumerate(texts, start=1):
         unknown = voice.tokenizer.unknown_characters(text)
         if unknown:
@@ -302,7 +339,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         run(args)
-    except (ValueError, OSError) as error:
+    except DataError as error:
         sys.exit(f"synthesize.py: {' '.join(str(error).split())}")
 
 

@@ -4,14 +4,17 @@
     tokens = tokenizer.encode("Printing, in 1465")   # LongTensor (T_text,)
     tokenizer.decode(tokens)                         # "printing, in fourteen sixty-five"
 
-`clean_text` makes the text plain: accents off, typographic punctuation to ASCII, common
-abbreviations and numbers to words, lower case, single spaces. Characters that are then still
-unknown are left out, and `unknown_characters` names them.
+`clean_text` keeps every character that the table of symbols holds, and makes the others plain:
+lower case, accents off, typographic punctuation to ASCII. Common abbreviations and numbers become
+English words, any white space one space. Characters that are then still unknown are left out, and
+`unknown_characters` names them.
 """
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import torch
 from num2words import num2words
@@ -19,6 +22,11 @@ from torch import Tensor
 
 PAD = "<pad>"
 DEFAULT_SYMBOLS = (PAD, *" !\"'(),-.:;?", *"abcdefghijklmnopqrstuvwxyz")
+DEFAULT_CHARACTERS = frozenset(DEFAULT_SYMBOLS[1:])
+# ARPAbet as torchaudio and NVIDIA write it. In their tables capitals are phonemes, or letters that
+# no text has trained, because their cleaners make all text lower case.
+PHONEMES = {"AA", "@AA"}
+MAX_NAMED = 20  # characters that one line names
 PLAIN_PUNCTUATION = {
     **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032`", "'"),
     **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb", '"'),
@@ -61,11 +69,11 @@ CURRENCIES = {
     "\u20ac": ("euro", "euros"),
 }
 
-_ABBREVIATION = re.compile(rf"\b({'|'.join(ABBREVIATIONS)})\.")
+_ABBREVIATION = re.compile(rf"\b({'|'.join(ABBREVIATIONS)})\.", re.IGNORECASE)
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"  # a comma only before three figures
 _MONEY = re.compile(rf"([$\u00a3\u20ac])\s?({_WHOLE}(?:\.\d+)?)")
 _NUMBER = re.compile(rf"{_WHOLE}(?:\.\d+)?")
-_ORDINAL = re.compile(rf"\b({_WHOLE})(?:st|nd|rd|th)\b")
+_ORDINAL = re.compile(rf"\b({_WHOLE})(?:st|nd|rd|th)\b", re.IGNORECASE)
 MAX_FIGURES = 15  # longer numbers are read figure by figure
 
 
@@ -97,18 +105,65 @@ def _spell_ordinal(match: re.Match) -> str:
     return match[0] if len(whole) > MAX_FIGURES else num2words(int(whole), to="ordinal")
 
 
-def clean_text(text: str) -> str:
-    """Plain lower-case text: what `Tokenizer.encode` looks up, character by character."""
+def _spell_abbreviation(match: re.Match) -> str:
+    word = ABBREVIATIONS.get(match[1].lower(), match[0])
+    return word.capitalize() if match[1][0].isupper() else word
+
+
+@lru_cache(maxsize=16)
+def _decomposed_by_nfc(known: frozenset[str]) -> dict[str, str]:
+    """Characters that NFC takes apart, such as Devanagari's U+095C, by what it makes of them."""
+    forms = {unicodedata.normalize("NFC", character): character for character in known}
+    return {form: character for form, character in forms.items() if form not in known}
+
+
+def _compose(text: str, known: frozenset[str]) -> str:
+    """NFC, except for the characters of the table that it takes apart."""
+    text = unicodedata.normalize("NFC", text)
+    for form, character in _decomposed_by_nfc(known).items():
+        text = text.replace(form, character)
+    return text
+
+
+def _match_case(text: str, known: frozenset[str]) -> str:
+    """Characters that the table has only in their other case, in that case."""
+    return "".join(
+        c if c in known else next((o for o in (c.lower(), c.upper()) if o in known), c)
+        for c in text
+    )
+
+
+def _make_plain(character: str, known: frozenset[str]) -> str:
+    """A character without its accents and in lower case, punctuation as ASCII has it."""
+    parts = _match_case(unicodedata.normalize("NFKD", character), known)
+    parts = [part if part in known else part.lower() for part in parts]
+    kept = (part for part in parts if part in known or not unicodedata.combining(part))
+    return "".join(part if part in known else PLAIN_PUNCTUATION.get(part, part) for part in kept)
+
+
+def clean_text(text: str, known: frozenset[str] = DEFAULT_CHARACTERS) -> str:
+    """Text as `Tokenizer.encode` looks it up, character by character.
+
+    Args:
+        known: the characters of the table, which are kept. A table with figures keeps numbers.
+    """
+    text = _compose(text, known)
     # A fraction or an exponent must not run into the number before it: 1\u00bd is not 11/2.
-    text = "".join(f" {c}" if c.isnumeric() and not c.isdecimal() else c for c in text)
-    text = unicodedata.normalize("NFKD", text).lower()
-    text = "".join(character for character in text if not unicodedata.combining(character))
-    text = "".join(PLAIN_PUNCTUATION.get(character, character) for character in text)
-    text = _ABBREVIATION.sub(lambda match: ABBREVIATIONS[match[1]], text)
-    text = _MONEY.sub(_spell_money, text)
-    text = _ORDINAL.sub(_spell_ordinal, text)
-    text = _NUMBER.sub(lambda match: _spell_number(match[0]), text)
-    return re.sub(r"\s+", " ", text).strip()
+    text = "".join(
+        f" {c}" if c not in known and c.isnumeric() and not c.isdecimal() else c for c in text
+    )
+    text = "".join(c if c in known else unicodedata.normalize("NFKD", c) for c in text)
+    text = _compose(text, known)  # half-width katakana and their marks, for one, come together
+    if all(c == c.lower() for c in known):
+        text = text.lower()  # as a whole: a sigma that ends a word has a form of its own
+    text = _match_case(text, known)
+    text = "".join(c if c in known else _make_plain(c, known) for c in text)
+    text = _ABBREVIATION.sub(_spell_abbreviation, text)
+    if not any(c.isdecimal() for c in known):
+        text = _MONEY.sub(_spell_money, text)
+        text = _ORDINAL.sub(_spell_ordinal, text)
+        text = _NUMBER.sub(lambda match: _spell_number(match[0]), text)
+    return re.sub(r"\s+", " ", _match_case(text, known)).strip()
 
 
 class Tokenizer:
@@ -133,20 +188,47 @@ class Tokenizer:
             raise ValueError(f"symbols must be strings that are not empty, found {odd[0]!r:.40}")
         if len(self.symbols) < 2:
             raise ValueError(f"symbols must hold padding and a character, found {self.symbols}")
-        self.ids = {symbol: i for i, symbol in enumerate(self.symbols)}
-        if len(self.ids) < len(self.symbols):
+        if len(set(self.symbols)) < len(self.symbols):
             twice = sorted({s for s in self.symbols if self.symbols.count(s) > 1})
             raise ValueError(f"symbols must be unique, found twice: {' '.join(twice)}")
+        has_phonemes = not PHONEMES.isdisjoint(self.symbols)
+        self._ids: dict[str, int] = {}  # of the characters that text is made of
+        for i, symbol in enumerate(self.symbols[1:], start=1):
+            # A letter and its accent may be written as two characters.
+            character = symbol if len(symbol) == 1 else unicodedata.normalize("NFC", symbol)
+            if len(character) == 1 and not (has_phonemes and character.isupper()):
+                self._ids.setdefault(character, i)
+        self.known = frozenset(self._ids)
 
     @property
     def vocab_size(self) -> int:
         """Number of symbols, padding included."""
         return len(self.symbols)
 
+    def clean(self, text: str) -> str:
+        """The text as the table can have it: `clean_text` with the characters of the table."""
+        return clean_text(text, self.known)
+
     def unknown_characters(self, text: str) -> str:
         """The characters of the cleaned text that the table lacks, each once, in order."""
-        known = set(self.symbols[1:])
-        return "".join(dict.fromkeys(c for c in clean_text(text) if c not in known))
+        return "".join(dict.fromkeys(c for c in self.clean(text) if c not in self.known))
+
+    def describe_unknown(self, texts: Iterable[str]) -> str:
+        """A line on the characters that the table lacks and in how many texts; "" if it has all."""
+        counts: Counter[str] = Counter()
+        n_texts = n_affected = 0
+        for text in texts:
+            unknown = self.unknown_characters(text)
+            counts.update(unknown)
+            n_texts += 1
+            n_affected += bool(unknown)
+        if not counts:
+            return ""
+        named = [f"{c!r} in {n:,}" for c, n in counts.most_common(MAX_NAMED)]
+        if len(counts) > MAX_NAMED:
+            named.append(f"and {len(counts) - MAX_NAMED:,} more")
+        clips = f"{n_affected:,} of {n_texts:,} clips"
+        return f"characters that have no symbol are left out of {clips}: {', '.join(named)}"
 
     def encode(self, text: str) -> Tensor:
         """Token ids of the cleaned text, shape (T_text,), int64; unknown characters left out.
@@ -154,12 +236,10 @@ class Tokenizer:
         Raises:
             ValueError: when nothing is left to say.
         """
-        known = {symbol: i for symbol, i in self.ids.items() if i != self.pad_token_id}
-        cleaned = clean_text(text)
-        tokens = [known[character] for character in cleaned if character in known]
-        if not any(self.symbols[token].isalpha() for token in tokens):
+        kept = [character for character in self.clean(text) if character in self.known]
+        if not any(character.isalpha() for character in kept):
             raise ValueError(f"text has no letter to speak: {text[:80]!r}")
-        return torch.tensor(tokens, dtype=torch.int64)
+        return torch.tensor([self._ids[character] for character in kept], dtype=torch.int64)
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
         """The text of token ids, padding left out."""

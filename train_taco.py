@@ -1,13 +1,15 @@
 """Trains Tacotron 2 by teacher forcing, on one or many GPUs or on a CPU.
 
-    accelerate launch train_taco.py --experiment_name tacotron2 --run_name first \
+    accelerate launch --quiet --num_processes 1 train_taco.py \
+        --experiment_name tacotron2 --run_name first \
         --working_directory work_dir --save_audio_gen work_dir/samples \
         --path_to_train_manifest data/train_metadata.csv \
         --path_to_val_manifest data/test_metadata.csv
 
-`train_taco.sh` shows every flag. Checkpoints go to WORKING_DIRECTORY/EXPERIMENT_NAME, pictures
-and sounds of every validation to SAVE_AUDIO_GEN. The file reads in the order things happen:
-learning rate, one step, an epoch, what follows it, the run.
+Without --num_processes it takes every GPU of the machine. `train_taco.sh` shows every flag.
+Checkpoints go to WORKING_DIRECTORY/EXPERIMENT_NAME, pictures and sounds of every validation to
+SAVE_AUDIO_GEN. The file reads in the order things happen: learning rate, one step, an epoch, what
+follows it, the run.
 """
 
 import contextlib
@@ -16,23 +18,27 @@ import math
 import sys
 import time
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from arguments import check_writable
+from arguments import check_writable, file_errors
 from checkpoints import (
+    RANDOM_STATES_FILE,
     TrainerState,
     choose_checkpoint,
     clear_remains,
+    find_checkpoint_folders,
     list_changed_flags,
-    list_checkpoints,
     load_checkpoint_state,
     prune_checkpoints,
+    read_state,
     remove_checkpoint,
     save_checkpoint,
     warm_start,
@@ -49,6 +55,7 @@ from reporting import (
     print_epoch,
     start_wandb,
 )
+from run_folder import hold_folder, on_main, seen_everywhere
 from synthesize import read_config
 from tokenizer import Tokenizer
 from training_run import (
@@ -57,23 +64,42 @@ from training_run import (
     Interrupted,
     Run,
     agree,
+    check_place,
     count_frames,
+    describe_batch,
+    enter_epoch,
     forward_losses,
+    is_interrupted,
     leave,
     make_loader,
     raise_together,
     read_groups,
+    refuse_sharding,
     remember,
+    synchronize_batch_norm,
 )
 from validation import judge_epoch
 
+# Of fp16. A scale too high for the gradients is found within some twenty steps; one below 1 would
+# make gradients smaller than they are.
+MAX_SKIPPED_IN_A_ROW = 50
+MIN_LOSS_SCALE = 1.0
+VALIDATION_WORKERS = 4  # at most; each reads some 200 clips a second (benchmarks/loader.py)
 
-def learning_rate_factor(epoch: float, config: TrainConfig) -> float:
-    """Share of learning_rate at a (fractional) epoch: constant, then exponential decay."""
+
+def learning_rate(epoch: float, config: TrainConfig) -> float:
+    """At a (fractional) epoch: constant, then exponential decay."""
     start = config.start_decay_epochs
     start = config.training_epochs / 2 if start is None else start
     progress = (epoch - start) / max(config.training_epochs - start, 1e-9)
-    return (config.min_learning_rate / config.learning_rate) ** min(max(progress, 0.0), 1.0)
+    ratio = config.min_learning_rate / config.learning_rate
+    return config.learning_rate * ratio ** min(max(progress, 0.0), 1.0)
+
+
+def set_optimizer(run: Run, **options: float) -> None:
+    """Sets lr, eps or weight_decay for all parameters."""
+    for group in run.optimizer.param_groups:
+        group.update(options)
 
 
 def save_and_raise(run: Run, state: TrainerState, error: DataError) -> NoReturn:
@@ -90,12 +116,25 @@ def save_and_raise(run: Run, state: TrainerState, error: DataError) -> NoReturn:
     raise DataError(f"{error}; {name} holds the run before it") from None
 
 
+def save_and_leave(run: Run, state: TrainerState) -> NoReturn:
+    """Ends the run, on every process, with a checkpoint, because a signal asked for it.
+
+    Raises:
+        Interrupted: always, naming the checkpoint.
+        DataError: on every process, when it cannot be written.
+    """
+    name = f"checkpoint_{state.epoch}_step_{state.step}"
+    save(run, state, name)
+    leave(run.accelerator)
+    raise Interrupted(name) from None
+
+
 def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, float], Tensor, float]:
     """One optimizer step on all of `batches`: losses by name, number of frames, gradient norm.
 
     The losses are means over the valid frames of all batches on all processes, so that neither
-    how many processes there are nor how a batch is cut up changes the gradient. With
-    --skip_nonfinite, a step that is skipped has no losses.
+    how many processes there are nor how a batch is cut up changes the gradient. A step that
+    --skip_nonfinite or fp16's loss scaling skips has no losses.
 
     Raises:
         DataError: on every process, when a loss or gradient is not finite, without
@@ -130,8 +169,9 @@ def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, flo
         named_losses = {}
     else:
         run.optimizer.step()
+        if run.accelerator.optimizer_step_was_skipped:
+            named_losses = {}
     run.optimizer.zero_grad()
-    run.scheduler.step()
     return named_losses, n_frames, grad_norm
 
 
@@ -149,9 +189,22 @@ def refuse_nonfinite(run: Run, batches: list[Batch], step: int, loss: float) -> 
     print(f"{sentence}: skipped", file=sys.stderr)
 
 
-def train_epoch(
-    run: Run, state: TrainerState, interrupt: Interrupt, saved_at: float
-) -> tuple[TrainerState, float]:
+def scaling_failure(run: Run, state: TrainerState) -> str | None:
+    """Why fp16 cannot go on when its loss scaling skips step after step, else None."""
+    scaler, n_skipped = run.accelerator.scaler, state.skipped_in_a_row
+    if scaler is None or n_skipped == 0:
+        return None
+    scale = scaler.get_scale()
+    if n_skipped < MAX_SKIPPED_IN_A_ROW and scale >= MIN_LOSS_SCALE:
+        return None
+    return (
+        f"step {state.step}: the gradient is not finite in fp16, with the loss scale down to "
+        f"{scale:g} and {n_skipped} steps skipped in a row; --mixed_precision bf16 (or no) needs "
+        "no loss scale"
+    )
+
+
+def train_epoch(run: Run, state: TrainerState, saved_at: float) -> tuple[TrainerState, float]:
     """What is left of an epoch, with the checkpoints that fall due in it.
 
     Args:
@@ -163,34 +216,29 @@ def train_epoch(
 
     Raises:
         Interrupted: when a signal asked for the end, after writing a checkpoint.
-        DataError: when a clip cannot be read or a step is not finite, after writing a checkpoint.
+        DataError: when a clip cannot be read, a step is not finite or fp16 skips step after step,
+            after writing a checkpoint.
     """
     config = run.config
-    loader = make_loader(
-        run,
-        run.train_set,
-        seed=config.seed,
-        epoch=state.epoch,
-        start_batch=state.epoch_step * config.gradient_accumulation_steps,
-    )
-    meter = Meter(
-        run.accelerator, config, run.wandb, state.epoch, state.epoch_step, run.steps_per_epoch
-    )
-    for batches in read_groups(loader, config.gradient_accumulation_steps):
+    state = enter_epoch(run, state)
+    batch_sizes = iter(run.train_loader.batch_sampler.batch_sizes)
+    n_steps = state.epoch_step + -(-len(run.train_loader) // config.gradient_accumulation_steps)
+    meter = Meter(run.accelerator, config, run.wandb, state.epoch, state.epoch_step, n_steps)
+    for batches in read_groups(run.train_loader, config.gradient_accumulation_steps):
         minutes = (time.monotonic() - saved_at) / 60
         due = config.checkpoint_minutes is not None and minutes >= config.checkpoint_minutes
         broken = isinstance(batches, DataError)
-        stop, due, broken = agree(run, interrupt.pending, due, broken)
-        if stop or due:
-            name = f"checkpoint_{state.epoch}_step_{state.step}"
-            save(run, state, name)
-            saved_at = time.monotonic()
+        stop, due, broken = agree(run, is_interrupted(run), due, broken)
         if stop:
-            leave(run.accelerator)
-            raise Interrupted(name)
+            save_and_leave(run, state)
+        if due:
+            save(run, state, f"checkpoint_{state.epoch}_step_{state.step}")
+            saved_at = time.monotonic()
         try:
             if broken:
                 raise_together(run, batches)
+            rate = learning_rate(state.epoch + state.epoch_clips / len(run.train_set), config)
+            set_optimizer(run, lr=rate)
             losses, n_frames, grad_norm = train_step(run, batches, state.step)
         except DataError as error:
             save_and_raise(run, state, error)
@@ -199,39 +247,45 @@ def train_epoch(
             sums = [a + b for a, b in zip(sums, losses.values(), strict=True)]
         state = state._replace(
             epoch_step=state.epoch_step + 1,
+            epoch_clips=state.epoch_clips + sum(islice(batch_sizes, len(batches))),
             step=state.step + 1,
             epoch_losses=sums,
             epoch_skipped=state.epoch_skipped + (not losses),
+            skipped_in_a_row=0 if losses else state.skipped_in_a_row + 1,
         )
-        scalars = {"learning_rate": run.scheduler.get_last_lr()[0], "grad_norm": grad_norm}
+        if failure := scaling_failure(run, state):
+            save_and_raise(run, state, DataError(failure))
+        scalars = {"learning_rate": rate, "grad_norm": grad_norm}
         meter.update(state.epoch_step, state.step, losses, n_frames, scalars)
     meter.bar.close()
     return state, saved_at
 
 
 def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
-    """Validation, pictures and logs after the last step of an epoch.
+    """Validation and pictures where they fall due, and logs, after the last step of an epoch.
 
     Raises:
-        DataError: on every process, when a clip cannot be read or a picture not be written.
+        DataError: on every process, when a clip cannot be read.
+        Interrupted: on every process, when a signal has come; nothing is written then.
     """
     epoch = state.epoch + 1
+    due = epoch % run.config.validation_epochs == 0 or epoch == run.config.training_epochs
     n_steps = max(state.epoch_step - state.epoch_skipped, 1)
     train_means = {
         f"train_{name}": total / n_steps
         for name, total in zip(LOSSES, state.epoch_losses, strict=True)
     }
-    scores, files = judge_epoch(run, epoch)
+    scores, files = judge_epoch(run, epoch) if due else ({}, {})
     row = {"epoch": epoch, "step": state.step, **train_means, **scores}
-    if run.config.skip_nonfinite:
+    if run.config.skip_nonfinite or run.accelerator.scaler is not None:
         row["skipped_steps"] = state.epoch_skipped
-    row["learning_rate"] = run.scheduler.get_last_lr()[0]
+    row["learning_rate"] = learning_rate(epoch, run.config)
     if run.accelerator.is_main_process:
         print_epoch(row, state.epoch_skipped)
         if run.wandb:
             log_validation(run.wandb, row, files, run.audio_config.sampling_rate)
     judged = state.alignment_judged
-    if not judged and alignment_is_due(state.step, run.config):
+    if scores and not judged and alignment_is_due(state.step, run.config):
         judged = True
         warning = missing_alignment(row, run.config)
         if warning and run.accelerator.is_main_process:
@@ -240,6 +294,7 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
         alignment_judged=judged,
         epoch=epoch,
         epoch_step=0,
+        epoch_clips=0,
         epoch_losses=[0.0] * len(LOSSES),
         epoch_skipped=0,
         history=[*state.history, row],
@@ -279,19 +334,37 @@ def choose_tokenizer(config: TrainConfig, resumed: Path | None) -> Tokenizer:
 
 
 def resume(run: Run, path: Path) -> TrainerState:
-    """Puts the run back where the checkpoint left it, and says which flags have changed since.
+    """Puts the run back where the checkpoint left it, and says what has changed since.
 
     Raises:
         DataError: when the checkpoint cannot be used, or not with these flags.
     """
-    changed = list_changed_flags(path, asdict(run.config))
-    state = load_checkpoint_state(
-        run.accelerator, path, run.audio_config, run.model_config, run.tokenizer
-    )
-    resumed_at = f"resumed from {path}: epoch {state.epoch}, step {state.step}"
-    run.accelerator.print(resumed_at, *changed, sep="\n  ")
+    config, accelerator = run.config, run.accelerator
+    changed = list_changed_flags(path, asdict(config))
+    state, saved_flags = read_state(path)
     if len(state.epoch_losses) != len(LOSSES):
         raise DataError(f"{path}: trainer_state.json: epoch_losses are not {len(LOSSES)}")
+    state = enter_epoch(run, check_place(run, path, state, saved_flags))
+    # For a process that the checkpoint has no random state of: it had fewer.
+    source = np.random.SeedSequence([config.seed, accelerator.process_index, state.step])
+    set_seed(int(source.generate_state(1)[0]))
+    load_checkpoint_state(accelerator, path, run.audio_config, run.model_config, run.tokenizer)
+    set_optimizer(run, eps=config.adam_eps, weight_decay=config.weight_decay)
+    sampler = run.train_loader.batch_sampler
+    if state.order_recut:
+        changed.append(
+            f"the {sum(sampler.batch_sizes)} clips that are left of the epoch are in batches of "
+            f"{sampler.total_batch_size} over all processes; it began with {state.order_batch_size}"
+        )
+    files = [RANDOM_STATES_FILE.format(i) for i in range(accelerator.num_processes)]
+    n_new = sum(not (path / file).is_file() for file in files)
+    if n_new:
+        changed.append(
+            f"random numbers: {n_new} of {len(files)} processes had none there, and draw from "
+            "--seed, their own number and the step"
+        )
+    resumed_at = f"resumed from {path}: epoch {state.epoch}, step {state.step}"
+    accelerator.print(resumed_at, *changed, sep="\n  ")
     return state
 
 
@@ -312,6 +385,8 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
         allow = config.warm_start_allow_mismatch
         skipped = warm_start(model, Path(config.warm_start), audio_config, tokenizer, allow)
         accelerator.print(f"weights of {config.warm_start}", *skipped, sep="\n  left out: ")
+    if config.sync_batch_norm:
+        model = synchronize_batch_norm(model, accelerator)
     optimizer = torch.optim.Adam(
         model.parameters(),
         lr=config.learning_rate,
@@ -320,45 +395,47 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
     )
     run = Run(
         *(config, audio_config, model_config, tokenizer, accelerator),
-        *(model, optimizer, None, train_set, val_set, None),
+        *(model, optimizer, train_set, val_set, None, None, None),
     )
-    for dataset in (train_set, val_set):  # refuses what cannot be dealt to so many processes
-        make_loader(run, dataset)
-    steps_per_epoch = run.steps_per_epoch
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step / steps_per_epoch, config)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    return run._replace(
+        model=model,
+        optimizer=optimizer,
+        train_loader=make_loader(run, train_set, seed=config.seed),
+        val_loader=make_loader(run, val_set, VALIDATION_WORKERS, shuffle=False),
     )
-    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    return run._replace(model=model, optimizer=optimizer, scheduler=scheduler)
 
 
 def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerState]:
     """Everything a run needs, new or resumed.
 
     Raises:
-        DataError: when a manifest or checkpoint cannot be used, or the folder is taken.
-        OSError: when a folder cannot be written to.
+        DataError: when a manifest or checkpoint cannot be used, the folder is taken, or one
+            cannot be written to.
     """
     config = configs[0]
     folder = config.folder
-    check_writable("--working_directory", folder)
-    check_writable("--save_audio_gen", config.save_audio_gen)
-    if accelerator.is_main_process:
+
+    def choose() -> Path | None:
+        check_writable("--save_audio_gen", config.save_audio_gen)
         clear_remains(folder)
-    accelerator.wait_for_everyone()
-    resumed = choose_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
-    run = build_run(configs, accelerator, resumed)
-    set_seed(config.seed, device_specific=True)  # each process draws its own dropout
-    state = TrainerState(0, 0, 0, epoch_losses=[0.0] * len(LOSSES), history=[])
-    if resumed:
-        state = resume(run, resumed)
+        return choose_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
+
+    chosen = on_main(accelerator, choose)
+    with seen_everywhere(accelerator, chosen) as resumed:
+        run = build_run(configs, accelerator, resumed)
+        set_seed(config.seed, device_specific=True)  # each process draws its own dropout
+        state = TrainerState(0, 0, 0, epoch_losses=[0.0] * len(LOSSES), history=[])
+        if resumed:
+            state = resume(run, resumed)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:  # only now that nothing stands against the run
         if not resumed:
-            for path in list_checkpoints(folder):
+            for path in find_checkpoint_folders(folder):
                 remove_checkpoint(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        Path(config.save_audio_gen).mkdir(parents=True, exist_ok=True)
+        with file_errors():
+            folder.mkdir(parents=True, exist_ok=True)
+            Path(config.save_audio_gen).mkdir(parents=True, exist_ok=True)
     if config.log_wandb and accelerator.is_main_process:
         flags = {name: value for part in configs for name, value in asdict(part).items()}
         wandb_run = start_wandb(config.experiment_name, config.run_name, flags, state.wandb_run_id)
@@ -367,31 +444,56 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
     return run, state
 
 
-def train(configs: Configs) -> None:
-    """The run from its first step, or from a checkpoint, to `final_checkpoint`.
+def announce(run: Run) -> None:
+    """Says what is about to be trained, on how much, and what of the texts gets lost."""
+    n_parameters = sum(p.numel() for p in run.model.parameters())
+    print(
+        f"{n_parameters / 1e6:.1f} M parameters, {len(run.train_set):,} clips to train on, "
+        f"{len(run.val_set):,} to validate on, {run.steps_per_epoch:,} steps an epoch, "
+        f"mixed precision: {run.accelerator.mixed_precision}"
+    )
+    print(describe_batch(run), flush=True)
+    unknown = run.tokenizer.describe_unknown([*run.train_set.texts, *run.val_set.texts])
+    if unknown:
+        print(unknown, file=sys.stderr, flush=True)
+
+
+def make_accelerator() -> Accelerator:
+    """Accelerate's view of the devices and the precision that the launcher chose.
+
+    Raises:
+        DataError: when the launcher asks for what this training cannot do.
+    """
+    refuse_sharding()
+    accelerator = Accelerator()
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise DataError(
+            "--mixed_precision fp16 needs a GPU: on a CPU nothing scales the loss, and gradients "
+            "are lost; use --mixed_precision bf16 or no"
+        )
+    return accelerator
+
+
+def train(run: Run, state: TrainerState) -> None:
+    """The run from where it stands to `final_checkpoint`.
 
     Raises:
         DataError: for what the user can mend.
         Interrupted: when a signal ended the run.
     """
-    accelerator = Accelerator(step_scheduler_with_optimizer=False)
-    interrupt = Interrupt()
-    run, state = prepare(configs, accelerator)
-    config = run.config
-    n_parameters = sum(p.numel() for p in run.model.parameters())
-    accelerator.print(
-        f"{n_parameters / 1e6:.1f} M parameters, {len(run.train_set):,} clips to train on, "
-        f"{len(run.val_set):,} to validate on, {run.steps_per_epoch:,} steps an epoch, "
-        f"{accelerator.num_processes} x {accelerator.device.type}, {accelerator.mixed_precision}"
-    )
+    config, accelerator = run.config, run.accelerator
+    if accelerator.is_main_process:
+        announce(run)
     saved_at = time.monotonic()
     while state.epoch < config.training_epochs:
-        state, saved_at = train_epoch(run, state, interrupt, saved_at)
+        state, saved_at = train_epoch(run, state, saved_at)
         try:
             state = finish_epoch(run, state)
+        except Interrupted:  # resuming goes on with this validation
+            save_and_leave(run, state)
         except DataError as error:
             save_and_raise(run, state, error)
-        score = state.history[-1]["free_score"]
+        score = state.history[-1].get("free_score", -1.0)  # an epoch may have no validation
         if score > state.best_score:
             state = state._replace(best_score=score)
             save(run, state, "best_checkpoint")
@@ -400,8 +502,11 @@ def train(configs: Configs) -> None:
             saved_at = time.monotonic()
     save(run, state, "final_checkpoint")
     if accelerator.is_main_process:
-        text = run.tokenizer.decode(run.sample.tokens)
-        make_film(config.save_audio_gen, state.history, text, run.audio_config.hop_seconds)
+        try:
+            text = run.tokenizer.decode(run.sample.tokens)
+            make_film(config.save_audio_gen, state.history, text, run.audio_config.hop_seconds)
+        except (DataError, OSError) as error:
+            print(f"train_taco.py: the film cannot be written: {error}", file=sys.stderr)
         print(f"checkpoint: {run.folder / 'final_checkpoint'}")
         print(f"pictures and wavs: {config.save_audio_gen}")
     if run.wandb:
@@ -413,11 +518,15 @@ def main(argv: list[str] | None = None) -> None:
     """Runs with these flags (default: the command line's); bad input ends in one sentence."""
     configs = parse_args(argv, __doc__.split("\n")[0])
     try:
-        train(configs)
+        accelerator = make_accelerator()
+        interrupt = Interrupt()
+        with hold_folder(accelerator, configs[0].folder):
+            run, state = prepare(configs, accelerator)
+            train(run._replace(interrupt=interrupt), state)
     except Interrupted as stop:
         if PartialState().is_main_process:
             print(f"stopped, {stop} written: go on with --resume_from_checkpoint latest")
-    except (DataError, OSError) as error:
+    except DataError as error:
         sys.exit(f"train_taco.py: {' '.join(str(error).split())}")
 
 

@@ -2,8 +2,10 @@
 # The reference LJSpeech run, with every option visible. Set the paths, then:
 #   bash train_taco.sh                                   trains from the start
 #   bash train_taco.sh --resume_from_checkpoint latest   goes on after an interruption
-# Extra arguments are passed on and win over those below. For several GPUs, several machines or
-# float32, change the `accelerate launch` options (README.md has the commands).
+#   NUM_PROCESSES=4 bash train_taco.sh                   trains on 4 GPUs, each with its own batch
+#   bash train_taco.sh --resume_from_checkpoint latest_or_new   goes on, or starts where there is none
+# Extra arguments are passed on and win over those below. For several machines, change the
+# `accelerate launch` options (README.md has the commands).
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -12,6 +14,7 @@ PATH_TO_VAL_MANIFEST=${PATH_TO_VAL_MANIFEST:-data/test_metadata.csv}
 WORKING_DIRECTORY=${WORKING_DIRECTORY:-work_dir}
 SAVE_AUDIO_GEN=${SAVE_AUDIO_GEN:-work_dir/samples}
 MIXED_PRECISION=${MIXED_PRECISION:-bf16} # no, bf16 or fp16
+NUM_PROCESSES=${NUM_PROCESSES:-1} # one for each GPU; --batch_size is for each of them
 
 arguments=(
     --experiment_name tacotron2
@@ -25,6 +28,7 @@ arguments=(
     --training_epochs 250
     --batch_size 64 # per device
     --gradient_accumulation_steps 1
+    # --sync_batch_norm # for several GPUs: batch norm over the batches of all of them together
     --learning_rate 0.001
     --min_learning_rate "1e-5"
     --start_decay_epochs 125
@@ -37,6 +41,7 @@ arguments=(
     --alignment_warning_steps 2000
     --console_out_iters 5
     --wandb_log_iters 5
+    --validation_epochs 1
     --checkpoint_epochs 25
     --free_running_clips 16
     --max_decoder_steps 2000
@@ -78,4 +83,7 @@ arguments=(
     --fast_decoder
 )
 
-accelerate launch --mixed_precision "$MIXED_PRECISION" train_taco.py "${arguments[@]}" "$@"
+launch=(--quiet --num_processes "$NUM_PROCESSES" --num_machines 1)
+launch+=(--mixed_precision "$MIXED_PRECISION" --dynamo_backend no)
+if ((NUM_PROCESSES > 1)); then launch+=(--multi_gpu); fi
+accelerate launch "${launch[@]}" train_taco.py "${arguments[@]}" "$@"

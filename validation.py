@@ -3,12 +3,22 @@
 Teacher forced over the whole validation set, free running over a few clips of it.
 """
 
+import sys
+
 import torch
 
 from dataset import DataError, TTSCollator
 from evaluate import ALIGNMENT_SCORES, alignment_scores, free_running_scores
 from reporting import draw_sample
-from training_run import LOSSES, Run, forward_losses, make_loader, raise_together, read_groups
+from training_run import (
+    LOSSES,
+    Run,
+    forward_losses,
+    raise_together,
+    read_groups,
+    stop_together,
+    stop_within,
+)
 
 
 @torch.no_grad()
@@ -17,13 +27,15 @@ def validate(run: Run) -> dict[str, float]:
 
     Raises:
         DataError: on every process, when one of them cannot read a clip.
+        Interrupted: on every process, when a signal has come to one of them.
     """
     run.model.eval()
     sums = torch.zeros(len(LOSSES) + len(ALIGNMENT_SCORES), device=run.accelerator.device)
     weights = torch.zeros(2, device=run.accelerator.device)  # frames, clips
     one = torch.ones((), device=run.accelerator.device)
-    for group in read_groups(make_loader(run, run.val_set, shuffle=False), 1):
+    for group in read_groups(run.val_loader, 1):
         raise_together(run, group)
+        stop_together(run)
         batch = group[0]
         losses = forward_losses(run, batch, one, guided_weight=0.0)  # sums over frames
         scores = alignment_scores(
@@ -48,6 +60,7 @@ def speak_freely(run: Run) -> dict[str, float]:
 
     Raises:
         DataError: on every process, when one of them cannot read a clip.
+        Interrupted: on every process, when a signal has come to one of them.
     """
     n_clips = min(run.config.free_running_clips, len(run.val_set))
     picked = [round(i * (len(run.val_set) - 1) / max(n_clips - 1, 1)) for i in range(n_clips)]
@@ -65,11 +78,13 @@ def speak_freely(run: Run) -> dict[str, float]:
         model = run.accelerator.unwrap_model(run.model).eval()
         limit = min(run.config.max_decoder_steps, 2 * batch.mels.shape[1] + 100)
         tokens = batch.tokens.to(run.accelerator.device)
-        scores = free_running_scores(
-            model.infer(tokens, batch.token_lengths, limit), batch.token_lengths
-        )
-        sums = torch.stack([score.sum() for score in scores.values()] + [sums[0] + len(mine)])
+        with stop_within(run, model):
+            scores = free_running_scores(
+                model.infer(tokens, batch.token_lengths, limit), batch.token_lengths
+            )
+            sums = torch.stack([score.sum() for score in scores.values()] + [sums[0] + len(mine)])
         model.train()
+    stop_together(run)
     *sums, n_scored = run.accelerator.reduce(sums, "sum").tolist()
     return {f"free_{name}": value / n_scored for name, value in zip(names, sums, strict=True)}
 
@@ -77,15 +92,17 @@ def speak_freely(run: Run) -> dict[str, float]:
 def judge_epoch(run: Run, epoch: int) -> tuple[dict[str, float], dict[str, str]]:
     """All scores after an epoch, and on the main process its pictures and sound.
 
-    The same dropout is drawn every time, and training's random numbers are left alone.
+    The same dropout is drawn every time, and training's random numbers are left alone. Where the
+    pictures or the sound cannot be written, a line on stderr says so.
 
     Returns:
-        The scores by name, and the paths of the files as `draw_sample` names them.
+        The scores by name, and the paths of the files as `draw_sample` names them, if written.
 
     Raises:
-        DataError: on every process, when a clip cannot be read or a picture not be written.
+        DataError: on every process, when a clip cannot be read.
+        Interrupted: on every process, when a signal has come to one of them.
     """
-    files, unwritten = {}, None
+    files = {}
     devices = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(run.config.seed)
@@ -93,12 +110,14 @@ def judge_epoch(run: Run, epoch: int) -> tuple[dict[str, float], dict[str, str]]
         if run.accelerator.is_main_process:
             model = run.accelerator.unwrap_model(run.model).eval()
             try:
-                files = draw_sample(
-                    model, run.sample, run.audio_config, run.tokenizer,
-                    run.config.max_decoder_steps, run.config.save_audio_gen, epoch,
-                )  # fmt: skip
+                with stop_within(run, model):
+                    files = draw_sample(
+                        model, run.sample, run.audio_config, run.tokenizer,
+                        run.config.max_decoder_steps, run.config.save_audio_gen, epoch,
+                    )  # fmt: skip
             except (DataError, OSError) as error:
-                unwritten = DataError(f"the pictures of epoch {epoch} cannot be written: {error}")
+                said = f"the pictures and the sound of epoch {epoch} cannot be written: {error}"
+                print(f"train_taco.py: {said}; going on without", file=sys.stderr)
             model.train()
-        raise_together(run, unwritten)
+        stop_together(run)
     return scores, files

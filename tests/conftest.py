@@ -131,7 +131,7 @@ def run_folder(tiny_corpus, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         configs = parse_args(run_flags(tiny_corpus, folder), "")
-        run, state = train_taco.prepare(configs, Accelerator(step_scheduler_with_optimizer=False))
+        run, state = train_taco.prepare(configs, Accelerator())
     train_taco.save(run, state, "checkpoint_0")
     return folder
 
@@ -143,7 +143,7 @@ def world(tmp_path, tiny_corpus, voice, run_folder, monkeypatch):
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.chdir(tmp_path)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
     yield World(tmp_path, tiny_corpus, voice, run_folder)
     for number, handler in handlers.items():

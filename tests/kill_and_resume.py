@@ -4,24 +4,34 @@
 
 A tiny model trains on a tiny made-up corpus and writes a checkpoint before every step, so that many
 kills fall into the writing of one. Each kill is SIGKILL to the run and all its processes, at a
-moment drawn from --seed; the next run begins with --resume_from_checkpoint latest. Whenever a run
-comes to its end, every tensor of its final checkpoint must equal, bit for bit, that of a run that
-nobody disturbed. Every other kill waits until a checkpoint is being written. Ends with a summary;
-exit status 1 when anything differed.
+moment drawn from --seed; the next run begins with --resume_from_checkpoint latest. Every other kill
+waits until a checkpoint is being written. Three kinds of runs take a third of the kills each: one
+without loader processes, one with two, and one in legs: one process up to the middle of an epoch,
+two for some steps of it, one again to the end.
 
-The runs are forked from this process, which has imported everything: seconds saved for each.
+Whenever a run comes to its end, every tensor of its final checkpoint must equal, bit for bit, that
+of a run of its kind that nobody killed: a kill leaves no trace. Another number of processes does,
+because dropout, batch norm and the clips of a step differ, so the run in legs is compared with one
+that changes its processes after the same steps. Of every run, killed or not, the steps that
+the final checkpoint comes from must have seen each clip once in each epoch.
+
+Ends with a summary; exit status 1 when anything differed. The runs are forked from this process,
+which has imported everything: seconds saved for each.
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
 import traceback
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,6 +43,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_taco
 from checkpoints import TEMPORARY_PREFIX, list_checkpoints, read_state
 from conftest import make_tiny_corpus
+from dataset import Batch
+from training_run import Run
 
 TINY_MODEL = [
     "--character_embed_dim=16", "--encoder_embed_dim=16", "--decoder_rnn_embed_dim=24",
@@ -40,8 +52,25 @@ TINY_MODEL = [
     "--attention_location_n_filters=4",
 ]  # fmt: skip
 COPIES = 4  # of the 9 clips: 18 steps of 2 clips an epoch
+EPOCHS = 2
 WRITE_SECONDS = 0.03  # that writing a checkpoint takes
 EVERY_STEP = "0.0000001"  # --checkpoint_minutes
+RESUME = ["--resume_from_checkpoint", "latest"]
+
+
+class Leg(NamedTuple):
+    """A part of a run with one number of processes."""
+
+    n_processes: int
+    last_step: int | None  # it is asked to stop after this one; None: it goes to the run's end
+
+
+KINDS = {  # of runs: --num_workers, legs
+    "no loader process": (0, [Leg(1, None)]),
+    "two loader processes": (2, [Leg(1, None)]),
+    # 14 clips by step 7; the 22 left make 6 steps of two processes, the 3 left of them 2 of one.
+    "one process, two, and one again": (1, [Leg(1, 7), Leg(2, 12), Leg(1, None)]),
+}
 
 
 def tensors_of(value, name: str) -> dict:
@@ -77,15 +106,39 @@ def differences(left: Path, right: Path) -> list[str]:
     return sorted(differing)
 
 
-def start(flags: list[str], log: Path) -> int:
-    """train_taco.py in a forked process, the leader of a group of its own; its process id."""
+def start(flags: list[str], folder: Path, leg: Leg) -> int:
+    """train_taco.py in forked processes, a group of its own; the id of the first, their leader.
+
+    They write to log.txt, and a line per step to steps.jsonl: step, process, paths of its clips.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     process = os.fork()
     if process:
         return process
     os.setsid()
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    rank = next((i for i in range(1, leg.n_processes) if os.fork() == 0), 0)
+    if leg.n_processes > 1:
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(leg.n_processes),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+    output = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    train_step = train_taco.train_step
+
+    def recorded_step(run: Run, batches: list[Batch], step: int) -> tuple:
+        result = train_step(run, batches, step)
+        line = [step + 1, rank, [path for batch in batches for path in batch.paths]]
+        with open(folder / "steps.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if step + 1 == leg.last_step:
+            signal.raise_signal(signal.SIGTERM)
+        return result
+
+    train_taco.train_step = recorded_step
     status = 1
     try:
         train_taco.main(flags)
@@ -95,6 +148,24 @@ def start(flags: list[str], log: Path) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def seen_otherwise(folder: Path, final: Path, clips: list[str]) -> list[str]:
+    """The epochs in which a run that has come to its end has not seen each clip once.
+
+    A step that was repeated after a kill counts as it was taken last.
+    """
+    lines = (folder / "steps.jsonl").read_text().split("\n")
+    # A kill may cut a line; that step was then taken again.
+    whole = [json.loads(line) for line in lines if line.endswith("]]")]
+    taken = {(step, rank): paths for step, rank, paths in whole}
+    first, wrong = 1, []
+    for row in read_state(final)[0].history:
+        seen = [paths for (step, _), paths in taken.items() if first <= step <= row["step"]]
+        if sorted(path for paths in seen for path in paths) != sorted(clips):
+            wrong.append(f"epoch {row['epoch']} has not seen each clip once")
+        first = row["step"] + 1
+    return wrong
 
 
 def wait(process: int, seconds: float) -> int | None:
@@ -123,93 +194,149 @@ def kill(process: int) -> None:
     os.waitpid(process, 0)
 
 
-def run_to_its_end(flags: list[str], log: Path, limit: float) -> float:
-    """Seconds that an undisturbed run takes; ends the script when it fails."""
-    begun = time.monotonic()
-    process = start(flags, log)
-    status = wait(process, limit)
-    if status is None:
-        kill(process)
-    if status != 0:
-        sys.exit(f"a run that nobody disturbed ended with {status}:\n{log.read_text()[-3000:]}")
-    return time.monotonic() - begun
+def run_to_its_end(flags: list[str], folder: Path, legs: list[Leg], limit: float) -> list[float]:
+    """Seconds that each leg of an undisturbed run takes; ends the script when one fails."""
+    seconds = []
+    for i, leg in enumerate(legs):
+        begun = time.monotonic()
+        process = start([*flags, *(RESUME if i else [])], folder, leg)
+        status = wait(process, limit)
+        if status is None:
+            kill(process)
+        if status != 0:
+            log = (folder / "log.txt").read_text()[-3000:]
+            sys.exit(f"a run that nobody disturbed ended with {status}:\n{log}")
+        seconds.append(time.monotonic() - begun)
+    return seconds
+
+
+class Killer:
+    """Kills runs of one kind, resumes them, and counts what it meets."""
+
+    def __init__(self, times: int, rng: random.Random, limit: float) -> None:
+        self.times, self.rng, self.limit = times, rng, limit
+        self.kills = self.in_write = self.mid_epoch = self.finished = 0
+
+    def end_leg(self, flags: list[str], folder: Path, leg: Leg, leg_seconds: float) -> str | None:
+        """Kills and resumes until the leg comes to its end; what went wrong, if anything."""
+        checkpoints = folder / "work" / "tiny"
+        while True:
+            resume = list_checkpoints(checkpoints)
+            if resume:
+                state, _ = read_state(resume[-1])
+                if leg.last_step and state.step >= leg.last_step:
+                    return None  # killed when all of the leg was saved
+                self.mid_epoch += state.epoch_step > 0
+            process = start([*flags, *(RESUME if resume else [])], folder, leg)
+            left = self.kills < self.times
+            status = wait(process, self.rng.uniform(0, leg_seconds) if left else self.limit)
+            if status is None and left and self.kills % 2:
+                status = wait_for_write(process, checkpoints, self.rng.uniform(0, WRITE_SECONDS))
+            if status is None:
+                kill(process)
+                self.kills += 1
+                self.in_write += bool(list(checkpoints.glob(TEMPORARY_PREFIX + "*")))
+                if not left:
+                    return f"a resumed run took more than {self.limit} s"
+            elif status != 0:
+                log = (folder / "log.txt").read_text()[-3000:]
+                return f"a resumed run ended with {status}:\n{log}"
+            else:
+                return None
 
 
 def disturb(
-    flags: list[str], folder: Path, args: argparse.Namespace, straight: Path, run_seconds: float
-) -> bool:
-    """The runs and the kills; whether all came out alike."""
-    rng = random.Random(args.seed)
-    log, checkpoints = folder / "log.txt", folder / "work" / "tiny"
+    killer: Killer, flags: list[str], folder: Path, legs: list[tuple[Leg, float]],
+    straight: Path, clips: list[str],
+) -> bool:  # fmt: skip
+    """Runs until all kills are done, and the one after the last; whether all came out alike."""
+    checkpoints = folder / "work" / "tiny"
     same = True
-    kills = in_write = mid_epoch = finished = 0
-    while kills < args.times or list_checkpoints(checkpoints):
-        resume = list_checkpoints(checkpoints)
-        mid_epoch += bool(resume) and read_state(resume[-1])[0].epoch_step > 0
-        more = ["--resume_from_checkpoint", "latest"] if resume else []
-        process = start([*flags, *more], log)
-        seconds = rng.uniform(0, run_seconds) if kills < args.times else args.limit_seconds
-        status = wait(process, seconds)
-        if status is None and kills < args.times and kills % 2:
-            status = wait_for_write(process, checkpoints, rng.uniform(0, WRITE_SECONDS))
-        if status is None:
-            kill(process)
-            kills += 1
-            in_write += bool(list(checkpoints.glob(TEMPORARY_PREFIX + "*")))
-            if kills > args.times:
-                print(f"a resumed run took more than {args.limit_seconds} s")
+    while killer.kills < killer.times or not killer.finished:
+        for leg, seconds in legs:
+            failure = killer.end_leg(flags, folder, leg, seconds)
+            if failure:
+                print(failure)
                 return False
-            continue
-        if status != 0:
-            print(f"a resumed run ended with {status}:\n{log.read_text()[-3000:]}")
-            return False
-        finished += 1
-        differing = differences(checkpoints / "final_checkpoint", straight)
+        killer.finished += 1
+        final = checkpoints / "final_checkpoint"
+        differing = differences(final, straight) + seen_otherwise(folder, final, clips)
         same = same and not differing
-        print(f"{kills} kills, run {finished}: {differing or 'same, bit for bit'}", flush=True)
+        print(
+            f"{killer.kills} kills, run {killer.finished}: {differing or 'same, bit for bit'}",
+            flush=True,
+        )
         shutil.rmtree(checkpoints)
-    print(
-        f"{kills} kills, {in_write} of them while a checkpoint was written or removed; "
-        f"{mid_epoch} resumes in the middle of an epoch; {finished} runs came to their end, "
-        f"{'all' if same else 'NOT all'} with the same final checkpoint, bit for bit"
-    )
+        (folder / "steps.jsonl").unlink()
     return same
+
+
+def copy_clips(manifest: Path, copies: int, folder: Path) -> Path:
+    """A manifest of copies of each clip under names of their own, in a folder that is made."""
+    folder.mkdir()
+    frame = pd.concat([pd.read_csv(manifest)] * copies, ignore_index=True)
+    frame["file_path"] = [
+        str(shutil.copy(path, folder / f"{i:02}.wav")) for i, path in enumerate(frame["file_path"])
+    ]
+    frame.to_csv(folder / "train.csv", index=False)
+    return folder / "train.csv"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--times", type=int, default=50, help="kills (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of their moments (default: 0)")
-    parser.add_argument("--num_workers", type=int, default=0, help="loader processes (default: 0)")
     parser.add_argument(
         "--limit_seconds", type=float, default=300, help="for a whole run (default: 300)"
     )
     args = parser.parse_args()
     os.environ["ACCELERATE_USE_CPU"] = "true"
+    rng, killers, same = random.Random(args.seed), [], True
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         corpus = make_tiny_corpus(folder / "corpus")
-        train_manifest = folder / "train.csv"
-        pd.concat([pd.read_csv(corpus.train_manifest)] * COPIES).to_csv(train_manifest, index=False)
-
-        def flags(place: str, *more: str) -> list[str]:
-            return [
-                "--working_directory", str(folder / place / "work"),
-                "--save_audio_gen", str(folder / place / "samples"),
-                "--path_to_train_manifest", str(train_manifest),
-                "--path_to_val_manifest", str(corpus.test_manifest),
-                "--experiment_name", "tiny", "--batch_size", "2", "--training_epochs", "2",
-                "--num_workers", str(args.num_workers), "--free_running_clips", "1",
-                "--max_decoder_steps", "60", "--checkpoint_epochs", "1", *TINY_MODEL, *more,
+        train_manifest = copy_clips(corpus.train_manifest, COPIES, folder / "clips")
+        clips = pd.read_csv(train_manifest)["file_path"].tolist()
+        for number, (kind, (num_workers, legs)) in enumerate(KINDS.items()):
+            places = [folder / f"{number}_straight", folder / f"{number}_disturbed"]
+            flags = [
+                [
+                    "--working_directory", str(place / "work"),
+                    "--save_audio_gen", str(place / "samples"),
+                    "--path_to_train_manifest", str(train_manifest),
+                    "--path_to_val_manifest", str(corpus.test_manifest),
+                    "--experiment_name", "tiny", "--batch_size", "2",
+                    "--training_epochs", str(EPOCHS), "--num_workers", str(num_workers),
+                    "--free_running_clips", "1", "--max_decoder_steps", "60",
+                    "--checkpoint_epochs", "1", *TINY_MODEL,
+                ]
+                for place in places
             ]  # fmt: skip
-
-        (folder / "straight").mkdir()
-        (folder / "disturbed").mkdir()
-        log = folder / "straight" / "log.txt"
-        seconds = run_to_its_end(flags("straight"), log, args.limit_seconds)
-        straight = folder / "straight" / "work" / "tiny" / "final_checkpoint"
-        often = ["--checkpoint_minutes", EVERY_STEP, "--keep_checkpoints", "2"]
-        same = disturb(flags("disturbed", *often), folder / "disturbed", args, straight, seconds)
+            for place in places:
+                place.mkdir()
+            seconds = run_to_its_end(flags[0], places[0], legs, args.limit_seconds)
+            straight = places[0] / "work" / "tiny" / "final_checkpoint"
+            wrong = seen_otherwise(places[0], straight, clips)
+            print(f"{kind}: undisturbed, {wrong or 'each clip once an epoch'}", flush=True)
+            killer = Killer(args.times // 3 + (number < args.times % 3), rng, args.limit_seconds)
+            killers.append(killer)
+            often = ["--checkpoint_minutes", EVERY_STEP, "--keep_checkpoints", "2"]
+            timed_legs = list(zip(legs, seconds, strict=True))
+            same = (
+                not wrong
+                and disturb(killer, flags[1] + often, places[1], timed_legs, straight, clips)
+                and same
+            )
+    total = {
+        name: sum(getattr(killer, name) for killer in killers)
+        for name in ("kills", "in_write", "mid_epoch", "finished")
+    }
+    print(
+        f"{total['kills']} kills, {total['in_write']} of them while a checkpoint was written or "
+        f"removed; {total['mid_epoch']} resumes in the middle of an epoch; {total['finished']} "
+        f"runs came to their end, {'all' if same else 'NOT all'} with the same final checkpoint "
+        "as one that nobody killed, bit for bit, and with each clip once an epoch"
+    )
     sys.exit(0 if same else 1)
 
 

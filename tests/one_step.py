@@ -36,7 +36,7 @@ class Recorder:
 
 def main(output, *flags):
     configs = parse_args(list(flags), "")
-    accelerator = Accelerator(step_scheduler_with_optimizer=False)
+    accelerator = Accelerator()
     run, state = train_taco.prepare(configs, accelerator)
     for module in run.model.modules():
         if isinstance(module, torch.nn.BatchNorm1d):

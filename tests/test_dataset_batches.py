@@ -5,18 +5,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import dataset
-from dataset import AudioConfig, BatchSampler, TTSCollator, TTSDataset
+from checkpoints import TrainerState
+from dataset import AudioConfig, BatchSampler, DataError, TTSCollator, TTSDataset
 from model import build_padding_mask
 from tokenizer import Tokenizer
+from training_run import enter_epoch
 
 CONFIG = AudioConfig()
 
@@ -85,9 +88,7 @@ def test_every_clip_comes_once_per_epoch_in_batches_of_nearly_one_size(sizes, sh
     n, batch_size, num_processes = sizes
     lengths = np.random.default_rng(n).uniform(1, 10, n)
     samplers = [
-        BatchSampler(
-            lengths, batch_size, seed, epoch, 0, num_processes, process_index, shuffle=shuffle
-        )
+        BatchSampler(lengths, batch_size, seed, epoch, num_processes, process_index, shuffle)
         for process_index in range(num_processes)
     ]
     assert len({len(sampler) for sampler in samplers}) == 1
@@ -106,7 +107,7 @@ def test_the_shares_of_processes_make_up_the_batch_of_one_process(sizes, shuffle
     lengths = np.random.default_rng(n).uniform(1, 10, n)
     whole = BatchSampler(lengths, batch_size * num_processes, seed=3, epoch=2, shuffle=shuffle)
     shares = [
-        BatchSampler(lengths, batch_size, 3, 2, 0, num_processes, index, shuffle=shuffle)
+        BatchSampler(lengths, batch_size, 3, 2, num_processes, index, shuffle)
         for index in range(num_processes)
     ]
     for batch, *parts in zip(whole, *shares, strict=True):
@@ -169,15 +170,62 @@ def test_batches_have_other_members_and_another_order_in_another_epoch():
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_start_batch_skips_that_many_batches(num_processes):
-    lengths = ljspeech_lengths()[:200]
-    for start_batch in (0, 1, 5, 12, 13, 20):
-        whole, rest = (
-            BatchSampler(lengths, 8, 1, 2, start, num_processes, num_processes - 1)
-            for start in (0, start_batch)
-        )
-        assert list(rest) == list(whole)[start_batch:]
-        assert len(rest) == max(0, len(whole) - start_batch)
+def test_an_epoch_goes_on_after_the_clips_that_were_seen(num_processes):
+    lengths = ljspeech_lengths()[:201]
+    whole = BatchSampler(lengths, 8, 1, 2, num_processes, num_processes - 1)
+    rest = BatchSampler(lengths, 8, 1, 0, num_processes, num_processes - 1)
+    for n_batches in (0, 1, 5, 12, len(whole)):
+        rest.set_epoch(2, sum(whole.batch_sizes[:n_batches]))
+        assert list(rest) == list(whole)[n_batches:]
+        assert rest.batch_sizes == whole.batch_sizes[n_batches:]
+    with pytest.raises(DataError, match="3 of 201 clips are no whole number of batches"):
+        rest.set_epoch(2, 3)
+
+
+def enter(state: TrainerState, lengths, num_processes: int, batch_size: int):
+    """Each process's sampler where a run in this state goes on, and the state then."""
+    samplers = [
+        BatchSampler(lengths, batch_size, 7, 0, num_processes, index)
+        for index in range(num_processes)
+    ]
+    states = [
+        enter_epoch(SimpleNamespace(train_loader=SimpleNamespace(batch_sampler=sampler)), state)
+        for sampler in samplers
+    ]
+    assert all(other == states[0] for other in states)
+    return samplers, states[0]
+
+
+LEGS = st.lists(  # processes, batch size, batches taken
+    st.tuples(st.integers(1, 4), st.integers(2, 12), st.integers(0, 9)), min_size=1, max_size=5
+)
+
+
+@settings(max_examples=40)
+@given(st.integers(8, 200), LEGS)
+# Back at the first size, the batches cut anew reach an end of a batch of the first order.
+@example(21, [(1, 5, 1), (1, 3, 1), (1, 5, 9)])
+def test_each_clip_comes_once_however_often_the_processes_of_an_epoch_change(n, legs):
+    lengths = np.random.default_rng(n).uniform(1, 10, n)
+    state = TrainerState(3, 0, 0, epoch_losses=[], history=[])
+    seen: list[int] = []
+    for num_processes, batch_size, n_batches in [*legs, (1, 5, n)]:
+        try:
+            samplers, state = enter(state, lengths, num_processes, batch_size)
+        except DataError as error:
+            assert 0 < n - len(seen) < num_processes and "left of the epoch cannot" in str(error)
+            continue
+        planned = [sampler.batches for sampler in samplers]
+        sizes = [len(share) for shares in planned for share in shares]
+        assert not sizes or (min(sizes) >= 1 and max(sizes) <= batch_size)
+        for i in range(min(n_batches, len(planned[0]))):
+            samplers, state = enter(state, lengths, num_processes, batch_size)
+            assert [sampler.batches for sampler in samplers] == [shares[i:] for shares in planned]
+            seen += [clip for sampler in samplers for clip in sampler.batches[0]]
+            state = state._replace(epoch_clips=len(seen))
+    order = BatchSampler(lengths, state.order_batch_size, 7, 3)
+    assert seen == [clip for batch in order for clip in batch]
+    assert sorted(seen) == list(range(n))
 
 
 def test_without_shuffling_the_order_is_longest_first():

@@ -1,6 +1,7 @@
 """The numbers that a checkpoint is judged by, on alignments whose scores are known."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,16 +13,22 @@ import torch
 from PIL import Image
 
 import evaluate
-from dataset import AudioConfig, DataError, audio_to_mel, load_wav, to_log_mel
+from dataset import AudioConfig, Batch, DataError, audio_to_mel, load_wav, to_log_mel
 from evaluate import (
-    alignment_scores,
     free_running_scores,
+    judge,
+    make_report,
     mel_cepstral_distortion,
+    print_report,
     word_start_errors,
 )
+from model import InferenceOutput, Tacotron2Output
 from plotting import summary_figure
+from stub_model import StubModel
+from synthesize import Voice
+from tokenizer import Tokenizer
 
-HOP = 0.01
+HOP, HOP_SECONDS = 0.01, 256 / 22050
 
 
 def staircase(n_frames, starts):
@@ -30,36 +37,6 @@ def staircase(n_frames, starts):
     for frame in range(n_frames):
         alignment[frame, max(i for i, start in enumerate(starts) if start <= frame)] = 1.0
     return alignment
-
-
-def test_a_perfect_alignment_scores_one():
-    alignment = staircase(20, [0, 4, 9, 15])[None]
-    scores = alignment_scores(alignment, torch.tensor([4]), torch.tensor([20]))
-    assert {name: value.item() for name, value in scores.items()} == {
-        "focus": 1.0,
-        "coverage": 1.0,
-        "monotonicity": 1.0,
-    }
-
-
-def test_scores_ignore_padding():
-    padded = torch.full((1, 30, 9), 1 / 9)
-    padded[0, :20, 4:] = 0.0
-    padded[0, :20, :4] = staircase(20, [0, 4, 9, 15])
-    scores = alignment_scores(padded, torch.tensor([4]), torch.tensor([20]))
-    assert scores["focus"].item() == scores["monotonicity"].item() == 1.0
-
-
-def test_each_fault_lowers_its_own_score():
-    lengths = torch.tensor([4]), torch.tensor([20])
-    blurred = staircase(20, [0, 4, 9, 15])[None] * 0.6 + 0.1
-    assert alignment_scores(blurred, *lengths)["focus"].item() == pytest.approx(0.7)
-    skipping = staircase(20, [0, 4, 4, 15])[None]  # the second character is never attended to
-    assert alignment_scores(skipping, *lengths)["coverage"].item() == 0.75
-    jumping = staircase(20, [0, 4, 9, 15])[None]
-    jumping[0, 17] = jumping[0, 0]
-    score = alignment_scores(jumping, *lengths)["monotonicity"].item()
-    assert score == pytest.approx(18 / 19)
 
 
 def distortion_by_hand(mel, reference):
@@ -84,22 +61,14 @@ def distortion_by_hand(mel, reference):
     return np.mean([np.mean(group) for group in groups])
 
 
-def test_distortion_agrees_with_the_formula_by_hand():
+@pytest.mark.parametrize("n", [40, 80])
+def test_distortion_agrees_with_the_formula_by_hand(n):
     generator = torch.Generator().manual_seed(0)
-    mel = torch.rand(23, 80, generator=generator) * 8 - 4
-    reference = torch.rand(17, 80, generator=generator) * 8 - 4
+    mel = torch.rand(23, n, generator=generator) * 8 - 4
+    reference = torch.rand(17, n, generator=generator) * 8 - 4
     expected = distortion_by_hand(mel, reference)
-    assert mel_cepstral_distortion(mel, reference, AudioConfig()) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("num_mels", [40, 80])
-def test_distortion_is_in_decibels(num_mels):
-    """A ripple of 6 dB at its peaks is 6 / sqrt(2) dB in the root mean square."""
-    ripple = 6.0 * torch.cos(torch.pi * 4 * (torch.arange(num_mels) + 0.5) / num_mels)
-    mel = torch.zeros(9, num_mels)
-    config = AudioConfig(num_mels=num_mels)
-    distortion = mel_cepstral_distortion(mel + 8.0 / 100.0 * ripple, mel, config)
-    assert distortion == pytest.approx(6 / 2**0.5, rel=1e-4)
+    distortion = mel_cepstral_distortion(mel, reference, AudioConfig(num_mels=n))
+    assert distortion == pytest.approx(expected)
 
 
 def test_distortion_is_blind_to_loudness_and_to_pace_but_not_to_words(tiny_corpus):
@@ -151,16 +120,18 @@ def test_a_mel_that_is_not_finite_is_refused():
 
 
 def test_word_start_errors_of_a_known_staircase():
-    """Characters 0, 3 and 6 begin words; frames 0, 10, 30 of 40."""
+    """Characters 0, 3, 6 and 7 begin words; frames 0, 10, 30, 34 of 40."""
     alignment = staircase(40, [0, 3, 6, 10, 14, 20, 30, 34])
     words = [
         {"word": "a", "index": 0, "start": 0.0},
         {"word": "b", "index": 3, "start": 0.085},
         {"word": "c", "index": 6, "start": 0.325},
+        {"word": "d", "index": 7, "start": 0.33},
     ]
     errors, diagonal = word_start_errors(alignment, words, HOP)
-    np.testing.assert_allclose(errors, [0.105 - 0.085, 0.305 - 0.325])
-    np.testing.assert_allclose(diagonal, [3 / 8 * 0.4 - 0.085, 6 / 8 * 0.4 - 0.325])
+    np.testing.assert_allclose(errors, [0.105 - 0.085, 0.305 - 0.325, 0.345 - 0.33])
+    by_hand = [3 / 8 * 0.4 - 0.085, 6 / 8 * 0.4 - 0.325, 7 / 8 * 0.4 - 0.33]
+    np.testing.assert_allclose(diagonal, by_hand)
 
 
 def test_a_word_that_is_never_reached_counts_to_the_end():
@@ -188,37 +159,170 @@ def flags(untrained, tiny_corpus):
             "--max_decoder_steps", "12", "--device", "cpu"]  # fmt: skip
 
 
-def test_report_of_a_checkpoint(flags, tiny_corpus, tmp_path, capsys):
-    """On an untrained model: table, CSV and JSON agree, and the numbers are shares."""
+def test_each_clip_of_a_padded_batch_is_judged_alone():
+    """Each array and score ends where its clip does; the second clip's scores are below 1.
+
+    The forced alignments of the second clip go on in the padding: read to their ends, they would
+    reach the last word there, and a straight diagonal would be another one.
+    """
+    forced = torch.zeros(2, 40, 8)
+    forced[0] = staircase(40, [0, 3, 6, 10, 14, 20, 30, 34])
+    forced[1, :20, :4] = 0.75 * staircase(20, [0, 5, 12, 30])
+    forced[1, 20:, 7] = 1.0
+    free = torch.zeros(2, 12, 8)
+    free[0] = 0.5 * staircase(12, [0, 1, 2, 3, 4, 5, 6, 7])
+    free[1, range(6), [0, 1, 0, 2, 2, 2]] = 0.9  # goes back once, and skips the last character
+    mels, spoken = torch.zeros(2, 40, 80), torch.zeros(2, 12, 80)
+    mels[0], mels[1, :20] = torch.rand(40, 80), torch.rand(20, 80)
+    spoken[0], spoken[1, :6] = torch.rand(12, 80), torch.rand(6, 80)
+    lengths = {"token": torch.tensor([8, 4]), "mel": torch.tensor([40, 20])}
+    batch = Batch(
+        torch.ones(2, 8, dtype=torch.int64), lengths["token"], mels, lengths["mel"],
+        torch.zeros(2, 40), ["abc defg", "ab c"], ["x/first.wav", "x/second.wav"],
+    )  # fmt: skip
+    limits = torch.tensor([True, False])
+    model = StubModel(
+        Tacotron2Output(mels, mels, torch.zeros(2, 40), forced),
+        InferenceOutput(spoken, torch.tensor([12, 6]), torch.zeros(2, 12), free, limits),
+    )
+    config = AudioConfig(sampling_rate=25600)  # 0.01 s from frame to frame
+    words = {
+        "first": [
+            {"word": "abc", "index": 0, "start": 0.0},
+            {"word": "d", "index": 3, "start": 0.09},
+            {"word": "f", "index": 5, "start": 0.3},
+            {"word": "g", "index": 7, "start": 0.3},
+        ],
+        "second": [{"word": "ab", "index": 0, "start": 0}, {"word": "c", "index": 3, "start": 0.1}],
+    }
+    judged = judge(Voice(model, config, Tokenizer()), batch, 12, words)
+
+    (_, infer), (_, forward) = model.calls
+    assert infer == (batch.tokens, lengths["token"], 12)
+    assert forward == (batch.tokens, lengths["token"], mels, lengths["mel"])
+    by_hand = [
+        {
+            "path": "x/first.wav", "text": "abc defg", "recording_frames": 40, "spoken_frames": 12,
+            "length_ratio": 0.3, "stopped": False, "forced_focus": 1.0, "forced_coverage": 1.0,
+            "forced_monotonicity": 1.0, "free_focus": 0.5, "free_coverage": 1.0,
+            "free_monotonicity": 1.0, "score": 0.0, "word_start_median_ms": 45.0,
+        },
+        {
+            "path": "x/second.wav", "text": "ab c", "recording_frames": 20, "spoken_frames": 6,
+            "length_ratio": 0.3, "stopped": True, "forced_focus": 0.75, "forced_coverage": 0.75,
+            "forced_monotonicity": 1.0, "free_focus": 0.9, "free_coverage": 0.75,
+            "free_monotonicity": 0.8, "score": 0.54, "word_start_median_ms": 100.0,
+        },
+    ]  # fmt: skip
+    for clip, expected, i, n_frames, n_spoken, n_text in (
+        (judged[0], by_hand[0], 0, 40, 12, 8),
+        (judged[1], by_hand[1], 1, 20, 6, 4),
+    ):
+        assert torch.equal(clip.recording, mels[i, :n_frames])
+        assert torch.equal(clip.mel, spoken[i, :n_spoken])
+        assert torch.equal(clip.alignment, free[i, :n_spoken, :n_text])
+        distortion = clip.row.pop("mcd_db")
+        assert distortion == mel_cepstral_distortion(clip.mel, clip.recording, config)
+        assert clip.row == pytest.approx(expected)
+    # Characters 3, 5 and 7 are reached in the middles of frames 10, 20 and 34, and by a diagonal
+    # after 3, 5 and 7 eighths of 0.4 s; the second clip ends at 0.2 s without its character 3.
+    assert judged[0].word_errors == pytest.approx([0.105 - 0.09, 0.205 - 0.3, 0.345 - 0.3])
+    assert judged[0].diagonal_errors == pytest.approx([0.15 - 0.09, 0.25 - 0.3, 0.35 - 0.3])
+    assert judged[1].word_errors == pytest.approx([0.2 - 0.1])
+    assert judged[1].diagonal_errors == pytest.approx([0.15 - 0.1])
+    longer = batch._replace(texts=["abc  defg", "ab c"])  # cleaning takes a character away
+    assert judge(Voice(model, config, Tokenizer()), longer, 12, words)[0].word_errors == []
+
+
+TABLE = [
+    "length_ratio", "stopped", "score", "mcd_db", *(
+        f"{kind}_{name}"
+        for kind in ("forced", "free")
+        for name in ("focus", "coverage", "monotonicity")
+    ),
+]  # fmt: skip
+
+
+def test_report_and_its_table_of_made_up_clips(capsys):
+    """No share is 0 or 1 and no two numbers are the same, so that none can stand for another."""
+    n = len(TABLE)
+    rows = [{name: (i + 1) * (k + 1) / (5 * n) for k, name in enumerate(TABLE)} for i in range(5)]
+    ratios, stopped = (1.14, 0.86, 1.0, 1.3, 3.0), (True, True, False, True, False)
+    scores, distortions = (0.1, 0.2, 0.3, 0.4, 0.875), (1.0, 2.0, 4.0, 5.0, 10.0)
+    for row, *values in zip(rows, ratios, stopped, scores, distortions, strict=True):
+        row.update(zip(TABLE[:4], values, strict=True))
+    errors = {
+        "word_start": [-0.01 * i for i in range(1, 11)] + [0.2],
+        "diagonal": [0.3, -0.1, -0.2] * 3 + [0.25] * 2,
+    }
+    report = make_report(rows, errors)
+    means = {name: (k + 1) * 3 / (5 * n) for k, name in enumerate(TABLE)}  # of i + 1: 3
+    assert report == pytest.approx(
+        {
+            "clips": 5, "stopped_by_itself": 0.6, "length_within_15_percent": 0.4,
+            "length_ratio_median": 1.14, "free_running_score": 0.375,
+            **{name: means[f"forced_{name}"] for name in ("focus", "coverage", "monotonicity")},
+            **{f"free_{name}": means[f"free_{name}"] for name in
+               ("focus", "coverage", "monotonicity")},
+            "mcd_db_mean": 4.4, "mcd_db_median": 4.0, "words": 11,
+            "word_start_median_ms": 60.0, "word_start_p90_ms": 100.0,
+            "diagonal_median_ms": 200.0, "diagonal_p90_ms": 300.0,
+        }
+    )  # fmt: skip
+    assert make_report(rows, None) == {
+        name: value for name, value in report.items() if name != "words" and "_ms" not in name
+    }
+    print_report(report)
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.split(" {2,}", line) for line in lines] == [
+        ["clips", "5"],
+        ["stopped by itself", "60.0%"],
+        ["length within 15 % of the recording", "40.0%"],
+        ["free-running score", "0.375"],
+        ["focus, teacher forced / free running", "0.300 / 0.480"],
+        ["coverage, teacher forced / free running", "0.360 / 0.540"],
+        ["monotonicity, teacher forced / free running", "0.420 / 0.600"],
+        ["mel-cepstral distortion, median / mean", "4.00 / 4.40 dB"],
+        ["word start error, median / 90th percentile", "60 / 100 ms"],
+        ["a straight diagonal, median / 90th percentile", "200 / 300 ms"],
+    ]
+
+
+def test_files_hold_the_report_of_their_table_and_follow_from_the_seed(
+    flags, tiny_corpus, tmp_path, capsys
+):
     words = [{"word": "x", "index": 0, "start": 0.0}, {"word": "y", "index": 4, "start": 0.2}]
     times = {path.stem: words for path in tiny_corpus.wavs.iterdir()}
     (tmp_path / "words.json").write_text(json.dumps(times))
-    flags = [*flags, "--word_times", str(tmp_path / "words.json")]
-    flags += ["--output_json", str(tmp_path / "out" / "report.json")]
-    evaluate.main([*flags, "--output_csv", str(tmp_path / "out" / "clips.csv")])
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["clips"] == 3 and report["words"] == 2
-    assert report["stopped_by_itself"] == 0.0 and report["length_within_15_percent"] == 0.0
-    assert 0 < report["focus"] < 1 and report["word_start_median_ms"] > 0
-    output = capsys.readouterr().out
-    assert "stopped by itself" in output and f"{report['mcd_db_median']:.2f}" in output
+    flags += ["--word_times", str(tmp_path / "words.json")]
+    table, numbers = tmp_path / "out" / "clips.csv", tmp_path / "out" / "report.json"
+    flags += ["--output_json", str(numbers), "--output_csv", str(table)]
+    reports, printed = [], []
+    for seed in ("1", "1", "2"):
+        evaluate.main([*flags, "--seed", seed])
+        reports.append(json.loads(numbers.read_text()))
+        printed.append(capsys.readouterr().out)
+    assert reports[0] == reports[1] and printed[0] == printed[1]
+    assert reports[0]["focus"] != reports[2]["focus"]
 
-    clips = pd.read_csv(tmp_path / "out" / "clips.csv")
-    manifest = pd.read_csv(tmp_path / "manifest.csv")
+    clips, manifest = pd.read_csv(table), pd.read_csv(tmp_path / "manifest.csv")
+    expected = make_report(clips.to_dict("records"), None)
+    word_numbers = {name: x for name, x in reports[2].items() if name not in expected}
+    assert {**expected, **word_numbers} == pytest.approx(reports[2])
     assert set(clips["path"]) == set(manifest["file_path"])
     assert set(clips["text"]) == set(manifest["normalized_transcript"])
     assert (clips["spoken_frames"] == 12).all() and not clips["stopped"].any()
     frames = [soundfile.info(path).frames // 256 for path in clips["path"]]
     assert clips["recording_frames"].tolist() == frames
-    assert clips["length_ratio"].tolist() == pytest.approx([12 / n for n in frames])
-    assert (clips["score"] == 0).all() and (clips["mcd_db"] > 1).all()
-    for name in ("focus", "coverage", "monotonicity"):
-        assert report[name] == pytest.approx(clips[f"forced_{name}"].mean())
-        assert report[f"free_{name}"] == pytest.approx(clips[f"free_{name}"].mean())
-    assert report["mcd_db_mean"] == pytest.approx(clips["mcd_db"].mean())
-    known = [Path(path).stem in times for path in clips["path"]]
-    assert clips["word_start_median_ms"].notna().tolist() == known
-    assert report["word_start_median_ms"] == pytest.approx(clips["word_start_median_ms"].median())
+    known = [Path(path).stem in times for path in clips["path"]]  # all but the odd name
+    assert clips["word_start_median_ms"].notna().tolist() == known and word_numbers["words"] == 2
+    starts = clips["word_start_median_ms"].median()
+    assert word_numbers["word_start_median_ms"] == pytest.approx(starts)
+    n_text = clips["text"].str.len()
+    diagonal = (4 / n_text * clips["recording_frames"] * HOP_SECONDS - 0.2).abs()[known].median()
+    assert word_numbers["diagonal_median_ms"] == pytest.approx(1000 * diagonal)
+    print_report(reports[2])
+    assert capsys.readouterr().out == printed[2]
 
 
 def test_the_worst_clips_are_drawn_worst_first(flags, tmp_path, monkeypatch):

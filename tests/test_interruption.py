@@ -1,13 +1,20 @@
 """What a run leaves behind when it is stopped, killed or fed something broken."""
 
+import fcntl
+import functools
 import gc
 import json
 import multiprocessing
 import os
+import pty
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +26,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 import train_taco
+import training_run
 from checkpoints import (
     TrainerState,
     clear_remains,
@@ -28,25 +36,33 @@ from checkpoints import (
 )
 from config import parse_args
 from dataset import DataError
+from kill_and_resume import EVERY_STEP
 from test_train_taco import REPO, assert_same_checkpoint, launch, launcher_words, run_flags
-from training_run import read_groups
+from training_run import SECOND_SIGNAL_SECONDS, Interrupt, read_groups
 
 
-def start(flags, script=(str(REPO / "train_taco.py"),)):
-    """train_taco.py itself, without a launcher between it and the signals, or another script."""
-    command = [sys.executable, "-u", *script, *flags]
+def start(words, flags):
+    """A script on the CPU, in the background: `words` for python, then the flags."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(
-        command, cwd=REPO, env=environment, text=True,
+        [sys.executable, "-u", *map(str, words), *flags], cwd=REPO, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
+def start_held(flags, step, release=os.devnull + "/none", launcher=()):
+    """A run that waits in a step for a signal or for the file `release`; see held_run.py."""
+    process = start([*launcher, REPO / "tests" / "held_run.py", step, release], flags)
+    wait_for_line(process, "held")
+    return process
+
+
 def wait_for_line(process, words):
-    for line in process.stdout:
-        if words in line:
-            return
-    raise AssertionError(f"{words!r} never came: {process.stderr.read()[-2000:]}")
+    timer = threading.Timer(300, process.kill)
+    timer.start()
+    found = any(line == f"{words}\n" for line in process.stdout)
+    timer.cancel()
+    assert found, f"no line {words!r}: {process.stderr.read()[-2000:]}"
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +76,16 @@ def many_steps(tiny_corpus, tmp_path_factory):
     return corpus, folder / "work" / "tiny" / "final_checkpoint"
 
 
-@pytest.mark.parametrize(
-    ("number", "n_workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2), (signal.SIGUSR1, 0)]
-)
-def test_a_signal_ends_with_a_checkpoint_that_resumes_exactly(
-    many_steps, tmp_path, number, n_workers
-):
+def test_a_signal_ends_with_a_checkpoint_that_resumes_exactly(many_steps, tmp_path):
     corpus, straight = many_steps
-    flags = run_flags(corpus, tmp_path, "--num_workers", n_workers)
-    process = start(flags)
-    wait_for_line(process, "step 10/27")
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=120)
+    flags = run_flags(corpus, tmp_path, "--num_workers", 2)
+    process = start_held(flags, step=10)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "go on with --resume_from_checkpoint latest" in output and "Traceback" not in errors
     checkpoint = find_checkpoint(tmp_path / "work" / "tiny", "latest")
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    assert 10 <= state["epoch_step"] < 27 and state["epoch"] == 0
+    assert checkpoint.name == "checkpoint_0_step_11", "the step is finished, and no other begun"
     launch([*flags, "--resume_from_checkpoint", "latest"])
     assert_same_checkpoint(tmp_path / "work" / "tiny" / "final_checkpoint", straight)
 
@@ -90,52 +99,169 @@ def test_two_processes_stop_together_and_resume_exactly(many_steps, tmp_path):
     assert done.stdout.count("epoch 1 done") == 1, "only one process reports"
     assert done.stderr.count("attention has not begun to align") == 1, "only one process warns"
     flags = run_flags(many_steps[0], tmp_path / "stopped", *flags)
-    process = start(flags, [*launcher_words(2), str(REPO / "train_taco.py")])
-    wait_for_line(process, "step 4/14")
+    process = start_held(flags, step=3, launcher=launcher_words(2))
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=180)
+    output, errors = process.communicate(timeout=300)
     assert output.count("go on with --resume_from_checkpoint latest") == 1, errors
     folder = tmp_path / "stopped" / "work" / "tiny"
-    assert [path.name[:18] for path in list_checkpoints(folder)] == ["checkpoint_0_step_"]
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint_0_step_4"]
     launch([*flags, "--resume_from_checkpoint", "latest"], processes=2)
     final = folder / "final_checkpoint"
     assert (final / "random_states_1.pkl").is_file()
     assert_same_checkpoint(final, tmp_path / "straight" / "work" / "tiny" / "final_checkpoint")
 
 
-SLOW_STEP = """
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_second_signal_ends_at_once_unless_it_is_the_first_passed_on(monkeypatch, number):
+    """A launcher passes a signal on that has reached every process already, within a moment."""
+    seconds, ends = [100.0], []
+    monkeypatch.setattr(training_run, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    monkeypatch.setattr(training_run.os, "_exit", ends.append)
+    handlers = {n: signal.getsignal(n) for n in SIGNALS}
+    try:
+        interrupt = Interrupt()
+        assert signal.getsignal(number) == interrupt.take_note and not interrupt.pending
+        for moment in (100.0, 100.0 + SECOND_SIGNAL_SECONDS):
+            seconds[0] = moment
+            signal.raise_signal(number)
+            assert interrupt.pending and ends == []
+        seconds[0] += 0.01
+        signal.raise_signal(number)
+        assert ends == [128 + number]
+    finally:
+        for n, handler in handlers.items():
+            signal.signal(n, handler)
+
+
+SLOW_VALIDATION = f"""
 import sys, time
-import train_taco
+sys.path.insert(0, {str(REPO)!r})
+import train_taco, validation
+from model import Decoder
 
-def train_step(*_):
-    print("in a step", flush=True)
-    time.sleep(600)
+slow_stage, *flags = sys.argv[1:]
+is_slow = False
 
-train_taco.train_step = train_step
-train_taco.main(sys.argv[1:])
+def announce(stage, function):
+    def call(*args):
+        global is_slow
+        is_slow = stage == slow_stage
+        if is_slow:
+            print("now " + stage, flush=True)
+        return function(*args)
+    return call
+
+def slow_down(seconds, function):
+    def call(*args, **options):
+        time.sleep(seconds * is_slow)
+        return function(*args, **options)
+    return call
+
+validation.validate = announce("validating", validation.validate)
+validation.speak_freely = announce("speaking", validation.speak_freely)
+validation.draw_sample = announce("drawing", validation.draw_sample)
+validation.forward_losses = slow_down(5.0, validation.forward_losses)
+Decoder.steps = slow_down(0.3, Decoder.steps)
+train_taco.main(flags)
 """
 
 
-def test_a_second_signal_ends_at_once_unless_it_is_the_first_passed_on(tiny_corpus, tmp_path):
-    process = start(run_flags(tiny_corpus, tmp_path), ["-c", SLOW_STEP])
-    wait_for_line(process, "in a step")
-    for _ in range(2):  # a launcher passes a signal on that has reached every process already
-        process.send_signal(signal.SIGTERM)
-    time.sleep(2.5)
-    assert process.poll() is None, "the step is finished first"
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 128 + signal.SIGTERM
-    assert list((tmp_path / "work" / "tiny").iterdir()) == []
+@pytest.fixture(scope="module")
+def longer_validation(tiny_corpus, tmp_path_factory):
+    """A manifest of 24 validation clips, and the end of an undisturbed run by so many processes."""
+    folder = tmp_path_factory.mktemp("longer_validation")
+    frame = pd.concat([pd.read_csv(tiny_corpus.test_manifest)] * 8)
+    frame.to_csv(folder / "test.csv", index=False)
+    corpus = tiny_corpus._replace(test_manifest=folder / "test.csv")
+
+    @functools.cache
+    def run(processes):
+        place = folder / str(processes)
+        launch(run_flags(corpus, place, "--training_epochs", 1), processes)
+        return place / "work" / "tiny" / "final_checkpoint"
+
+    return corpus, run
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "processes"),
+    [
+        ("validating", signal.SIGTERM, 1),
+        ("speaking", signal.SIGHUP, 1),
+        ("drawing", signal.SIGUSR1, 1),
+        ("validating", signal.SIGTERM, 2),
+        ("speaking", signal.SIGTERM, 2),
+    ],
+)
+def test_a_signal_during_a_slow_validation_ends_within_seconds(
+    longer_validation, tmp_path, stage, number, processes
+):
+    corpus, undisturbed = longer_validation
+    script = tmp_path / "slow_validation.py"
+    script.write_text(SLOW_VALIDATION)
+    flags = run_flags(corpus, tmp_path, "--training_epochs", 1)
+    words = launcher_words(processes) if processes > 1 else []
+    process = start([*words, script, stage], flags)
+    wait_for_line(process, f"now {stage}")
+    time.sleep(1)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=20)  # where the stage would take 30 or more
+    assert output.count("go on with --resume_from_checkpoint latest") == 1, errors
+    assert "Traceback" not in errors or processes > 1  # the launcher's own
+    folder = tmp_path / "work" / "tiny"
+    assert [path.name for path in list_checkpoints(folder)] == [
+        f"checkpoint_0_step_{3 if processes == 2 else 5}"
+    ]
+    launch([*flags, "--resume_from_checkpoint", "latest"], processes)
+    assert_same_checkpoint(folder / "final_checkpoint", undisturbed(processes))
+
+
+def test_closing_the_terminal_ends_with_a_checkpoint(many_steps, tmp_path):
+    """What is printed after that has nowhere to go, which must not end the run first."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("4H", 24, 160, 0, 0))  # room for the bar
+    process = subprocess.Popen(
+        [sys.executable, str(REPO / "train_taco.py"), *run_flags(many_steps[0], tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    while not re.search(rb" ([2-9]|1[0-9])/27 ", shown):  # the bar leaves some steps out
+        shown += os.read(ours, 4096)
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    checkpoint = find_checkpoint(tmp_path / "work" / "tiny", "latest")
+    assert 2 <= json.loads((checkpoint / "trainer_state.json").read_text())["epoch_step"] < 27
+
+
+def test_nohup_is_respected():
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for before in (signal.SIG_IGN, signal.SIG_DFL):
+            signal.signal(signal.SIGHUP, before)
+            interrupt = Interrupt()
+            assert (signal.getsignal(signal.SIGHUP) == interrupt.take_note) == (
+                before == signal.SIG_DFL
+            )
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_kill_9_at_any_moment():
     """A short run of the script that a user can run for longer."""
-    command = [sys.executable, str(REPO / "tests" / "kill_and_resume.py"), "--times", "2"]
+    command = [sys.executable, str(REPO / "tests" / "kill_and_resume.py"), "--times", "3"]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 kills" in done.stdout and "all with the same final checkpoint" in done.stdout
+    assert "3 kills" in done.stdout and ", all with the same final checkpoint" in done.stdout
 
 
 def test_a_kill_between_the_two_renamings_of_a_checkpoint_loses_neither(tmp_path):
@@ -152,28 +278,30 @@ def test_a_kill_between_the_two_renamings_of_a_checkpoint_loses_neither(tmp_path
 
 
 def test_flags_that_would_reorder_a_begun_epoch_are_refused(tmp_path):
-    flags = {"batch_size": 2, "console_out_iters": 5, "seed": 42}
+    flags = {"batch_size": 2, "console_out_iters": 5, "seed": 42, "warm_start": "voice"}
     for epoch_step in (0, 3):
         state = TrainerState(1, epoch_step, 8, epoch_losses=[], history=[])
         content = {**state._asdict(), "train_config": flags}
         (tmp_path / "trainer_state.json").write_text(json.dumps(content))
-        changed = list_changed_flags(tmp_path, {**flags, "console_out_iters": 3})
-        assert changed == ["--console_out_iters was 5 and is now 3"]
+        # A warm start is for new runs: that it is not given again changes nothing.
+        changed = list_changed_flags(tmp_path, {**flags, "batch_size": 3, "warm_start": None})
+        assert changed == ["--batch_size was 2 and is now 3"]
         if epoch_step == 0:
-            assert list_changed_flags(tmp_path, {**flags, "batch_size": 3})
+            assert list_changed_flags(tmp_path, {**flags, "seed": 43})
         else:
-            with pytest.raises(DataError, match="--batch_size was 2 and is now 3"):
-                list_changed_flags(tmp_path, {**flags, "batch_size": 3})
+            with pytest.raises(DataError, match="--seed was 42 and is now 43"):
+                list_changed_flags(tmp_path, {**flags, "seed": 43})
 
 
 def test_a_loader_process_that_is_killed_ends_the_run_with_a_checkpoint(many_steps, tmp_path):
     corpus, _ = many_steps
-    process = start(run_flags(corpus, tmp_path, "--num_workers", 2))
-    wait_for_line(process, "step 4/27")
+    release = tmp_path / "release"
+    process = start_held(run_flags(corpus, tmp_path, "--num_workers", 2), 4, release)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 2
     os.kill(int(children[0]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    release.touch()
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors
     message = [line for line in errors.split("\n") if line.startswith("train_taco.py: ")]
     assert len(message) == 1 and "Traceback" not in errors
@@ -199,36 +327,62 @@ def test_a_loader_process_that_dies_handing_over_a_batch_is_named(error):
 
 def test_nothing_is_left_open_from_epoch_to_epoch(tiny_corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    configs = parse_args(run_flags(tiny_corpus, tmp_path, "--num_workers", 1), "")
-    run, state = train_taco.prepare(configs, Accelerator(step_scheduler_with_optimizer=False))
-    quiet, counts = SimpleNamespace(pending=False), []
+    configs = parse_args(run_flags(tiny_corpus, tmp_path, "--num_workers", 6), "")
+    run, state = train_taco.prepare(configs, Accelerator())
+    counts, loaders = [], []
     for _ in range(2):
-        state, _ = train_taco.train_epoch(run, state, quiet, time.monotonic())
+        state, _ = train_taco.train_epoch(run, state, time.monotonic())
         state = train_taco.finish_epoch(run, state)
         gc.collect()
         n_figures = sum(issubclass(type(thing), Figure) for thing in gc.get_objects())
         n_files = len(list(Path("/proc/self/fd").iterdir()))
-        counts.append((n_figures, n_files, len(multiprocessing.active_children())))
-    assert counts[0] == counts[1] and counts[0][2] == 0
+        counts.append((n_figures, n_files))
+        loaders.append({process.pid for process in multiprocessing.active_children()})
+    assert counts[0] == counts[1]
     assert pyplot.get_fignums() == []
+    assert loaders[0] == loaders[1], "started once, not in every epoch"
+    assert len(loaders[0]) == 6 + 4, "validation has 4 at most"
+    del run
+    gc.collect()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("which", ["train_loader", "val_loader"])
+def test_a_loader_process_that_dies_between_two_epochs_is_named(
+    tiny_corpus, tmp_path, monkeypatch, which
+):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    configs = parse_args(run_flags(tiny_corpus, tmp_path, "--num_workers", 2), "")
+    run, state = train_taco.prepare(configs, Accelerator())
+    loader = getattr(run, which)
+    for group in read_groups(loader, 1):
+        assert not isinstance(group, DataError)
+    killed = loader._iterator._workers[1]
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join()
+    (broken,) = read_groups(loader, 1)
+    assert isinstance(broken, DataError) and str(killed.pid) in str(broken)
+    assert "exited unexpectedly; it was killed, or memory ran out" in str(broken)
+    if which == "train_loader":
+        with pytest.raises(DataError, match="checkpoint_0_step_0 holds the run before it"):
+            train_taco.train_epoch(run, state, time.monotonic())
 
 
 def test_checkpoint_minutes_count_across_epochs(tiny_corpus, tmp_path, monkeypatch):
     """The clock does not begin anew with an epoch, or short epochs would never be saved."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     configs = parse_args(run_flags(tiny_corpus, tmp_path, "--checkpoint_minutes", 30), "")
-    run, state = train_taco.prepare(configs, Accelerator(step_scheduler_with_optimizer=False))
-    quiet = SimpleNamespace(pending=False)
+    run, state = train_taco.prepare(configs, Accelerator())
     for age, names in ((29 * 60, []), (31 * 60, ["checkpoint_0_step_0"])):
         begun = time.monotonic() - age
-        _, saved_at = train_taco.train_epoch(run, state, quiet, begun)
+        _, saved_at = train_taco.train_epoch(run, state, begun)
         assert [path.name for path in list_checkpoints(run.folder)] == names
         assert (saved_at == begun) == (not names)
 
 
 def test_only_the_newest_checkpoints_are_kept(many_steps, tmp_path):
     corpus, _ = many_steps
-    flags = ["--checkpoint_minutes", 0.0001, "--keep_checkpoints", 2, "--training_epochs", 1]
+    flags = ["--checkpoint_minutes", EVERY_STEP, "--keep_checkpoints", 2, "--training_epochs", 1]
     launch(run_flags(corpus, tmp_path, *flags))
     names = [path.name for path in list_checkpoints(tmp_path / "work" / "tiny")]
     names.remove("best_checkpoint")

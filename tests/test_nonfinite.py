@@ -1,16 +1,21 @@
 """A step whose loss or gradient is not finite: what it stops, and what it leaves unharmed."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 import train_taco
+from checkpoints import read_state
 from config import parse_args
 from dataset import BatchSampler, DataError, TTSDataset
 from kill_and_resume import differences
-from test_train_taco import run_flags
+from test_train_taco import REPO, run_flags
 from training_run import make_loader, read_groups
 
 BAD_STEP = 2  # counted from 0, of 5
@@ -35,7 +40,7 @@ def begin(tiny_corpus, tmp_path, monkeypatch):
 
     def begin(name, *flags):
         configs = parse_args(run_flags(tiny_corpus, tmp_path / name, *flags), "")
-        return train_taco.prepare(configs, Accelerator(step_scheduler_with_optimizer=False))
+        return train_taco.prepare(configs, Accelerator())
 
     return begin
 
@@ -70,13 +75,13 @@ def spoil(request, monkeypatch):
 def test_the_run_ends_at_the_state_before_the_step(begin, spoil):
     run, state = begin("good")
     with pytest.raises(train_taco.Interrupted, match=f"checkpoint_0_step_{BAD_STEP}"):
-        train_taco.train_epoch(run, state, StopAfter(BAD_STEP), 0.0)
+        train_taco.train_epoch(run._replace(interrupt=StopAfter(BAD_STEP)), state, 0.0)
     good = run.folder / f"checkpoint_0_step_{BAD_STEP}"
 
     run, state = begin("bad")
     what, bad_paths = spoil(run)
     with pytest.raises(DataError) as error:
-        train_taco.train_epoch(run, state, QUIET, 0.0)
+        train_taco.train_epoch(run, state, 0.0)
     assert f"step {BAD_STEP + 1}: the {what} is not finite" in str(error.value)
     assert all(path in str(error.value) for path in bad_paths)
     assert "--skip_nonfinite" in str(error.value) and good.name in str(error.value)
@@ -95,7 +100,7 @@ def test_a_skipped_step_is_counted_and_leaves_no_trace(begin, spoil, capsys):
 
     run, state = begin("bad", "--guided_attention_weight", 0, "--skip_nonfinite")
     what, bad_paths = spoil(run)
-    state, _ = train_taco.train_epoch(run, state, QUIET, 0.0)
+    state, _ = train_taco.train_epoch(run, state, 0.0)
     said = capsys.readouterr().err
     assert f"the {what} is not finite" in said and bad_paths[0] in said and "skipped" in said
     assert (state.epoch_step, state.epoch_skipped) == (len(groups), 1)
@@ -111,3 +116,82 @@ def test_a_skipped_step_is_counted_and_leaves_no_trace(begin, spoil, capsys):
         assert state.epoch_skipped == 0 and state.history[0]["skipped_steps"] == 1
         mean = sum(losses) / len(losses)
         assert state.history[0]["train_loss"] == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.fixture
+def begin_fp16(tiny_corpus, tmp_path, monkeypatch):
+    """A run in fp16 with the loss scaling of a GPU, which accelerate gives no CPU."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+
+    def begin(name, scale):
+        AcceleratorState._reset_state(reset_partial_state=True)  # keeps the first precision
+        configs = parse_args(run_flags(tiny_corpus, tmp_path / name), "")
+        accelerator = Accelerator()
+        assert accelerator.mixed_precision == "fp16"
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        accelerator.native_amp = True
+        return train_taco.prepare(configs, accelerator)
+
+    yield begin
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def spoil_gradients(run, *bad_steps):
+    """NaN in the gradients of these backward passes, counted from 0."""
+    backwards = iter(range(10_000))
+    run.model.encoder.embedding.weight.register_hook(
+        lambda gradient: gradient * (torch.nan if next(backwards) in bad_steps else 1.0)
+    )
+
+
+def test_steps_that_loss_scaling_skips_are_counted(begin_fp16, capsys):
+    run, state = begin_fp16("run", 1024.0)
+    spoil_gradients(run, 1, 2, 4)
+    state, _ = train_taco.train_epoch(run, state, QUIET, 0.0)
+    assert run.accelerator.scaler.get_scale() == 1024.0 / 2**3
+    assert (state.epoch_step, state.epoch_skipped, state.skipped_in_a_row) == (5, 3, 1)
+    steps = {float(values["step"]) for values in run.optimizer.state_dict()["state"].values()}
+    assert steps == {2.0}, "Adam has taken the other two"
+    assert 0 < state.epoch_losses[0] < torch.inf
+    total = state.epoch_losses[0]
+    state = train_taco.finish_epoch(run, state)
+    assert "skipped_steps 3" in capsys.readouterr().out
+    row = state.history[0]
+    assert row["skipped_steps"] == 3 and row["train_loss"] == pytest.approx(total / 2)
+    assert (state.epoch_skipped, state.skipped_in_a_row) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "scale, skipped_before, last_step",
+    [(2.0, 0, 2), (2.0**100, 46, 4)],
+    ids=["scale below 1", "50 steps in a row"],
+)
+def test_loss_scaling_that_skips_all_steps_ends_the_run(
+    begin_fp16, scale, skipped_before, last_step
+):
+    run, state = begin_fp16("run", scale)
+    spoil_gradients(run, *range(100))
+    state = state._replace(skipped_in_a_row=skipped_before)
+    with pytest.raises(DataError) as error:
+        train_taco.train_epoch(run, state, QUIET, 0.0)
+    name = f"checkpoint_0_step_{last_step}"
+    for words in (f"step {last_step}: the gradient is not finite in fp16", "--mixed_precision bf16",
+                  f"{skipped_before + last_step} steps skipped in a row", name):  # fmt: skip
+        assert words in str(error.value)
+    saved, _ = read_state(run.folder / name)
+    assert (saved.step, saved.skipped_in_a_row) == (last_step, skipped_before + last_step)
+    assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+
+
+def test_fp16_on_a_cpu_is_refused_before_anything_is_built(tiny_corpus, tmp_path):
+    flags = run_flags(tiny_corpus, tmp_path)
+    command = [sys.executable, str(REPO / "train_taco.py"), *flags]
+    environment = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "fp16"}
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("train_taco.py: --mixed_precision fp16 needs a GPU")
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """inference.ipynb, executed from its first cell to its last on an untrained tiny checkpoint."""
 
+import re
+
 import nbformat
 import pytest
 import torch
@@ -12,6 +14,19 @@ from synthesize import write_config
 from tokenizer import Tokenizer
 
 NOTEBOOK = "inference.ipynb"
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/\w[\w.-]*/|\b[A-Z]:\\|~/|site-packages")
+BASE64 = re.compile(r"base64,[A-Za-z0-9+/=\s]+")
+
+
+def assert_clean(outputs):
+    """No warning, no error, and nothing that only the machine it ran on has."""
+    for output in outputs:
+        assert output.output_type != "error" and output.get("name") != "stderr", output
+        texts = [output.get("text", "")]
+        texts += [t for kind, t in output.get("data", {}).items() if not kind.startswith("image/")]
+        for text in texts:
+            text = BASE64.sub("", text)
+            assert "Warning" not in text and not ABSOLUTE_PATH.search(text), text
 
 
 @pytest.fixture
@@ -42,6 +57,7 @@ def test_notebook_runs_and_ends_with_a_picture_and_a_player(tiny_checkpoint, mon
     resources = {"metadata": {"path": str(request.config.rootpath)}}
     NotebookClient(notebook, timeout=120, resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert_clean(outputs)
     mime_types = [set(output.get("data", {})) for output in outputs]
     assert any("image/png" in types for types in mime_types)
     assert any("<audio" in output.get("data", {}).get("text/html", "") for output in outputs)
@@ -52,5 +68,6 @@ def test_notebook_is_short_and_committed_with_outputs(request):
     assert len(notebook.cells) <= 12
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
+    assert_clean([output for cell in code for output in cell.outputs])
     text = "".join(str(cell.outputs) for cell in code)
     assert "image/png" in text and "<audio" in text and "stopped by itself" in text

@@ -201,7 +201,7 @@ def test_a_validation_clip_that_breaks_ends_the_run_with_a_checkpoint(world, cap
 
 def test_what_cannot_be_dealt_to_the_processes_is_refused_at_the_start(world, monkeypatch):
     configs = parse_args(run_flags(world.corpus, world.out), "")
-    accelerator = Accelerator(step_scheduler_with_optimizer=False)
+    accelerator = Accelerator()
     monkeypatch.setattr(type(accelerator), "num_processes", 4)  # and 3 clips to validate on
     before = snapshot(world.folder.parent)
     with pytest.raises(ValueError, match="3 clips cannot be dealt to 4 processes"):
@@ -213,7 +213,7 @@ def test_a_warm_start_from_the_run_that_is_overwritten(world, monkeypatch):
     """The old checkpoints go when the new run stands, not before their weights are read."""
     checkpoint = world.copy_run()
     flags = run_flags(world.corpus, world.out, "--overwrite", "--warm_start", checkpoint)
-    accelerator = Accelerator(step_scheduler_with_optimizer=False)
+    accelerator = Accelerator()
     weights = load_file(checkpoint / WEIGHTS)
     run, _ = train_taco.prepare(parse_args(flags, ""), accelerator)
     assert not checkpoint.exists()

@@ -38,7 +38,8 @@ def real_clips(folder: Path) -> list[tuple[str, Tensor]]:
     """Transcript and samples of the first clips of an LJSpeech folder."""
     with open(folder / "metadata.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="|", quoting=csv.QUOTE_NONE))[: len(SECONDS)]
-    wavs = (load_wav(folder / "wavs" / f"{row[0]}.wav", AUDIO.sampling_rate) for row in rows)
+    paths = (next((folder / "wavs").glob(f"{row[0]}.*")) for row in rows)  # wav or flac
+    wavs = (load_wav(path, AUDIO.sampling_rate) for path in paths)
     return [(row[-1], wav) for row, wav in zip(rows, wavs, strict=True)]
 
 

@@ -159,6 +159,19 @@ def test_manifest_contents(tmp_path, monkeypatch, capsys):
     assert table[2].split()[:2] == ["test", "3"]
 
 
+def test_characters_that_training_will_leave_out_are_said_in_one_line(tmp_path, capsys):
+    corpus = make_corpus(tmp_path / "lj", 3)
+    run(corpus, tmp_path / "plain")
+    assert "no symbol" not in capsys.readouterr().err
+    write_wav(corpus / "wavs" / "odd.wav", 0.2)
+    add_row(corpus, "odd|raw|caf\u00e9 \u2603, \u65e5 and \u2603")
+    run(corpus, tmp_path / "out")
+    said = [line for line in capsys.readouterr().err.split("\n") if "no symbol" in line]
+    assert len(said) == 1
+    assert "left out of 1 of 4 clips: '\u2603' in 1, '\u65e5' in 1; " in said[0]
+    assert "--path_to_symbols" in said[0]
+
+
 def test_wav_is_preferred_and_flac_accepted(tmp_path):
     corpus = make_corpus(tmp_path / "lj", 2)
     samples = np.zeros(RATE, dtype=np.int16)
@@ -233,6 +246,12 @@ def zero_length(wavs: Path) -> str:
     return "hollow|raw|text"
 
 
+def truncated(wavs: Path) -> str:
+    write_wav(wavs / "cut.wav", 1)
+    (wavs / "cut.wav").write_bytes((wavs / "cut.wav").read_bytes()[:-1000])
+    return "cut|raw|text"
+
+
 def escaping(wavs: Path) -> str:
     write_wav(wavs.parent / "outside.wav", 1)
     return "../outside|raw|text"
@@ -242,6 +261,7 @@ BAD_ROWS = {
     "missing": missing,
     "unreadable": unreadable,
     "zero-length": zero_length,
+    "truncated": truncated,
     "not a plain file name": escaping,
     "2 columns": lambda wavs: "clip9|text",
     "4 columns": lambda wavs: "clip9|raw|text|more",
@@ -376,4 +396,3 @@ def test_real_clips(tmp_path):
     for row in both.iloc[:20].itertuples():
         samples, sampling_rate = soundfile.read(row.file_path)
         assert row.duration == pytest.approx(len(samples) / sampling_rate, abs=1e-6)
-        assert 0.5 < row.duration < 12

@@ -46,11 +46,12 @@ def test_failed_write_leaves_what_was_there(tmp_path, capsys, monkeypatch, broke
 # ---- trimming ----
 
 
-def make_silent_edges(corpus: Path, name: str, seconds: float) -> np.ndarray:
-    """A clip with that much noise between two seconds of digital silence; returns the clip."""
-    noise = np.random.default_rng(0).integers(-32768, 32768, round(seconds * RATE))
-    silence = np.zeros(RATE, dtype=np.int64)
-    samples = np.concatenate([silence, noise, silence]).astype(np.int16)
+def make_quiet_edges(corpus: Path, name: str, seconds: float, peak: int = 32768) -> np.ndarray:
+    """A clip of that much noise between parts of 0.2 s at -30 dB and of 1 s at -50 dB."""
+    rng = np.random.default_rng(0)
+    parts = ((1.0, -50), (0.2, -30), (seconds, 0), (0.2, -30), (1.0, -50))
+    parts = [rng.uniform(-1, 1, round(length * RATE)) * 10 ** (db / 20) for length, db in parts]
+    samples = (peak * np.concatenate(parts)).astype(np.int16)
     soundfile.write(corpus / "wavs" / f"{name}.wav", samples, RATE)
     add_row(corpus, f"{name}|raw|text of {name}")
     return samples
@@ -65,15 +66,16 @@ def make_not_finite(corpus: Path) -> None:
 
 def test_trimming_writes_copies_and_comes_before_the_limits(tmp_path, capsys):
     corpus = make_corpus(tmp_path / "lj", 3)
-    samples = make_silent_edges(corpus, "edges", 1.0)  # 3 s, of which less than 2 s stay
-    make_silent_edges(corpus, "long", 3.0)  # more than 2 s, even trimmed
+    samples = make_quiet_edges(corpus, "edges", 1.0)  # 3.4 s, of which less than 2 s stay
+    make_quiet_edges(corpus, "faint", 1.0, peak=1500)
+    make_quiet_edges(corpus, "long", 3.0)  # more than 2 s, even trimmed
     make_not_finite(corpus)
     before = {path: path.read_bytes() for path in (corpus / "wavs").iterdir()}
     flags = ("--trim_db", "40", "--max_seconds", "2", "--skip_bad")
     both = pd.concat(run(corpus, tmp_path / "out", *flags).values())
 
     assert {path: path.read_bytes() for path in (corpus / "wavs").iterdir()} == before
-    assert sorted(ids(both)) == ["clip0", "clip1", "clip2", "edges"]
+    assert sorted(ids(both)) == ["clip0", "clip1", "clip2", "edges", "faint"]
     assert listing(tmp_path / "out/trimmed_wavs") == [f"{name}.wav" for name in sorted(ids(both))]
     assert not [name for name in listing(tmp_path / "out") if name.startswith(".")]
     for row in both.itertuples():
@@ -82,11 +84,13 @@ def test_trimming_writes_copies_and_comes_before_the_limits(tmp_path, capsys):
         assert (info.subtype, info.samplerate) == ("PCM_16", RATE)
         assert row.duration == pytest.approx(info.frames / RATE, abs=1e-6)
     kept, _ = soundfile.read(tmp_path / "out/trimmed_wavs/edges.wav", dtype="int16")
-    assert RATE <= len(kept) < 2 * RATE
+    assert 1.4 * RATE <= len(kept) < 2 * RATE
+    faint = soundfile.info(tmp_path / "out/trimmed_wavs/faint.wav").frames
+    assert faint == pytest.approx(len(kept), abs=1024), "dB are below the clip's own peak"
     windows = np.lib.stride_tricks.sliding_window_view(samples, len(kept))
     assert (windows == kept).all(axis=1).any(), "the kept samples must be the original's"
     said = capsys.readouterr()
-    assert "line 6: 'nan': NaN or infinite samples" in said.err
+    assert "line 7: 'nan': NaN or infinite samples" in said.err
     assert "Bad rows left out: 1\n" in said.out and "--max_seconds: 1\n" in said.out
 
 

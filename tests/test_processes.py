@@ -19,10 +19,13 @@ NO_DROPOUT = [
 ]  # fmt: skip
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+@pytest.fixture
+def port():
+    """A free port, kept from others: bound here with SO_REUSEADDR, which lets one more listen."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield str(holder.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def one_batch(tiny_corpus, tmp_path_factory):
             for command in commands
         ]
         for process in running:
-            _, errors = process.communicate(timeout=180)
+            _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors[-3000:]
         return torch.load(output, weights_only=True)
 
@@ -81,13 +84,12 @@ def assert_same_step(step, reference):
         torch.testing.assert_close(step["gradients"][name], gradient, atol=1e-6, rtol=0, msg=name)
 
 
-def test_two_processes_are_one_with_twice_the_batch(one_batch, alone):
-    launcher = accelerate("--num_machines", "1", "--main_process_port", str(free_port()))
+def test_two_processes_are_one_with_twice_the_batch(one_batch, alone, port):
+    launcher = accelerate("--num_machines", "1", "--main_process_port", port)
     assert_same_step(one_batch("two_processes", 3, launchers=[launcher]), alone)
 
 
-def test_two_machines_are_one_with_twice_the_batch(one_batch, alone):
-    port = str(free_port())
+def test_two_machines_are_one_with_twice_the_batch(one_batch, alone, port):
     launchers = [
         accelerate("--num_machines", "2", "--machine_rank", rank, "--main_process_ip", "127.0.0.1",
                    "--main_process_port", port)

@@ -1,8 +1,11 @@
 """From a checkpoint and text to files, and what happens to a checkpoint that is broken."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 
+import librosa
 import numpy as np
 import pytest
 import soundfile
@@ -10,9 +13,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import conftest
 import synthesize
-from dataset import AudioConfig, DataError, audio_to_mel, scaled_to_log_mel
-from synthesize import load_checkpoint, main
+from dataset import AudioConfig, DataError, audio_to_mel
+from model import Tacotron2, Tacotron2Config
+from plotting import summary_figure
+from stub_model import StubModel, free_running
+from synthesize import Voice, load_checkpoint, main
+from tokenizer import Tokenizer
 
 SMALL = {
     "character_embed_dim": 16,
@@ -43,24 +51,74 @@ def test_files_of_each_sentence(checkpoint, tmp_path, capsys):
     speak(checkpoint, tmp_path / "out", "--text", "Hello.", "--text_file", str(text_file))
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [f"00{i}.{kind}" for i in (1, 2, 3) for kind in ("npy", "png", "wav")]
-    for i in (1, 2, 3):
-        wav, rate = soundfile.read(tmp_path / "out" / f"00{i}.wav")
-        assert rate == 22050 and len(wav) == 30 * 256
-        mel = np.load(tmp_path / "out" / f"00{i}.npy")
-        assert mel.shape == (80, 30) and mel.dtype == np.float32
+    printed = capsys.readouterr().out.splitlines()
+    assert "left out '\u2603'" in printed.pop(2)
+    for i, text in enumerate(("Hello.", "A second line.", "And a third \u2603 one"), start=1):
         assert Image.open(tmp_path / "out" / f"00{i}.png").size[0] > 300
-    printed = capsys.readouterr().out
-    assert printed.count("cut at the limit of 30 steps") == 3
-    assert "left out '\u2603'" in printed
+        place = f"{tmp_path / 'out'}/00{i}.wav: 0.35 s"
+        assert printed[i - 1] == f"{place}, cut at the limit of 30 steps without a stop: {text}"
 
 
-def test_a_sentence_that_stops_is_said_to(checkpoint, tmp_path, capsys):
+@pytest.mark.parametrize("mel_scaling", ["scaled_db", "log"])
+def test_files_hold_what_is_spoken(tmp_path, monkeypatch, capsys, mel_scaling):
+    """A model that repeats a recording: its mel, level and length, in a config of its own."""
+    config = AudioConfig(16000, hop_size=200, n_fft=800, window_size=800, mel_scaling=mel_scaling)
+    text, tokenizer = "Birds sing at dawn", Tokenizer(["_", *"abcdefghijklmnopqrstuvwxyz "])
+    wav = librosa.resample(conftest.speak(text), orig_sr=conftest.RATE, target_sr=16000)
+    mel = audio_to_mel(torch.from_numpy(wav).float(), config)
+    alignment = torch.rand(len(mel), len(text))
+    drawn = []
+
+    def draw(*arguments, **more):
+        drawn.append((arguments, more))
+        return summary_figure(*arguments, **more)
+
+    monkeypatch.setattr(synthesize, "summary_figure", draw)
+    voice = Voice(StubModel(None, free_running(mel, alignment)), config, tokenizer)
+    monkeypatch.setattr(synthesize, "load_checkpoint", lambda *_: voice)
+    speak("any", tmp_path, "--text", text)
+
+    place = f"{tmp_path}/001.wav: {len(mel) * 200 / 16000:.2f} s"
+    assert capsys.readouterr().out == f"{place}, stopped by itself: {text}\n"
+    exported = np.load(tmp_path / "001.npy")
+    scaled = audio_to_mel(torch.from_numpy(wav).float(), replace(config, mel_scaling="scaled_db"))
+    assert exported.dtype == np.float32
+    np.testing.assert_allclose(exported, (scaled.numpy().T - 4) / 8 * np.log(1e5), atol=1e-4)
+    (arrays, more) = drawn[0]
+    assert arrays[0] is None and torch.equal(arrays[1], mel) and torch.equal(arrays[2], alignment)
+    assert (*arrays[3:], more) == (text.lower(), {"hop_seconds": 200 / 16000})
+
+    assert soundfile.info(tmp_path / "001.wav").subtype == "PCM_16"
+    spoken, rate = soundfile.read(tmp_path / "001.wav", dtype="float32")
+    assert rate == 16000 and len(spoken) == 200 * len(mel)
+    assert np.std(spoken) == pytest.approx(np.std(wav), rel=0.1)
+    again = audio_to_mel(torch.from_numpy(spoken), config)
+    loud = scaled > 0  # above -50 dB
+    assert (again - mel)[loud].abs().mean() < 0.3 * (mel.max() - mel.min()) / 8  # 3.75 dB
+
+
+def test_a_config_is_read_as_it_was_written(tmp_path):
+    config = Tacotron2Config(vocab_size=3, num_mels=40)
+    audio_config = AudioConfig(num_mels=40, min_db=-80.0, mel_scaling="log")
+    synthesize.write_config(tmp_path, config, audio_config, Tokenizer(["_", "b", "\u00e4"]))
+    again = synthesize.read_config(tmp_path)
+    assert again[:2] == (config, audio_config) and again[2].symbols == ("_", "b", "\u00e4")
+
+
+def test_the_stop_threshold_ends_a_sentence(checkpoint, tmp_path, capsys):
+    """The stop token's probability is 0.3 at every frame."""
     weights = load_file(checkpoint / "model.safetensors")
-    weights["decoder.stop_projection.bias"].fill_(100.0)
+    weights["decoder.stop_projection.weight"].zero_()
+    weights["decoder.stop_projection.bias"].fill_(np.log(0.3 / 0.7))
     save_file(weights, checkpoint / "model.safetensors")
-    speak(checkpoint, tmp_path / "out", "--text", "Hello.")
-    assert "stopped by itself" in capsys.readouterr().out
-    assert np.load(tmp_path / "out" / "001.npy").shape == (80, 1)
+    for flags, ending, n_frames in (
+        (["--stop_threshold", "0.25"], "stopped by itself", 1),
+        (["--stop_threshold", "0.35"], "cut at the limit of 30 steps", 30),
+        ([], "cut at the limit of 30 steps", 30),
+    ):
+        speak(checkpoint, tmp_path / "out", "--text", "Hello.", *flags)
+        assert ending in capsys.readouterr().out
+        assert np.load(tmp_path / "out" / "001.npy").shape == (80, n_frames)
 
 
 def test_bfloat16_speaks_nearly_what_float32_speaks(checkpoint, tmp_path):
@@ -72,32 +130,32 @@ def test_bfloat16_speaks_nearly_what_float32_speaks(checkpoint, tmp_path):
     assert 0 < difference < 0.05 * np.abs(full).max()
 
 
-def test_the_exported_mel_is_the_natural_log_of_the_spoken_one(checkpoint):
+def test_a_model_that_has_run_away_is_said_to(checkpoint, tmp_path):
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["decoder.mel_projection.bias"][::2] += 1000.0
+    save_file(weights, checkpoint / "model.safetensors")
+    with pytest.warns(UserWarning, match=r"^1200 of the mel's 2400 values \(50.0%\) are clamped"):
+        speak(checkpoint, tmp_path / "out", "--text", "Hello.")
+    mel = np.load(tmp_path / "out" / "001.npy")
+    assert mel[::2].max() == mel[::2].min() == pytest.approx(np.log(512 * 0.0491), abs=0.01)
+    wav, _ = soundfile.read(tmp_path / "out" / "001.wav")
+    assert abs(wav.mean()) < 0.01 * wav.std()
+
+
+def test_the_seed_decides(checkpoint, tmp_path):
+    """Of mel and phases, also by the flag; without one, the generator goes on."""
     voice = load_checkpoint(checkpoint)
-    result = synthesize.synthesize("Hello.", voice, max_decoder_steps=20, seed=1)
-    assert result.mel.shape == (20, 80) and result.alignment.shape == (20, 6)
-    log_mel = scaled_to_log_mel(result.mel, voice.audio_config)
-    floor = np.log(1e-5)
-    expected = (result.mel.numpy() + 4) / 8 * -floor + floor
-    np.testing.assert_allclose(log_mel.numpy(), expected, atol=1e-4)
-
-
-def test_a_checkpoint_on_log_mels_speaks_at_the_same_level(checkpoint):
-    """The same mel, once scaled and once in logarithms, is the same sound."""
-    voice = load_checkpoint(checkpoint)
-    log_config = AudioConfig(mel_scaling="log")
-    wav = 0.3 * torch.sin(torch.arange(22050) * 2 * np.pi * 440 / 22050)
-    spoken = []
-    for config in (voice.audio_config, log_config):
-        torch.manual_seed(0)
-        spoken.append(synthesize.mel_to_audio(audio_to_mel(wav, config), config, n_iter=10))
-    torch.testing.assert_close(spoken[0], spoken[1], atol=1e-3, rtol=0)
-
-
-def test_the_seed_decides(checkpoint):
-    voice = load_checkpoint(checkpoint)
+    assert not any(module.training for module in voice.model.modules())
     mels = [synthesize.synthesize("Hi.", voice, 10, seed=seed).mel for seed in (1, 1, 2)]
     assert torch.equal(mels[0], mels[1]) and not torch.equal(mels[0], mels[2])
+    mels = [synthesize.synthesize("Hi.", voice, 10).mel for _ in range(2)]
+    assert not torch.equal(*mels)
+    files = []
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        speak(checkpoint, tmp_path / name, "--text", "Hi.", "--seed", seed)
+        files.append([(tmp_path / name / f"001.{kind}").read_bytes() for kind in ("npy", "wav")])
+    assert files[0] == files[1]
+    assert files[0][0] != files[2][0] and files[0][1] != files[2][1]
 
 
 def break_json(folder, change):
@@ -129,6 +187,14 @@ BREAKAGES = {
     "missing field": (lambda f: break_json(f, lambda c: c.pop("attention_dim")), "attention_dim"),
     "no symbols": (lambda f: break_json(f, lambda c: c.pop("symbols")), "symbols"),
     "symbols short": (lambda f: break_json(f, lambda c: c["symbols"].pop()), "do not fit"),
+    "one infinite weight": (
+        lambda f: save_file(
+            {**(weights := load_file(f / "model.safetensors"))}
+            | {"decoder.attention.v.weight": weights["decoder.attention.v.weight"] / 0},
+            f / "model.safetensors",
+        ),
+        "decoder.attention.v.weight holds NaN or infinity",
+    ),
     "truncated": (
         lambda f: (f / "model.safetensors").write_bytes(
             (f / "model.safetensors").read_bytes()[:5000]
@@ -147,6 +213,30 @@ def test_a_broken_checkpoint_is_named_in_one_sentence(checkpoint, tmp_path, name
     message = str(error.value)
     assert message.startswith("synthesize.py: ") and sentence in message and "\n" not in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("remedy", ["copy config.json of the checkpoint", "write_config("])
+def test_a_folder_of_save_pretrained_is_told_what_it_lacks(checkpoint, tmp_path, remedy):
+    """And what the sentence advises works, whichever of the two it is."""
+    voice, saved = load_checkpoint(checkpoint), tmp_path / "saved"
+    voice.model.save_pretrained(saved)
+    with pytest.raises(SystemExit) as error:
+        speak(saved, tmp_path / "out", "--text", "Hello.")
+    sentence = str(error.value)
+    assert sentence.startswith(f"synthesize.py: {saved}") and "\n" not in sentence
+    assert "neither audio settings nor symbols" in sentence and remedy in sentence
+    if remedy == "write_config(":
+        call = re.search(r"write_config\(.*\)", sentence)[0]
+        known = {"write_config": synthesize.write_config, "model": voice.model}
+        known |= {"audio_config": voice.audio_config, "tokenizer": voice.tokenizer}
+        eval(call, known)
+    else:
+        shutil.copy(checkpoint / "config.json", saved)
+    speak(saved, tmp_path / "out", "--text", "Hello.")
+    speak(checkpoint, tmp_path / "expected", "--text", "Hello.")
+    mels = [np.load(tmp_path / name / "001.npy") for name in ("out", "expected")]
+    assert np.array_equal(*mels)
+    assert type(voice.model).from_pretrained(saved).config == voice.model.config
 
 
 @pytest.mark.parametrize(
@@ -172,6 +262,22 @@ def test_wrong_flags(checkpoint, tmp_path, flags, capsys):
     with pytest.raises(SystemExit) as error:
         main(["--checkpoint", str(checkpoint), "--output_dir", "x", "--text", "a", *flags])
     assert error.value.code == 2 and flags[0] in capsys.readouterr().err
+
+
+def test_weights_of_other_shapes_are_refused_before_a_model_takes_memory(checkpoint, monkeypatch):
+    """A config.json may ask for 4 GB beside weights of a few kilobytes."""
+    break_json(checkpoint, lambda c: c.update(decoder_rnn_embed_dim=8000))
+    devices = []
+
+    class Watched(Tacotron2):
+        def __init__(self, config):
+            devices.append(torch.empty(0).device.type)
+            super().__init__(config)
+
+    monkeypatch.setattr(synthesize, "Tacotron2", Watched)
+    with pytest.raises(DataError, match=r"decoder\.attention.* not \[.*8000"):
+        load_checkpoint(checkpoint)
+    assert devices == ["meta"], "this device's tensors have shapes alone"
 
 
 def test_load_checkpoint_opens_no_pickle(checkpoint):

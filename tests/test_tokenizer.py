@@ -2,12 +2,14 @@
 
 import string
 import time
+import unicodedata
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from convert_checkpoint import SYMBOLS
 from tokenizer import ABBREVIATIONS, DEFAULT_SYMBOLS, PAD, Tokenizer, clean_text
 
 KNOWN = "".join(DEFAULT_SYMBOLS[1:])
@@ -71,7 +73,10 @@ def test_decode_leaves_padding_out_and_takes_lists_and_tensors():
         ("\u00abno\u00bb [so] {it} goes", '"no" (so) (it) goes'),
         ("\ufb01ne of\ufb01ce", "fine office"),
         ("Mr. and Mrs. Smith", "mister and missus smith"),
-        ("DR. X, Capt. Y", "doctor x, captain y"),
+        ("DR. X, Capt. Y, Lt. Z, Col. A", "doctor x, captain y, lieutenant z, colonel a"),
+        ("Maj. B, Gen. C, Sgt. D, Rev. E", "major b, general c, sergeant d, reverend e"),
+        ("St. Jr. Sr. Hon. Esq.", "saint junior senior honorable esquire"),
+        ("Co. Ltd. Ft. Worth", "company limited fort worth"),
         ("the first. mist. drawn", "the first. mist. drawn"),
         ("mr smith", "mr smith"),
         ("this & that/other", "this and that other"),
@@ -99,6 +104,8 @@ def test_clean_text_of_words(text, cleaned):
         ("3.14", "three point one four"),
         ("0.5", "zero point five"),
         ("2.50", "two point five"),
+        ("0.05", "zero point zero five"),
+        ("1,2345", "one,twenty-three forty-five"),
         ("-5", "-five"),
         ("1841, 1842", "eighteen forty-one, eighteen forty-two"),
         ("1841,1842", "eighteen forty-one,eighteen forty-two"),
@@ -140,6 +147,15 @@ def test_an_ordinal_of_many_figures_is_not_cut_short():
 )
 def test_any_whitespace_becomes_one_space(space):
     assert clean_text(f"{space}one{space}two{space}") == "one two"
+
+
+def test_a_line_says_which_characters_are_left_out_of_how_many_texts():
+    describe = Tokenizer().describe_unknown
+    line = describe(["two \u2603\u2603", "\u2603 and \u4e2d", "Plain, caf\u00e9!", "\u200b"])
+    assert line.endswith(" of 3 of 4 clips: '\u2603' in 2, '\u4e2d' in 1, '\\u200b' in 1")
+    assert describe(["Plain, 1465 \u2014 caf\u00e9!"]) == "" == describe([])
+    many = describe("".join(map(chr, range(0x4E00, 0x4E00 + 10_000))))
+    assert many.endswith("and 9,980 more") and len(many) < 400
 
 
 def test_unknown_characters_are_named_once_in_order_and_left_out():
@@ -187,6 +203,74 @@ def test_a_padding_symbol_of_one_character_is_never_produced():
     tokenizer = Tokenizer(["_", *"ab"])
     assert tokenizer.encode("a_b").tolist() == [1, 2]
     assert tokenizer.unknown_characters("a_b") == "_"
+
+
+LATIN = string.ascii_lowercase + " "
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    ("table", "text", "kept"),
+    [
+        (LATIN + "äöüß", "Schöne Grüße", "schöne grüße"),
+        (LATIN + "äöüßÄÖÜ" + LATIN.upper().strip(), "Ärger, schöne Grüße", "Ärger schöne Grüße"),
+        (LATIN.upper() + "ÄÖÜ", "Schöne Grüße 5", "SCHÖNE GRÜSSE FIVE"),
+        (LATIN + "é", "Café ZOË", "café zoe"),
+        (LATIN + LATIN.upper().strip() + ".", "Dr. Smith, st. 1ST", "Doctor Smith saint first"),
+        ("абвгдежзийклмнопрстуфхцчшщъыьэюя ", "Мой йод", "мой йод"),
+        ("абвгдежзиклмнопрстуфхцчшщъыьэюя ", "Мой йод", "мои иод"),
+        ("αβγδεζηθικλμνοπρσςτυφχψω ", "ΟΔΟΣ ΣΟΣ", "οδος σος"),
+        ("かがきぎ", "かがき", "かがき"),
+        ("かき", "かがき", "かかき"),
+        ("カガ", "ｶｶﾞ", "カガ"),
+        ("안녕하세요", "안녕하세요", "안녕하세요"),
+        ("\u1112\u1161\u11ab\u1100\u1173\u11af", "한글", "\u1112\u1161\u11ab\u1100\u1173\u11af"),
+        ("\u0915\u0921\u095c", "\u0915\u095c", "\u0915\u095c"),  # NFC takes U+095C apart
+        ("一二三人", "三人", "三人"),
+        (LATIN + string.digits, "Room 5, 1465", "room 5 1465"),
+        (LATIN + "\u0301", "é", "e\u0301"),
+        (LATIN + "&\u2019", "Q&A isn\u2019t", "q&a isn\u2019t"),
+    ],
+)  # fmt: skip
+def test_what_is_in_the_table_is_kept_and_only_the_rest_is_made_plain(table, text, kept, form):
+    tokenizer = Tokenizer([PAD, *table])
+    tokens = tokenizer.encode(unicodedata.normalize(form, text))
+    assert tokenizer.decode(tokens) == kept
+    assert tokens.tolist() == [1 + table.index(character) for character in kept]
+
+
+@given(
+    st.sets(
+        st.characters(categories=["Lu", "Ll", "Lt", "Lo"]).filter(
+            lambda c: (
+                len(unicodedata.normalize("NFC", c)) > 1 or unicodedata.is_normalized("NFC", c)
+            )
+        ),
+        min_size=1,
+    ),
+    st.data(),
+)
+def test_a_text_of_the_tables_own_letters_comes_back_whole(letters, data):
+    tokenizer = Tokenizer([PAD, *sorted(letters)])
+    text = "".join(data.draw(st.lists(st.sampled_from(sorted(letters)), min_size=1)))
+    for form in ("NFC", "NFD"):
+        same_text = unicodedata.normalize(form, text)
+        assert tokenizer.decode(tokenizer.encode(same_text)) == text
+        assert tokenizer.unknown_characters(same_text) == ""
+
+
+def test_a_letter_may_be_written_in_the_table_as_two_characters():
+    symbols = [PAD, "a", "a\u0308", "b"]
+    assert Tokenizer(symbols).encode("Bäa\u0308a").tolist() == [3, 2, 2, 1]
+
+
+def test_the_tables_of_other_models_go_on_lower_casing():
+    """NVIDIA's has capitals, but its cleaner leaves none; in torchaudio's they are phonemes."""
+    for size in (38, 148):
+        tokenizer = Tokenizer(SYMBOLS[size])
+        assert tokenizer.decode(tokenizer.encode("Dr. Zoë, 5")) == "doctor zoe, five"
+    with pytest.raises(ValueError, match="no letter"):
+        Tokenizer(SYMBOLS[96]).encode("BIG DOG")
 
 
 @given(

@@ -1,0 +1,123 @@
+"""Not a test: training written once more, as plainly as possible, to hold train_taco.py against.
+
+Its own order of the clips, losses, accumulation, clipping, Adam, learning rate and guided
+attention's decay, in one process also where it plays several. Of the repo it uses the model, the
+text and the mels, which have oracles of their own.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dataset import AudioConfig, TTSCollator, TTSDataset
+from model import Tacotron2, Tacotron2Config
+from tokenizer import Tokenizer
+
+DEFAULTS = {
+    "training_epochs": 2, "batch_size": 2, "gradient_accumulation_steps": 1, "seed": 42,
+    "learning_rate": 1e-3, "min_learning_rate": 1e-5, "start_decay_epochs": None,
+    "weight_decay": 1e-6, "adam_eps": 1e-6, "max_grad_norm": 1.0, "guided_attention_weight": 1.0,
+    "guided_attention_sigma": 0.4, "guided_attention_steps": 300,
+}  # fmt: skip
+
+
+def order_of_clips(dataset: TTSDataset, seed: int, epoch: int, n_clips: int) -> list[list[int]]:
+    """An epoch's batches, of all processes together: clips of like lengths, shuffled batches."""
+    generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+    blur = generator.uniform(0.97, 1.03, size=len(dataset))
+    lengths = [n * factor for n, factor in zip(dataset.n_frames, blur, strict=True)]
+    longest_first = sorted(range(len(dataset)), key=lambda clip: -lengths[clip])
+    n_batches = math.ceil(len(dataset) / n_clips)
+    return [cut(longest_first, n_batches)[i] for i in generator.permutation(n_batches)]
+
+
+def cut(items: list[int], n_parts: int) -> list[list[int]]:
+    """Parts whose sizes differ by one at most, the larger ones first."""
+    sizes = [len(items) // n_parts + (i < len(items) % n_parts) for i in range(n_parts)]
+    ends = np.cumsum(sizes)
+    return [items[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def sum_of_losses(output, batch, guided_weight: float, sigma: float):
+    """Each frame's losses, added up clip by clip over the frames that are not padding."""
+    total = 0.0
+    for i, (n, t) in enumerate(zip(batch.token_lengths, batch.mel_lengths, strict=True)):
+        n, t = int(n), int(t)
+        mel, target = batch.mels[i, :t], torch.zeros(t)
+        target[-1] = 1.0
+        total += ((output.mels_before[i, :t] - mel) ** 2).mean(dim=1).sum()
+        total += ((output.mels_after[i, :t] - mel) ** 2).mean(dim=1).sum()
+        probability = torch.sigmoid(output.stop_logits[i, :t])
+        total += F.binary_cross_entropy(probability, target, reduction="sum")
+        diagonal = torch.arange(n)[None, :] / n - torch.arange(t)[:, None] / t  # (t, n)
+        penalty = 1 - torch.exp(-(diagonal**2) / (2 * sigma**2))
+        total += guided_weight * (penalty * output.alignments[i, :t, :n]).sum()
+    return total
+
+
+def learning_rate(epoch: float, flags: dict) -> float:
+    """Constant, then exponential from start_decay_epochs to the end of training."""
+    start = flags["start_decay_epochs"]
+    start = flags["training_epochs"] / 2 if start is None else start
+    if epoch <= start:
+        return flags["learning_rate"]
+    share = (epoch - start) / (flags["training_epochs"] - start)
+    high, low = math.log(flags["learning_rate"]), math.log(flags["min_learning_rate"])
+    return math.exp(high + share * (low - high))
+
+
+def adam(parameters, moments, step: int, rate: float, flags: dict) -> None:
+    """Kingma & Ba 2015, algorithm 1, after an L2 penalty and clipping by the norm of all."""
+    norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in parameters))
+    scale = min(1.0, flags["max_grad_norm"] / (norm + 1e-6))
+    for p, (first, second) in zip(parameters, moments, strict=True):
+        gradient = p.grad * scale + flags["weight_decay"] * p.data
+        first.mul_(0.9).add_(0.1 * gradient)
+        second.mul_(0.999).add_(0.001 * gradient**2)
+        unbiased = first / (1 - 0.9**step), second / (1 - 0.999**step)
+        p.data -= rate * unbiased[0] / (unbiased[1].sqrt() + flags["adam_eps"])
+
+
+def train(manifest, model_sizes: dict, n_processes: int = 1, **changes) -> dict[str, torch.Tensor]:
+    """The weights after `training_epochs`; `changes` are flags of train_taco.py."""
+    flags = {**DEFAULTS, **changes}
+    tokenizer, audio = Tokenizer(), AudioConfig()
+    dataset, collate = TTSDataset(manifest, audio, tokenizer), TTSCollator(audio, tokenizer)
+    torch.manual_seed(flags["seed"])
+    model = Tacotron2(Tacotron2Config(vocab_size=tokenizer.vocab_size, **model_sizes))
+    parameters = list(model.parameters())
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+    random_states = []  # each process draws its own dropout
+    for process in range(n_processes):
+        torch.manual_seed(flags["seed"] + process)
+        random_states.append(torch.get_rng_state())
+
+    step, size = 0, flags["gradient_accumulation_steps"]
+    for epoch in range(flags["training_epochs"]):
+        n_clips = flags["batch_size"] * n_processes
+        batches = order_of_clips(dataset, flags["seed"], epoch, n_clips)
+        seen = 0
+        for group in (batches[i : i + size] for i in range(0, len(batches), size)):
+            decay = max(1 - step / flags["guided_attention_steps"], 0.0)
+            weight = flags["guided_attention_weight"] * decay
+            shares = [[cut(clips, n_processes)[i] for clips in group] for i in range(n_processes)]
+            batches_of = [[collate([dataset[i] for i in s]) for s in share] for share in shares]
+            n_frames = sum(int(b.mel_lengths.sum()) for some in batches_of for b in some)
+            model.zero_grad()
+            # Running means are those of the first process, which therefore comes last here.
+            for process in reversed(range(n_processes)):
+                before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+                torch.set_rng_state(random_states[process])
+                for batch in batches_of[process]:
+                    sigma = flags["guided_attention_sigma"]
+                    (sum_of_losses(model(*batch[:4]), batch, weight, sigma) / n_frames).backward()
+                random_states[process] = torch.get_rng_state()
+                if process:
+                    for name, buffer in model.named_buffers():
+                        buffer.copy_(before[name])
+            rate = learning_rate(epoch + seen / len(dataset), flags)
+            step, seen = step + 1, seen + sum(map(len, group))
+            adam(parameters, moments, step, rate, flags)
+    return model.state_dict()

@@ -1,0 +1,96 @@
+"""Every weight after some steps is what reference_training.py, written apart, comes to."""
+
+import shutil
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_taco
+from kill_and_resume import TINY_MODEL
+from reference_training import train
+from test_train_taco import launch, run_flags
+
+SIZES = {
+    name: int(size) for name, size in (flag.removeprefix("--").split("=") for flag in TINY_MODEL)
+}
+# A larger epsilon than the default: Adam divides by the gradient's size, so that where the true
+# gradient is 0 (a bias before a batch norm) the default would turn rounding errors into steps.
+COMMON = {"adam_eps": 1e-3, "batch_size": 4, "learning_rate": 2e-3}
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """Training in this process, which is quicker; its signal handlers are undone."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGCHLD)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def as_flags(values: dict) -> list[str]:
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+def final_weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "work" / "tiny" / "final_checkpoint" / "model.safetensors")
+
+
+def largest_difference(left: dict, right: dict) -> float:
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+@pytest.fixture(scope="module")
+def plain_reference(tiny_corpus):
+    """The weights that all the changes below must change."""
+    return train(tiny_corpus.train_manifest, SIZES, **COMMON)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"seed": 7},
+        {"learning_rate": 1e-3},
+        {"min_learning_rate": 1e-4},
+        {"start_decay_epochs": 0},
+        {"weight_decay": 0.01},
+        {"adam_eps": 1e-2},
+        {"max_grad_norm": 0.1},
+        {"guided_attention_weight": 5.0},
+        {"guided_attention_sigma": 0.1},
+        {"guided_attention_steps": 3},
+        {"batch_size": 2},
+        {"gradient_accumulation_steps": 2},  # three batches an epoch: the second step has one
+        {"training_epochs": 3},
+    ],
+    ids=lambda changes: "-".join(changes) or "plain",
+)
+def test_training_equals_the_reference(tiny_corpus, tmp_path, plain_reference, changes):
+    expected = train(tiny_corpus.train_manifest, SIZES, **{**COMMON, **changes})
+    if changes:
+        assert largest_difference(expected, plain_reference) > 2e-5, "the flag changes nothing here"
+    train_taco.main(run_flags(tiny_corpus, tmp_path, *as_flags({**COMMON, **changes})))
+    assert largest_difference(final_weights(tmp_path), expected) < 1e-6
+
+
+def test_two_processes_with_accumulation_equal_the_reference(tiny_corpus, tmp_path):
+    changes = {**COMMON, "batch_size": 2, "gradient_accumulation_steps": 2}
+    expected = train(tiny_corpus.train_manifest, SIZES, n_processes=2, **changes)
+    launch(run_flags(tiny_corpus, tmp_path, *as_flags(changes)), processes=2)
+    assert largest_difference(final_weights(tmp_path), expected) < 1e-6
+
+
+def test_a_resumed_run_equals_the_reference(tiny_corpus, tmp_path, plain_reference):
+    """From a checkpoint in the middle of the second epoch."""
+    flags = run_flags(tiny_corpus, tmp_path, *as_flags(COMMON), "--checkpoint_minutes=1e-9")
+    train_taco.main(flags)
+    folder = tmp_path / "work" / "tiny"
+    shutil.move(folder / "checkpoint_1_step_4", tmp_path / "kept")
+    shutil.rmtree(folder)
+    train_taco.main([*flags, "--resume_from_checkpoint", str(tmp_path / "kept")])
+    assert largest_difference(final_weights(tmp_path), plain_reference) < 1e-6

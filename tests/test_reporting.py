@@ -1,0 +1,252 @@
+"""What a run shows: every number, picture and sound, on values that are told from each other."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import reporting
+from config import TrainConfig
+from conftest import SENTENCES, speak
+from dataset import AudioConfig, Utterance, audio_to_mel
+from model import Tacotron2Output
+from reporting import Meter, draw_sample, log_validation, make_film, print_epoch, start_wandb
+from stub_model import StubModel, free_running
+from tokenizer import Tokenizer
+
+CONFIG = AudioConfig()
+STEPS = (  # seconds, losses, frames; a step without losses was skipped
+    (1.0, {"loss": 1.0, "stop_loss": 0.5}, 100.0),
+    (3.0, {"loss": 2.0, "stop_loss": 0.25}, 300.0),
+    (2.0, {"loss": 4.0, "stop_loss": 2.0}, 500.0),
+    (5.0, {"loss": 3.0, "stop_loss": 1.0}, 200.0),
+    (1.0, {}, 100.0),
+    (1.0, {"loss": 6.0, "stop_loss": 8.0}, 1100.0),
+)
+
+
+@pytest.fixture
+def show_steps(monkeypatch):
+    """Steps 25 to 30 of a run, 5 to 10 of the third of five epochs, on a clock set by hand."""
+
+    def show_steps(is_main_process: bool = True) -> tuple[Meter, list[tuple]]:
+        now, logged = [50.0], []
+        monkeypatch.setattr(reporting, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+        accelerator = SimpleNamespace(is_main_process=is_main_process)
+        config = TrainConfig(
+            *"wstv", training_epochs=5, console_out_iters=3, log_wandb=True, wandb_log_iters=2
+        )
+        wandb_run = SimpleNamespace(log=lambda values, step: logged.append((step, values)))
+        meter = Meter(accelerator, config, wandb_run, epoch=2, epoch_step=4, steps_per_epoch=10)
+        for i, (seconds, losses, n_frames) in enumerate(STEPS, start=5):
+            now[0] += seconds
+            scalars = {"learning_rate": i / 1000, "grad_norm": i / 10}
+            meter.update(i, 20 + i, losses, torch.tensor(n_frames), scalars)
+        meter.bar.close()
+        return meter, logged
+
+    return show_steps
+
+
+def test_lines_of_the_console(show_steps, capsys):
+    """Means and speed since the last show; the time left from all of this epoch's steps.
+
+    Step 26 goes to wandb, 27 to the console, 28 to wandb and 30 to both. At step 27, 3 steps have
+    taken 6 s and 23 are left; at step 30, 6 have taken 13 s and 20 are left.
+    """
+    show_steps()
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [
+        "epoch 3  step 7/10  loss 4.000  stop 2.000  frames/s 250  left 0:00:46",
+        "epoch 3  step 10/10  loss 6.000  stop 8.000  frames/s 600  left 0:00:43",
+    ]
+    assert said.err == ""
+
+
+def test_only_the_main_process_shows(show_steps, capsys):
+    show_steps(is_main_process=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bar_on_a_terminal(show_steps, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    meter, _ = show_steps()
+    said = capsys.readouterr()
+    last = said.err.strip().split("\r")[-1]
+    assert last.startswith("epoch 3/5: 100%") and "10/10" in last and said.out == ""
+    assert "loss=6.000, stop=8.000, frames/s=600, left=0:00:43" in last
+    assert meter.bar.initial == 4
+
+
+def test_scalars_in_wandb(show_steps):
+    _, logged = show_steps()
+    by_hand = {26: (1.5, 0.375, 100.0), 28: (3.0, 1.0, 40.0), 30: (6.0, 8.0, 600.0)}
+    assert logged == [
+        (
+            step,
+            {
+                "train/loss": loss,
+                "train/stop_loss": stop_loss,
+                "train/learning_rate": (step - 20) / 1000,
+                "train/grad_norm": (step - 20) / 10,
+                "train/frames_per_second": speed,
+            },
+        )
+        for step, (loss, stop_loss, speed) in by_hand.items()
+    ]
+
+
+def test_the_line_after_an_epoch(capsys):
+    row = {"epoch": 3, "step": 30, "train_loss": 1.25, "train_stop_loss": 9.0, "val_loss": 2.5}
+    print_epoch({**row, "free_score": 0.125, "learning_rate": 0.5}, n_skipped=0)
+    print_epoch(row, n_skipped=2)
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 3 done  train_loss 1.250  val_loss 2.500  free_score 0.125",
+        "epoch 3 done  train_loss 1.250  val_loss 2.500  skipped_steps 2",
+    ]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What would be drawn, by the picture's name, in place of the picture."""
+    drawn = {}
+
+    def note(*arguments, title):
+        return (*arguments, title)
+
+    monkeypatch.setattr(reporting, "summary_figure", note)
+    monkeypatch.setattr(reporting, "loss_figure", lambda history: history)
+    monkeypatch.setattr(reporting, "save_figure", lambda figure, path: drawn.update({path: figure}))
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("max_decoder_steps", "limit", "stopped"), [(2000, 204, True), (150, 150, False)]
+)
+def test_sample_of_an_epoch(drawn, tmp_path, max_decoder_steps, limit, stopped):
+    """Each array, title and file; the sound is free running's, at its level and length."""
+    tokenizer, text = Tokenizer(), SENTENCES[5]
+    wav = torch.from_numpy(speak(text)).float()
+    free_mel, tokens = audio_to_mel(wav, CONFIG), tokenizer.encode(text)
+    true, before, after = (torch.full((52, 80), value) for value in (-1.0, 0.5, 1.0))
+    forced = Tacotron2Output(
+        before[None], after[None], torch.zeros(1, 52), torch.full((1, 52, len(tokens)), 0.25)
+    )
+    free_alignment = torch.full((len(free_mel), len(tokens)), 0.75)
+    model = StubModel(forced, free_running(free_mel, free_alignment, stopped))
+    torch.manual_seed(0)
+    files = draw_sample(
+        model, Utterance(tokens, true, text, "clip.wav"), CONFIG, tokenizer, max_decoder_steps,
+        tmp_path, 7,
+    )  # fmt: skip
+
+    (_, forward), (_, infer) = model.calls
+    expected = (tokens[None], torch.tensor([len(tokens)]), true[None], torch.tensor([52]))
+    assert all(torch.equal(a, b) for a, b in zip(forward, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(infer[:2], expected[:2], strict=True))
+    assert infer[2:] == (limit,)
+
+    stem = f"{tmp_path}/epoch_7"
+    assert files == {
+        "teacher_forced": f"{stem}_teacher_forced.png",
+        "free_running": f"{stem}_free_running.png",
+        "audio": f"{stem}_free_running.wav",
+    }
+    ending = "stopped by itself" if stopped else "reached the limit"
+    for kind, mel, alignment, title in (
+        ("teacher_forced", after, forced.alignments[0], "teacher forced"),
+        ("free_running", free_mel, free_alignment, f"free running, {ending}"),
+    ):
+        *arrays, shown_text, hop_seconds, shown_title = drawn[files[kind]]
+        assert all(torch.equal(a, b) for a, b in zip(arrays, (true, mel, alignment), strict=True))
+        assert (shown_text, hop_seconds) == (text.lower(), 256 / 22050)
+        assert shown_title == f"epoch 7, {title}"
+    with np.load(f"{stem}.npz") as content:
+        assert set(content) == {"alignment", "mel"}
+        np.testing.assert_array_equal(content["alignment"], forced.alignments[0])
+        np.testing.assert_array_equal(content["mel"], after)
+
+    spoken, rate = soundfile.read(files["audio"], dtype="float32")
+    assert rate == 22050 and len(spoken) == 256 * len(free_mel)
+    assert np.std(spoken) == pytest.approx(float(wav.std()), rel=0.1)
+    again = audio_to_mel(torch.from_numpy(spoken), CONFIG)
+    assert (again - free_mel)[free_mel > 0].abs().mean() < 0.3  # 3.75 dB, of what is above -50 dB
+
+
+@pytest.fixture
+def films(monkeypatch):
+    """The arguments of every film, in place of the film."""
+    films = []
+    monkeypatch.setattr(
+        reporting,
+        "alignment_film",
+        lambda alignments, path, **rest: films.append((alignments, path, rest)),
+    )
+    return films
+
+
+def write_frame(folder, epoch, n_characters=2):
+    """An epoch's arrays, which hold its number."""
+    arrays = {"alignment": (3, n_characters), "mel": (3, 4)}
+    arrays = {name: np.full(shape, epoch / 100) for name, shape in arrays.items()}
+    reporting.save_arrays(folder / f"epoch_{epoch}.npz", arrays)
+
+
+@pytest.mark.parametrize("n_epochs", [3, 40, 90])
+def test_film_shows_the_epochs_in_order_and_more_of_the_early_ones(
+    films, drawn, tmp_path, n_epochs
+):
+    for epoch in range(2, n_epochs + 2):
+        write_frame(tmp_path, epoch)
+    history = [{"epoch": epoch, "free_score": 0.5} for epoch in range(1, n_epochs + 2)]
+    make_film(tmp_path, history, "hi", 0.5)
+    ((alignments, path, rest),) = films
+    epochs = [int(title.removeprefix("epoch ")) for title in rest.pop("titles")]
+    for arrays, shape in ((alignments, (3, 2)), (rest.pop("mels"), (3, 4))):
+        for epoch, array in zip(epochs, arrays, strict=True):
+            np.testing.assert_allclose(array, np.full(shape, epoch / 100), atol=1e-3)
+    assert path == tmp_path / "alignment.gif" and rest == {"text": "hi", "hop_seconds": 0.5}
+    assert drawn == {tmp_path / "loss.png": history}
+    if n_epochs <= 40:
+        assert epochs == list(range(2, n_epochs + 2))  # the first epoch has no arrays
+    else:
+        assert epochs == sorted(epochs) and (epochs[0], epochs[-1]) == (2, n_epochs + 1)
+        assert 30 < len(epochs) <= 40
+        assert epochs[len(epochs) // 2] < 0.4 * n_epochs
+
+
+def test_film_is_of_the_clip_of_the_last_epoch(films, drawn, tmp_path):
+    """Other text lengths are remains of an earlier run; what cannot be read is left out."""
+    for epoch, n_characters in ((1, 5), (2, 5), (3, 2), (5, 2)):
+        write_frame(tmp_path, epoch, n_characters)
+    (tmp_path / "epoch_4.npz").write_bytes(b"broken")
+    make_film(tmp_path, [{"epoch": epoch, "free_score": 0.5} for epoch in range(1, 6)], "hi", 0.5)
+    assert films[0][2]["titles"] == ["epoch 3", "epoch 5"]
+
+
+def test_wandb_gets_the_run_and_every_score_picture_and_sound(monkeypatch):
+    calls, logged = [], []
+    stub = SimpleNamespace(
+        init=lambda **arguments: calls.append(arguments),
+        Image=lambda path: ("image", path),
+        Audio=lambda path, sample_rate: ("audio", path, sample_rate),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    start_wandb("project", "run", {"flag": 1}, None)
+    start_wandb("project", "run", {"flag": 1}, "abc")
+    first = {"project": "project", "name": "run", "config": {"flag": 1}, "id": None, "resume": None}
+    assert calls == [first, {**first, "id": "abc", "resume": "allow"}]
+
+    run = SimpleNamespace(log=lambda values, step: logged.append((step, values)))
+    row = {"epoch": 2, "step": 30, "train_loss": 1.0, "free_score": 0.5}
+    files = {"teacher_forced": "forced.png", "free_running": "free.png", "audio": "free.wav"}
+    log_validation(run, row, files, 24000)
+    values = {
+        "epoch/epoch": 2, "epoch/step": 30, "epoch/train_loss": 1.0, "epoch/free_score": 0.5,
+        "teacher_forced": ("image", "forced.png"), "free_running": ("image", "free.png"),
+        "audio": ("audio", "free.wav", 24000),
+    }  # fmt: skip
+    assert logged == [(30, values)]

@@ -1,0 +1,206 @@
+"""A run's folder: which checkpoint is the latest, what is removed, who may write, who can read."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+import train_taco
+from checkpoints import clear_remains, find_checkpoint, list_checkpoints, prune_checkpoints
+from config import parse_args
+from dataset import DataError
+from run_folder import lock_folder
+from test_interruption import start_held
+from test_train_taco import REPO, assert_same_checkpoint, launch, launcher_words, run_flags
+from world import snapshot
+
+STATE_FILE = "trainer_state.json"
+
+
+@pytest.fixture
+def prepare(tiny_corpus, tmp_path, monkeypatch):
+    """A run in this process, in the same folder each time."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+    def prepare(*flags):
+        configs = parse_args(run_flags(tiny_corpus, tmp_path, *flags), "")
+        return train_taco.prepare(configs, Accelerator())
+
+    return prepare
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_latest_is_the_one_written_last_and_pruning_removes_the_oldest(prepare, monkeypatch):
+    """Training goes back to epoch 40 and its branch is kept, also when the clock is put back."""
+    run, state = prepare("--keep_checkpoints", 2)
+
+    def save(epoch, name=None):
+        train_taco.save(run, state._replace(epoch=epoch, step=epoch), name or f"checkpoint_{epoch}")
+        return find_checkpoint(run.folder, "latest").name
+
+    save(40, "best_checkpoint")
+    for epoch in (50, 60):
+        assert save(epoch) == f"checkpoint_{epoch}"
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    assert save(41) == "checkpoint_41"
+    assert names_in(run.folder) == ["best_checkpoint", "checkpoint_41", "checkpoint_60"]
+    assert save(45) == "checkpoint_45"
+    assert names_in(run.folder) == ["best_checkpoint", "checkpoint_41", "checkpoint_45"]
+    assert save(41, "best_checkpoint") == "best_checkpoint"
+    # A checkpoint of an older version does not say when it was written: its file does.
+    file = run.folder / "checkpoint_41" / STATE_FILE
+    content = json.loads(file.read_text())
+    del content["written_at"]
+    for seconds, place in ((1e9, 0), (3e9, -1)):
+        file.write_text(json.dumps(content))
+        os.utime(file, (seconds, seconds))
+        assert list_checkpoints(run.folder)[place].name == "checkpoint_41"
+
+
+def test_only_what_has_a_checkpoints_exact_name_is_removed_or_resumed(prepare):
+    run, state = prepare()
+    for epoch in (1, 2):
+        train_taco.save(run, state._replace(epoch=epoch, step=epoch), f"checkpoint_{epoch}")
+    theirs = [
+        "checkpoint_1_keep_this", "checkpoint_1.bak", "checkpoint_01", "checkpoint_1_step_",
+        "checkpoint_1_step_2b", "my_checkpoint_1", "best_checkpoint_old", "checkpoint_",
+        ".writing_notes", ".writing_replaced_notes", ".writing_checkpoint_1_keep",
+    ]  # fmt: skip
+    for name in theirs:
+        shutil.copytree(run.folder / "checkpoint_2", run.folder / name)
+        file = run.folder / name / STATE_FILE
+        file.write_text(json.dumps({**json.loads(file.read_text()), "written_at": 1e11}))
+    before = {name: snapshot(run.folder / name) for name in theirs}
+    (run.folder / ".writing_best_checkpoint").mkdir()
+    (run.folder / ".writing_replaced_checkpoint_0_step_5").mkdir()
+    clear_remains(run.folder)
+    ours = ["checkpoint_0_step_5", "checkpoint_1", "checkpoint_2"]  # the first has come back
+    assert names_in(run.folder) == sorted([*ours, *theirs])
+    assert find_checkpoint(run.folder, "latest").name == "checkpoint_2"
+    prune_checkpoints(run.folder, 1)
+    assert names_in(run.folder) == sorted(["checkpoint_0_step_5", "checkpoint_2", *theirs])
+    prepare("--overwrite")
+    assert names_in(run.folder) == sorted(["checkpoint_0_step_5", *theirs])
+    assert {name: snapshot(run.folder / name) for name in theirs} == before
+
+
+def test_a_broken_state_is_named_and_passed_over(prepare, capsys):
+    run, state = prepare("--keep_checkpoints", 1)
+    for epoch in (1, 2):
+        train_taco.save(run, state._replace(epoch=epoch, step=epoch), f"checkpoint_{epoch}")
+        shutil.copytree(run.folder / f"checkpoint_{epoch}", run.folder / f"checkpoint_{epoch + 5}")
+    broken = run.folder / "checkpoint_7"
+    for content in ("{", "[]", '{"written_at": 1e999}', ""):
+        (broken / STATE_FILE).write_text(content)
+        capsys.readouterr()
+        assert find_checkpoint(run.folder, "latest").name == "checkpoint_2"
+        assert str(broken / STATE_FILE) in capsys.readouterr().err
+    train_taco.save(run, state._replace(epoch=3, step=3), "checkpoint_3")
+    assert names_in(run.folder) == ["checkpoint_3", "checkpoint_7"], "pruning goes on"
+    shutil.rmtree(run.folder / "checkpoint_3")
+    for name in ("latest", "latest_or_new"):
+        with pytest.raises(DataError, match="no checkpoint that can be read in"):
+            prepare("--resume_from_checkpoint", name)
+    with pytest.raises(DataError, match="--overwrite"):
+        prepare()
+
+
+def test_latest_or_new_starts_and_goes_on(prepare):
+    run, state = prepare("--resume_from_checkpoint", "latest_or_new")
+    assert state.step == 0
+    train_taco.save(run, state._replace(epoch=1, step=5), "checkpoint_1")
+    assert prepare("--resume_from_checkpoint", "latest_or_new")[1].step == 5
+
+
+def test_a_second_run_is_refused_until_the_first_is_gone(tiny_corpus, tmp_path):
+    """It touches nothing; after a kill it need not wait for the loader processes left behind."""
+    flags = run_flags(tiny_corpus, tmp_path, "--training_epochs", 1)
+    folder = tmp_path / "work" / "tiny"
+    first = start_held([*flags, "--num_workers", "2"], step=0)
+    try:
+        (folder / ".writing_checkpoint_1").mkdir()  # as while it writes a checkpoint
+        before = snapshot(folder)
+        for more in ([], ["--overwrite"], ["--resume_from_checkpoint", "latest_or_new"]):
+            second = launch([*flags, *more], check=False)
+            assert second.returncode == 1 and second.stderr.count("\n") == 1, second.stderr
+            assert f"process {first.pid} on " in second.stderr and str(folder) in second.stderr
+            assert snapshot(folder) == before
+        children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+        assert len(children) == 2
+    finally:
+        first.kill()
+        first.wait()
+    assert all(Path(f"/proc/{child}").exists() for child in children), "they outlive it"
+    done = launch([*flags, "--resume_from_checkpoint", "latest_or_new"])
+    assert "checkpoint: " in done.stdout
+    assert names_in(folder) == ["best_checkpoint", "checkpoint_1", "final_checkpoint"]
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    os.close(lock_folder(tmp_path)[0])
+    said = capsys.readouterr().err
+    assert "No locks available" in said and str(tmp_path) in said and said.count("\n") == 1
+
+
+OWN_FOLDERS = f"""
+import os, sys
+sys.path.insert(0, {str(REPO)!r})
+import train_taco
+train_taco.main([flag.replace("RANK", os.environ["RANK"]) for flag in sys.argv[1:]])
+"""
+
+
+def test_machines_without_a_shared_disk_resume_exactly(tiny_corpus, tmp_path):
+    """Two processes that see different folders; the main process's is the one that counts."""
+    script = tmp_path / "own_folders.py"
+    script.write_text(OWN_FOLDERS)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+
+    def run(*more):
+        flags = run_flags(tiny_corpus, tmp_path / "machine_RANK", "--checkpoint_minutes", "1e-7")
+        done = subprocess.run(
+            [sys.executable, *launcher_words(2), str(script), *flags, *more],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary),
+                 "ACCELERATE_USE_CPU": "true"},
+            cwd=REPO, capture_output=True, text=True, timeout=180,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    run()
+    folder = tmp_path / "machine_0" / "work" / "tiny"
+    assert not (tmp_path / "machine_1").exists(), "the main process writes everything"
+    final = folder / "final_checkpoint"
+    states = [
+        torch.load(final / f"random_states_{rank}.pkl", weights_only=False) for rank in (0, 1)
+    ]
+    assert states[0].keys() == states[1].keys()
+    assert not torch.equal(states[0]["torch_manual_seed"], states[1]["torch_manual_seed"])
+    straight = final.rename(tmp_path / "straight")
+    # The other machine has one of the same name, of another run.
+    other = tmp_path / "machine_1" / "work" / "tiny" / "checkpoint_1_step_4"
+    shutil.copytree(folder / other.name, other)
+    (other / "model.safetensors").unlink()
+    (other / STATE_FILE).write_text((other / STATE_FILE).read_text().replace("written_at", "mood"))
+    said = run("--resume_from_checkpoint", other.name)
+    assert f"resumed from {folder / other.name}: epoch 1, step 4" in said
+    assert_same_checkpoint(final, straight)
+    assert names_in(other.parent) == [other.name]
+    assert not list(temporary.glob("checkpoint_*")), "the copy is removed"
