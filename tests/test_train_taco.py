@@ -21,7 +21,7 @@ from checkpoints import list_checkpoints
 from config import parse_args
 from kill_and_resume import TINY_MODEL, differences
 from model import Tacotron2
-from reporting import alignment_is_due, missing_alignment
+from reporting import alignment_is_due, make_film, missing_alignment
 from train_taco import learning_rate
 
 REPO = Path(__file__).parent.parent
@@ -114,6 +114,19 @@ def test_validation_every_second_epoch_and_after_the_last(tiny_corpus, tmp_path)
     assert Image.open(samples / "alignment.gif").n_frames == 2
     best = json.loads((final.parent / "best_checkpoint" / "trainer_state.json").read_text())
     assert best["best_score"] == max(row["free_score"] for row in history[1:])
+
+
+def test_the_film_has_no_frame_of_an_epoch_without_a_validation(tmp_path):
+    """A file of such an epoch was there before the run."""
+    rng = np.random.default_rng(0)
+    for epoch in (1, 2, 3):
+        arrays = {"alignment": rng.random((5, 4)), "mel": rng.random((5, 80))}
+        np.savez(tmp_path / f"epoch_{epoch}.npz", **arrays)
+    rows = [{"epoch": epoch, "train_loss": 1.0} for epoch in (1, 2, 3)]
+    for row in (rows[0], rows[2]):
+        row["free_score"] = 0.0
+    make_film(tmp_path, rows, "abcd", 0.01)
+    assert Image.open(tmp_path / "alignment.gif").n_frames == 2
 
 
 def test_a_checkpoint_folder_is_a_pretrained_model(straight_run):
