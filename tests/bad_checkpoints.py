@@ -129,7 +129,10 @@ RUNS = {
     "optimizer empty": (lambda f: torch.save({}, f / "optimizer.bin"), "checkpoint_0"),
     "scheduler of text": (lambda f: (f / "scheduler.bin").write_text("x"), "scheduler.bin"),
     "clips of text": (lambda f: edit_json(f / STATE, epoch_clips="two"), STATE),
-    "clips of no batch": (lambda f: edit_json(f / STATE, epoch_step=1, epoch_clips=1), STATE),
+    "clips of others": (
+        lambda f: edit_json(f / STATE, epoch_step=1, epoch_clips=2),
+        "began with other clips",
+    ),
     "random state missing": (lambda f: (f / "random_states_0.pkl").unlink(), "random_states_0"),
     "random state empty": (lambda f: torch.save({}, f / "random_states_0.pkl"), "random_states_0"),
     "random state cut": (lambda f: cut(f / "random_states_0.pkl", 90), "random_states_0.pkl"),

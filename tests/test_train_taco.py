@@ -22,7 +22,7 @@ from config import parse_args
 from dataset import TTSCollator, TTSDataset
 from kill_and_resume import TINY_MODEL, differences
 from model import Tacotron2, tacotron2_loss
-from reporting import alignment_is_due, missing_alignment
+from reporting import alignment_is_due, make_film, missing_alignment
 from synthesize import load_checkpoint
 from test_model import NO_DROPOUT
 from train_taco import learning_rate
@@ -136,6 +136,19 @@ def test_the_weights_have_learnt(straight_run, run_folder, tiny_corpus):
     untrained, trained = losses
     for name in ("mel_before_loss", "mel_after_loss", "stop_loss"):
         assert trained[name] < 0.99 * untrained[name], name
+
+
+def test_the_film_has_no_frame_of_an_epoch_without_a_validation(tmp_path):
+    """A file of such an epoch was there before the run."""
+    rng = np.random.default_rng(0)
+    for epoch in (1, 2, 3):
+        arrays = {"alignment": rng.random((5, 4)), "mel": rng.random((5, 80))}
+        np.savez(tmp_path / f"epoch_{epoch}.npz", **arrays)
+    rows = [{"epoch": epoch, "train_loss": 1.0} for epoch in (1, 2, 3)]
+    for row in (rows[0], rows[2]):
+        row["free_score"] = 0.0
+    make_film(tmp_path, rows, "abcd", 0.01)
+    assert Image.open(tmp_path / "alignment.gif").n_frames == 2
 
 
 def test_a_checkpoint_folder_is_a_pretrained_model(straight_run):
