@@ -332,7 +332,7 @@ def list_differences(
     differences = []
     for saved, given in ((saved_model, model_config), (saved_audio, audio_config)):
         for name, value in asdict(saved).items():
-            if value != getattr(given, name) and name not in ("fast_decoder", "vocab_size"):
+            if value != getattr(given, name) and name != "vocab_size":
                 differences.append(f"--{name} was {value} and is now {getattr(given, name)}")
     if saved_tokenizer.symbols != tokenizer.symbols:
         n_saved, n_given = saved_tokenizer.vocab_size, tokenizer.vocab_size

@@ -57,6 +57,7 @@ class TrainConfig:
     skip_nonfinite: Annotated[bool, "skip steps with a non-finite loss instead of ending"] = False
     free_running_clips: Annotated[int, "validation clips spoken freely after each epoch"] = 16
     max_decoder_steps: Annotated[int, "frames after which free running is cut"] = 2000
+    fast_decoder: Annotated[bool, "train with fast_decoder.py, not model.py's plain loops"] = True
     num_workers: Annotated[int, "processes that load data, per device"] = 2
     log_wandb: Annotated[bool, "log to Weights & Biases"] = False
     path_to_symbols: Annotated[str | None, "JSON list of symbols, padding first; built in"] = None

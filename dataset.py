@@ -36,7 +36,6 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from arguments import DataError
-from model import build_padding_mask
 from tokenizer import Tokenizer
 
 MANIFEST_COLUMNS = ("file_path", "normalized_transcript", "duration")
@@ -417,7 +416,7 @@ class TTSCollator:
             token_lengths=torch.tensor([len(u.tokens) for u in utterances]),
             mels=mels,
             mel_lengths=mel_lengths,
-            stop_targets=build_padding_mask(mel_lengths - 1, mels.shape[1]).float(),
+            stop_targets=(torch.arange(mels.shape[1]) >= mel_lengths[:, None] - 1).float(),
             texts=[u.text for u in utterances],
             paths=[u.path for u in utterances],
         )

@@ -40,7 +40,8 @@ from fast_loops import (
 )
 from model import Decoder, DecoderState, Tacotron2, lstm_cell
 
-STEPS_AT_ONCE = 8  # on a GPU, between two looks at the stop token, each of which waits for it
+# Free running, between two looks at the stop token, each of which waits for the device.
+STEPS_AT_ONCE = {"cuda": 8}
 TRIAL_TOLERANCE = 1e-4  # of the norm; rounding is about 1e-6
 TRIAL_SIZES = {  # of the comparison with model.py
     "num_mels": 4,
@@ -75,7 +76,7 @@ class BlockedCell:
     def fits(self, lstm: nn.Module) -> bool:
         """Whether the weights are still those that it was made from."""
         return all(
-            kept.device == weight.device and torch.equal(kept, weight)
+            (kept.device, kept.dtype) == (weight.device, weight.dtype) and torch.equal(kept, weight)
             for kept, weight in zip(self.made_from, lstm.parameters(), strict=True)
         )
 
@@ -156,11 +157,14 @@ class FastDecoder(Decoder):
             shape = (*prenet_outputs.shape[:2], config.decoder_rnn_embed_dim)
             drops = F.dropout(prenet_outputs.new_ones(shape), config.attention_dropout_p)
         keys = self.attention.key_layer(encoder_outputs)  # (B, T_text, attention_dim)
-        queries, contexts, alignments = attention_loop(
+        run_attention, run_lstm = attention_loop, fast_lstm
+        if torch.compiler.is_compiling():  # the loops are written out: tracing them gains nothing
+            run_attention, run_lstm = map(torch.compiler.disable, (attention_loop, fast_lstm))
+        queries, contexts, alignments = run_attention(
             prenet_outputs, encoder_outputs, keys, padding_mask, drops, self.attention_rnn,
             self.attention,
         )  # fmt: skip
-        rnn_outputs = fast_lstm(torch.cat([queries, contexts], dim=2), self.decoder_rnn)
+        rnn_outputs = run_lstm(torch.cat([queries, contexts], dim=2), self.decoder_rnn)
         rnn_outputs = F.dropout(rnn_outputs, config.decoder_dropout_p, self.training)
         features = torch.cat([rnn_outputs, contexts.to(rnn_outputs.dtype)], dim=2)
         outputs = F.linear(features, *self.joint_projection()).transpose(0, 1)
@@ -171,7 +175,7 @@ class FastDecoder(Decoder):
         self, encoder_outputs: Tensor, padding_mask: Tensor, max_decoder_steps: int,
         stop_threshold: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Free running; see Decoder.infer. On a GPU, up to STEPS_AT_ONCE - 1 frames more."""
+        """Free running; see Decoder.infer. May go on for STEPS_AT_ONCE - 1 frames more."""
         if self.training:  # with dropout on the LSTMs' outputs, which nobody needs to be fast
             return super().infer(encoder_outputs, padding_mask, max_decoder_steps, stop_threshold)
         attend = prepare_attention(self.attention, encoder_outputs, padding_mask)
@@ -180,7 +184,7 @@ class FastDecoder(Decoder):
         frame = state.context.new_zeros(len(padding_mask), self.config.num_mels)
         carry = (frame, *state)
         device_type = encoder_outputs.device.type
-        n_steps = STEPS_AT_ONCE if device_type == "cuda" else 1
+        n_steps = STEPS_AT_ONCE.get(device_type, 1)
         run = partial(self.run_steps, attend, cells, self.joint_projection(), n_steps)
         stopped = torch.zeros_like(padding_mask[:, 0])  # (B,)
         chunks: list[tuple[Tensor, Tensor, Tensor]] = []

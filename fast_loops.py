@@ -179,22 +179,27 @@ class _LSTM(torch.autograd.Function):
 def fast_lstm(inputs: Tensor, lstm: nn.LSTM) -> Tensor:
     """`lstm(inputs)[0]` for a one-layer LSTM: inputs (T_mel, B, n_in) -> (T_mel, B, n_hidden).
 
-    On a GPU it is cuDNN's, outside autocast, which would run it in float16 whatever its own dtype
-    is (see Encoder in model.py). On a CPU PyTorch's own spends most of its time on reordering the
-    recurrent weight at each frame, so the loop above takes its place.
+    On a CPU PyTorch's own spends most of its time on reordering the recurrent weight at each
+    frame, so the loop above takes its place. On a GPU it is cuDNN's, outside autocast, which would
+    run it in float16 also under bfloat16 (see Encoder in model.py).
     """
     dtype, device = compute_dtype(inputs), inputs.device
-    weights = tuple(lstm.parameters())
+    if device.type == "cuda" and dtype == torch.bfloat16 and not cudnn_has_bfloat16(device):
+        dtype = torch.float32
     with torch.autocast(device.type, enabled=False):
         if device.type == "cpu":
-            weight_ih, weight_hh, bias_ih, bias_hh = (weight.to(dtype) for weight in weights)
-            return _LSTM.apply(inputs.to(dtype), weight_ih, weight_hh, bias_ih + bias_hh)
-        if dtype == torch.bfloat16 and not cudnn_has_bfloat16(device):
-            dtype = torch.float32
-        zeros = inputs.new_zeros(1, inputs.shape[1], lstm.hidden_size, dtype=dtype)
-        weights = [weight.to(dtype) for weight in weights]
-        options = (True, 1, 0.0, lstm.training, False, False)  # as torch.lstm takes them
-        return torch.lstm(inputs.to(dtype), (zeros, zeros), weights, *options)[0]
+            weight_ih, weight_hh, bias_ih, bias_hh = lstm.parameters()
+            weights = (weight_ih, weight_hh, bias_ih + bias_hh)
+            return _LSTM.apply(inputs.to(dtype), *(weight.to(dtype) for weight in weights))
+        return lstm_in_dtype(inputs, lstm, dtype)
+
+
+def lstm_in_dtype(inputs: Tensor, lstm: nn.LSTM, dtype: torch.dtype) -> Tensor:
+    """`lstm(inputs)[0]` with inputs and weights cast to dtype; their gradients are not."""
+    weights = [weight.to(dtype) for weight in lstm.parameters()]
+    zeros = inputs.new_zeros(1, inputs.shape[1], lstm.hidden_size, dtype=dtype)
+    options = (True, 1, 0.0, lstm.training, False, False)  # as torch.lstm takes them
+    return torch.lstm(inputs.to(dtype), (zeros, zeros), weights, *options)[0]
 
 
 def cudnn_has_bfloat16(device: torch.device) -> bool:
@@ -478,12 +483,9 @@ def attention_loop(
     weight_query, weight_location = attention.query_layer.weight, fold_location(attention)
     on_gpu = weight_location.shape[2] <= MAX_GPU_KERNEL_SIZE and gpu_loops_work(device, dtype)
     doubled = double(keys, weight_query, weight_location, attention.v.weight.squeeze(0))
-    run = AttentionLoop.apply
-    if torch.compiler.is_compiling():  # torch.compile leaves the loop as it is written
-        run = torch.compiler.disable(run)
     with torch.autocast(device.type, enabled=False):
         doubled_keys, *doubled = (x.to(dtype) for x in doubled)
-        return run(
+        return AttentionLoop.apply(
             on_gpu,
             prenet_outputs.to(dtype),
             encoder_outputs.to(dtype),

@@ -22,6 +22,12 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+MAX_SIZES = {  # by the ending of the flag's name; beyond them memory would run out, unexplained
+    "_kernel_size": 1023,
+    **dict.fromkeys(("_convolutions", "_convs", "_depth"), 64),
+    **dict.fromkeys(("_dim", "_filters", "_mels", "vocab_size"), 16384),
+}
+
 
 @dataclass(frozen=True)
 class Tacotron2Config:
@@ -50,10 +56,10 @@ class Tacotron2Config:
     attention_location_kernel_size: Annotated[int, "width of the location convolution, odd"] = 31
 
     def __post_init__(self) -> None:
-        sizes = ("_dim", "_filters", "_convolutions", "_depth", "_mels", "_size")
         for name, value in vars(self).items():
-            if name.endswith(sizes) and value < 1:
-                raise ValueError(f"--{name} must be at least 1, found {value}")
+            most = next((MAX_SIZES[end] for end in MAX_SIZES if name.endswith(end)), None)
+            if most and not 1 <= value <= most:
+                raise ValueError(f"--{name} must be 1 to {most}, found {value}")
             if name.endswith("kernel_size") and value % 2 == 0:
                 raise ValueError(f"--{name} must be odd, found {value}")
             if name.endswith("_p") and not 0 <= value < 1:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from arguments import DataError, check_writable, file_errors, path_argument, seed_argument
 from dataset import AudioConfig, clamp_mel, mel_to_audio, to_log_mel
+from fast_decoder import speed_up
 from model import Tacotron2, Tacotron2Config
 from plotting import save_figure, summary_figure, write_whole
 from tokenizer import Tokenizer
@@ -120,6 +121,7 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
                 f"{path}: format_version {version!r:.40} is not the {FORMAT_VERSION} read here"
             )
         audio, symbols = config.pop("audio"), config.pop("symbols")
+        config.pop("fast_decoder", None)  # older versions wrote it here
         for given, config_class in ((config, Tacotron2Config), (audio, AudioConfig)):
             check_fields(path, given, config_class)
         result = Tacotron2Config(**config), AudioConfig(**audio), Tokenizer(symbols)
@@ -169,7 +171,7 @@ def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -
     broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
     if broken:
         raise DataError(f"{path}: {broken[0]} holds NaN or infinity")
-    return Voice(model.to(device).eval(), audio_config, tokenizer)
+    return Voice(speed_up(model).to(device).eval(), audio_config, tokenizer)
 
 
 def encode(text: str, voice: Voice) -> Tensor:

@@ -45,6 +45,7 @@ from checkpoints import (
 )
 from config import Configs, TrainConfig, parse_args
 from dataset import Batch, DataError, TTSDataset
+from fast_decoder import speed_up
 from model import Tacotron2
 from reporting import (
     Meter,
@@ -84,6 +85,7 @@ from validation import judge_epoch
 # make gradients smaller than they are.
 MAX_SKIPPED_IN_A_ROW = 50
 MIN_LOSS_SCALE = 1.0
+MAX_PARAMETERS = 10**9  # 4 GB in float32
 VALIDATION_WORKERS = 4  # at most; each reads some 200 clips a second (benchmarks/loader.py)
 
 
@@ -379,8 +381,17 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
     model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
     train_set = TTSDataset(config.path_to_train_manifest, audio_config, tokenizer)
     val_set = TTSDataset(config.path_to_val_manifest, audio_config, tokenizer)
+    with torch.device("meta"):  # counted before any memory is taken
+        n_parameters = sum(p.numel() for p in Tacotron2(model_config).parameters())
+    if n_parameters > MAX_PARAMETERS:
+        raise DataError(
+            f"the sizes make a model of {n_parameters:,} parameters, at most {MAX_PARAMETERS:,} "
+            "can be; the defaults have some 28,000,000"
+        )
     set_seed(config.seed)
     model = Tacotron2(model_config)
+    if config.fast_decoder:
+        model = speed_up(model)
     if config.warm_start and not resumed:
         allow = config.warm_start_allow_mismatch
         skipped = warm_start(model, Path(config.warm_start), audio_config, tokenizer, allow)

@@ -61,6 +61,7 @@ from benchmarks.common import (
     write_csv,
 )
 from dataset import AudioConfig
+from fast_decoder import speed_up
 from model import Tacotron2, Tacotron2Config
 from plotting import save_figure
 from synthesize import DTYPES, inference_precision
@@ -76,7 +77,7 @@ def make_speakers(
     speakers: dict[str, Callable[[Tensor], Tensor]] = {}
     torch.manual_seed(0)
     if OURS in names:
-        ours = Tacotron2(config).to(device).eval()
+        ours = speed_up(Tacotron2(config)).to(device).eval()
         speakers[OURS] = lambda tokens: ours.infer(tokens, None, n_steps, stop_threshold=1.0).mels
     if TORCHAUDIO in names:
         options = {"decoder_max_step": n_steps, "decoder_early_stopping": False}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import OURS, build_torchaudio
 from dataset import Batch
+from fast_decoder import speed_up
 from model import Tacotron2, Tacotron2Config, Tacotron2Output, tacotron2_loss
 
 
@@ -37,7 +38,8 @@ def make_contender(
     name: str, config: Tacotron2Config, device: torch.device, lr: float = 1e-4, **adam: Any
 ) -> Contender:
     torch.manual_seed(0)
-    model = (Tacotron2 if name == OURS else build_torchaudio)(config).to(device).train()
+    model = speed_up(Tacotron2(config)) if name == OURS else build_torchaudio(config)
+    model = model.to(device).train()
     return Contender(name, model, torch.optim.Adam(model.parameters(), lr=lr, **adam))
 
 

@@ -3,13 +3,12 @@
     TRITON_INTERPRET=1 python tests/interpreted_kernels.py
 
 The interpreter is chosen when Triton is imported, so this is a process of its own;
-test_fused_kernels.py runs it. Every argument lies between NaNs: one read past its end shows.
+test_fast_gpu.py runs it. Every argument lies between NaNs: one read past its end shows.
 """
 
 import json
 import os
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from triton.runtime import interpreter
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fast_decoder
-import fast_steps
-import fused_loops
-from fast_decoder import AttentionLoop
+import fast_loops
+from fast_decoder import KnownDropout, make_twin
+from fast_loops import AttentionLoop
 from model import Tacotron2, build_padding_mask
 from test_fast_decoder import SMALL
 
@@ -86,9 +85,9 @@ def loop_arguments(
     ]
 
 
-def run_loop(fused, arguments: list[Tensor | None]) -> list[Tensor]:
+def run_loop(on_gpu: bool, arguments: list[Tensor | None]) -> list[Tensor]:
     """Outputs, and the gradients of a random projection of them."""
-    outputs = AttentionLoop.apply(fused, *arguments)
+    outputs = AttentionLoop.apply(on_gpu, *arguments)
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(x.shape, generator=generator).to(x.dtype) for x in outputs]
     # As in training, where alignments and outputs are transposed before the loss.
@@ -118,48 +117,50 @@ def loop_distances(dtype: torch.dtype) -> dict[str, list[float]]:
     results = {}
     for name, case in CASES.items():
         arguments = loop_arguments(*case, dtype)
-        exact = run_loop(None, [in_float32(x) for x in arguments])
-        results[name] = distances(run_loop(fused_loops, arguments), exact)
+        exact = run_loop(False, [in_float32(x) for x in arguments])
+        results[name] = distances(run_loop(True, arguments), exact)
     return results
 
 
 def same_twice() -> bool:
     """Whether a second run gives the same bits."""
     arguments = loop_arguments(*CASES["one block, odd sizes"], torch.float32)
-    runs = [run_loop(fused_loops, arguments) for _ in range(2)]
+    runs = [run_loop(True, arguments) for _ in range(2)]
     return all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
 
 
 def model_distances() -> dict[str, list[float]]:
-    """The whole model, fused and plain: a training step, and free running."""
+    """The whole model, with the kernels and plain: a training step, and free running."""
     lengths = torch.tensor([9, 70, 5])
     torch.manual_seed(0)
     tokens = torch.randint(1, SMALL.vocab_size, (3, 70))
     tokens = tokens.masked_fill(build_padding_mask(lengths), 0)
     mels, mel_lengths = torch.randn(3, 11, SMALL.num_mels), torch.tensor([11, 6, 9])
-    for module in (fast_decoder, fast_steps):
-        module.load_fused = lambda device, dtype: fused_loops
+    for module in (fast_loops, fast_decoder):
+        module.gpu_loops_work = lambda device, dtype: True
     steps, spoken = [], []
     for fast in (True, False):
         torch.manual_seed(0)
-        model = Tacotron2(replace(SMALL, fast_decoder=fast))
-        torch.manual_seed(1)
-        output = model.train()(tokens, lengths, mels, mel_lengths)
+        model = Tacotron2(SMALL)
+        if fast:
+            model.decoder = make_twin(model.decoder)
+        with KnownDropout():
+            output = model.train()(tokens, lengths, mels, mel_lengths)
         total = sum(part.square().mean() for part in output)
         # Before a batch norm a bias has no gradient but for rounding.
         named = [(n, p) for n, p in model.named_parameters() if not n.endswith(".0.bias")]
         gradients = torch.autograd.grad(total, [p for _, p in named])
         steps.append([x.detach() for x in (*output, *gradients)])
-        torch.manual_seed(2)
-        spoken.append(list(model.eval().infer(tokens, lengths, 6, 1.0)[:1]))
+        with KnownDropout():
+            spoken.append(list(model.eval().infer(tokens, lengths, 6, 1.0)[:1]))
     return {"training step": distances(*steps), "free running": distances(*spoken)}
 
 
 def main() -> None:
     assert os.environ.get("TRITON_INTERPRET") == "1", "see this file's docstring"
     multiply_bfloat16_as_float32()
-    trial = partial(fused_loops.disagreement, CPU)
-    dtypes = {str(d).removeprefix("torch."): d for d in fast_decoder.TRIAL_TOLERANCE}
+    trial = partial(fast_loops.gpu_disagreement, CPU)
+    dtypes = {str(d).removeprefix("torch."): d for d in fast_loops.GPU_TOLERANCE}
     print(
         json.dumps(
             {

@@ -58,8 +58,8 @@ def count_flops(function) -> int:
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of Intel GPUs; not asked for here
 @pytest.mark.parametrize("sizes", [{}, SMALL], ids=["default", "small"])
 def test_counted_flops_are_those_of_the_plain_model(sizes):
-    config = Tacotron2Config(**sizes, fast_decoder=False)
-    contender = training.make_contender(OURS, config, CPU)
+    config = Tacotron2Config(**sizes)
+    contender = training.make_contender(OURS, config, CPU)._replace(model=Tacotron2(config))
     batch = train_step.make_batch(config, SIZE, CPU)
     counted = forward_flops(config, *SIZE)
     assert count_flops(lambda: training.forward(contender, batch)) == counted

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from model import DecoderState, EncodedText, build_padding_mask
+from model import DecoderState, build_padding_mask
 from test_model import lively, make_batch, make_model
 
 
@@ -44,8 +44,10 @@ class OneStep(nn.Module):
         self.decoder = decoder
 
     def forward(self, frame, state, encoder_outputs, padding_mask):
-        text = self.decoder.encode_text(encoder_outputs, padding_mask)
-        frame, stop_logit, alignment, state = self.decoder.step(frame, DecoderState(*state), text)
+        keys = self.decoder.attention.key_layer(encoder_outputs)
+        frame, stop_logit, alignment, state = self.decoder.step(
+            frame, DecoderState(*state), encoder_outputs, keys, padding_mask
+        )
         return frame, stop_logit, alignment, tuple(state)
 
 
@@ -57,12 +59,11 @@ def test_encoder_decoder_step_and_postnet_can_be_exported():
     exported = torch.export.export(EncoderOfOneText(model.encoder), (tokens,)).module()
     torch.testing.assert_close(exported(tokens), encoder_outputs)
 
-    text = model.decoder.encode_text(encoder_outputs, padding_mask)
-    assert isinstance(text, EncodedText)
-    state = model.decoder.initial_state(text)
+    keys = model.decoder.attention.key_layer(encoder_outputs)
+    state = model.decoder.initial_state(encoder_outputs)
     arguments = (mels[:, 0], tuple(state), encoder_outputs, padding_mask)
     exported = torch.export.export(OneStep(model.decoder), arguments).module()
-    expected = model.decoder.step(mels[:, 0], state, text)
+    expected = model.decoder.step(mels[:, 0], state, encoder_outputs, keys, padding_mask)
     for ours, theirs in zip(exported(*arguments)[:3], expected[:3], strict=True):
         torch.testing.assert_close(ours, theirs)
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fast_decoder import speed_up
 from model import Tacotron2, Tacotron2Config
 from test_model import BOTH_DECODERS, make_batch, make_model
 
@@ -56,10 +57,12 @@ def transparent_model(fast_decoder: bool, **dropouts: float) -> Tacotron2:
              "decoder_prenet_dim", "decoder_postnet_n_filters", "attention_dim")  # fmt: skip
     config = Tacotron2Config(
         num_mels=2 * WIDTH, encoder_kernel_size=1, decoder_postnet_kernel_size=1,
-        fast_decoder=fast_decoder, **dict.fromkeys(sizes, WIDTH),
+        **dict.fromkeys(sizes, WIDTH),
         **{**dict.fromkeys(DROPOUTS, 0.0), **dropouts},
     )  # fmt: skip
     model = Tacotron2(config).double()
+    if fast_decoder:
+        model = speed_up(model)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Conv1d):

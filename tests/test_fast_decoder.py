@@ -1,17 +1,37 @@
-"""The hand-written loop: its gradients against numbers, all of it against the plain loop."""
+"""The fast decoder: its gradients against numbers, all of it against model.py's plain loops."""
 
-from dataclasses import replace
+import copy
+import inspect
+import sys
+import textwrap
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fast_decoder
-import fast_steps
-from fast_decoder import _LSTM, AttentionLoop, attention_loop, fast_lstm
-from fast_steps import repeated_attention, repeated_cell
-from model import Tacotron2, Tacotron2Config, Tacotron2Output, build_padding_mask
+import model as model_module
+from fast_decoder import (
+    BlockedCell,
+    FastDecoder,
+    KnownDropout,
+    prepare_attention,
+    prepare_cell,
+    speed_up,
+    twin_difference,
+)
+from fast_loops import _LSTM, AttentionLoop, attention_loop, fast_lstm
+from model import (
+    Decoder,
+    LocationSensitiveAttention,
+    Prenet,
+    Tacotron2,
+    Tacotron2Config,
+    Tacotron2Output,
+    build_padding_mask,
+)
 
 SMALL = Tacotron2Config(
     vocab_size=20,
@@ -57,7 +77,7 @@ def loop_arguments(padding: list[list[int]], with_dropout: bool) -> list[Tensor 
         drops = torch.randint(0, 2, (n_frames, batch_size, hidden)).double() / 0.6
         assert 0 < drops.count_nonzero() < drops.numel()
     return [
-        None,
+        False,
         *(torch.randn(*shape, **DOUBLE) for shape in sequences),
         torch.randn(batch_size, n_text, attention, **DOUBLE),
         mask,
@@ -97,12 +117,11 @@ def train_step(
     dtype: torch.dtype = torch.float32,
     seed: int = 1,
 ) -> tuple[Tacotron2Output, dict[str, Tensor]]:
-    """Outputs and gradients of a random projection of all outputs, dropout drawn from the seed."""
+    """Outputs and gradients of a random projection of all outputs; dropout is a known factor."""
     model.train().zero_grad()
-    torch.manual_seed(seed)
-    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+    with KnownDropout(), torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
         output = model(*batch)
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(seed)
     weights = [torch.randn(part.shape, generator=generator) for part in output]
     sum((part * w).mean() for part, w in zip(output, weights, strict=True)).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -110,17 +129,16 @@ def train_step(
 
 
 def fast_and_plain(contrast: float) -> tuple[Tacotron2, Tacotron2]:
-    """The same weights in both loops; more contrast, more pointed alignments."""
+    """The same weights in both decoders; more contrast, more pointed alignments."""
     torch.manual_seed(0)
-    fast = Tacotron2(SMALL)
+    plain = Tacotron2(SMALL)
     with torch.no_grad():
-        fast.decoder.attention.v.weight.mul_(contrast)
-        for module in fast.postnet.modules():
+        plain.decoder.attention.v.weight.mul_(contrast)
+        for module in plain.postnet.modules():
             if isinstance(module, nn.BatchNorm1d):  # in train mode it enlarges rounding errors
                 module.weight.fill_(0.3)
-    plain = Tacotron2(replace(SMALL, fast_decoder=False))
-    plain.load_state_dict(fast.state_dict())
-    return fast, plain
+    fast = copy.deepcopy(plain)
+    return speed_up(fast), plain
 
 
 @pytest.mark.parametrize(
@@ -128,10 +146,12 @@ def fast_and_plain(contrast: float) -> tuple[Tacotron2, Tacotron2]:
     [[(9, 17), (4, 21), (7, 2)], [(6, 15)], [(1, 3), (5, 1)]],
     ids=["mixed", "one", "shortest"],
 )
-def test_fast_equals_plain_with_dropout_of_the_same_seed(lengths):
+def test_fast_equals_plain(lengths):
+    """Outputs and every gradient, with dropout as a known factor of each channel."""
     tokens, token_lengths, mels, mel_lengths = make_batch(lengths)
     batch = tokens, token_lengths, mels.double(), mel_lengths
     fast, plain = (model.double() for model in fast_and_plain(contrast=8.0))
+    assert type(fast.decoder) is FastDecoder and type(plain.decoder) is Decoder
     for seed in range(3):
         fast_output, fast_gradients = train_step(fast, batch, torch.float64, seed)
         plain_output, plain_gradients = train_step(plain, batch, torch.float64, seed)
@@ -175,11 +195,14 @@ def test_fast_lstm_equals_torchs():
 
 def test_padded_characters_get_nothing():
     torch.manual_seed(0)
-    _, prenet, encoder, keys, mask, drops, *_ = loop_arguments([[0, 0, 0, 1, 1]], False)
-    cell = nn.LSTMCell(5, 2).double()
-    shapes = ((2, 2), (2, 2, 3), (2,))
-    weights = [torch.randn(*shape, dtype=torch.float64) for shape in shapes]
-    _, contexts, alignments = attention_loop(prenet, encoder, keys, mask, drops, cell, *weights)
+    decoder = fast_and_plain(contrast=1.0)[0].decoder.double()
+    mask = torch.tensor([[False] * 3 + [True] * 2])
+    prenet = torch.randn(4, 1, SMALL.decoder_prenet_dim, **DOUBLE)
+    encoder = torch.randn(1, 5, SMALL.encoder_embed_dim, **DOUBLE)
+    keys = torch.randn(1, 5, SMALL.attention_dim, **DOUBLE)
+    _, contexts, alignments = attention_loop(
+        prenet, encoder, keys, mask, None, decoder.attention_rnn, decoder.attention
+    )
     assert not alignments[..., 3:].any()
     assert torch.allclose(alignments.sum(dim=2), torch.ones(4, 1, dtype=torch.float64))
     contexts.square().sum().backward()
@@ -192,25 +215,21 @@ def test_stepped_attention_equals_the_plain_one():
     mask = build_padding_mask(torch.tensor([7, 4]))
     encoder_outputs = torch.randn(2, 7, SMALL.encoder_embed_dim)
     attention = model.decoder.attention
-    keys = attention.key_layer(encoder_outputs)
-    attend = repeated_attention(encoder_outputs, keys, mask, *attention.folded_weights())
+    attend = prepare_attention(attention, encoder_outputs, mask)
     query = torch.randn(2, SMALL.decoder_rnn_embed_dim)
     alignment = torch.rand(2, 7).masked_fill(mask, 0.0)
-    for ours, plain in zip(
-        attend(query, alignment, 2 * alignment),
-        attention(encoder_outputs, keys, mask, query, alignment, 2 * alignment),
-        strict=True,
-    ):
-        assert ours.shape == plain.shape
-        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-6)
+    keys = attention.key_layer(encoder_outputs)
+    plain = attention(query, keys, mask, alignment, 2 * alignment)
+    context = torch.bmm(plain[:, None], encoder_outputs).squeeze(1)
+    ours = attend(query, alignment, 2 * alignment)
+    torch.testing.assert_close(ours, (context, plain), rtol=0, atol=1e-6)
 
 
 def stepped_and_plain(lstm: nn.LSTMCell) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    weights = (lstm.weight_ih, lstm.weight_hh, lstm.bias_ih, lstm.bias_hh)
     x, h, c = (
         torch.linspace(-1, 1, 3 * n, device=lstm.weight_hh.device).view(3, n) for n in (5, 7, 7)
     )
-    return repeated_cell(*weights)(x, h, c), lstm(x, (h, c))
+    return prepare_cell(lstm)(x, h, c), lstm(x, (h, c))
 
 
 CHANGES = {
@@ -236,24 +255,23 @@ def test_stepped_cells_follow_their_weights(inference_mode):
             change(lstm)
             for ours, plain in zip(*stepped_and_plain(lstm), strict=True):
                 torch.testing.assert_close(ours, plain, atol=1e-6, rtol=0, msg=name)
-            weights = (lstm.weight_ih, lstm.weight_hh, lstm.bias_ih, lstm.bias_hh)
-            assert repeated_cell(*weights) is repeated_cell(*weights), "made once"
+            assert prepare_cell(lstm) is prepare_cell(lstm), "made once"
 
 
 def test_stepped_cells_follow_their_weights_to_a_gpu(monkeypatch):
     """Where a CPU's blocked weights would fail. The move leaves Parameters and their versions."""
     lstm, activated = nn.LSTMCell(5, 7), []
 
-    def activate_cell(*args: Tensor) -> Tensor:
+    def prepare_on_gpu(*args) -> object:
         activated.append("on the GPU")
-        return fast_decoder.activate_cell(*args)
+        return lambda x, h, c: lstm(x, (h, c))
 
     with torch.no_grad():
         stepped_and_plain(lstm)
         with monkeypatch.context() as patch:  # the same tensors, now taken for a GPU's
-            gpu = SimpleNamespace(activate_cell=activate_cell)
-            patch.setattr(fast_steps, "load_fused", lambda device, dtype: gpu)
-            patch.setattr(fast_decoder, "can_block", lambda weight: False)
+            gpu = SimpleNamespace(prepare_cell=prepare_on_gpu)
+            patch.setitem(sys.modules, "fast_gpu", gpu)
+            patch.setattr(fast_decoder, "gpu_loops_work", lambda device, dtype: True)
             ours, plain = stepped_and_plain(lstm)
             assert activated == ["on the GPU"]
             torch.testing.assert_close(ours, plain, atol=1e-6, rtol=0)
@@ -264,14 +282,89 @@ def test_stepped_cells_follow_their_weights_to_a_gpu(monkeypatch):
 
 
 def test_equal_weights_of_another_device_or_type_are_not_the_same():
-    x = torch.ones(3)
-    assert fast_steps._same(x, x.clone())
-    assert not fast_steps._same(x, x.double()) and not fast_steps._same(x, x.to("meta"))
+    lstm = nn.LSTMCell(2, 3)
+    with torch.no_grad():
+        cell = BlockedCell(lstm, torch.float32)
+    assert cell.fits(lstm)
+    assert not cell.fits(copy.deepcopy(lstm).double()) and not cell.fits(lstm.to("meta"))
 
 
 def test_a_model_made_in_inference_mode_speaks():
     with torch.inference_mode():
         torch.manual_seed(0)
-        model = Tacotron2(SMALL).eval()
+        model = speed_up(Tacotron2(SMALL)).eval()
         outputs = model.infer(torch.tensor([[1, 2, 3]]), None, 5, 1.0)
     assert outputs.mels.shape == (1, 5, SMALL.num_mels) and outputs.mels.isfinite().all()
+
+
+def changed(name: str, text: str, replacement: str):
+    """A function of model.py's whose source is changed, in the place of the real one."""
+    owner, method = {
+        "step": (Decoder, "step"),
+        "attention": (LocationSensitiveAttention, "forward"),
+        "prenet": (Prenet, "forward"),
+    }[name]
+    source = inspect.getsource(getattr(owner, method))
+    assert source.count(text) == 1
+    namespace: dict = {}
+    exec(textwrap.dedent(source.replace(text, replacement)), vars(model_module), namespace)
+    return owner, method, namespace[method]
+
+
+QUERY_DROPOUT = "F.dropout(attention_hidden, self.config.attention_dropout_p, self.training)"
+SUM = "state.cumulative_alignment + alignment"
+EDITS = {  # which method, what is replaced, by what
+    "another activation": ("attention", "torch.tanh(", "torch.relu("),
+    "sharper softmax": ("attention", "F.softmax(energies", "F.softmax(1.01 * energies"),
+    "no sum of alignments": ("attention", "alignment, cumulative_alignment]", "alignment] * 2"),
+    "no dropout of the query": ("step", QUERY_DROPOUT, "attention_hidden"),
+    "dropout of the state": ("step", QUERY_DROPOUT, f"attention_hidden = {QUERY_DROPOUT}"),
+    "the previous context": ("step", "[query, context]", "[query, state.context]"),
+    "no gradient through the sum": ("step", SUM, f"{SUM}.detach()"),
+    "a part that is gone": ("step", "self.stop_projection(output)", "self.stop(output)"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_of_model_py_is_never_ignored(monkeypatch, capsys, edit):
+    """The plain loops run then, and one line says why."""
+    monkeypatch.setattr(*changed(*EDITS[edit]))
+    model = speed_up(Tacotron2(SMALL))
+    assert type(model.decoder) is Decoder
+    said = capsys.readouterr().err
+    assert said.startswith("fast_decoder.py does not fit this model: ") and said.count("\n") == 1
+    assert "--no-fast_decoder" in said
+
+
+def test_an_edit_that_both_decoders_share_stays_fast(monkeypatch):
+    monkeypatch.setattr(*changed("prenet", "F.relu(", "F.elu("))
+    assert type(speed_up(Tacotron2(SMALL)).decoder) is FastDecoder
+
+
+def test_a_part_of_another_kind_is_named():
+    model = Tacotron2(SMALL)
+    model.decoder.attention.v = nn.Sequential(nn.Linear(SMALL.attention_dim, 1))
+    assert (
+        twin_difference(model.decoder) == "decoder.attention.v is a Sequential, expected a Linear"
+    )
+
+
+def test_speeding_up_changes_nothing_but_the_decoder():
+    """Weights, their order and names, the mode, and the random numbers of training."""
+    model = Tacotron2(SMALL).eval()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    parameters, random_state = list(model.parameters()), torch.get_rng_state()
+    assert speed_up(model) is model and type(model.decoder) is FastDecoder
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
+    assert not any(module.training for module in model.modules())
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    assert torch.nn.functional.dropout is F.dropout
+
+
+def test_known_dropout_is_a_factor_of_each_channel():
+    x = torch.ones(2, 3, 4)
+    with KnownDropout():
+        dropped, kept = F.dropout(x, 0.4, True), F.dropout(x, 0.4, False)
+    assert torch.equal(kept, x) and (dropped == dropped[0, 0]).all()
+    assert len(set(dropped[0, 0].tolist())) == 4 and (dropped != 1).all()

@@ -225,7 +225,7 @@ def test_flags_reach_the_configs():
     )  # fmt: skip
     assert train_config.min_learning_rate == 1e-6 and train_config.log_wandb
     assert audio_config.min_db == -80 and audio_config.num_mels == model_config.num_mels == 40
-    assert not model_config.fast_decoder and model_config.attention_dim == 64
+    assert not train_config.fast_decoder and model_config.attention_dim == 64
     assert parse_args(
         ["--working_directory=w", "--save_audio_gen=s", "--path_to_train_manifest=t",
          "--path_to_val_manifest=v", "--min_db=-100"], ""

@@ -23,10 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fast_decoder
-import fast_steps
-import model as model_module
+import fast_loops
 import test_fast_decoder
-from fast_decoder import AttentionLoop, load_fused
+from fast_decoder import FastDecoder, speed_up
+from fast_loops import AttentionLoop, gpu_loops_work
 from model import InferenceOutput, Tacotron2, build_padding_mask, tacotron2_loss
 
 triton = pytest.importorskip("triton", reason="PyTorch brings Triton on Linux only")
@@ -35,8 +35,7 @@ if os.environ.get("TRITON_INTERPRET"):
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-import fused_kernels  # noqa: E402
-import fused_loops  # noqa: E402
+import fast_gpu  # noqa: E402
 
 HERE = Path(__file__).parent
 # Of the largest number: one rounding of each type is 6e-8, 5e-4 and 4e-3, of a sum of many terms.
@@ -68,7 +67,7 @@ def test_loops_equal_the_plain_ones(interpreted, dtype):
     for name, distances in cases.items():
         assert len(distances) == 3 + 9, "outputs and gradients"
         assert max(distances) < TOLERANCE[dtype], name  # false for nan, too
-    assert 0 < interpreted["trial"][dtype] < fast_decoder.TRIAL_TOLERANCE[getattr(torch, dtype)]
+    assert 0 < interpreted["trial"][dtype] < fast_loops.GPU_TOLERANCE[getattr(torch, dtype)]
 
 
 def test_loops_give_the_same_bits_twice(interpreted):
@@ -122,10 +121,10 @@ def compile_kernel(kernel, arguments: dict, architecture: int) -> int:
 def test_kernels_compile_at_the_papers_sizes(monkeypatch, architecture, dtype):
     """For an A100 and an H100, with the very arguments that the loops launch them with."""
     launches: dict = {}
-    for name, kernel in vars(fused_kernels).copy().items():
+    for name, kernel in vars(fast_gpu).copy().items():
         if name.endswith("_kernel"):
-            monkeypatch.setattr(fused_kernels, name, Recorder(kernel, launches))
-    fused_loops.disagreement(torch.device("cpu"), dtype)  # its numbers are those of no kernel
+            monkeypatch.setattr(fast_gpu, name, Recorder(kernel, launches))
+    fast_loops.gpu_disagreement(torch.device("cpu"), dtype)  # its numbers are those of no kernel
     assert len(launches) == 6
     for kernel, arguments in launches.values():
         shared = compile_kernel(kernel, arguments, architecture)
@@ -146,22 +145,22 @@ def fail(device: torch.device, dtype: torch.dtype) -> float:
     ids=["wrong", "nan", "failing"],
 )
 def test_kernels_that_fail_their_trial_are_not_used(monkeypatch, trial, says):
-    load_fused.cache_clear()
-    monkeypatch.setattr(fused_loops, "disagreement", trial)
+    gpu_loops_work.cache_clear()
+    monkeypatch.setattr(fast_loops, "gpu_disagreement", trial)
     with pytest.warns(UserWarning, match=says):
-        assert load_fused(torch.device("cuda"), torch.bfloat16) is None
+        assert not gpu_loops_work(torch.device("cuda"), torch.bfloat16)
     with warnings.catch_warnings(action="error"):  # once is enough
-        assert load_fused(torch.device("cuda"), torch.bfloat16) is None
-    load_fused.cache_clear()
+        assert not gpu_loops_work(torch.device("cuda"), torch.bfloat16)
+    gpu_loops_work.cache_clear()
 
 
 def test_kernels_are_used_after_their_trial(monkeypatch):
-    load_fused.cache_clear()
-    monkeypatch.setattr(fused_loops, "disagreement", lambda device, dtype: 1e-3)
-    assert load_fused(torch.device("cuda"), torch.bfloat16) is fused_loops
-    assert load_fused(torch.device("cuda"), torch.float64) is None
-    assert load_fused(torch.device("cpu"), torch.float32) is None
-    load_fused.cache_clear()
+    gpu_loops_work.cache_clear()
+    monkeypatch.setattr(fast_loops, "gpu_disagreement", lambda device, dtype: 1e-3)
+    assert gpu_loops_work(torch.device("cuda"), torch.bfloat16)
+    assert not gpu_loops_work(torch.device("cuda"), torch.float64)
+    assert not gpu_loops_work(torch.device("cpu"), torch.float32)
+    gpu_loops_work.cache_clear()
 
 
 class FakeGraph(TorchDispatchMode):
@@ -212,9 +211,9 @@ def fake_graphs(monkeypatch) -> list[FakeGraph]:
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "stream")
     monkeypatch.setattr(torch.cuda, "default_generators", {None: FakeGenerator()})
-    monkeypatch.setattr(fast_steps, "_recording_stream", lambda device: "recording stream")
-    monkeypatch.setattr(fast_steps, "_FAILED", [])
-    monkeypatch.setattr(model_module, "STEPS_AT_ONCE", {"cpu": 4})
+    monkeypatch.setattr(fast_gpu, "_recording_stream", lambda device: "recording stream")
+    monkeypatch.setattr(fast_gpu, "_FAILED", [])
+    monkeypatch.setattr(fast_decoder, "STEPS_AT_ONCE", {"cpu": 4})
     return graphs
 
 
@@ -228,7 +227,7 @@ def speak(model: Tacotron2, max_decoder_steps: int, stop_threshold: float) -> In
 def chatty_model() -> Tacotron2:
     """Its stop token moves up and down, so that a threshold ends the clips at different frames."""
     torch.manual_seed(3)
-    model = Tacotron2(SMALL).eval()
+    model = speed_up(Tacotron2(SMALL)).eval()
     with torch.no_grad():
         model.decoder.stop_projection.weight.mul_(20.0)
     return model
@@ -243,7 +242,7 @@ def test_recorded_steps_speak_as_single_steps_do(fake_graphs, monkeypatch, max_d
     fake_graphs.clear()
     recorded = speak(model, max_decoder_steps, threshold)
     assert len(fake_graphs) == (max_decoder_steps > 4)
-    monkeypatch.setattr(model_module, "STEPS_AT_ONCE", {})
+    monkeypatch.setattr(fast_decoder, "STEPS_AT_ONCE", {})
     single = speak(model, max_decoder_steps, threshold)
     assert single.mels.abs().max() > 0.1
     for name, ours, theirs in zip(single._fields, recorded, single, strict=True):
@@ -316,7 +315,7 @@ def test_a_kernel_of_every_frame_is_looked_up_until_two_agree(
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     fake = FakeKernel()
     constants = {"num_warps": 8, "B": 2, "A": 1}
-    launch = fused_loops.frame_launch(fake, (5, 6, 1), constants)
+    launch = fast_gpu.frame_launch(fake, (5, 6, 1), constants)
     places = range(start, start + 5 * step, step)
     for place in places:
         launch(place, 3)
@@ -374,10 +373,11 @@ def test_forward_and_loss_never_wait_for_the_device(monkeypatch):
     """On a GPU of which PyTorch knows the shapes only."""
     monkeypatch.setattr(rnn, "_VF", FakePacking())
     monkeypatch.setattr(torch.nn.LSTM, "forward", fake_lstm)
-    monkeypatch.setattr(fast_decoder, "load_fused", lambda device, dtype: None)
+    monkeypatch.setattr(fast_loops, "gpu_loops_work", lambda device, dtype: False)
     with FakeTensorMode():
         with torch.device("cuda"):
             model = Tacotron2(SMALL)
+            model.decoder = FastDecoder(SMALL)
             tokens = torch.ones(3, 9, dtype=torch.int64)
             mels, stop_targets = torch.zeros(3, 7, SMALL.num_mels), torch.zeros(3, 7)
         lengths = torch.tensor([9, 4, 7]), torch.tensor([7, 5, 3])
@@ -392,16 +392,16 @@ def test_forward_and_loss_never_wait_for_the_device(monkeypatch):
 
 
 @needs_gpu
-@pytest.mark.parametrize("dtype", fast_decoder.TRIAL_TOLERANCE, ids=str)
+@pytest.mark.parametrize("dtype", fast_loops.GPU_TOLERANCE, ids=str)
 def test_gpu_passes_the_trial(dtype):
     with warnings.catch_warnings(action="error"):
-        assert load_fused(torch.device("cuda:0"), dtype) is fused_loops
+        assert gpu_loops_work(torch.device("cuda:0"), dtype)
 
 
 @needs_gpu
 def test_gpu_loop_equals_the_plain_one():
-    arguments = fused_loops._trial_arguments(torch.device("cuda:0"), torch.float32)
-    ours, plain = (AttentionLoop.apply(fused, *arguments) for fused in (fused_loops, None))
+    arguments = fast_loops._trial_arguments(torch.device("cuda:0"), torch.float32)
+    ours, plain = (AttentionLoop.apply(on_gpu, *arguments) for on_gpu in (True, False))
     for x, y in zip(ours, plain, strict=True):
         assert (x - y).abs().max() < 1e-4
 
@@ -412,7 +412,7 @@ def test_gpu_graph_speaks_as_single_steps_do(monkeypatch):
     tokens = torch.randint(1, SMALL.vocab_size, (3, 9), device="cuda")
     with warnings.catch_warnings(action="error"):
         recorded = model.infer(tokens, None, 100, 1.0)
-    monkeypatch.setattr(model_module, "STEPS_AT_ONCE", {})
+    monkeypatch.setattr(fast_decoder, "STEPS_AT_ONCE", {})
     for ours, theirs in zip(recorded, model.infer(tokens, None, 100, 1.0), strict=True):
         torch.testing.assert_close(ours.float(), theirs.float(), rtol=0, atol=1e-4)
 
@@ -429,6 +429,6 @@ def test_gpu_graph_draws_dropout_anew():
         return (prenet(carry[0]),), carry
 
     run(carry)
-    replay = fast_steps.capture(run, carry)
+    replay = fast_gpu.capture(run, carry)
     assert replay is not run
     assert not torch.equal(replay(carry)[0][0], replay(carry)[0][0])
