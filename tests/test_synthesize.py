@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import synthesize
-from dataset import AudioConfig, DataError, audio_to_mel, scaled_to_log_mel
+from dataset import AudioConfig, audio_to_mel, scaled_to_log_mel
 from synthesize import load_checkpoint, main
 
 SMALL = {
@@ -172,10 +172,3 @@ def test_wrong_flags(checkpoint, tmp_path, flags, capsys):
     with pytest.raises(SystemExit) as error:
         main(["--checkpoint", str(checkpoint), "--output_dir", "x", "--text", "a", *flags])
     assert error.value.code == 2 and flags[0] in capsys.readouterr().err
-
-
-def test_load_checkpoint_opens_no_pickle(checkpoint):
-    (checkpoint / "model.safetensors").unlink()
-    torch.save({}, checkpoint / "pytorch_model.bin")
-    with pytest.raises(DataError, match=r"model\.safetensors is missing"):
-        load_checkpoint(checkpoint)
