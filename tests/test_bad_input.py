@@ -428,10 +428,6 @@ def test_bad_input(case, world, capsys, permissions):
     assert snapshot(world.folder.parent) == before
 
 
-def test_there_are_as_many_cases_as_were_asked_for():
-    assert len(BAD) >= 60 and len({case.name for case in BAD}) == len(BAD)
-
-
 @pytest.mark.parametrize(
     ("script", "flags", "culprit"),
     [

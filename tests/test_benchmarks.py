@@ -3,8 +3,8 @@
 import csv
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,15 +139,25 @@ def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch):
         train_step.time_steps([training.Contender(OURS, None, None)], batch, torch.float32, 1)
 
 
-def test_peak_memory_grows_with_the_batch():
-    """In one process: the peak only ever rises, so the larger batch must come on top."""
-    config = Tacotron2Config(**SMALL)
-    before = train_step.resident_bytes(peak=True) / train_step.MIB
-    big = train_step.Size(batch_size=32, n_text=60, n_mel=120)
-    memory = train_step.peak_memory(TORCHAUDIO, config, big, torch.float32, CPU)
-    activations = 32 * 120 * 60 * SMALL["attention_dim"] * 4 / train_step.MIB  # of one tanh
-    assert memory["peak_mib"] > activations
-    assert memory["total_mib"] >= max(before, memory["peak_mib"])
+def test_peak_memory_is_that_of_the_step():
+    """In a fresh process, since this one's peak is other tests'; never less than autograd saves."""
+    size = train_step.Size(batch_size=32, n_text=60, n_mel=240)
+    flags = [word for name, n in size._asdict().items() for word in (f"--{name}", str(n))]
+    memory = train_step.peak_memory_in_child(OURS, [*flags, "--device", "cpu", *SMALL_FLAGS])
+    config, saved = Tacotron2Config(**SMALL), {}
+
+    def note(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    contender = training.make_contender(OURS, config, CPU)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        training.forward(contender, train_step.make_batch(config, size, CPU))
+    for parameter in contender.model.parameters():
+        saved.pop(parameter.untyped_storage().data_ptr(), None)
+    saved_mib = sum(t.untyped_storage().nbytes() for t in saved.values()) / train_step.MIB
+    assert saved_mib < memory["peak_mib"] < 4 * saved_mib
+    assert memory["total_mib"] > memory["peak_mib"]
 
 
 def test_train_step_tables(tmp_path, capsys, monkeypatch):
@@ -165,7 +175,7 @@ def test_train_step_tables(tmp_path, capsys, monkeypatch):
         assert float(row["step_ms_min"]) <= step_ms <= float(row["step_ms_max"])
         assert float(row["frames_per_s"]) == pytest.approx(2 * 6 / step_ms * 1e3)
         assert float(row["of_floor"]) == pytest.approx(floor_ms / step_ms)
-        assert float(row["total_mib"]) > 100 > float(row["peak_mib"]) >= 0
+        assert float(row["total_mib"]) > float(row["peak_mib"]) >= 0
         assert "torch" in row["machine"]
     assert rows[0]["floor_ms"] == rows[1]["floor_ms"]
 
@@ -362,15 +372,20 @@ def test_batches_are_those_of_the_sampler_longest_text_first(short_clips):
 def test_waiting_is_the_time_without_a_batch(short_clips, monkeypatch):
     dataset = TTSDataset(short_clips, AudioConfig(), Tokenizer())
     batches = list(loader.make_loader(dataset, [[0, 1], [2]], num_workers=0))
+    clock = [100.0]
+
+    def pass_time(seconds):
+        clock[0] += seconds
 
     def slowly():
         for batch in batches:
-            time.sleep(0.1)
+            pass_time(0.25)
             yield batch
 
-    monkeypatch.setattr(throughput, "train_step", lambda *args: time.sleep(0.2))
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(throughput, "train_step", lambda *args: pass_time(2.0))
     made = throughput.run_pass(None, slowly(), torch.float32, CPU)
-    assert 0.2 <= made.waiting <= made.seconds - 0.4, "training is not waiting"
+    assert (made.waiting, made.seconds) == (0.5, 4.5)
     lengths = [round(n_frames) for n_frames in dataset.n_frames[:3]]
     assert made.n_frames == sum(lengths)
     assert made.n_padded == 2 * max(lengths[:2]) + lengths[2]

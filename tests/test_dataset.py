@@ -81,24 +81,6 @@ def test_a_manifest_that_is_no_file_is_refused(tmp_path):
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        HEADER + "clip.wav,hello,1.5\n",
-        "\ufeff" + HEADER + "clip.wav,hello,1.5\n",
-        (HEADER + "clip.wav,hello,1.5\n").replace("\n", "\r\n"),
-        HEADER + "clip.wav,hello,1.5",
-        "duration,speaker,file_path,normalized_transcript\n1.5,7,clip.wav,hello\n",
-    ],
-    ids=["plain", "byte order mark", "CRLF", "no last newline", "other column order"],
-)
-def test_a_manifest_is_read_however_it_was_saved(manifest, content):
-    path = manifest(content)
-    clip = read_manifest(path).iloc[0]
-    assert clip["file_path"] == str(path.parent / "clip.wav")
-    assert (clip["normalized_transcript"], clip["duration"]) == ("hello", 1.5)
-
-
 def test_paths_are_taken_from_the_manifests_folder_and_absolute_ones_kept(manifest, monkeypatch):
     path = manifest("")
     folder = path.parent

@@ -63,9 +63,8 @@ def test_notebook_runs_and_ends_with_a_picture_and_a_player(tiny_checkpoint, mon
     assert any("<audio" in output.get("data", {}).get("text/html", "") for output in outputs)
 
 
-def test_notebook_is_short_and_committed_with_outputs(request):
+def test_notebook_is_committed_with_outputs(request):
     notebook = nbformat.read(request.config.rootpath / NOTEBOOK, as_version=4)
-    assert len(notebook.cells) <= 12
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
     assert_clean([output for cell in code for output in cell.outputs])

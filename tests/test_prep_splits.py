@@ -117,15 +117,6 @@ def test_every_text_survives_byte_for_byte(big_corpus, tmp_path):
     assert len(manifests["test"]) == 131
 
 
-def test_the_quote_trap_is_real(big_corpus):
-    corpus, texts = big_corpus
-    naive = pd.read_csv(corpus / "metadata.csv", sep="|", header=None, keep_default_na=False)
-    found = dict(zip(naive[0], naive[2], strict=True))
-    trapped = [i for i, text in enumerate(texts) if text.startswith('"Opened')]
-    assert len(trapped) == N_QUOTE_TRAPS
-    assert all(found.get(f"{i:05d}") != texts[i] for i in trapped)
-
-
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_bom_and_line_ends_are_no_text(tmp_path, bom, newline):

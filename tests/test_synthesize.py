@@ -278,10 +278,3 @@ def test_weights_of_other_shapes_are_refused_before_a_model_takes_memory(checkpo
     with pytest.raises(DataError, match=r"decoder\.attention.* not \[.*8000"):
         load_checkpoint(checkpoint)
     assert devices == ["meta"], "this device's tensors have shapes alone"
-
-
-def test_load_checkpoint_opens_no_pickle(checkpoint):
-    (checkpoint / "model.safetensors").unlink()
-    torch.save({}, checkpoint / "pytorch_model.bin")
-    with pytest.raises(DataError, match=r"model\.safetensors is missing"):
-        load_checkpoint(checkpoint)

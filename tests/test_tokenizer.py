@@ -292,7 +292,7 @@ def test_plain_text_keeps_its_length(words, data):
 )
 def test_ten_thousand_characters_are_cleaned_quickly(unit):
     text = "a " + unit * (10_000 // len(unit))
-    start = time.perf_counter()
+    start = time.process_time()
     n_tokens = len(Tokenizer().encode(text))
     assert n_tokens >= 9_000
-    assert time.perf_counter() - start < 5.0
+    assert time.process_time() - start < 5.0
