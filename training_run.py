@@ -256,7 +256,8 @@ def read_groups(loader: DataLoader, size: int) -> Iterator[list[Batch] | DataErr
             batch = next(batches, None)
         except (DataError, RuntimeError, OSError, EOFError) as error:
             # A loader process sends its traceback along; the last line is the message.
-            reason = str(error).strip().split("\n")[-1].removeprefix("dataset.DataError: ")
+            reason = str(error).strip().split("\n")[-1]
+            reason = reason.removeprefix(f"{DataError.__module__}.DataError: ")
             if isinstance(error, ConnectionError | EOFError):  # it died handing over a batch
                 reason = "a loader process exited unexpectedly"
             if reason.endswith("exited unexpectedly"):

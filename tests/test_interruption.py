@@ -404,7 +404,7 @@ def test_a_clip_that_breaks_is_named_and_the_run_ends_with_a_checkpoint(
     done = launch(run_flags(corpus, tmp_path, "--num_workers", n_workers), check=False)
     assert done.returncode != 0
     message = next(line for line in done.stderr.split("\n") if line.startswith("train_taco.py: "))
-    assert str(broken) in message
+    assert message.startswith(f"train_taco.py: {broken}: ")
     assert list_checkpoints(tmp_path / "work" / "tiny")
 
 
