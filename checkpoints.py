@@ -1,323 +1,148 @@
-"""Checkpoint folders of a training run: written whole or not at all, found again, never executed.
+"""The folder on disk that a voice is: config.json and model.safetensors. No pickle is opened.
 
-Apart from train_taco.py so that both stay short. `checkpoint_N` (N = completed epochs),
-`checkpoint_N_step_M` (M = steps in all), `best_checkpoint` and `final_checkpoint` hold what
-Accelerate saves (model.safetensors, optimizer, scaler, RNG of every process),
-config.json (all that inference needs) and trainer_state.json. The main process writes all of it.
+    voice = load_checkpoint("work_dir/tacotron2/final_checkpoint")
+
+config.json holds the sizes of the model, the audio settings and the symbols, which is all that
+speaking needs beside the weights. What training keeps in the same folder is in resuming.py.
 """
 
 import json
-import math
 import os
-import random
-import re
-import shutil
-import sys
-import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
-import numpy as np
+import safetensors.torch
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from accelerate.utils import load as load_tensors
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from arguments import DataError, file_errors
 from dataset import AudioConfig
+from fast_decoder import speed_up
+from files import DataError
 from model import Tacotron2, Tacotron2Config
-from synthesize import WEIGHTS_FILE, load_checkpoint, read_config, write_config
 from tokenizer import Tokenizer
 
-STATE_FILE = "trainer_state.json"
-NUMBERED_NAME = re.compile(r"checkpoint_(0|[1-9][0-9]*)(_step_(0|[1-9][0-9]*))?")
-CHECKPOINT_NAME = re.compile(rf"{NUMBERED_NAME.pattern}|best_checkpoint|final_checkpoint")
-TEMPORARY_PREFIX = ".writing_"
-REPLACED_PREFIX = ".writing_replaced_"
-RANDOM_STATES_FILE = "random_states_{}.pkl"  # of each process
-RANDOM_STATES = {"random_state", "numpy_random_seed", "torch_manual_seed"}
-ORDER_FLAGS = ("seed",)  # decide the order of an epoch's clips
-# Flags that only a new run reads, and the one that says what is resumed.
-NEW_RUN_FLAGS = (
-    "resume_from_checkpoint", "overwrite", "path_to_symbols", "warm_start",
-    "warm_start_allow_mismatch",
-)  # fmt: skip
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+FORMAT_VERSION = 1
 
 
-class TrainerState(NamedTuple):
-    """Where a run stands."""
+class Voice(NamedTuple):
+    """A checkpoint, ready to speak."""
 
-    epoch: int  # completed epochs
-    epoch_step: int  # optimizer steps done in the epoch after them
-    step: int  # optimizer steps in all
-    epoch_losses: list[float]  # sums over the steps of this epoch
-    history: list[dict]  # losses and scores of each completed epoch
-    epoch_skipped: int = 0  # steps of this epoch that --skip_nonfinite or loss scaling skipped
-    best_score: float = -1.0  # of free running, at the end of an epoch
-    wandb_run_id: str | None = None
-    alignment_judged: bool = False  # whether a missing alignment has been looked for
-    skipped_in_a_row: int = 0  # steps just before this one that were skipped
-    epoch_clips: int = 0  # clips seen of this epoch's order, by all processes together
-    order_batch_size: int = 0  # clips per batch over all processes that the order was drawn with
-    order_checksum: int = 0  # of the clips' lengths that the order was drawn from
-    order_recut: bool = False  # whether what was left of the order has been cut anew
+    model: Tacotron2
+    audio_config: AudioConfig
+    tokenizer: Tokenizer
 
 
-def save_checkpoint(
-    accelerator: Accelerator,
-    path: Path,
-    state: TrainerState,
-    train_config: dict,
-    audio_config: AudioConfig,
+def write_config(
+    directory: str | Path,
     model_config: Tacotron2Config,
+    audio_config: AudioConfig,
     tokenizer: Tokenizer,
 ) -> None:
-    """Writes the folder `path` under a temporary name, then renames it. Every process calls this.
-
-    The main process writes all files, so that machines need not share a disk.
-
-    Raises:
-        DataError: on every process, when it cannot be written; nothing of it is left then.
-    """
-    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
-    main = accelerator.is_main_process
-    # accelerate's save_state writes those of the main process.
-    random_states = gather_object([] if main else [read_random_states(accelerator)])
-
-    def write_files() -> None:
-        make_empty(temporary)
-        accelerator.save_state(str(temporary), safe_serialization=True)
-        for index, states in enumerate(random_states, start=1):
-            torch.save(states, temporary / f"random_states_{index}.pkl")
-        write_config(temporary, model_config, audio_config, tokenizer)
-        written_at = {"written_at": next_written_at(path.parent)}
-        content = {**state._asdict(), **written_at, "train_config": train_config}
-        (temporary / STATE_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
-        put_in_place(temporary, path)
-
-    try:
-        write_together(accelerator, path, lambda: write_files() if main else None)
-    except DataError:
-        if main:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def read_random_states(accelerator: Accelerator) -> dict[str, Any]:
-    """What accelerate puts into random_states_N.pkl for this process, on a CPU or a GPU."""
-    states = {
-        "step": accelerator.step,
-        "random_state": random.getstate(),
-        "numpy_random_seed": np.random.get_state(),  # noqa: NPY002
-        "torch_manual_seed": torch.get_rng_state(),
+    """Writes config.json: all that inference needs beside the weights."""
+    config = {
+        "format_version": FORMAT_VERSION,
+        **asdict(model_config),
+        "audio": asdict(audio_config),
+        "symbols": list(tokenizer.symbols),
     }
-    if torch.cuda.is_available():
-        states["torch_cuda_manual_seed"] = torch.cuda.get_rng_state_all()
-    return states
+    (Path(directory) / CONFIG_FILE).write_text(
+        json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8"
+    )
 
 
-def write_together(accelerator: Accelerator, path: Path, write: Callable[[], None]) -> None:
-    """Calls `write` on every process.
+def check_fields(path: Path, given: dict[str, Any], config_class: type) -> None:
+    """Holds what a JSON file gives for a config against the config's fields and their types.
 
     Raises:
-        DataError: on every process, when one of them could not write.
+        DataError: naming the field that is missing, unknown or of another type.
     """
-    reason = ""
+    odd = set(given) ^ {field.name for field in fields(config_class)}
+    if odd:
+        raise DataError(f"{path}: {sorted(odd)[0]} is missing or unknown")
+    for name, kind in get_type_hints(config_class).items():
+        if type(given[name]) not in ((int, float) if kind is float else (kind,)):
+            raise DataError(f"{path}: {name} must be {kind.__name__}, found {given[name]!r:.40}")
+
+
+def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, Tokenizer]:
+    """Reads config.json of a checkpoint folder.
+
+    Raises:
+        DataError: when it is missing, not JSON, of a newer format, lacks or invents a field, or is
+            that of `save_pretrained`, without audio settings and symbols.
+    """
+    path = Path(directory) / CONFIG_FILE
+    if not os.path.isdir(directory):  # unlike Path.is_dir, False for any unusable name
+        raise DataError(f"{directory}: no such checkpoint folder")
+    if not os.path.isfile(path):
+        raise DataError(f"{directory}: not a checkpoint folder, {CONFIG_FILE} is missing")
     try:
-        write()
-    except OSError as error:
-        reason = str(error) or type(error).__name__
-    except (RuntimeError, SafetensorError) as error:  # torch does not say when a disk is full
-        free = shutil.disk_usage(path.parent).free // 2**20
-        reason = f"{free} MiB are free there; {' '.join(str(error).split())[:200]}"
-    failures = torch.tensor(float(bool(reason)), device=accelerator.device)
-    if accelerator.reduce(failures, "sum").item():
-        reason = reason or "another process failed"
-        raise DataError(f"{path}: the checkpoint could not be written ({reason})")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config, dict) and not {"format_version", "audio", "symbols"} & set(config):
+            raise DataError(
+                f"{path}: has neither audio settings nor symbols, which save_pretrained does not "
+                f"know: copy {CONFIG_FILE} of the checkpoint that the model came from to "
+                f"{directory}, or call write_config({str(directory)!r}, model.config, "
+                "audio_config, tokenizer) of checkpoints.py"
+            )
+        version = config.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"{path}: format_version {version!r:.40} is not the {FORMAT_VERSION} read here"
+            )
+        audio, symbols = config.pop("audio"), config.pop("symbols")
+        config.pop("fast_decoder", None)  # older versions wrote it here
+        for given, config_class in ((config, Tacotron2Config), (audio, AudioConfig)):
+            check_fields(path, given, config_class)
+        result = Tacotron2Config(**config), AudioConfig(**audio), Tokenizer(symbols)
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path}: not a checkpoint's config ({error})") from None
+    if result[0].vocab_size != result[2].vocab_size or result[0].num_mels != result[1].num_mels:
+        raise DataError(f"{path}: model, symbols and audio do not fit each other")
+    return result
 
 
-def make_empty(folder: Path) -> None:
-    """The folder, new and with nothing in it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+def check_shapes(path: Path, model_config: Tacotron2Config) -> None:
+    """Holds the shapes in a weights file against the model's, before either takes memory.
+
+    Raises:
+        DataError: naming a tensor that is missing, unknown or of another shape.
+    """
+    with torch.device("meta"):
+        expected = {name: [*t.shape] for name, t in Tacotron2(model_config).state_dict().items()}
+    with safetensors.safe_open(path, "pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    for name in sorted(expected.keys() | found):
+        if expected.get(name) != found.get(name):
+            shapes = f"{name} is {found.get(name, 'missing')}, not {expected.get(name, 'expected')}"
+            raise DataError(f"{path}: weights do not fit {CONFIG_FILE} ({shapes})")
 
 
-def put_in_place(temporary: Path, path: Path) -> None:
-    """Renames a folder that is written; it is on the disk before its name says so."""
-    for file in [*temporary.iterdir(), temporary]:
-        flush_to_disk(file)
-    replaced = path.with_name(REPLACED_PREFIX + path.name)
-    shutil.rmtree(replaced, ignore_errors=True)
-    if path.exists():
-        os.replace(path, replaced)
-    os.replace(temporary, path)
-    flush_to_disk(path.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -> Voice:
+    """A checkpoint folder to a Voice in eval mode. No pickle is opened.
 
-
-def flush_to_disk(path: Path) -> None:
-    """A file, or which names a folder holds."""
-    descriptor = os.open(path, os.O_RDONLY)
+    Raises:
+        DataError: when config.json or model.safetensors is missing, broken or does not fit.
+    """
+    model_config, audio_config, tokenizer = read_config(directory)
+    path = Path(directory) / WEIGHTS_FILE
+    if not path.is_file():
+        raise DataError(f"{directory}: {WEIGHTS_FILE} is missing")
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@file_errors()
-def remove_checkpoint(path: Path) -> None:
-    """Renamed first: killed meanwhile, it leaves no folder that looks like a checkpoint."""
-    temporary = path.with_name(TEMPORARY_PREFIX + path.name)
-    shutil.rmtree(temporary, ignore_errors=True)
-    os.replace(path, temporary)
-    shutil.rmtree(temporary)
-
-
-@file_errors()
-def clear_remains(folder: Path) -> None:
-    """Removes what a killed run has left half written; one process calls this.
-
-    A checkpoint that was to be replaced, and was killed between its two renamings, comes back.
-    """
-    for remains in list(folder.glob(TEMPORARY_PREFIX + "*")):
-        replaced = remains.name.startswith(REPLACED_PREFIX)
-        name = remains.name.removeprefix(REPLACED_PREFIX if replaced else TEMPORARY_PREFIX)
-        if not CHECKPOINT_NAME.fullmatch(name):
-            continue
-        if replaced and not (folder / name).exists():
-            os.replace(remains, folder / name)
-        else:
-            shutil.rmtree(remains)
-
-
-def find_checkpoint_folders(folder: Path) -> list[Path]:
-    """The folders in a run's folder that have a checkpoint's exact name, readable or not."""
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    paths = [folder / name for name in names if CHECKPOINT_NAME.fullmatch(name)]
-    return [path for path in paths if (path / STATE_FILE).is_file()]
-
-
-@file_errors()
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run whose trainer_state.json can be read, the last one written last."""
-    found = []
-    for path in find_checkpoint_folders(folder):
-        with suppress(DataError):  # find_latest names it
-            state, _, written_at = read_state_file(path)
-            found.append((written_at, state.step, path.name, path))
-    return [path for *_, path in sorted(found)]
-
-
-def next_written_at(folder: Path) -> float:
-    """Seconds since 1970 for a checkpoint that is written now.
-
-    Later than that of every other checkpoint of the run, also when the clock has been put back.
-    """
-    newest = max((read_state_file(path)[2] for path in list_checkpoints(folder)[-1:]), default=0.0)
-    return max(time.time(), math.nextafter(newest, math.inf))
-
-
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Removes all but the `keep` numbered checkpoints that were written last."""
-    numbered = [path for path in list_checkpoints(folder) if NUMBERED_NAME.fullmatch(path.name)]
-    for path in numbered[:-keep]:
-        remove_checkpoint(path)
-
-
-def find_latest(folder: Path) -> Path | None:
-    """The checkpoint that was written last; None when there is none.
-
-    One whose trainer_state.json is broken is named on stderr and passed over.
-    """
-    for path in find_checkpoint_folders(folder):
-        try:
-            read_state(path)
-        except DataError as error:
-            print(f"train_taco.py: passed over: {error}", file=sys.stderr, flush=True)
-    return next(reversed(list_checkpoints(folder)), None)
-
-
-def find_checkpoint(folder: Path, name: str) -> Path | None:
-    """`latest`, `latest_or_new`, the name of a checkpoint in `folder`, or a path.
-
-    Returns:
-        None for `latest_or_new` in a folder that holds no checkpoint.
-
-    Raises:
-        DataError: when there is none.
-    """
-    if name in ("latest", "latest_or_new"):
-        latest = find_latest(folder)
-        none_at_all = latest is None and not find_checkpoint_folders(folder)
-        if latest is None and not (none_at_all and name == "latest_or_new"):
-            what = "no checkpoint in" if none_at_all else "no checkpoint that can be read in"
-            raise DataError(f"--resume_from_checkpoint {name}: {what} {folder}")
-        return latest
-    for path in (folder / name, Path(name)):
-        if os.path.isfile(path / STATE_FILE):  # unlike Path.is_file, False for any unusable name
-            return path
-    raise DataError(f"--resume_from_checkpoint {name}: no checkpoint there or in {folder}")
-
-
-def choose_checkpoint(folder: Path, resume_from: str | None, overwrite: bool) -> Path | None:
-    """The checkpoint that a run goes on from; None for a run that is new.
-
-    Raises:
-        DataError: when it is not there, or when a new run finds checkpoints in its folder.
-    """
-    if resume_from:
-        return find_checkpoint(folder, resume_from)
-    if find_checkpoint_folders(folder) and not overwrite:
-        raise DataError(
-            f"{folder} holds checkpoints already: --resume_from_checkpoint latest goes on with "
-            "them, --overwrite removes them"
-        )
-    return None
-
-
-def read_state(path: Path) -> tuple[TrainerState, dict]:
-    """trainer_state.json of a checkpoint folder: the state, and the flags of the run.
-
-    Raises:
-        DataError: when it is missing or broken.
-    """
-    return read_state_file(path)[:2]
-
-
-def read_state_file(path: Path) -> tuple[TrainerState, dict, float]:
-    """`read_state`, and when the checkpoint was written, in seconds since 1970.
-
-    Raises:
-        DataError: when trainer_state.json is missing or broken.
-    """
-    file = path / STATE_FILE
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        train_config = content.pop("train_config")
-        # Older versions wrote no time.
-        written_at = content.pop("written_at", file.stat().st_mtime)
-        state = TrainerState(**content)
-        counts = (state.epoch, state.epoch_step, state.step, state.epoch_clips)
-        counts = (*counts, state.order_batch_size, state.order_checksum)
-        numbers = (*state.epoch_losses, state.best_score, written_at)
-        if not (
-            all(type(count) is int and count >= 0 for count in counts)
-            and all(type(number) in (int, float) for number in numbers)
-            and math.isfinite(written_at)
-            and all(type(row) is dict and "epoch" in row for row in state.history)
-            and isinstance(train_config, dict)
-        ):
-            raise ValueError("a value is of another kind than what is written there")
-        return state, train_config, written_at
-    except (
-        OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError
-    ) as error:  # fmt: skip
-        raise DataError(f"{file}: cannot be read ({error})") from None
+        check_shapes(path, model_config)
+        model = Tacotron2(model_config)
+        state = safetensors.torch.load_file(path)
+        model.load_state_dict(state)
+    except (safetensors.SafetensorError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: weights do not fit config.json ({reason})") from None
+    broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise DataError(f"{path}: {broken[0]} holds NaN or infinity")
+    return Voice(speed_up(model).to(device).eval(), audio_config, tokenizer)
 
 
 def list_differences(
@@ -376,64 +201,3 @@ def warm_start(
         )
     model.load_state_dict(fitting, strict=False)
     return skipped
-
-
-def list_changed_flags(path: Path, train_config: dict) -> list[str]:
-    """Flags of the run that a checkpoint was written with otherwise, a phrase for each.
-
-    Raises:
-        DataError: when one decides the order of an epoch that the checkpoint stands within.
-    """
-    state, saved = read_state(path)
-    changed = {
-        name: f"--{name} was {saved[name]} and is now {value}"
-        for name, value in train_config.items()
-        if name in saved and saved[name] != value and name not in NEW_RUN_FLAGS
-    }
-    refused = [changed[name] for name in ORDER_FLAGS if name in changed]
-    if state.epoch_step and refused:
-        raise DataError(
-            f"{path}: stands within an epoch, whose order these flags would change: "
-            f"{'; '.join(refused)}"
-        )
-    return list(changed.values())
-
-
-def load_checkpoint_state(
-    accelerator: Accelerator,
-    path: Path,
-    audio_config: AudioConfig,
-    model_config: Tacotron2Config,
-    tokenizer: Tokenizer,
-) -> TrainerState:
-    """Puts a run back where the checkpoint left it, random numbers of this process included.
-
-    A process that the checkpoint has no random state of keeps the one it has.
-
-    Raises:
-        DataError: when a file is missing, broken, would need code to be run, or belongs to
-            another model, audio or table of symbols.
-    """
-    differences = list_differences(path, model_config, audio_config, tokenizer)
-    if differences:
-        raise DataError(f"{path}: cannot be resumed with other settings: {'; '.join(differences)}")
-    if not (path / RANDOM_STATES_FILE.format(0)).is_file():
-        raise DataError(f"{path}: {RANDOM_STATES_FILE.format(0)} is missing")
-    weights, pickles = path / WEIGHTS_FILE, ("*.bin", "*.pkl", "*.pt")
-    if not weights.is_file():  # accelerate would look for a pickle instead
-        raise DataError(f"{path}: {WEIGHTS_FILE} is missing")
-    for file in sorted([weights, *(file for kind in pickles for file in path.glob(kind))]):
-        try:
-            content = load_file(file) if file == weights else load_tensors(file, map_location="cpu")
-        except Exception as error:
-            reason = " ".join(str(error).split())[:120]
-            raise DataError(f"{file}: refused, not plain tensors and numbers ({reason})") from None
-        # accelerate goes on in silence, with other random numbers, where it cannot use these.
-        if file.match(RANDOM_STATES_FILE.format("*")) and not set(content) >= RANDOM_STATES:
-            raise DataError(f"{file}: does not hold the states of random generators")
-    try:
-        accelerator.load_state(str(path))
-    except Exception as error:  # whatever files of another content bring up
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: cannot be loaded ({reason})") from None
-    return read_state(path)[0]

@@ -9,8 +9,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from arguments import path_argument
 from dataset import AudioConfig
+from files import path_argument
 from model import Tacotron2Config
 from tokenizer import Tokenizer
 

@@ -17,10 +17,8 @@ capitals, and all phonemes, have ids that no text reaches.
 """
 
 import argparse
-import json
 import os
 import re
-import shutil
 import statistics
 import sys
 from collections.abc import Callable
@@ -30,10 +28,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from arguments import DataError, check_writable, file_errors, path_argument
+from checkpoints import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, write_config
 from dataset import AudioConfig
+from files import DataError, check_writable, file_errors, path_argument, read_json, write_whole
 from model import Tacotron2, Tacotron2Config
-from synthesize import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, write_config
 from tokenizer import Tokenizer
 
 LAYOUTS = ("torchaudio", "nvidia")
@@ -176,12 +174,14 @@ def read_symbols(path: str | None, n_symbols: int) -> Tokenizer:
             raise DataError(f"no table of {n_symbols} symbols is known: give it as --symbols FILE")
         return Tokenizer(SYMBOLS[n_symbols])
     try:
-        symbols = json.loads(Path(path).read_text(encoding="utf-8"))
+        symbols = read_json(path, f"--symbols {path}")
         is_list = isinstance(symbols, list) and all(isinstance(s, str) for s in symbols)
         if not is_list or len(symbols) != n_symbols:
             raise ValueError(f"not a JSON list of {n_symbols} strings")
         return Tokenizer(symbols)
-    except (OSError, ValueError, RecursionError) as error:
+    except DataError:
+        raise
+    except ValueError as error:
         raise DataError(f"--symbols {path}: cannot be used ({error})") from None
 
 
@@ -205,25 +205,15 @@ def check_target(path: Path, is_folder: bool, overwrite: bool) -> None:
 
 @file_errors()
 def write_target(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` with a temporary name in the same folder, then renames.
-
-    plotting.py's write_whole replaces files only; this one also puts a folder in a folder's place.
+    """write_whole, whose errors are told in one sentence.
 
     Raises:
         DataError: when it cannot be written; nothing of it is left then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".writing_{os.getpid()}_{path.name}")
     try:
-        write(temporary)
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        write_whole(path, write)
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: cannot be written ({error})") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # passes over a file
-        temporary.unlink(missing_ok=True)
 
 
 def import_peer(layout: str, source: Path, target: Path, symbols: str | None) -> str:

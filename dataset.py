@@ -35,7 +35,7 @@ import torchaudio
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from arguments import DataError
+from files import DataError
 from tokenizer import Tokenizer
 
 MANIFEST_COLUMNS = ("file_path", "normalized_transcript", "duration")
@@ -153,6 +153,12 @@ class Batch(NamedTuple):
     stop_targets: Tensor  # (B, T_mel), 1 from the last valid frame on
     texts: list[str]
     paths: list[str]
+
+    def to(self, device: torch.device) -> "Batch":
+        """On the device; the lengths stay on the CPU, where packing needs them."""
+        names = ("tokens", "mels", "stop_targets")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return self._replace(**moved)
 
 
 def load_wav(path: str | Path, sampling_rate: int) -> Tensor:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from arguments import DataError
+from files import DataError
 
 LENGTH_SLACK = 2  # characters that a sentence may miss the drawn length by
 GIVE_UP_AFTER = 5_000  # draws in a row without a new sentence: the grammar is exhausted

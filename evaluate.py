@@ -20,120 +20,34 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import librosa.sequence
 import numpy as np
 import pandas as pd
-import scipy.fft
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from arguments import DataError, check_writable, file_errors, path_argument, seed_argument
-from dataset import AudioConfig, Batch, BatchSampler, TTSCollator, TTSDataset, to_log_mel
-from model import InferenceOutput
-from plotting import save_figure, summary_figure, write_whole
-from synthesize import MAX_DECODER_STEPS, Voice, device_argument, load_checkpoint
+from checkpoints import Voice, load_checkpoint
+from dataset import Batch, BatchSampler, TTSCollator, TTSDataset
+from files import (
+    DataError,
+    check_writable,
+    file_errors,
+    path_argument,
+    read_json,
+    seed_argument,
+    write_whole,
+)
+from plotting import save_figure, summary_figure
+from scores import (
+    ALIGNMENT_SCORES,
+    alignment_scores,
+    free_running_scores,
+    mel_cepstral_distortion,
+    word_start_errors,
+)
+from synthesize import MAX_DECODER_STEPS, device_argument
 
-ALIGNMENT_SCORES = ("focus", "coverage", "monotonicity")
-COVERED = 0.5  # frames' worth of attention that counts a character as visited
 LENGTH_TOLERANCE = 0.15  # share of the recording's length
-N_CEPSTRA = 13  # c_1 to c_13; c_0 is loudness
-
-
-def alignment_scores(
-    alignments: Tensor, token_lengths: Tensor, mel_lengths: Tensor
-) -> dict[str, Tensor]:
-    """How well formed alignments are, per item; says nothing about whether they are true.
-
-    Args:
-        alignments: (B, T_mel, T_text).
-        token_lengths, mel_lengths: (B,) int64.
-
-    Returns:
-        focus: mean over frames of the alignment's maximum, 1 is sharp; coverage: share of
-        characters that get at least half a frame of attention; monotonicity: share of steps on
-        which the arg-max does not go back. Each (B,).
-    """
-    alignments, token_lengths = alignments.float(), token_lengths.to(alignments.device)
-    mel_lengths = mel_lengths.to(alignments.device)
-    frames = torch.arange(alignments.shape[1], device=alignments.device)
-    valid = frames < mel_lengths[:, None]  # (B, T_mel)
-    maxima, positions = alignments.max(dim=2)  # (B, T_mel) both
-    attention = (alignments * valid[:, :, None]).sum(dim=1)  # (B, T_text)
-    forward = (positions.diff(dim=1) >= 0) & valid[:, 1:]
-    return {
-        "focus": (maxima * valid).sum(dim=1) / mel_lengths,
-        "coverage": (attention >= COVERED).sum(dim=1) / token_lengths,
-        "monotonicity": forward.sum(dim=1) / (mel_lengths - 1).clamp_min(1),
-    }
-
-
-def free_running_scores(output: InferenceOutput, token_lengths: Tensor) -> dict[str, Tensor]:
-    """`alignment_scores` of free running, per item, with `stopped` and one `score`.
-
-    The score is the product of all: near 0 when an item does not stop, babbles, skips or goes
-    back, 0.5 to 0.8 when all is well.
-    """
-    scores = alignment_scores(output.alignments, token_lengths, output.mel_lengths)
-    scores["stopped"] = (~output.reached_limit).float()
-    scores["score"] = torch.stack(list(scores.values())).prod(dim=0)
-    return scores
-
-
-def mel_cepstral_distortion(mel: Tensor, reference: Tensor, audio_config: AudioConfig) -> float:
-    """Mel-cepstral distortion in dB of a mel from its reference, under dynamic time warping.
-
-    (10 / ln 10) sqrt(2 sum (c_k - c'_k)^2) over k = 1..13, mean over the frames that the path
-    pairs with a frame of the reference, then over the reference's frames. (A mean over the whole
-    path falls when a model that never stops adds what fits one silent frame: untrained models
-    then score best.) c is the DCT-II of the natural-log mel, scaled to be the amplitudes of its
-    cosines, so that the result is the root mean square in dB between two smoothed spectra.
-    Comparable at the same sampling_rate, num_mels, n_fft, window_size, hop_size, fmin, fmax and
-    min_db; not with figures of papers, whose cepstra come from other analyses.
-
-    Args:
-        mel, reference: (T_mel, num_mels) as audio_config scales them, of any two lengths.
-
-    Raises:
-        DataError: when a value is not finite.
-    """
-    log_mels = [to_log_mel(x.float().cpu(), audio_config).numpy() for x in (mel, reference)]
-    if not all(np.isfinite(log_mel).all() for log_mel in log_mels):
-        raise DataError("a mel holds values that are not finite: the model is broken")
-    # An orthonormal transform of n values is sqrt(n / 2) times the cosines' amplitudes.
-    spoken, recorded = (
-        scipy.fft.dct(log_mel, norm="ortho", axis=1)[:, 1 : N_CEPSTRA + 1]
-        * np.sqrt(2 / audio_config.num_mels)
-        for log_mel in log_mels
-    )  # (T_mel, 13) each
-    at, of = librosa.sequence.dtw(spoken.T, recorded.T)[1].T  # the path's frames in each
-    distances = 10 / np.log(10) * np.sqrt(2) * np.linalg.norm(spoken[at] - recorded[of], axis=1)
-    return float(np.mean(np.bincount(of, distances) / np.bincount(of)))
-
-
-def word_start_errors(
-    alignment: Tensor, words: list[dict], hop_seconds: float
-) -> tuple[list[float], list[float]]:
-    """Seconds by which words start too late (positive) or too early, every word but the first.
-
-    Args:
-        alignment: (T_mel, T_text) of one utterance, without padding.
-        words: {"word", "index" of its first character, "start" in seconds} in order.
-        hop_seconds: from one frame to the next.
-
-    Returns:
-        The errors of the time at which the alignment's arg-max first reaches each word's first
-        character (the clip's end when it never does), and those of a straight diagonal.
-    """
-    n_frames, n_text = alignment.shape
-    positions = alignment.argmax(dim=1)  # (T_mel,)
-    errors, diagonal_errors = [], []
-    for word in words[1:]:
-        reached = (positions >= word["index"]).nonzero()
-        frame = reached[0].item() + 0.5 if len(reached) else n_frames  # the frame's middle
-        errors.append(frame * hop_seconds - word["start"])
-        diagonal_errors.append(word["index"] / n_text * n_frames * hop_seconds - word["start"])
-    return errors, diagonal_errors
 
 
 class Judged(NamedTuple):
@@ -300,11 +214,13 @@ def read_word_times(path: str, clips: TTSDataset) -> dict[str, list[dict]]:
         DataError: when the file cannot be read, is of another form, or knows none of the clips.
     """
     try:
-        word_times = json.loads(Path(path).read_text(encoding="utf-8"))
+        word_times = read_json(path, f"--word_times {path}")
         for words in word_times.values():
             for word in words:
                 float(word["start"]), word["index"] >= 0
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except DataError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"--word_times {path}: cannot be read ({reason})") from None
     if not any(word_times.get(Path(clip).stem, [])[1:] for clip in clips.paths):

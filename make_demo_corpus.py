@@ -25,7 +25,6 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -39,8 +38,8 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from arguments import DataError, file_errors, path_argument
 from demo_sentences import WORD, CorpusError, make_sentences, read_sentences
+from files import DataError, file_errors, path_argument, write_whole
 
 SAMPLING_RATE = 22050  # Hz, what espeak-ng's own synthesizer produces
 N_SENTENCES, MIN_CHARS, MAX_CHARS, SEED = 3300, 10, 32, 42
@@ -323,20 +322,16 @@ def build_corpus(args: argparse.Namespace) -> str:
     if is_there(folder, arguments, args.overwrite):
         return f"{folder} is already there, made with the same arguments."
     Speaker(args.voice, args.words_per_minute)  # so that a bad voice fails here, in words
-    scratch = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    replaced = folder.with_name(f"{scratch.name}-replaced")
-    try:
-        with file_errors():
-            scratch.mkdir(parents=True)
-            totals = write_corpus(scratch, sentences, spares, args.voice, args.words_per_minute)
-            record = json.dumps({"arguments": arguments, **totals}, indent=2)
-            (scratch / "corpus.json").write_text(record + "\n", encoding="utf-8")
-            if folder.exists():
-                folder.rename(replaced)
-            scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+    totals: dict = {}
+
+    def write(scratch: Path) -> None:
+        scratch.mkdir()
+        totals.update(write_corpus(scratch, sentences, spares, args.voice, args.words_per_minute))
+        record = json.dumps({"arguments": arguments, **totals}, indent=2)
+        (scratch / "corpus.json").write_text(record + "\n", encoding="utf-8")
+
+    with file_errors():
+        write_whole(folder, write)
     return (
         f"{folder}: {totals['n_clips']} clips, {totals['seconds'] / 60:.1f} minutes,"
         f" {totals['n_words']} words with their times"

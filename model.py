@@ -59,7 +59,8 @@ class Tacotron2Config:
         for name, value in vars(self).items():
             most = next((MAX_SIZES[end] for end in MAX_SIZES if name.endswith(end)), None)
             if most and not 1 <= value <= most:
-                raise ValueError(f"--{name} must be 1 to {most}, found {value}")
+                bounds = "at least 1" if value < 1 else f"at most {most}"
+                raise ValueError(f"--{name} must be {bounds}, found {value}")
             if name.endswith("kernel_size") and value % 2 == 0:
                 raise ValueError(f"--{name} must be odd, found {value}")
             if name.endswith("_p") and not 0 <= value < 1:
@@ -162,14 +163,14 @@ class Encoder(nn.Module):
             x = F.dropout(x, self.dropout_p, self.training)
         order = padding_mask.sum(dim=1).argsort(stable=True)  # packing wants the longest first
         lengths = token_lengths.cpu().sort(descending=True).values
-        x = x.transpose(1, 2)[order]  # (B, T_text, encoder_embed_dim)
+        x = x.transpose(1, 2).index_select(0, order)  # (B, T_text, encoder_embed_dim)
         packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
         # On a GPU autocast runs an LSTM in float16, also under bfloat16. Without a scaled loss
         # most of its gradients would underflow.
         with torch.autocast(x.device.type, enabled=False):
             outputs, _ = self.lstm(packed.to(self.lstm.weight_hh_l0.dtype))
         outputs, _ = nn.utils.rnn.pad_packed_sequence(outputs, True, total_length=tokens.shape[1])
-        return outputs[order.argsort()]  # (B, T_text, encoder_embed_dim)
+        return outputs.index_select(0, order.argsort())  # (B, T_text, encoder_embed_dim)
 
 
 class Prenet(nn.Module):

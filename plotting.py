@@ -12,8 +12,7 @@ import math
 import os
 import re
 import textwrap
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import colormaps
@@ -25,6 +24,8 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 from PIL import Image
+
+from files import write_whole
 
 DPI = 100
 FIGURE_WIDTH = 8.0  # inches
@@ -185,22 +186,6 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     """Writes a PNG, whole or not at all; the same figure gives the same bytes."""
     metadata = {"Software": None}  # the default is matplotlib's version
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=DPI, metadata=metadata))
-
-
-def write_whole(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
-    """Writes beside `path` and renames: a reader, or a crash, never meets half a file.
-
-    Raises:
-        OSError: when it cannot be written; nothing of it is left then.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def figure_to_array(figure: Figure) -> np.ndarray:

@@ -32,7 +32,7 @@ from typing import NamedTuple
 import soundfile
 from tqdm import tqdm
 
-from arguments import DataError, check_writable, file_errors, path_argument
+from files import DataError, check_writable, file_errors, path_argument
 
 CORPUS_NAME = "LJSpeech-1.1"
 ARCHIVE_NAME = f"{CORPUS_NAME}.tar.bz2"
@@ -117,7 +117,7 @@ def print_table(splits: dict[str, list[Clip]]) -> None:
 
 def say_unknown(clips: list[Clip]) -> None:
     """Say which characters of the transcripts training will leave out, on stderr, if any."""
-    from tokenizer import Tokenizer  # which imports torch: slow, and not needed for a mistake
+    from tokenizer import Tokenizer
 
     unknown = Tokenizer().describe_unknown(clip.transcript for clip in clips)
     if unknown:

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from config import TrainConfig
 from dataset import AudioConfig, Utterance, mel_to_audio
+from files import write_whole
 from model import Tacotron2
-from plotting import alignment_film, loss_figure, save_figure, summary_figure, write_whole
+from plotting import alignment_film, loss_figure, save_figure, summary_figure
 from synthesize import write_wav
 from tokenizer import Tokenizer
 

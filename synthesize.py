@@ -10,39 +10,23 @@ model has run away. `load_checkpoint` and `synthesize` are what inference.ipynb 
 
 import argparse
 import io
-import json
-import os
 import sys
 from contextlib import AbstractContextManager
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import NamedTuple
 
 import numpy as np
-import safetensors.torch
 import soundfile
 import torch
 from torch import Tensor
 
-from arguments import DataError, check_writable, file_errors, path_argument, seed_argument
-from dataset import AudioConfig, clamp_mel, mel_to_audio, to_log_mel
-from fast_decoder import speed_up
-from model import Tacotron2, Tacotron2Config
-from plotting import save_figure, summary_figure, write_whole
-from tokenizer import Tokenizer
+from checkpoints import Voice, load_checkpoint
+from dataset import clamp_mel, mel_to_audio, to_log_mel
+from files import DataError, check_writable, file_errors, path_argument, seed_argument, write_whole
+from plotting import save_figure, summary_figure
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-FORMAT_VERSION = 1
 MAX_DECODER_STEPS = 2000  # 23 s at 86 frames per second
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class Voice(NamedTuple):
-    """A checkpoint, ready to speak."""
-
-    model: Tacotron2
-    audio_config: AudioConfig
-    tokenizer: Tokenizer
 
 
 class Synthesis(NamedTuple):
@@ -60,118 +44,6 @@ def inference_precision(device: torch.device, dtype: torch.dtype) -> AbstractCon
     Cells, alignments and the stored weights stay float32.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
-
-
-def write_config(
-    directory: str | Path,
-    model_config: Tacotron2Config,
-    audio_config: AudioConfig,
-    tokenizer: Tokenizer,
-) -> None:
-    """Writes config.json: all that inference needs beside the weights."""
-    config = {
-        "format_version": FORMAT_VERSION,
-        **asdict(model_config),
-        "audio": asdict(audio_config),
-        "symbols": list(tokenizer.symbols),
-    }
-    (Path(directory) / CONFIG_FILE).write_text(
-        json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8"
-    )
-
-
-def check_fields(path: Path, given: dict[str, Any], config_class: type) -> None:
-    """Holds what a JSON file gives for a config against the config's fields and their types.
-
-    Raises:
-        DataError: naming the field that is missing, unknown or of another type.
-    """
-    odd = set(given) ^ {field.name for field in fields(config_class)}
-    if odd:
-        raise DataError(f"{path}: {sorted(odd)[0]} is missing or unknown")
-    for name, kind in get_type_hints(config_class).items():
-        if type(given[name]) not in ((int, float) if kind is float else (kind,)):
-            raise DataError(f"{path}: {name} must be {kind.__name__}, found {given[name]!r:.40}")
-
-
-def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, Tokenizer]:
-    """Reads config.json of a checkpoint folder.
-
-    Raises:
-        DataError: when it is missing, not JSON, of a newer format, lacks or invents a field, or is
-            that of `save_pretrained`, without audio settings and symbols.
-    """
-    path = Path(directory) / CONFIG_FILE
-    if not os.path.isdir(directory):  # unlike Path.is_dir, False for any unusable name
-        raise DataError(f"{directory}: no such checkpoint folder")
-    if not os.path.isfile(path):
-        raise DataError(f"{directory}: not a checkpoint folder, {CONFIG_FILE} is missing")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config, dict) and not {"format_version", "audio", "symbols"} & set(config):
-            raise DataError(
-                f"{path}: has neither audio settings nor symbols, which save_pretrained does not "
-                f"know: copy {CONFIG_FILE} of the checkpoint that the model came from to "
-                f"{directory}, or call write_config({str(directory)!r}, model.config, "
-                "audio_config, tokenizer) of synthesize.py"
-            )
-        version = config.pop("format_version")
-        if version != FORMAT_VERSION:
-            raise DataError(
-                f"{path}: format_version {version!r:.40} is not the {FORMAT_VERSION} read here"
-            )
-        audio, symbols = config.pop("audio"), config.pop("symbols")
-        config.pop("fast_decoder", None)  # older versions wrote it here
-        for given, config_class in ((config, Tacotron2Config), (audio, AudioConfig)):
-            check_fields(path, given, config_class)
-        result = Tacotron2Config(**config), AudioConfig(**audio), Tokenizer(symbols)
-    except DataError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path}: not a checkpoint's config ({error})") from None
-    if result[0].vocab_size != result[2].vocab_size or result[0].num_mels != result[1].num_mels:
-        raise DataError(f"{path}: model, symbols and audio do not fit each other")
-    return result
-
-
-def check_shapes(path: Path, model_config: Tacotron2Config) -> None:
-    """Holds the shapes in a weights file against the model's, before either takes memory.
-
-    Raises:
-        DataError: naming a tensor that is missing, unknown or of another shape.
-    """
-    with torch.device("meta"):
-        expected = {name: [*t.shape] for name, t in Tacotron2(model_config).state_dict().items()}
-    with safetensors.safe_open(path, "pt") as file:
-        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    for name in sorted(expected.keys() | found):
-        if expected.get(name) != found.get(name):
-            shapes = f"{name} is {found.get(name, 'missing')}, not {expected.get(name, 'expected')}"
-            raise DataError(f"{path}: weights do not fit {CONFIG_FILE} ({shapes})")
-
-
-def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -> Voice:
-    """A checkpoint folder to a Voice in eval mode. No pickle is opened.
-
-    Raises:
-        DataError: when config.json or model.safetensors is missing, broken or does not fit.
-    """
-    model_config, audio_config, tokenizer = read_config(directory)
-    path = Path(directory) / WEIGHTS_FILE
-    if not path.is_file():
-        raise DataError(f"{directory}: {WEIGHTS_FILE} is missing")
-    try:
-        check_shapes(path, model_config)
-        model = Tacotron2(model_config)
-        state = safetensors.torch.load_file(path)
-        model.load_state_dict(state)
-    except (safetensors.SafetensorError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: weights do not fit config.json ({reason})") from None
-    broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
-    if broken:
-        raise DataError(f"{path}: {broken[0]} holds NaN or infinity")
-    return Voice(speed_up(model).to(device).eval(), audio_config, tokenizer)
 
 
 def encode(text: str, voice: Voice) -> Tensor:

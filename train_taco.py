@@ -13,40 +13,41 @@ follows it, the run.
 """
 
 import contextlib
-import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from arguments import check_writable, file_errors
-from checkpoints import (
-    RANDOM_STATES_FILE,
-    TrainerState,
-    choose_checkpoint,
-    clear_remains,
-    find_checkpoint_folders,
-    list_changed_flags,
-    load_checkpoint_state,
-    prune_checkpoints,
-    read_state,
-    remove_checkpoint,
-    save_checkpoint,
-    warm_start,
-)
-from config import Configs, TrainConfig, parse_args
-from dataset import Batch, DataError, TTSDataset
+from checkpoints import read_config, warm_start
+from config import MAX_WORKERS, Configs, TrainConfig, parse_args
+from dataset import AudioConfig, Batch, BatchSampler, TTSCollator, TTSDataset
 from fast_decoder import speed_up
-from model import Tacotron2
+from files import DataError, check_writable, file_errors, read_json
+from model import Tacotron2, Tacotron2Config, tacotron2_loss
+from processes import (
+    Interrupt,
+    Interrupted,
+    any_process,
+    end_group,
+    hold_folder,
+    is_interrupted,
+    on_main,
+    raise_together,
+    read_groups,
+    refuse_sharding,
+    seen_everywhere,
+)
 from reporting import (
     Meter,
     alignment_is_due,
@@ -56,30 +57,24 @@ from reporting import (
     print_epoch,
     start_wandb,
 )
-from run_folder import hold_folder, on_main, seen_everywhere
-from synthesize import read_config
-from tokenizer import Tokenizer
-from training_run import (
-    LOSSES,
-    Interrupt,
-    Interrupted,
-    Run,
-    agree,
+from resuming import (
+    RANDOM_STATES_FILE,
+    STATE_FILE,
+    TrainerState,
     check_place,
-    count_frames,
-    describe_batch,
+    choose_checkpoint,
+    clear_remains,
     enter_epoch,
-    forward_losses,
-    is_interrupted,
-    leave,
-    make_loader,
-    raise_together,
-    read_groups,
-    refuse_sharding,
-    remember,
-    synchronize_batch_norm,
+    find_checkpoint_folders,
+    list_changed_flags,
+    load_checkpoint_state,
+    prune_checkpoints,
+    read_state,
+    remove_checkpoint,
+    save_checkpoint,
 )
-from validation import judge_epoch
+from tokenizer import Tokenizer
+from validation import LOSSES, choose_sample, judge_epoch
 
 # Of fp16. A scale too high for the gradients is found within some twenty steps; one below 1 would
 # make gradients smaller than they are.
@@ -87,6 +82,63 @@ MAX_SKIPPED_IN_A_ROW = 50
 MIN_LOSS_SCALE = 1.0
 MAX_PARAMETERS = 10**9  # 4 GB in float32
 VALIDATION_WORKERS = 4  # at most; each reads some 200 clips a second (benchmarks/loader.py)
+
+
+class Run(NamedTuple):
+    """What stays the same from the first step to the last."""
+
+    config: TrainConfig
+    audio_config: AudioConfig
+    model_config: Tacotron2Config
+    tokenizer: Tokenizer
+    accelerator: Accelerator
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    train_set: TTSDataset
+    val_set: TTSDataset
+    train_loader: DataLoader  # its BatchSampler goes from epoch to epoch
+    val_loader: DataLoader
+    wandb: Any  # wandb's run on the main process with --log_wandb, else None
+    interrupt: Interrupt | None = None  # None: nobody listens for signals
+
+    @property
+    def folder(self) -> Path:
+        """Of the checkpoints."""
+        return self.config.folder
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps, the last one perhaps of fewer clips."""
+        clips = self.config.batch_size * self.accelerator.num_processes
+        n_batches = -(-len(self.train_set) // clips)
+        return -(-n_batches // self.config.gradient_accumulation_steps)
+
+
+def make_loader(
+    run: Run, dataset: TTSDataset, max_workers: int = MAX_WORKERS, **order: Any
+) -> DataLoader:
+    """Batches of this process, in the order that BatchSampler draws from `order`.
+
+    Its processes start with the first iteration and live as long as the loader does.
+    """
+    sampler = BatchSampler(
+        dataset.n_frames,
+        run.config.batch_size,
+        num_processes=run.accelerator.num_processes,
+        process_index=run.accelerator.process_index,
+        **order,
+    )
+    num_workers = min(run.config.num_workers, max_workers)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=TTSCollator(run.audio_config, run.tokenizer),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=run.accelerator.device.type == "cuda",
+        # Its own generator: making a loader must not move the random numbers of training.
+        generator=torch.Generator(),
+    )
 
 
 def learning_rate(epoch: float, config: TrainConfig) -> float:
@@ -127,8 +179,36 @@ def save_and_leave(run: Run, state: TrainerState) -> NoReturn:
     """
     name = f"checkpoint_{state.epoch}_step_{state.step}"
     save(run, state, name)
-    leave(run.accelerator)
+    end_group(run.accelerator)
     raise Interrupted(name) from None
+
+
+def count_frames(run: Run, batches: list[Batch]) -> Tensor:
+    """Valid frames in these batches on all processes together, as a tensor on the device."""
+    count = float(sum(int(b.mel_lengths.sum()) for b in batches))
+    # Filled on the device: copying a number there would wait for all that is queued on it.
+    return run.accelerator.reduce(torch.full((), count, device=run.accelerator.device), "sum")
+
+
+def take_snapshot(run: Run) -> Callable[[], None]:
+    """Copies what a forward pass changes: random states and the running means of batch norms.
+
+    Returns:
+        A function that puts them back, for a step that turns out not to be finite.
+    """
+    device = run.accelerator.device
+    buffers = [(buffer, buffer.clone()) for buffer in run.model.buffers()]
+    random_state = torch.get_rng_state()
+    cuda_random_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def put_back() -> None:
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        torch.set_rng_state(random_state)
+        if cuda_random_state is not None:
+            torch.cuda.set_rng_state(cuda_random_state, device)
+
+    return put_back
 
 
 def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, float], Tensor, float]:
@@ -146,13 +226,18 @@ def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, flo
     decay = 1.0 - step / max(run.config.guided_attention_steps, 1)
     guided_weight = run.config.guided_attention_weight * max(decay, 0.0)
     totals = torch.zeros(len(LOSSES), device=run.accelerator.device)
-    put_back = remember(run)
+    put_back = take_snapshot(run)
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
             # Processes average their gradients: each divides by its share of the frames.
             share = n_frames / run.accelerator.num_processes
-            losses = forward_losses(run, batch, share, guided_weight)
+            batch = batch.to(run.accelerator.device)
+            output = run.model(*batch[:4])  # tokens, token_lengths, mels, mel_lengths
+            losses = tacotron2_loss(
+                output, batch.mels, batch.token_lengths, batch.mel_lengths, batch.stop_targets,
+                guided_weight, run.config.guided_attention_sigma, share,
+            )  # fmt: skip
             run.accelerator.backward(losses["loss"])
         totals += torch.stack([losses[name].detach() for name in LOSSES])
     grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.max_grad_norm)
@@ -222,7 +307,7 @@ def train_epoch(run: Run, state: TrainerState, saved_at: float) -> tuple[Trainer
             after writing a checkpoint.
     """
     config = run.config
-    state = enter_epoch(run, state)
+    state = enter_epoch(run.train_loader.batch_sampler, state)
     batch_sizes = iter(run.train_loader.batch_sampler.batch_sizes)
     n_steps = state.epoch_step + -(-len(run.train_loader) // config.gradient_accumulation_steps)
     meter = Meter(run.accelerator, config, run.wandb, state.epoch, state.epoch_step, n_steps)
@@ -230,7 +315,7 @@ def train_epoch(run: Run, state: TrainerState, saved_at: float) -> tuple[Trainer
         minutes = (time.monotonic() - saved_at) / 60
         due = config.checkpoint_minutes is not None and minutes >= config.checkpoint_minutes
         broken = isinstance(batches, DataError)
-        stop, due, broken = agree(run, is_interrupted(run), due, broken)
+        stop, due, broken = any_process(run.accelerator, is_interrupted(run.interrupt), due, broken)
         if stop:
             save_and_leave(run, state)
         if due:
@@ -238,7 +323,7 @@ def train_epoch(run: Run, state: TrainerState, saved_at: float) -> tuple[Trainer
             saved_at = time.monotonic()
         try:
             if broken:
-                raise_together(run, batches)
+                raise_together(run.accelerator, batches)
             rate = learning_rate(state.epoch + state.epoch_clips / len(run.train_set), config)
             set_optimizer(run, lr=rate)
             losses, n_frames, grad_norm = train_step(run, batches, state.step)
@@ -277,7 +362,11 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
         f"train_{name}": total / n_steps
         for name, total in zip(LOSSES, state.epoch_losses, strict=True)
     }
-    scores, files = judge_epoch(run, epoch) if due else ({}, {})
+    scores, files = {}, {}
+    if due:
+        scores, files = judge_epoch(
+            run.accelerator, run.model, run.val_loader, run.config, epoch, run.interrupt
+        )
     row = {"epoch": epoch, "step": state.step, **train_means, **scores}
     if run.config.skip_nonfinite or run.accelerator.scaler is not None:
         row["skipped_steps"] = state.epoch_skipped
@@ -326,11 +415,10 @@ def choose_tokenizer(config: TrainConfig, resumed: Path | None) -> Tokenizer:
     if resumed:
         return read_config(resumed)[2]
     if path := config.path_to_symbols:
+        symbols = read_json(path, f"--path_to_symbols {path}")
         try:
-            return Tokenizer(json.loads(Path(path).read_text(encoding="utf-8")))
-        except UnicodeDecodeError:
-            raise DataError(f"--path_to_symbols {path}: is not UTF-8 text") from None
-        except (OSError, ValueError, RecursionError) as error:
+            return Tokenizer(symbols)
+        except ValueError as error:
             raise DataError(f"--path_to_symbols {path}: {error}") from None
     return read_config(config.warm_start)[2] if config.warm_start else Tokenizer()
 
@@ -346,13 +434,14 @@ def resume(run: Run, path: Path) -> TrainerState:
     state, saved_flags = read_state(path)
     if len(state.epoch_losses) != len(LOSSES):
         raise DataError(f"{path}: trainer_state.json: epoch_losses are not {len(LOSSES)}")
-    state = enter_epoch(run, check_place(run, path, state, saved_flags))
+    sampler = run.train_loader.batch_sampler
+    state = check_place(path, state, saved_flags, sampler, config.path_to_train_manifest)
+    state = enter_epoch(sampler, state)
     # For a process that the checkpoint has no random state of: it had fewer.
     source = np.random.SeedSequence([config.seed, accelerator.process_index, state.step])
     set_seed(int(source.generate_state(1)[0]))
     load_checkpoint_state(accelerator, path, run.audio_config, run.model_config, run.tokenizer)
     set_optimizer(run, eps=config.adam_eps, weight_decay=config.weight_decay)
-    sampler = run.train_loader.batch_sampler
     if state.order_recut:
         changed.append(
             f"the {sum(sampler.batch_sizes)} clips that are left of the epoch are in batches of "
@@ -433,7 +522,7 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
         return choose_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
 
     chosen = on_main(accelerator, choose)
-    with seen_everywhere(accelerator, chosen) as resumed:
+    with seen_everywhere(accelerator, chosen, STATE_FILE) as resumed:
         run = build_run(configs, accelerator, resumed)
         set_seed(config.seed, device_specific=True)  # each process draws its own dropout
         state = TrainerState(0, 0, 0, epoch_losses=[0.0] * len(LOSSES), history=[])
@@ -453,6 +542,36 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
         run = run._replace(wandb=wandb_run)
         state = state._replace(wandb_run_id=run.wandb and run.wandb.id)
     return run, state
+
+
+def synchronize_batch_norm(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
+    """The model with the means and variances of batch norm taken over all GPUs together.
+
+    Parameters, buffers and their names stay as they are.
+
+    Raises:
+        DataError: for several processes on a CPU, where torch cannot do it.
+    """
+    if accelerator.num_processes == 1:
+        print("--sync_batch_norm: one process, whose batch norm sees the whole batch as it is")
+        return model
+    if accelerator.device.type != "cuda":
+        raise DataError(
+            f"--sync_batch_norm is for GPUs, found {accelerator.num_processes} processes on "
+            f"{accelerator.device.type}"
+        )
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def describe_batch(run: Run) -> str:
+    """Devices, clips on each and clips of one optimizer step, as one line."""
+    device, n = run.accelerator.device, run.accelerator.num_processes
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    size, accumulated = run.config.batch_size, run.config.gradient_accumulation_steps
+    return (
+        f"{n} {'process' if n == 1 else 'processes'} ({name}) x {size} clips a batch x "
+        f"{accumulated} accumulated = {n * size * accumulated} clips a step"
+    )
 
 
 def announce(run: Run) -> None:
@@ -514,7 +633,7 @@ def train(run: Run, state: TrainerState) -> None:
     save(run, state, "final_checkpoint")
     if accelerator.is_main_process:
         try:
-            text = run.tokenizer.decode(run.sample.tokens)
+            text = run.tokenizer.decode(choose_sample(run.val_set).tokens)
             make_film(config.save_audio_gen, state.history, text, run.audio_config.hop_seconds)
         except (DataError, OSError) as error:
             print(f"train_taco.py: the film cannot be written: {error}", file=sys.stderr)
@@ -522,7 +641,7 @@ def train(run: Run, state: TrainerState) -> None:
         print(f"pictures and wavs: {config.save_audio_gen}")
     if run.wandb:
         run.wandb.finish()
-    leave(accelerator)
+    end_group(accelerator)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -55,13 +55,13 @@ from dataset import (
     MANIFEST_COLUMNS,
     AudioConfig,
     BatchSampler,
-    DataError,
     TTSCollator,
     TTSDataset,
     Utterance,
     audio_to_mel,
     load_wav,
 )
+from files import DataError
 from plotting import save_figure
 from tokenizer import Tokenizer
 

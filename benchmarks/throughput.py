@@ -53,7 +53,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from arguments import seed_argument
 from benchmarks.common import (
     COLOURS,
     MIB,
@@ -86,12 +85,13 @@ from benchmarks.training import (
     to_device,
 )
 from config import MAX_WORKERS, TrainConfig
-from dataset import AudioConfig, BatchSampler, DataError, TTSDataset
+from dataset import AudioConfig, BatchSampler, TTSDataset
+from files import DataError, seed_argument
 from model import Tacotron2Config
 from plotting import save_figure
+from processes import read_groups
 from synthesize import DTYPES
 from tokenizer import Tokenizer
-from training_run import read_groups
 
 ADAM = {
     "lr": TrainConfig.learning_rate,

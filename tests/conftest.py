@@ -101,9 +101,9 @@ def voice(tmp_path_factory) -> Path:
     """A small untrained checkpoint, as synthesize.py reads it, that never says stop."""
     from safetensors.torch import save_file
 
+    from checkpoints import write_config
     from dataset import AudioConfig
     from model import Tacotron2, Tacotron2Config
-    from synthesize import write_config
     from test_synthesize import SMALL
     from tokenizer import Tokenizer
 

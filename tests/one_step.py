@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import train_taco
 from config import parse_args
-from training_run import make_loader, read_groups
+from processes import read_groups
+from train_taco import make_loader
 from validation import validate
 
 
@@ -47,7 +48,7 @@ def main(output, *flags):
     groups = read_groups(loader, run.config.gradient_accumulation_steps)
     losses, n_frames, grad_norm = train_taco.train_step(run, next(groups), state.step)
     means = accelerator.reduce(torch.tensor(list(losses.values())), "mean")
-    validation = validate(run)
+    validation = validate(accelerator, run.model, run.val_loader)
     if accelerator.is_main_process:
         torch.save(
             {

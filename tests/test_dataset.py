@@ -8,7 +8,8 @@ import soundfile
 import torch
 
 from conftest import RATE
-from dataset import AudioConfig, DataError, TTSDataset, audio_to_mel, load_wav, read_manifest
+from dataset import AudioConfig, TTSDataset, audio_to_mel, load_wav, read_manifest
+from files import DataError
 from test_dataset_audio import sine
 from tokenizer import Tokenizer
 

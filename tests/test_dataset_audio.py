@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from dataset import (
     AudioConfig,
-    DataError,
     audio_to_mel,
     clamp_mel,
     load_wav,
@@ -21,6 +20,7 @@ from dataset import (
     scaled_to_log_mel,
     to_log_mel,
 )
+from files import DataError
 
 RATE = 22050
 CONFIG = AudioConfig()

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +14,11 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import dataset
-from checkpoints import TrainerState
-from dataset import AudioConfig, BatchSampler, DataError, TTSCollator, TTSDataset
+from dataset import AudioConfig, BatchSampler, TTSCollator, TTSDataset
+from files import DataError
 from model import build_padding_mask
+from resuming import TrainerState, enter_epoch
 from tokenizer import Tokenizer
-from training_run import enter_epoch
 
 CONFIG = AudioConfig()
 
@@ -188,10 +187,7 @@ def enter(state: TrainerState, lengths, num_processes: int, batch_size: int):
         BatchSampler(lengths, batch_size, 7, 0, num_processes, index)
         for index in range(num_processes)
     ]
-    states = [
-        enter_epoch(SimpleNamespace(train_loader=SimpleNamespace(batch_sampler=sampler)), state)
-        for sampler in samplers
-    ]
+    states = [enter_epoch(sampler, state) for sampler in samplers]
     assert all(other == states[0] for other in states)
     return samplers, states[0]
 

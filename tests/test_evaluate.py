@@ -13,19 +13,14 @@ import torch
 from PIL import Image
 
 import evaluate
-from dataset import AudioConfig, Batch, DataError, audio_to_mel, load_wav, to_log_mel
-from evaluate import (
-    free_running_scores,
-    judge,
-    make_report,
-    mel_cepstral_distortion,
-    print_report,
-    word_start_errors,
-)
+from checkpoints import Voice
+from dataset import AudioConfig, Batch, audio_to_mel, load_wav, to_log_mel
+from evaluate import judge, make_report, print_report
+from files import DataError
 from model import InferenceOutput, Tacotron2Output
 from plotting import summary_figure
+from scores import free_running_scores, mel_cepstral_distortion, word_start_errors
 from stub_model import StubModel
-from synthesize import Voice
 from tokenizer import Tokenizer
 
 HOP, HOP_SECONDS = 0.01, 256 / 22050

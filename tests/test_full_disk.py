@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 import train_taco
 from config import parse_args
-from dataset import DataError
+from files import DataError
 from kill_and_resume import differences
 from test_train_taco import REPO, launch, run_flags
 

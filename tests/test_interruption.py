@@ -25,20 +25,20 @@ from accelerate import Accelerator
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
+import processes
 import train_taco
-import training_run
-from checkpoints import (
+from config import parse_args
+from files import DataError
+from kill_and_resume import EVERY_STEP
+from processes import SECOND_SIGNAL_SECONDS, Interrupt, read_groups
+from resuming import (
     TrainerState,
     clear_remains,
     find_checkpoint,
     list_changed_flags,
     list_checkpoints,
 )
-from config import parse_args
-from dataset import DataError
-from kill_and_resume import EVERY_STEP
 from test_train_taco import REPO, assert_same_checkpoint, launch, launcher_words, run_flags
-from training_run import SECOND_SIGNAL_SECONDS, Interrupt, read_groups
 
 
 def start(words, flags):
@@ -118,8 +118,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 def test_a_second_signal_ends_at_once_unless_it_is_the_first_passed_on(monkeypatch, number):
     """A launcher passes a signal on that has reached every process already, within a moment."""
     seconds, ends = [100.0], []
-    monkeypatch.setattr(training_run, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
-    monkeypatch.setattr(training_run.os, "_exit", ends.append)
+    monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    monkeypatch.setattr(processes.os, "_exit", ends.append)
     handlers = {n: signal.getsignal(n) for n in SIGNALS}
     try:
         interrupt = Interrupt()
@@ -140,7 +140,7 @@ SLOW_VALIDATION = f"""
 import sys, time
 sys.path.insert(0, {str(REPO)!r})
 import train_taco, validation
-from model import Decoder
+from fast_decoder import FastDecoder
 
 slow_stage, *flags = sys.argv[1:]
 is_slow = False
@@ -163,8 +163,8 @@ def slow_down(seconds, function):
 validation.validate = announce("validating", validation.validate)
 validation.speak_freely = announce("speaking", validation.speak_freely)
 validation.draw_sample = announce("drawing", validation.draw_sample)
-validation.forward_losses = slow_down(5.0, validation.forward_losses)
-Decoder.steps = slow_down(0.3, Decoder.steps)
+validation.tacotron2_loss = slow_down(5.0, validation.tacotron2_loss)
+FastDecoder.run_steps = slow_down(0.3, FastDecoder.run_steps)
 train_taco.main(flags)
 """
 

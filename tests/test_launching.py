@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 
 import train_taco
 from config import parse_args
-from dataset import DataError
+from files import DataError
 from model import Tacotron2, Tacotron2Config
 from test_synthesize import SMALL
 from test_train_taco import REPO, run_flags
-from training_run import describe_batch, synchronize_batch_norm
+from train_taco import describe_batch, synchronize_batch_norm
 from world import HEADER, TEXT, run
 
 README = (REPO / "README.md").read_text(encoding="utf-8")

@@ -11,12 +11,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 import train_taco
-from checkpoints import read_state
 from config import parse_args
-from dataset import BatchSampler, DataError, TTSDataset
+from dataset import BatchSampler, TTSDataset
+from files import DataError
 from kill_and_resume import differences
+from processes import read_groups
+from resuming import read_state
 from test_train_taco import REPO, run_flags
-from training_run import make_loader, read_groups
+from train_taco import make_loader
 
 BAD_STEP = 2  # counted from 0, of 5
 QUIET = SimpleNamespace(pending=False)

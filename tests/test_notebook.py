@@ -8,9 +8,9 @@ import torch
 from nbclient import NotebookClient
 from safetensors.torch import save_file
 
+from checkpoints import write_config
 from dataset import AudioConfig
 from model import Tacotron2, Tacotron2Config
-from synthesize import write_config
 from tokenizer import Tokenizer
 
 NOTEBOOK = "inference.ipynb"

@@ -20,10 +20,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import train_taco
+from checkpoints import read_config
 from config import parse_args
 from conftest import RATE
 from dataset import AudioConfig, TTSDataset, audio_to_mel
-from synthesize import read_config
 from test_train_taco import run_flags
 from tokenizer import Tokenizer
 from world import HEADER, PLAIN, TEXT, run, snapshot, wav_bytes, with_one

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-import plotting
+import files
 from bad_rows import convert, demo, judge, prep, say, train
 from world import run, snapshot
 
@@ -46,7 +46,7 @@ def test_a_disk_that_is_full_at_the_end_is_told(world, capsys, monkeypatch, scri
     def full(source, target):
         raise OSError(28, "No space left on device", os.fspath(target))
 
-    monkeypatch.setattr(plotting.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     code, said = run(script, *flags, capsys=capsys)
     assert code == 1 and said.startswith(f"{script}.py: ") and said.count("\n") == 1, said
     assert "No space left on device" in said and str(world.out) in said

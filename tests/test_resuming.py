@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 import train_taco
 from config import parse_args
-from dataset import DataError
+from files import DataError
 from kill_and_resume import differences
 from test_nonfinite import StopAfter
 from test_train_taco import launch, run_flags

@@ -15,10 +15,10 @@ import torch
 from accelerate import Accelerator
 
 import train_taco
-from checkpoints import clear_remains, find_checkpoint, list_checkpoints, prune_checkpoints
 from config import parse_args
-from dataset import DataError
-from run_folder import lock_folder
+from files import DataError
+from processes import lock_folder
+from resuming import clear_remains, find_checkpoint, list_checkpoints, prune_checkpoints
 from test_interruption import start_held
 from test_train_taco import REPO, assert_same_checkpoint, launch, launcher_words, run_flags
 from world import snapshot

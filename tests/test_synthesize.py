@@ -13,13 +13,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import checkpoints
 import conftest
 import synthesize
-from dataset import AudioConfig, DataError, audio_to_mel
+from checkpoints import Voice, load_checkpoint
+from dataset import AudioConfig, audio_to_mel
+from files import DataError
 from model import Tacotron2, Tacotron2Config
 from plotting import summary_figure
 from stub_model import StubModel, free_running
-from synthesize import Voice, load_checkpoint, main
+from synthesize import main
 from tokenizer import Tokenizer
 
 SMALL = {
@@ -100,8 +103,8 @@ def test_files_hold_what_is_spoken(tmp_path, monkeypatch, capsys, mel_scaling):
 def test_a_config_is_read_as_it_was_written(tmp_path):
     config = Tacotron2Config(vocab_size=3, num_mels=40)
     audio_config = AudioConfig(num_mels=40, min_db=-80.0, mel_scaling="log")
-    synthesize.write_config(tmp_path, config, audio_config, Tokenizer(["_", "b", "\u00e4"]))
-    again = synthesize.read_config(tmp_path)
+    checkpoints.write_config(tmp_path, config, audio_config, Tokenizer(["_", "b", "\u00e4"]))
+    again = checkpoints.read_config(tmp_path)
     assert again[:2] == (config, audio_config) and again[2].symbols == ("_", "b", "\u00e4")
 
 
@@ -227,7 +230,7 @@ def test_a_folder_of_save_pretrained_is_told_what_it_lacks(checkpoint, tmp_path,
     assert "neither audio settings nor symbols" in sentence and remedy in sentence
     if remedy == "write_config(":
         call = re.search(r"write_config\(.*\)", sentence)[0]
-        known = {"write_config": synthesize.write_config, "model": voice.model}
+        known = {"write_config": checkpoints.write_config, "model": voice.model}
         known |= {"audio_config": voice.audio_config, "tokenizer": voice.tokenizer}
         eval(call, known)
     else:
@@ -274,7 +277,7 @@ def test_weights_of_other_shapes_are_refused_before_a_model_takes_memory(checkpo
             devices.append(torch.empty(0).device.type)
             super().__init__(config)
 
-    monkeypatch.setattr(synthesize, "Tacotron2", Watched)
+    monkeypatch.setattr(checkpoints, "Tacotron2", Watched)
     with pytest.raises(DataError, match=r"decoder\.attention.* not \[.*8000"):
         load_checkpoint(checkpoint)
     assert devices == ["meta"], "this device's tensors have shapes alone"

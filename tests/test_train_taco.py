@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 import train_taco
 import validation
-from checkpoints import list_checkpoints
+from checkpoints import load_checkpoint
 from config import parse_args
 from dataset import TTSCollator, TTSDataset
 from kill_and_resume import TINY_MODEL, differences
 from model import Tacotron2, tacotron2_loss
 from reporting import alignment_is_due, make_film, missing_alignment
-from synthesize import load_checkpoint
+from resuming import list_checkpoints
 from test_model import NO_DROPOUT
 from train_taco import learning_rate
 
@@ -333,7 +333,7 @@ def test_a_missing_alignment_is_looked_for_once(tiny_corpus, tmp_path, monkeypat
     blurred = {"val_focus": 0.2, "val_coverage": 1.0, "val_monotonicity": 0.87}
     broken = {**good, "val_focus": float("nan")}
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(validation, "speak_freely", lambda run: {"free_score": 0.0})
+    monkeypatch.setattr(validation, "speak_freely", lambda *_: {"free_score": 0.0})
     monkeypatch.setattr(validation, "draw_sample", lambda *args: {})
     flags = run_flags(tiny_corpus, tmp_path, "--alignment_warning_steps", 10)
 
@@ -342,7 +342,7 @@ def test_a_missing_alignment_is_looked_for_once(tiny_corpus, tmp_path, monkeypat
         return train_taco.prepare(parse_args(flags, ""), accelerator)
 
     def finish(state, step, scores):
-        monkeypatch.setattr(validation, "validate", lambda run: scores)
+        monkeypatch.setattr(validation, "validate", lambda *_: scores)
         state = train_taco.finish_epoch(run, state._replace(epoch_step=5, step=step))
         return state, capsys.readouterr().err
 
