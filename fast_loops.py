@@ -191,6 +191,8 @@ def fast_lstm(inputs: Tensor, lstm: nn.LSTM) -> Tensor:
             weight_ih, weight_hh, bias_ih, bias_hh = lstm.parameters()
             weights = (weight_ih, weight_hh, bias_ih + bias_hh)
             return _LSTM.apply(inputs.to(dtype), *(weight.to(dtype) for weight in weights))
+        if dtype == lstm.weight_hh_l0.dtype:
+            return lstm(inputs.to(dtype))[0]
         return lstm_in_dtype(inputs, lstm, dtype)
 
 
@@ -199,7 +201,10 @@ def lstm_in_dtype(inputs: Tensor, lstm: nn.LSTM, dtype: torch.dtype) -> Tensor:
     weights = [weight.to(dtype) for weight in lstm.parameters()]
     zeros = inputs.new_zeros(1, inputs.shape[1], lstm.hidden_size, dtype=dtype)
     options = (True, 1, 0.0, lstm.training, False, False)  # as torch.lstm takes them
-    return torch.lstm(inputs.to(dtype), (zeros, zeros), weights, *options)[0]
+    with warnings.catch_warnings():
+        # cuDNN wants the weights side by side, as copies are not; torch sees to it and warns.
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous")
+        return torch.lstm(inputs.to(dtype), (zeros, zeros), weights, *options)[0]
 
 
 def cudnn_has_bfloat16(device: torch.device) -> bool:
