@@ -48,6 +48,15 @@ arguments=(
     --num_workers 32
     --seed 42
     --log_wandb
+    # Off, because only some runs want them
+    # --resume_from_checkpoint latest # or latest_or_new, a checkpoint's name, its path
+    # --overwrite                     # start anew in a folder that holds checkpoints
+    # --checkpoint_minutes 30         # checkpoints in the middle of an epoch too
+    # --keep_checkpoints 3            # numbered ones, those written last
+    # --skip_nonfinite                # leave out steps that are not finite, and count them
+    # --path_to_symbols symbols.json  # another table of symbols
+    # --warm_start voices/nvidia      # begin with a checkpoint's weights
+    # --warm_start_allow_mismatch     # with those of them that fit
 
     # Audio
     --sampling_rate 22050

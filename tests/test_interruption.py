@@ -220,7 +220,10 @@ def test_a_signal_during_a_slow_validation_ends_within_seconds(
 
 
 def test_closing_the_terminal_ends_with_a_checkpoint(many_steps, tmp_path):
-    """What is printed after that has nowhere to go, which must not end the run first."""
+    """What is printed after that has nowhere to go, which must not end the run first.
+
+    Until then there is a bar with the losses, and no lines of them.
+    """
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("4H", 24, 160, 0, 0))  # room for the bar
     process = subprocess.Popen(
@@ -231,9 +234,11 @@ def test_closing_the_terminal_ends_with_a_checkpoint(many_steps, tmp_path):
     )  # fmt: skip
     os.close(theirs)
     shown = b""
-    while not re.search(rb" ([2-9]|1[0-9])/27 ", shown):  # the bar leaves some steps out
+    bar = rb"\repoch 1/2: [^\r]* ([2-9]|1[0-9])/27 [^\r]*loss=\d+\.\d{3}, [^\r]*left=\d+:\d"
+    while not re.search(bar, shown):  # the bar leaves some steps out
         shown += os.read(ours, 4096)
     os.close(ours)
+    assert b"step 2/27" not in shown
     assert process.wait(timeout=60) == 0
     checkpoint = find_checkpoint(tmp_path / "work" / "tiny", "latest")
     assert 2 <= json.loads((checkpoint / "trainer_state.json").read_text())["epoch_step"] < 27

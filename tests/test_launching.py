@@ -20,8 +20,8 @@ from accelerate.utils.launch import (
 from safetensors.torch import load_file
 
 import train_taco
-from config import parse_args
-from files import DataError
+from config import CONFIG_CLASSES, FROM_TOKENIZER, parse_args
+from dataset import DataError
 from model import Tacotron2, Tacotron2Config
 from test_synthesize import SMALL
 from test_train_taco import REPO, run_flags
@@ -96,6 +96,21 @@ def test_the_script_trains_on_one_gpu_unless_told(eight_gpus, stubs, asked, proc
     words = done.stdout.splitlines()
     assert words[0] == "launch" and processes_here(words[1:]) == processes
     assert parse_args(words[words.index("train_taco.py") + 1 :], "")[0].seed == 7
+
+
+def test_the_script_shows_every_flag_of_training(stubs, tmp_path):
+    """Those that are off as comments, which training takes too when they are made flags."""
+    script = tmp_path / "train_taco.sh"
+    script.write_text(re.sub(r"^( +)# (--\w)", r"\1\2", SCRIPT, flags=re.MULTILINE))
+    done = subprocess.run(
+        ["bash", str(script)], env=stubs, capture_output=True, text=True, check=True
+    )
+    words = done.stdout.splitlines()
+    flags = words[words.index("train_taco.py") + 1 :]
+    parse_args(flags, "")
+    fields = {name for config in CONFIG_CLASSES for name in config.__dataclass_fields__}
+    shown = sorted(word for word in flags if word.startswith("--"))
+    assert shown == sorted(f"--{name}" for name in fields - {*FROM_TOKENIZER})
 
 
 def test_the_slurm_recipe_can_start(stubs):

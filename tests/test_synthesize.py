@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import librosa
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -16,13 +17,15 @@ from safetensors.torch import load_file, save_file
 import checkpoints
 import conftest
 import synthesize
-from checkpoints import Voice, load_checkpoint
+import train_taco
 from dataset import AudioConfig, audio_to_mel
 from files import DataError
+from checkpoints import Voice, load_checkpoint
 from model import Tacotron2, Tacotron2Config
 from plotting import summary_figure
 from stub_model import StubModel, free_running
 from synthesize import main
+from test_train_taco import run_flags
 from tokenizer import Tokenizer
 
 SMALL = {
@@ -98,6 +101,50 @@ def test_files_hold_what_is_spoken(tmp_path, monkeypatch, capsys, mel_scaling):
     again = audio_to_mel(torch.from_numpy(spoken), config)
     loud = scaled > 0  # above -50 dB
     assert (again - mel)[loud].abs().mean() < 0.3 * (mel.max() - mel.min()) / 8  # 3.75 dB
+
+
+def log_mel(wav: np.ndarray) -> np.ndarray:
+    """librosa's natural-log mel, (80, T_mel), at the default audio settings."""
+    padded = np.pad(wav, (1024 - 256) // 2, mode="reflect")
+    sizes = {"n_fft": 1024, "hop_length": 256, "n_mels": 80, "fmax": 8000.0}
+    mel = librosa.feature.melspectrogram(y=padded, sr=22050, center=False, power=1.0, **sizes)
+    return np.log(np.maximum(mel, 1e-5))
+
+
+def test_a_model_of_log_mels_is_trained_and_speaks_at_its_level(world):
+    """One step on log mels; then, made to hum whatever the text, its checkpoint hums as loudly.
+
+    A model that has learnt nothing yet says about 0, so the losses of its first step are the mean
+    of the squared mels.
+    """
+    flags = ["--mel_scaling", "log", "--training_epochs", 1, "--batch_size", 9]
+    train_taco.main(run_flags(world.corpus, world.out, *flags))
+    final = world.out / "work" / "tiny" / "final_checkpoint"
+    losses = json.loads((final / "trainer_state.json").read_text())["history"][0]
+    paths = pd.read_csv(world.corpus.train_manifest)["file_path"]
+    mels = np.concatenate([log_mel(soundfile.read(path)[0]) for path in paths], axis=1)
+    assert losses["train_mel_before_loss"] == pytest.approx(np.mean(mels**2), rel=0.1)
+
+    phase = 2 * np.pi * 210 * np.arange(22050) / 22050
+    hum = 0.1 * sum(np.sin(k * phase + k**2) / k for k in range(1, 30))
+    target = log_mel(hum).mean(axis=1)
+    weights = load_file(final / "model.safetensors")
+    of_the_sound = (
+        "decoder.mel_projection.",
+        "decoder.stop_projection.",
+        "postnet.convolutions.4.",
+    )
+    for name, weight in weights.items():
+        if name.startswith(of_the_sound):
+            weight.zero_()
+    weights["decoder.mel_projection.bias"][:] = torch.from_numpy(target)
+    weights["decoder.stop_projection.bias"].fill_(-100.0)
+    save_file(weights, final / "model.safetensors")
+    speak(final, world.folder / "spoken", "--text", "Hello.", "--max_decoder_steps", "80")
+    mel = np.load(world.folder / "spoken" / "001.npy")
+    np.testing.assert_allclose(mel, np.tile(target[:, None], 80), atol=1e-4)
+    spoken, _ = soundfile.read(world.folder / "spoken" / "001.wav", dtype="float32")
+    assert np.std(spoken) == pytest.approx(np.std(hum), rel=0.15)
 
 
 def test_a_config_is_read_as_it_was_written(tmp_path):

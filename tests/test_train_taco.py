@@ -41,20 +41,20 @@ def run_flags(corpus, folder, *extra):
     ]  # fmt: skip
 
 
-def launcher_words(processes):
+def launcher_words(processes, mixed_precision="no"):
     """accelerate's launcher, between python and the script."""
     # It starts several processes only with --multi_gpu, also where they are on the CPU.
     kind = "--cpu" if processes == 1 else "--multi_gpu"
     return [
-        "-m", "accelerate.commands.launch", kind, "--num_machines", "1",
-        "--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no",
-        "--main_process_port", "0",
+        "-m", "accelerate.commands.launch", "--quiet", kind, "--num_machines", "1",
+        "--num_processes", str(processes), "--mixed_precision", mixed_precision,
+        "--dynamo_backend", "no", "--main_process_port", "0",
     ]  # fmt: skip
 
 
-def launch(flags, processes=1, check=True, launcher=False):
+def launch(flags, processes=1, check=True, launcher=False, mixed_precision="no"):
     """train_taco.py on the CPU: by itself, which is quicker, or as the README has it."""
-    words = launcher_words(processes) if launcher or processes > 1 else []
+    words = launcher_words(processes, mixed_precision) if launcher or processes > 1 else []
     command = [sys.executable, *words, str(REPO / "train_taco.py"), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
@@ -151,12 +151,68 @@ def test_the_film_has_no_frame_of_an_epoch_without_a_validation(tmp_path):
     assert Image.open(tmp_path / "alignment.gif").n_frames == 2
 
 
-def test_a_checkpoint_folder_is_a_pretrained_model(straight_run):
-    final = straight_run[0] / "work" / "tiny" / "final_checkpoint"
-    model = Tacotron2.from_pretrained(final)
-    assert model.config.attention_dim == 8
-    for name, weight in load_file(final / "model.safetensors").items():
-        assert torch.equal(model.state_dict()[name], weight), name
+def test_bfloat16_through_the_launcher_trains_nearly_as_float32(
+    straight_run, tiny_corpus, tmp_path
+):
+    """Apart by rounding to 8 bits: more than float32's own rounding, less than an epoch's gain."""
+    launch(run_flags(tiny_corpus, tmp_path), launcher=True, mixed_precision="bf16")
+    finals = [
+        folder / "work" / "tiny" / "final_checkpoint" for folder in (straight_run[0], tmp_path)
+    ]
+    full, half = (
+        json.loads((final / "trainer_state.json").read_text())["history"] for final in finals
+    )
+    assert full[1]["val_loss"] < (1 - 5e-3) * full[0]["val_loss"]
+    assert len(half) == 2
+    for in_full, in_half in zip(full, half, strict=True):
+        assert all(np.isfinite(value) for value in in_half.values())
+        assert in_half["train_loss"] == pytest.approx(in_full["train_loss"], rel=1e-3)
+        assert 1e-5 < abs(in_half["val_loss"] / in_full["val_loss"] - 1) < 1e-3
+    weights = load_file(finals[1] / "model.safetensors")
+    assert all(
+        weight.dtype == torch.float32 for weight in weights.values() if weight.is_floating_point()
+    )
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{}, {"fast_decoder": True}, {"fast_decoder": False}],
+    ids=["as_written", "fast", "plain"],
+)
+def test_a_checkpoint_folder_is_a_pretrained_model(straight_run, tmp_path, field):
+    """Whichever decoder loop its config.json says that it was trained with, if it says so."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(straight_run[0] / "work" / "tiny" / "final_checkpoint", folder)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | field))
+    model = Tacotron2.from_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    model.save_pretrained(tmp_path / "saved")
+    models = [model, Tacotron2.from_pretrained(tmp_path / "saved"), load_checkpoint(folder).model]
+    spoken = []
+    for model in models:
+        assert (model.config.attention_dim, model.config.vocab_size) == (8, content["vocab_size"])
+        assert model.state_dict().keys() == weights.keys()
+        for name, weight in weights.items():
+            assert torch.equal(model.state_dict()[name], weight), name
+        torch.manual_seed(0)
+        spoken.append(model.eval().infer(torch.tensor([[5, 6, 7, 8]]), None, 5).mels)
+        torch.testing.assert_close(spoken[0], spoken[-1])
+
+
+@pytest.mark.parametrize("saved_with", [True, False], ids=["fast", "plain"])
+def test_a_run_goes_on_with_either_decoder_loop(world, capsys, saved_with):
+    """Also from a checkpoint whose config.json, and not its run's flags, says which it had."""
+    folder = world.copy_run()
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"fast_decoder": saved_with}))
+    content = json.loads((folder / "trainer_state.json").read_text())
+    content["train_config"].pop("fast_decoder", None)
+    (folder / "trainer_state.json").write_text(json.dumps(content))
+    for flag in ("--fast_decoder", "--no-fast_decoder"):
+        flags = run_flags(world.corpus, world.out, "--resume_from_checkpoint", "latest", flag)
+        state = train_taco.prepare(parse_args(flags, ""), Accelerator())[1]
+        assert (state.epoch, state.step) == (0, 0) and "resumed from" in capsys.readouterr().out
 
 
 def test_pictures_sounds_and_film_of_a_run(straight_run):
@@ -261,28 +317,6 @@ def test_a_wrong_flag_is_named_in_one_sentence(flags, culprit, capsys):
     assert error.value.code == 2
     last_line = capsys.readouterr().err.strip().split("\n")[-1]
     assert culprit in last_line and "Traceback" not in last_line
-
-
-def test_every_option_of_the_launch_script_is_known_and_none_is_missing():
-    script = (REPO / "train_taco.sh").read_text()
-    words = [line.split("#")[0].split() for line in script.split("\n")]
-    flags = {line[0] for line in words if line and line[0].startswith("--")}
-    from config import CONFIG_CLASSES, FROM_TOKENIZER
-
-    fields = {name for config in CONFIG_CLASSES for name in config.__dataclass_fields__}
-    left_out = {  # what is off unless it is asked for
-        "resume_from_checkpoint",
-        "overwrite",
-        "path_to_symbols",
-        "checkpoint_minutes",
-        "keep_checkpoints",
-        "skip_nonfinite",
-        "sync_batch_norm",
-        "warm_start",
-        "warm_start_allow_mismatch",
-        *FROM_TOKENIZER,
-    }
-    assert flags == {f"--{name}" for name in fields - left_out}
 
 
 def test_learning_rate_is_constant_then_decays_to_its_minimum():
