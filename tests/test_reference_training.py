@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import train_taco
+import validation
 from kill_and_resume import TINY_MODEL
 from reference_training import train
 from test_train_taco import launch, run_flags
@@ -21,9 +22,11 @@ COMMON = {"adam_eps": 1e-3, "batch_size": 4, "learning_rate": 2e-3}
 
 
 @pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
-    """Training in this process, which is quicker; its signal handlers are undone."""
+def quickly(monkeypatch):
+    """Training in this process and without pictures; its signal handlers are undone."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(validation, "draw_sample", lambda *args: {})
+    monkeypatch.setattr(train_taco, "make_film", lambda *args: None)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGCHLD)
     handlers = {number: signal.getsignal(number) for number in numbers}
     yield
