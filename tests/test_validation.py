@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 from accelerate import Accelerator
 
@@ -70,13 +71,14 @@ def test_losses_are_means_over_frames_and_scores_means_over_clips(begin):
     run.model.eval()
     losses, scores = zip(*(clip_by_itself(run, clip) for clip in clips), strict=True)
     run.model.train()
+    graphs = []
+    run.model.register_forward_hook(lambda *call: graphs.append(call[2].mels_after.requires_grad))
     n_frames = sum(len(clip.mel) for clip in clips)
     by_hand = {f"val_{name}": sum(row[name] for row in losses) / n_frames for name in losses[0]}
     by_hand |= {f"val_{name}": sum(row[name] for row in scores) / 3 for name in scores[0]}
     assert len({row["coverage"] for row in scores}) == 3, "each clip counts"
     assert validate(run) == pytest.approx(by_hand, rel=1e-5)
-    assert run.model.training
-    assert all(parameter.grad is None for parameter in run.model.parameters())
+    assert run.model.training and graphs == [False, False]
 
 
 def spoken(token_lengths: torch.Tensor) -> InferenceOutput:
@@ -141,7 +143,8 @@ def test_an_epoch_is_judged_the_same_twice_and_training_goes_on_as_if_it_were_no
     begin, drawn, tmp_path
 ):
     """Scores, sound and pictures, of the clip in the middle, with the prenet's dropout."""
-    run = begin("--max_decoder_steps", 30)
+    interrupt = SimpleNamespace(pending=False)
+    run = begin("--max_decoder_steps", 30)._replace(interrupt=interrupt)
     before, weights = random_states(), [p.clone() for p in run.model.state_dict().values()]
     scores = [judge_epoch(run, 1)[0]]
     assert random_states() == before and run.model.training
@@ -155,10 +158,13 @@ def test_an_epoch_is_judged_the_same_twice_and_training_goes_on_as_if_it_were_no
     for first, second in zip(drawn[:2], drawn[2:], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
         assert first[3] == run.tokenizer.clean(run.val_set.texts[1])
+    assert soundfile.info(f"{samples[0]}_free_running.wav").frames == 30 * 256
     now = run.model.state_dict().values()
     assert all(torch.equal(a, b) for a, b in zip(now, weights, strict=True))
     other = run._replace(config=replace(run.config, seed=7))
     assert judge_epoch(other, 3)[0]["val_loss"] != scores[0]["val_loss"]
+    interrupt.pending = True  # which from now on is for the steps of training to see
+    clip_by_itself(run, run.val_set[0])
 
 
 @pytest.mark.parametrize("stage", ["validate", "speak_freely", "draw_sample"])
