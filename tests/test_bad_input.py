@@ -410,7 +410,7 @@ def permissions():
     assert libc.capset(header, before) == 0
 
 
-@pytest.mark.parametrize("case", BAD, ids=[case.name for case in BAD])
+@pytest.mark.parametrize("case", BAD, ids=[case.name.replace(" ", "_") for case in BAD])
 def test_bad_input(case, world, capsys, permissions):
     script, *flags = case.arrange(world)
     before = snapshot(world.folder.parent)

@@ -134,6 +134,9 @@ def test_order_depends_on_seed_and_epoch_alone():
     torch.manual_seed(1)
     assert order(1, 2) == first
     assert order(1, 3) != first and order(2, 2) != first and order(2, 1) != first
+    # The lengths decide it too, which the checksum tells apart.
+    assert BatchSampler([1, 2, 3], 1).checksum == BatchSampler([1.0, 2.0, 3.0], 2).checksum
+    assert BatchSampler([1, 2, 3], 1).checksum != BatchSampler([1, 3, 2], 1).checksum
 
 
 def test_order_is_the_same_in_another_process():

@@ -411,12 +411,3 @@ def test_a_clip_that_breaks_is_named_and_the_run_ends_with_a_checkpoint(
     message = next(line for line in done.stderr.split("\n") if line.startswith("train_taco.py: "))
     assert message.startswith(f"train_taco.py: {broken}: ")
     assert list_checkpoints(tmp_path / "work" / "tiny")
-
-
-def test_resuming_with_another_model_lists_the_differences(many_steps, tmp_path):
-    corpus, straight = many_steps
-    flags = ["--resume_from_checkpoint", straight, "--attention_dim", 12, "--min_db", -80]
-    done = launch(run_flags(corpus, tmp_path, *flags), check=False)
-    assert done.returncode != 0
-    assert "--attention_dim was 8 and is now 12" in done.stderr
-    assert "--min_db was -100.0 and is now -80.0" in done.stderr

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 
 import train_taco
 from config import CONFIG_CLASSES, FROM_TOKENIZER, parse_args
-from dataset import DataError
+from files import DataError
 from model import Tacotron2, Tacotron2Config
 from test_synthesize import SMALL
 from test_train_taco import REPO, run_flags
@@ -111,6 +112,20 @@ def test_the_script_shows_every_flag_of_training(stubs, tmp_path):
     fields = {name for config in CONFIG_CLASSES for name in config.__dataclass_fields__}
     shown = sorted(word for word in flags if word.startswith("--"))
     assert shown == sorted(f"--{name}" for name in fields - {*FROM_TOKENIZER})
+
+
+def test_the_script_shows_the_defaults(stubs):
+    """But for what belongs to one machine or user, and what the default is half of."""
+    done = subprocess.run(
+        ["bash", str(REPO / "train_taco.sh")], env=stubs, capture_output=True, text=True, check=True
+    )
+    words = done.stdout.splitlines()
+    shown = parse_args(words[words.index("train_taco.py") + 1 :], "")
+    paths = ("working_directory", "save_audio_gen", "path_to_train_manifest",
+             "path_to_val_manifest")  # fmt: skip
+    defaults = parse_args([f"--{name}={getattr(shown[0], name)}" for name in paths], "")
+    others = {"num_workers": 32, "log_wandb": True, "start_decay_epochs": 125}
+    assert shown == (replace(defaults[0], **others), *defaults[1:])
 
 
 def test_the_slurm_recipe_can_start(stubs):
@@ -211,8 +226,10 @@ def test_what_is_said_at_the_start(world, capsys):
     flags = run_flags(world.corpus, world.out, "--path_to_train_manifest", manifest,
                       "--gradient_accumulation_steps", 3)  # fmt: skip
     accelerator = Accelerator()
-    train_taco.announce(train_taco.prepare(parse_args(flags, ""), accelerator)[0])
+    prepared, _ = train_taco.prepare(parse_args(flags, ""), accelerator)
+    train_taco.announce(prepared)
     said = capsys.readouterr()
+    assert ", 1 steps an epoch, " in said.out  # of two batches
     assert "3 clips to train on" in said.out and "3 to validate on" in said.out
     assert "1 process (cpu) x 2 clips a batch x 3 accumulated = 6 clips a step\n" in said.out
     assert said.err == (
@@ -220,6 +237,8 @@ def test_what_is_said_at_the_start(world, capsys):
         "'\u4f60' in 1\n"
     )
     several = SimpleNamespace(device=torch.device("cpu"), num_processes=4)
+    run_of_nine = prepared._replace(train_set=range(9), accelerator=several)
+    assert run_of_nine.steps_per_epoch == 1  # of two batches of 8 clips
     configs = parse_args([*flags, "--batch_size", "32"], "")
     line = describe_batch(SimpleNamespace(accelerator=several, config=configs[0]))
     assert line == "4 processes (cpu) x 32 clips a batch x 3 accumulated = 384 clips a step"

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from test_train_taco import REPO, run_flags
 from train_taco import make_loader
 
 BAD_STEP = 2  # counted from 0, of 5
-QUIET = SimpleNamespace(pending=False)
 
 
 class StopAfter:
@@ -150,7 +148,7 @@ def spoil_gradients(run, *bad_steps):
 def test_steps_that_loss_scaling_skips_are_counted(begin_fp16, capsys):
     run, state = begin_fp16("run", 1024.0)
     spoil_gradients(run, 1, 2, 4)
-    state, _ = train_taco.train_epoch(run, state, QUIET, 0.0)
+    state, _ = train_taco.train_epoch(run, state, 0.0)
     assert run.accelerator.scaler.get_scale() == 1024.0 / 2**3
     assert (state.epoch_step, state.epoch_skipped, state.skipped_in_a_row) == (5, 3, 1)
     steps = {float(values["step"]) for values in run.optimizer.state_dict()["state"].values()}
@@ -176,7 +174,7 @@ def test_loss_scaling_that_skips_all_steps_ends_the_run(
     spoil_gradients(run, *range(100))
     state = state._replace(skipped_in_a_row=skipped_before)
     with pytest.raises(DataError) as error:
-        train_taco.train_epoch(run, state, QUIET, 0.0)
+        train_taco.train_epoch(run, state, 0.0)
     name = f"checkpoint_0_step_{last_step}"
     for words in (f"step {last_step}: the gradient is not finite in fp16", "--mixed_precision bf16",
                   f"{skipped_before + last_step} steps skipped in a row", name):  # fmt: skip

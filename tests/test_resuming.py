@@ -16,7 +16,6 @@ from kill_and_resume import differences
 from test_nonfinite import StopAfter
 from test_train_taco import launch, run_flags
 
-QUIET = SimpleNamespace(pending=False)
 N_CLIPS = 9  # of the tiny corpus: 5 steps an epoch at its batch size of 2
 NEW_KEYS = ("epoch_clips", "order_batch_size", "order_checksum", "order_recut")
 
@@ -46,7 +45,7 @@ def begin(tiny_corpus, tmp_path, monkeypatch):
 def stop_in_epoch(run, state, n_steps):
     """Trains so many steps of an epoch and writes a checkpoint, whose name is returned."""
     with pytest.raises(train_taco.Interrupted) as stopped:
-        train_taco.train_epoch(run, state, StopAfter(n_steps), 0.0)
+        train_taco.train_epoch(run._replace(interrupt=StopAfter(n_steps)), state, 0.0)
     return str(stopped.value)
 
 
@@ -61,14 +60,14 @@ DECAY = ["--start_decay_epochs", 1]
 def test_the_learning_rate_over_epochs_is_one_curve_whatever_the_batch(begin):
     run, state, steps = begin(*DECAY)
     for _ in range(2):
-        state, _ = train_taco.train_epoch(run, state, QUIET, 0.0)
+        state, _ = train_taco.train_epoch(run, state, 0.0)
         state = train_taco.finish_epoch(run, state)
     train_taco.save(run, state, "checkpoint_2")
     seen = np.cumsum([0] + [len(step.clips) for step in steps])[:-1]
     np.testing.assert_allclose([step.lr for step in steps], decayed(seen / N_CLIPS))
     for flags in (["--batch_size", 1], ["--batch_size", 4], ["--gradient_accumulation_steps", 3]):
         run, state, steps = begin(*DECAY, *flags, "--resume_from_checkpoint", "checkpoint_2")
-        state, _ = train_taco.train_epoch(run, state, QUIET, 0.0)
+        state, _ = train_taco.train_epoch(run, state, 0.0)
         seen = np.cumsum([0] + [len(step.clips) for step in steps])[:-1]
         np.testing.assert_allclose([step.lr for step in steps], decayed(2 + seen / N_CLIPS))
     assert train_taco.finish_epoch(run, state).history[-1]["learning_rate"] == pytest.approx(
@@ -112,7 +111,7 @@ def test_an_epoch_that_goes_on_with_other_batches_sees_each_clip_once(begin, fla
     name = stop_in_epoch(run, state, 1)  # in the same epoch once more
     seen += steps[0].clips
     run, state, steps = begin(*flags, "--resume_from_checkpoint", name)
-    state, _ = train_taco.train_epoch(run, state, QUIET, 0.0)
+    state, _ = train_taco.train_epoch(run, state, 0.0)
     seen += [clip for step in steps for clip in step.clips]
     assert sorted(seen) == sorted(run.train_set.paths)
     assert state.epoch_clips == N_CLIPS
@@ -146,7 +145,7 @@ def test_another_manifest_is_refused_within_an_epoch_and_taken_at_its_end(
 ):
     run, state, _ = begin()
     name = stop_in_epoch(run, state, 2)
-    state, _ = train_taco.train_epoch(run, state, QUIET, 0.0)
+    state, _ = train_taco.train_epoch(run, state, 0.0)
     train_taco.save(run, train_taco.finish_epoch(run, state), "checkpoint_1")
     frame = pd.read_csv(tiny_corpus.train_manifest)
     grown = tiny_corpus._replace(train_manifest=tmp_path / "grown.csv")
@@ -154,7 +153,7 @@ def test_another_manifest_is_refused_within_an_epoch_and_taken_at_its_end(
     with pytest.raises(DataError, match="within an epoch that began with other clips than the 13"):
         begin("--resume_from_checkpoint", name, corpus=grown)
     run, state, steps = begin("--resume_from_checkpoint", "checkpoint_1", corpus=grown)
-    train_taco.train_epoch(run, state, QUIET, 0.0)
+    train_taco.train_epoch(run, state, 0.0)
     assert len([clip for step in steps for clip in step.clips]) == 13
 
 
@@ -168,16 +167,20 @@ def make_old(checkpoint, run, **flags):
     torch.save(scheduler.state_dict(), checkpoint / "scheduler.bin")
 
 
-def test_checkpoints_of_older_versions_resume_at_the_same_clip(begin, tmp_path):
-    run, state, _ = begin()
-    name = stop_in_epoch(run, state, 3)
+@pytest.mark.parametrize(("accumulated", "n_steps"), [(1, 3), (2, 2)])
+def test_checkpoints_of_older_versions_resume_at_the_same_clip(begin, accumulated, n_steps):
+    flags = ["--gradient_accumulation_steps", accumulated]
+    run, state, steps = begin(*flags)
+    name = stop_in_epoch(run, state, n_steps)
+    n_clips = sum(len(step.clips) for step in steps)
     make_old(run.folder / name, run)
-    run, state, _ = begin("--resume_from_checkpoint", name)
-    assert (state.epoch_step, state.epoch_clips, state.order_batch_size) == (3, 6, 2)
-    state, _ = train_taco.train_epoch(run, state, QUIET, 0.0)
+    run, state, _ = begin(*flags, "--resume_from_checkpoint", name)
+    place = (state.epoch_step, state.epoch_clips, state.order_batch_size)
+    assert place == (n_steps, n_clips, 2)
+    state, _ = train_taco.train_epoch(run, state, 0.0)
     train_taco.save(run, state, "resumed")
-    run, state, _ = begin("--overwrite")
-    state, _ = train_taco.train_epoch(run, state, QUIET, 0.0)
+    run, state, _ = begin(*flags, "--overwrite")
+    state, _ = train_taco.train_epoch(run, state, 0.0)
     train_taco.save(run, state, "straight")
     assert differences(run.folder / "resumed", run.folder / "straight") == []
 

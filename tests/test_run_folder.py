@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -17,8 +18,16 @@ from accelerate import Accelerator
 import train_taco
 from config import parse_args
 from files import DataError
-from processes import lock_folder
-from resuming import clear_remains, find_checkpoint, list_checkpoints, prune_checkpoints
+from processes import hold_folder, lock_folder
+from resuming import (
+    clear_remains,
+    find_checkpoint,
+    find_checkpoint_folders,
+    list_checkpoints,
+    prune_checkpoints,
+    read_state,
+    remove_checkpoint,
+)
 from test_interruption import start_held
 from test_train_taco import REPO, assert_same_checkpoint, launch, launcher_words, run_flags
 from world import snapshot
@@ -91,6 +100,7 @@ def test_only_what_has_a_checkpoints_exact_name_is_removed_or_resumed(prepare):
     assert find_checkpoint(run.folder, "latest").name == "checkpoint_2"
     prune_checkpoints(run.folder, 1)
     assert names_in(run.folder) == sorted(["checkpoint_0_step_5", "checkpoint_2", *theirs])
+    (run.folder / ".writing_checkpoint_3").mkdir()
     prepare("--overwrite")
     assert names_in(run.folder) == sorted(["checkpoint_0_step_5", *theirs])
     assert {name: snapshot(run.folder / name) for name in theirs} == before
@@ -102,7 +112,9 @@ def test_a_broken_state_is_named_and_passed_over(prepare, capsys):
         train_taco.save(run, state._replace(epoch=epoch, step=epoch), f"checkpoint_{epoch}")
         shutil.copytree(run.folder / f"checkpoint_{epoch}", run.folder / f"checkpoint_{epoch + 5}")
     broken = run.folder / "checkpoint_7"
-    for content in ("{", "[]", '{"written_at": 1e999}', ""):
+    sound = json.loads((broken / STATE_FILE).read_text())
+    endless = json.dumps({**sound, "written_at": float("inf")})
+    for content in ("{", "[]", '{"written_at": 7}', endless, ""):
         (broken / STATE_FILE).write_text(content)
         capsys.readouterr()
         assert find_checkpoint(run.folder, "latest").name == "checkpoint_2"
@@ -121,7 +133,112 @@ def test_latest_or_new_starts_and_goes_on(prepare):
     run, state = prepare("--resume_from_checkpoint", "latest_or_new")
     assert state.step == 0
     train_taco.save(run, state._replace(epoch=1, step=5), "checkpoint_1")
-    assert prepare("--resume_from_checkpoint", "latest_or_new")[1].step == 5
+    flags = ["--resume_from_checkpoint", "latest_or_new"]
+    assert prepare(*flags, "--no-fast_decoder")[1].step == 5
+
+
+def test_another_model_or_audio_is_refused_with_a_list_of_the_differences(prepare):
+    run, state = prepare()
+    train_taco.save(run, state, "checkpoint_0")
+    flags = ["--resume_from_checkpoint", "latest", "--attention_dim", 12, "--min_db", -80]
+    with pytest.raises(
+        DataError,
+        match=r"--attention_dim was 8 and is now 12; --min_db was -100\.0 and is now -80\.0",
+    ):
+        prepare(*flags)
+
+
+class Killed(BaseException):
+    """In the place of SIGKILL: nothing catches it."""
+
+
+def test_a_checkpoint_is_on_the_disk_before_its_name_and_the_old_one_until_then(
+    prepare, monkeypatch
+):
+    run, state = prepare()
+    train_taco.save(run, state, "checkpoint_1")
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def noted_fsync(descriptor):
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def killed_at_the_name(source, target):
+        if target == run.folder / "checkpoint_1":
+            raise Killed
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", killed_at_the_name)
+    with pytest.raises(Killed):
+        train_taco.save(run, state._replace(step=7), "checkpoint_1")
+    written = run.folder / ".writing_checkpoint_1"
+    assert len(list(written.iterdir())) >= 5 and set(done) == {written, *written.iterdir()}
+    monkeypatch.setattr(os, "replace", replace)
+    clear_remains(run.folder)
+    assert names_in(run.folder) == ["checkpoint_1"]
+    assert read_state(run.folder / "checkpoint_1")[0].step == 0
+    train_taco.save(run, state._replace(step=7), "checkpoint_1")
+    assert names_in(run.folder) == ["checkpoint_1"] and done[-1] == run.folder
+    assert read_state(run.folder / "checkpoint_1")[0].step == 7
+
+
+def test_a_kill_while_a_checkpoint_is_removed_leaves_no_half_of_it(prepare, monkeypatch):
+    run, state = prepare()
+    train_taco.save(run, state, "checkpoint_1")
+    rmtree = shutil.rmtree
+
+    def killed_at_work(path, **options):
+        if Path(path).exists():
+            raise Killed
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", killed_at_work)
+    with pytest.raises(Killed):
+        remove_checkpoint(run.folder / "checkpoint_1")
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    assert find_checkpoint_folders(run.folder) == [] != names_in(run.folder)
+    clear_remains(run.folder)
+    assert names_in(run.folder) == []
+
+
+# Another process, as this one gives the lock up when it closes the file once more.
+TRY_TO_SHARE = """
+import fcntl, sys
+file = open(sys.argv[1])
+print(file.read())
+fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+"""
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+def test_a_folder_is_held_alone_and_goes_again_when_nothing_came_of_it(tmp_path, is_used):
+    folder = tmp_path / "work" / "tiny"
+    with hold_folder(Accelerator(cpu=True), folder):
+        assert names_in(folder) == [".lock"]
+        command = [sys.executable, "-c", TRY_TO_SHARE, folder / ".lock"]
+        other = subprocess.run(command, capture_output=True, text=True)
+        assert other.returncode != 0 and "BlockingIOError" in other.stderr
+        assert other.stdout == f"process {os.getpid()} on {socket.gethostname()}\n"
+        if is_used:
+            (folder / "checkpoint_1").mkdir()
+    assert names_in(tmp_path) == (["work"] if is_used else [])
+    assert not is_used or names_in(folder) == ["checkpoint_1"]
+
+
+def test_a_lock_whose_file_has_been_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    """The run that held it removes it at its end, perhaps just before it is locked here."""
+    lockf = fcntl.lockf
+
+    def removed_before(*arguments):
+        monkeypatch.setattr(fcntl, "lockf", lockf)
+        (tmp_path / ".lock").unlink()
+        lockf(*arguments)
+
+    monkeypatch.setattr(fcntl, "lockf", removed_before)
+    descriptor, _ = lock_folder(tmp_path)
+    assert os.path.samestat(os.fstat(descriptor), (tmp_path / ".lock").stat())
+    os.close(descriptor)
 
 
 def test_a_second_run_is_refused_until_the_first_is_gone(tiny_corpus, tmp_path):

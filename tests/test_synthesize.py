@@ -18,9 +18,9 @@ import checkpoints
 import conftest
 import synthesize
 import train_taco
+from checkpoints import Voice, load_checkpoint
 from dataset import AudioConfig, audio_to_mel
 from files import DataError
-from checkpoints import Voice, load_checkpoint
 from model import Tacotron2, Tacotron2Config
 from plotting import summary_figure
 from stub_model import StubModel, free_running

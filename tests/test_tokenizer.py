@@ -262,6 +262,7 @@ def test_a_text_of_the_tables_own_letters_comes_back_whole(letters, data):
 def test_a_letter_may_be_written_in_the_table_as_two_characters():
     symbols = [PAD, "a", "a\u0308", "b"]
     assert Tokenizer(symbols).encode("Bäa\u0308a").tolist() == [3, 2, 2, 1]
+    assert Tokenizer([*symbols, "ä"]).encode("ä").tolist() == [2], "the first of two spellings"
 
 
 def test_the_tables_of_other_models_go_on_lower_casing():

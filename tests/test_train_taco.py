@@ -20,6 +20,7 @@ import validation
 from checkpoints import load_checkpoint
 from config import parse_args
 from dataset import TTSCollator, TTSDataset
+from files import DataError
 from kill_and_resume import TINY_MODEL, differences
 from model import Tacotron2, tacotron2_loss
 from reporting import alignment_is_due, make_film, missing_alignment
@@ -97,27 +98,6 @@ def test_a_run_leaves_what_the_readme_says(straight_run):
             assert f"{kind}_{name} {state['history'][1][f'{kind}_{name}']:.3f}" in shown
     assert "free_stopped " in shown and "free_score " in shown
     assert "begun to align" not in done.stderr, "too early to say"
-
-
-def test_validation_every_second_epoch_and_after_the_last(tiny_corpus, tmp_path):
-    flags = ["--validation_epochs", 2, "--training_epochs", 3, "--alignment_warning_steps", 1]
-    done = launch(run_flags(tiny_corpus, tmp_path, *flags, "--guided_attention_steps", 0))
-    final = tmp_path / "work" / "tiny" / "final_checkpoint"
-    history = json.loads((final / "trainer_state.json").read_text())["history"]
-    assert [row["epoch"] for row in history] == [1, 2, 3]
-    assert ["val_loss" in row for row in history] == [False, True, True]
-    assert ["free_score" in row for row in history] == [False, True, True]
-    assert all(np.isfinite([row["train_loss"], row["learning_rate"]]).all() for row in history)
-    assert "epoch 1 done  train_loss" in done.stdout and "epoch 3 done" in done.stdout
-    # The warning is due after the first epoch, and comes with the first scores.
-    assert "step 10: attention has not begun to align" in done.stderr
-    samples = tmp_path / "samples"
-    assert {path.name for path in samples.glob("*teacher_forced.png")} == {
-        "epoch_2_teacher_forced.png", "epoch_3_teacher_forced.png"
-    }  # fmt: skip
-    assert Image.open(samples / "alignment.gif").n_frames == 2
-    best = json.loads((final.parent / "best_checkpoint" / "trainer_state.json").read_text())
-    assert best["best_score"] == max(row["free_score"] for row in history[1:])
 
 
 def test_the_weights_have_learnt(straight_run, run_folder, tiny_corpus):
@@ -245,31 +225,52 @@ def test_a_taken_folder_is_refused_and_can_be_overwritten(straight_run, tiny_cor
     assert list_checkpoints(folder / "work" / "tiny") == before
 
 
-def test_warm_start_takes_weights_and_nothing_else(straight_run, tiny_corpus, tmp_path):
-    source = straight_run[0] / "work" / "tiny" / "final_checkpoint"
-    flags = ["--warm_start", source, "--training_epochs", 1, "--learning_rate", 1e-8]
-    flags += ["--min_learning_rate", 1e-8]
-    done = launch(run_flags(tiny_corpus, tmp_path, *flags))
-    assert "weights of" in done.stdout and "left out" not in done.stdout
-    final = tmp_path / "work" / "tiny" / "final_checkpoint"
-    assert json.loads((final / "trainer_state.json").read_text())["step"] == 5
-    before, after = (load_file(path / "model.safetensors") for path in (source, final))
+@pytest.fixture
+def prepare(tiny_corpus, tmp_path, monkeypatch):
+    """A run in this process, as it stands before its first step."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+    def prepare(*flags):
+        configs = parse_args(run_flags(tiny_corpus, tmp_path, *flags), "")
+        return train_taco.prepare(configs, Accelerator())
+
+    return prepare
+
+
+def test_warm_start_takes_weights_and_nothing_else(run_folder, prepare, capsys):
+    source = run_folder / "work" / "tiny" / "checkpoint_0"
+    run, state = prepare("--warm_start", source, "--seed", 7)
+    said = capsys.readouterr().out
+    assert f"weights of {source}" in said and "left out" not in said
+    for name, weight in load_file(source / "model.safetensors").items():
+        assert torch.equal(run.model.state_dict()[name], weight), name
+    assert state.step == state.epoch == 0 and not run.optimizer.state_dict()["state"]
+
+
+def test_the_symbols_are_those_of_the_checkpoint_gone_on_from(
+    run_folder, prepare, tmp_path, capsys
+):
+    """Others are refused, and taken for a warm start that may leave out what does not fit."""
+    table = ("<pad>", *" abcdefghijklmnopqrstuvwxyz.,!?:")
+    symbols, source = tmp_path / "symbols.json", run_folder / "work" / "tiny" / "checkpoint_0"
+    symbols.write_text(json.dumps(table))
+    flags = ["--warm_start", source, "--path_to_symbols", symbols]
+    with pytest.raises(DataError, match=r"the symbols differ.*embedding.weight has another shape"):
+        prepare(*flags)
+    run, state = prepare(*flags, "--warm_start_allow_mismatch")
+    assert "left out: encoder.embedding.weight has another shape" in capsys.readouterr().out
     name = "decoder.attention_rnn.weight_ih"
-    torch.testing.assert_close(before[name], after[name], atol=1e-6, rtol=0)
-
-
-def test_warm_start_with_other_symbols_is_refused_then_allowed(straight_run, tiny_corpus, tmp_path):
-    source = straight_run[0] / "work" / "tiny" / "final_checkpoint"
-    symbols = tmp_path / "symbols.json"
-    symbols.write_text(json.dumps(["<pad>", *" abcdefghijklmnopqrstuvwxyz.,!?:"]))
-    flags = ["--warm_start", source, "--path_to_symbols", symbols, "--training_epochs", 1]
-    refused = launch(run_flags(tiny_corpus, tmp_path, *flags), check=False)
-    assert refused.returncode != 0 and "the symbols differ" in refused.stderr
-    assert "encoder.embedding.weight has another shape" in refused.stderr
-    done = launch(run_flags(tiny_corpus, tmp_path, *flags, "--warm_start_allow_mismatch"))
-    assert "left out: encoder.embedding.weight has another shape" in done.stdout
-    final = tmp_path / "work" / "tiny" / "final_checkpoint"
-    assert json.loads((final / "config.json").read_text())["vocab_size"] == 33
+    assert torch.equal(run.model.state_dict()[name], load_file(source / "model.safetensors")[name])
+    train_taco.save(run, state, "checkpoint_1")
+    symbols.unlink()
+    saved = run.folder / "checkpoint_1"
+    # What a run was begun with is not looked at again when it goes on.
+    resume = ["--resume_from_checkpoint", saved, "--warm_start", tmp_path / "gone"]
+    for flags in (["--warm_start", saved, "--overwrite"], resume):
+        run, _ = prepare(*flags)
+        assert run.tokenizer.symbols == table and run.model_config.vocab_size == len(table)
+        if flags is not resume:
+            train_taco.save(run, state, "checkpoint_1")
 
 
 def test_flags_reach_the_configs():

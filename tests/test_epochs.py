@@ -1,0 +1,120 @@
+"""What happens between the epochs of a run: which checkpoints are kept, and what wandb gets."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+
+import train_taco
+from config import parse_args
+from resuming import list_checkpoints, read_state
+from test_train_taco import run_flags
+
+
+@pytest.fixture
+def train(tiny_corpus, tmp_path, monkeypatch):
+    """Trains in this process; validations give the free-running scores that they are told to."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(train_taco, "make_film", lambda *args: None)
+    folder = tmp_path / "work" / "tiny"
+
+    def train(scores, *flags):
+        """The run's folder, after so many epochs with a validation as there are scores."""
+        left = iter(scores)
+        blurred = {"val_focus": 0.1, "val_coverage": 1.0, "val_monotonicity": 1.0}
+        monkeypatch.setattr(
+            train_taco, "judge_epoch", lambda *_: ({**blurred, "free_score": next(left)}, {})
+        )
+        flags = run_flags(tiny_corpus, tmp_path, "--batch_size", 4, *flags)
+        train_taco.train(*train_taco.prepare(parse_args(flags, ""), Accelerator()))
+        assert next(left, None) is None, "a validation too few"
+        return folder
+
+    return train
+
+
+def epochs_in(folder):
+    """The epoch at which each checkpoint stands."""
+    return {path.name: read_state(path)[0].epoch for path in list_checkpoints(folder)}
+
+
+def test_the_best_epoch_is_kept_also_after_resuming(train):
+    """The first of two that are equal; and every second epoch, as --checkpoint_epochs says."""
+    flags = ["--training_epochs", 5, "--checkpoint_epochs", 2]
+    folder = train([0.2, 0.5, 0.4, 0.5, 0.1], *flags)
+    numbered = {"checkpoint_2": 2, "checkpoint_4": 4, "final_checkpoint": 5}
+    assert epochs_in(folder) == {**numbered, "best_checkpoint": 2}
+    assert read_state(folder / "best_checkpoint")[0].best_score == 0.5
+    train([0.4, 0.3, 0.2], *flags, "--resume_from_checkpoint", "checkpoint_2")
+    assert epochs_in(folder) == {**numbered, "best_checkpoint": 2}
+    train([0.6], *flags, "--resume_from_checkpoint", "checkpoint_4")
+    assert epochs_in(folder) == {**numbered, "best_checkpoint": 5}
+    rows = read_state(folder / "final_checkpoint")[0].history
+    assert [row["free_score"] for row in rows] == [0.2, 0.5, 0.4, 0.3, 0.6]
+
+
+def test_validation_and_checkpoints_come_when_they_are_due(train, capsys):
+    """Each epoch is of five batches, which make three steps."""
+    flags = ["--training_epochs", 5, "--checkpoint_epochs", 3, "--validation_epochs", 2]
+    flags += ["--batch_size", 2, "--gradient_accumulation_steps", 2, "--console_out_iters", 3]
+    flags += ["--guided_attention_steps", 0, "--alignment_warning_steps", 1]
+    folder = train([0.0, 0.1, 0.2], *flags)
+    assert epochs_in(folder) == {"checkpoint_3": 3, "best_checkpoint": 5, "final_checkpoint": 5}
+    rows = read_state(folder / "final_checkpoint")[0].history
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["epoch"] for row in rows if "free_score" in row] == [2, 4, 5]
+    said = capsys.readouterr()
+    for epoch in range(1, 6):
+        assert f"epoch {epoch}  step 3/3  loss" in said.out
+        assert f"epoch {epoch} done  train_loss {rows[epoch - 1]['train_loss']:.3f}" in said.out
+    # It would be due after the first epoch, and comes with the first scores.
+    assert said.err.count("has not begun to align") == 1 and "step 6: attention" in said.err
+
+
+def test_wandb_gets_each_step_and_epoch_with_its_numbers(train, monkeypatch):
+    """Three steps an epoch; the learning rate is constant for one epoch, then falls to 1 %."""
+    logged, begun, norms, ends = [], [], [], []
+    run = SimpleNamespace(
+        id="abc",
+        log=lambda values, step: logged.append((step, values)),
+        finish=lambda: ends.append(len(logged)),
+    )
+    monkeypatch.setattr(train_taco, "start_wandb", lambda *what: begun.append(what) or run)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace())
+    clip_grad_norm = Accelerator.clip_grad_norm_
+
+    def recorded_norm(accelerator, parameters, max_norm):
+        parameters = list(parameters)
+        norms.append(float(sum(p.grad.double().square().sum() for p in parameters).sqrt()))
+        return clip_grad_norm(accelerator, parameters, max_norm)
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", recorded_norm)
+    flags = ["--training_epochs", 2, "--start_decay_epochs", 1, "--max_grad_norm", 0.5]
+    flags += ["--log_wandb", "--wandb_log_iters", 1]
+    folder = train([0.5, 0.25], *flags)
+
+    assert [step for step, _ in logged] == [1, 2, 3, 3, 4, 5, 6, 6] and ends == [8]
+    steps = [values for _, values in logged if "train/loss" in values]
+    epochs = [values for _, values in logged if "epoch/epoch" in values]
+    rates = [1e-3] * 4 + [1e-3 * 0.01 ** (i / 3) for i in (1, 2)]
+    np.testing.assert_allclose([values["train/learning_rate"] for values in steps], rates)
+    np.testing.assert_allclose([values["train/grad_norm"] for values in steps], norms, rtol=1e-5)
+    for epoch, of_epoch in enumerate((steps[:3], steps[3:])):
+        found = epochs[epoch]
+        names = ("loss", "mel_before_loss", "mel_after_loss", "stop_loss", "guided_attention_loss")
+        for name in names:
+            mean = np.mean([values[f"train/{name}"] for values in of_epoch])
+            assert found[f"epoch/train_{name}"] == pytest.approx(mean), name
+        assert len({values["train/loss"] for values in of_epoch}) == 3
+        assert (found["epoch/epoch"], found["epoch/step"]) == (epoch + 1, 3 * epoch + 3)
+        assert found["epoch/free_score"] == (0.5, 0.25)[epoch]
+        assert found["epoch/learning_rate"] == pytest.approx((1e-3, 1e-5)[epoch])
+
+    train([0.5], *flags, "--resume_from_checkpoint", "checkpoint_1")
+    assert [what[:2] for what in begun] == [("tiny", "tacotron2_trainer")] * 2
+    assert [what[3] for what in begun] == [None, "abc"], "a resumed run goes on with its curves"
+    sent = begun[0][2]
+    assert (sent["max_grad_norm"], sent["min_db"], sent["attention_dim"]) == (0.5, -100, 8)
+    assert read_state(folder / "final_checkpoint")[0].wandb_run_id == "abc"
