@@ -133,7 +133,7 @@ def time_parts(
 def make_loader(
     dataset: TTSDataset, batches: Iterable[list[int]], num_workers: int, device: torch.device = CPU
 ) -> DataLoader:
-    """training_run.py's loader, but its workers live on from one pass to the next."""
+    """training's loader, but its workers live on from one pass to the next."""
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -43,8 +43,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_taco
 from conftest import make_tiny_corpus
 from dataset import Batch
+from prepare import Run
 from resuming import TEMPORARY_PREFIX, list_checkpoints, read_state
-from train_taco import Run
 
 TINY_MODEL = [
     "--character_embed_dim=16", "--encoder_embed_dim=16", "--decoder_rnn_embed_dim=24",

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import train_taco
 from config import parse_args
-from processes import read_groups
-from train_taco import make_loader
+from prepare import make_loader
+from processes import end_group, read_groups
 from validation import validate
 
 
@@ -60,7 +60,7 @@ def main(output, *flags):
             },
             output,
         )
-    train_taco.leave(accelerator)
+    end_group(accelerator)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def test_wandb_gets_each_step_and_epoch_with_its_numbers(train, monkeypatch):
         log=lambda values, step: logged.append((step, values)),
         finish=lambda: ends.append(len(logged)),
     )
-    monkeypatch.setattr(train_taco, "start_wandb", lambda *what: begun.append(what) or run)
+    monkeypatch.setattr("prepare.start_wandb", lambda *what: begun.append(what) or run)
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace())
     clip_grad_norm = Accelerator.clip_grad_norm_
 

@@ -20,13 +20,14 @@ from accelerate.utils.launch import (
 )
 from safetensors.torch import load_file
 
+import processes
 import train_taco
 from config import CONFIG_CLASSES, FROM_TOKENIZER, parse_args
 from files import DataError
 from model import Tacotron2, Tacotron2Config
+from prepare import describe_batch, synchronize_batch_norm
 from test_synthesize import SMALL
 from test_train_taco import REPO, run_flags
-from train_taco import describe_batch, synchronize_batch_norm
 from world import HEADER, TEXT, run
 
 README = (REPO / "README.md").read_text(encoding="utf-8")
@@ -215,7 +216,7 @@ def test_no_other_launcher_is_refused(monkeypatch):
                             "--main_process_port", "0", "train_taco.py"])  # fmt: skip
     for environment in (prepare_simple_launcher_cmd_env(plain)[1], prepare_multi_gpu_env(several)):
         monkeypatch.setattr(os, "environ", environment)
-        train_taco.refuse_sharding()
+        processes.refuse_sharding()
 
 
 def test_what_is_said_at_the_start(world, capsys):

@@ -14,10 +14,10 @@ from config import parse_args
 from dataset import BatchSampler, TTSDataset
 from files import DataError
 from kill_and_resume import differences
+from prepare import make_loader
 from processes import read_groups
 from resuming import read_state
 from test_train_taco import REPO, run_flags
-from train_taco import make_loader
 
 BAD_STEP = 2  # counted from 0, of 5
 

@@ -1,0 +1,305 @@
+"""A run before its first step: data, model, optimizer and loaders, new or as a checkpoint has them.
+
+`prepare` makes the Run and the TrainerState that train_taco.py's steps and epochs work with. Apart
+from it, because what a learner reads is the step and the epoch.
+"""
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+
+from checkpoints import read_config, warm_start
+from config import MAX_WORKERS, Configs, TrainConfig
+from dataset import AudioConfig, BatchSampler, TTSCollator, TTSDataset
+from fast_decoder import speed_up
+from files import DataError, check_writable, file_errors, read_json
+from model import Tacotron2, Tacotron2Config
+from processes import Interrupt, on_main, refuse_sharding, seen_everywhere
+from reporting import start_wandb
+from resuming import (
+    RANDOM_STATES_FILE,
+    STATE_FILE,
+    TrainerState,
+    check_place,
+    choose_checkpoint,
+    clear_remains,
+    enter_epoch,
+    find_checkpoint_folders,
+    list_changed_flags,
+    load_checkpoint_state,
+    read_state,
+    remove_checkpoint,
+)
+from tokenizer import Tokenizer
+from validation import LOSSES
+
+MAX_PARAMETERS = 10**9  # 4 GB in float32
+VALIDATION_WORKERS = 4  # at most; each reads some 200 clips a second (benchmarks/loader.py)
+
+
+class Run(NamedTuple):
+    """What stays the same from the first step to the last."""
+
+    config: TrainConfig
+    audio_config: AudioConfig
+    model_config: Tacotron2Config
+    tokenizer: Tokenizer
+    accelerator: Accelerator
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    train_set: TTSDataset
+    val_set: TTSDataset
+    train_loader: DataLoader  # its BatchSampler goes from epoch to epoch
+    val_loader: DataLoader
+    wandb: Any  # wandb's run on the main process with --log_wandb, else None
+    interrupt: Interrupt | None = None  # None: nobody listens for signals
+
+    @property
+    def folder(self) -> Path:
+        """Of the checkpoints."""
+        return self.config.folder
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps, the last one perhaps of fewer clips."""
+        clips = self.config.batch_size * self.accelerator.num_processes
+        n_batches = -(-len(self.train_set) // clips)
+        return -(-n_batches // self.config.gradient_accumulation_steps)
+
+
+def make_accelerator() -> Accelerator:
+    """Accelerate's view of the devices and the precision that the launcher chose.
+
+    Raises:
+        DataError: when the launcher asks for what this training cannot do.
+    """
+    refuse_sharding()
+    accelerator = Accelerator()
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise DataError(
+            "--mixed_precision fp16 needs a GPU: on a CPU nothing scales the loss, and gradients "
+            "are lost; use --mixed_precision bf16 or no"
+        )
+    return accelerator
+
+
+def make_loader(
+    run: Run, dataset: TTSDataset, max_workers: int = MAX_WORKERS, **order: Any
+) -> DataLoader:
+    """Batches of this process, in the order that BatchSampler draws from `order`.
+
+    Its processes start with the first iteration and live as long as the loader does.
+    """
+    sampler = BatchSampler(
+        dataset.n_frames,
+        run.config.batch_size,
+        num_processes=run.accelerator.num_processes,
+        process_index=run.accelerator.process_index,
+        **order,
+    )
+    num_workers = min(run.config.num_workers, max_workers)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=TTSCollator(run.audio_config, run.tokenizer),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=run.accelerator.device.type == "cuda",
+        # Its own generator: making a loader must not move the random numbers of training.
+        generator=torch.Generator(),
+    )
+
+
+def synchronize_batch_norm(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
+    """The model with the means and variances of batch norm taken over all GPUs together.
+
+    Parameters, buffers and their names stay as they are.
+
+    Raises:
+        DataError: for several processes on a CPU, where torch cannot do it.
+    """
+    if accelerator.num_processes == 1:
+        print("--sync_batch_norm: one process, whose batch norm sees the whole batch as it is")
+        return model
+    if accelerator.device.type != "cuda":
+        raise DataError(
+            f"--sync_batch_norm is for GPUs, found {accelerator.num_processes} processes on "
+            f"{accelerator.device.type}"
+        )
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def choose_tokenizer(config: TrainConfig, resumed: Path | None) -> Tokenizer:
+    """The symbols of the run resumed, of --path_to_symbols, of the warm start, or the built-in.
+
+    Raises:
+        DataError: when a file cannot be used.
+    """
+    if resumed:
+        return read_config(resumed)[2]
+    if path := config.path_to_symbols:
+        symbols = read_json(path, f"--path_to_symbols {path}")
+        try:
+            return Tokenizer(symbols)
+        except ValueError as error:
+            raise DataError(f"--path_to_symbols {path}: {error}") from None
+    return read_config(config.warm_start)[2] if config.warm_start else Tokenizer()
+
+
+def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) -> Run:
+    """Data, model, optimizer and learning rate, as they stand before the first step.
+
+    Raises:
+        DataError: when a manifest, the symbols or a warm start cannot be used.
+    """
+    config, audio_config, model_config = configs
+    tokenizer = choose_tokenizer(config, resumed)
+    model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
+    train_set = TTSDataset(config.path_to_train_manifest, audio_config, tokenizer)
+    val_set = TTSDataset(config.path_to_val_manifest, audio_config, tokenizer)
+    with torch.device("meta"):  # counted before any memory is taken
+        n_parameters = sum(p.numel() for p in Tacotron2(model_config).parameters())
+    if n_parameters > MAX_PARAMETERS:
+        raise DataError(
+            f"the sizes make a model of {n_parameters:,} parameters, at most {MAX_PARAMETERS:,} "
+            "can be; the defaults have some 28,000,000"
+        )
+    set_seed(config.seed)
+    model = Tacotron2(model_config)
+    if config.fast_decoder:
+        model = speed_up(model)
+    if config.warm_start and not resumed:
+        allow = config.warm_start_allow_mismatch
+        skipped = warm_start(model, Path(config.warm_start), audio_config, tokenizer, allow)
+        accelerator.print(f"weights of {config.warm_start}", *skipped, sep="\n  left out: ")
+    if config.sync_batch_norm:
+        model = synchronize_batch_norm(model, accelerator)
+    optimizer = torch.optim.Adam(
+        model.parameters(),
+        lr=config.learning_rate,
+        eps=config.adam_eps,
+        weight_decay=config.weight_decay,
+    )
+    run = Run(
+        *(config, audio_config, model_config, tokenizer, accelerator),
+        *(model, optimizer, train_set, val_set, None, None, None),
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    return run._replace(
+        model=model,
+        optimizer=optimizer,
+        train_loader=make_loader(run, train_set, seed=config.seed),
+        val_loader=make_loader(run, val_set, VALIDATION_WORKERS, shuffle=False),
+    )
+
+
+def set_optimizer(run: Run, **options: float) -> None:
+    """Sets lr, eps or weight_decay for all parameters."""
+    for group in run.optimizer.param_groups:
+        group.update(options)
+
+
+def resume(run: Run, path: Path) -> TrainerState:
+    """Puts the run back where the checkpoint left it, and says what has changed since.
+
+    Raises:
+        DataError: when the checkpoint cannot be used, or not with these flags.
+    """
+    config, accelerator = run.config, run.accelerator
+    changed = list_changed_flags(path, asdict(config))
+    state, saved_flags = read_state(path)
+    if len(state.epoch_losses) != len(LOSSES):
+        raise DataError(f"{path}: trainer_state.json: epoch_losses are not {len(LOSSES)}")
+    sampler = run.train_loader.batch_sampler
+    state = check_place(path, state, saved_flags, sampler, config.path_to_train_manifest)
+    state = enter_epoch(sampler, state)
+    # For a process that the checkpoint has no random state of: it had fewer.
+    source = np.random.SeedSequence([config.seed, accelerator.process_index, state.step])
+    set_seed(int(source.generate_state(1)[0]))
+    load_checkpoint_state(accelerator, path, run.audio_config, run.model_config, run.tokenizer)
+    set_optimizer(run, eps=config.adam_eps, weight_decay=config.weight_decay)
+    if state.order_recut:
+        changed.append(
+            f"the {sum(sampler.batch_sizes)} clips that are left of the epoch are in batches of "
+            f"{sampler.total_batch_size} over all processes; it began with {state.order_batch_size}"
+        )
+    files = [RANDOM_STATES_FILE.format(i) for i in range(accelerator.num_processes)]
+    n_new = sum(not (path / file).is_file() for file in files)
+    if n_new:
+        changed.append(
+            f"random numbers: {n_new} of {len(files)} processes had none there, and draw from "
+            "--seed, their own number and the step"
+        )
+    resumed_at = f"resumed from {path}: epoch {state.epoch}, step {state.step}"
+    accelerator.print(resumed_at, *changed, sep="\n  ")
+    return state
+
+
+def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerState]:
+    """Everything a run needs, new or resumed.
+
+    Raises:
+        DataError: when a manifest or checkpoint cannot be used, the folder is taken, or one
+            cannot be written to.
+    """
+    config = configs[0]
+    folder = config.folder
+
+    def choose() -> Path | None:
+        check_writable("--save_audio_gen", config.save_audio_gen)
+        clear_remains(folder)
+        return choose_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
+
+    chosen = on_main(accelerator, choose)
+    with seen_everywhere(accelerator, chosen, STATE_FILE) as resumed:
+        run = build_run(configs, accelerator, resumed)
+        set_seed(config.seed, device_specific=True)  # each process draws its own dropout
+        state = TrainerState(0, 0, 0, epoch_losses=[0.0] * len(LOSSES), history=[])
+        if resumed:
+            state = resume(run, resumed)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:  # only now that nothing stands against the run
+        if not resumed:
+            for path in find_checkpoint_folders(folder):
+                remove_checkpoint(path)
+        with file_errors():
+            folder.mkdir(parents=True, exist_ok=True)
+            Path(config.save_audio_gen).mkdir(parents=True, exist_ok=True)
+    if config.log_wandb and accelerator.is_main_process:
+        flags = {name: value for part in configs for name, value in asdict(part).items()}
+        wandb_run = start_wandb(config.experiment_name, config.run_name, flags, state.wandb_run_id)
+        run = run._replace(wandb=wandb_run)
+        state = state._replace(wandb_run_id=run.wandb and run.wandb.id)
+    return run, state
+
+
+def describe_batch(run: Run) -> str:
+    """Devices, clips on each and clips of one optimizer step, as one line."""
+    device, n = run.accelerator.device, run.accelerator.num_processes
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    size, accumulated = run.config.batch_size, run.config.gradient_accumulation_steps
+    return (
+        f"{n} {'process' if n == 1 else 'processes'} ({name}) x {size} clips a batch x "
+        f"{accumulated} accumulated = {n * size * accumulated} clips a step"
+    )
+
+
+def announce(run: Run) -> None:
+    """Says what is about to be trained, on how much, and what of the texts gets lost."""
+    n_parameters = sum(p.numel() for p in run.model.parameters())
+    print(
+        f"{n_parameters / 1e6:.1f} M parameters, {len(run.train_set):,} clips to train on, "
+        f"{len(run.val_set):,} to validate on, {run.steps_per_epoch:,} steps an epoch, "
+        f"mixed precision: {run.accelerator.mixed_precision}"
+    )
+    print(describe_batch(run), flush=True)
+    unknown = run.tokenizer.describe_unknown([*run.train_set.texts, *run.val_set.texts])
+    if unknown:
+        print(unknown, file=sys.stderr, flush=True)
