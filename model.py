@@ -269,11 +269,10 @@ class Decoder(nn.Module):
         self, frame: Tensor, state: DecoderState, encoder_outputs: Tensor, keys: Tensor,
         padding_mask: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, DecoderState]:  # fmt: skip
-        """One frame, from the previous one. Dropout is on the LSTMs' outputs, not on their states.
+        """The next frame. Dropout is on the LSTMs' outputs, not on the states that are fed back.
 
         Args:
-            frame: (B, num_mels), the previous frame; zeros to begin.
-            state: what the previous step returned; `initial_state` to begin.
+            frame, state: of the previous step; zeros and `initial_state` to begin.
             encoder_outputs: (B, T_text, encoder_embed_dim).
             keys: (B, T_text, attention_dim), attention.key_layer(encoder_outputs).
             padding_mask: (B, T_text) bool, True = padding.
@@ -388,13 +387,7 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
     def forward(
         self, tokens: Tensor, token_lengths: Tensor, mels: Tensor, mel_lengths: Tensor
     ) -> Tacotron2Output:
-        """Teacher forcing.
-
-        Args:
-            tokens: (B, T_text) int64, padded with pad_token_id.
-            mels: (B, T_mel, num_mels), the true frames.
-            token_lengths, mel_lengths: (B,) int64.
-        """
+        """Teacher forcing: tokens (B, T_text), the true mels (B, T_mel, num_mels), lengths (B,)."""
         text_mask, mel_mask = (
             build_padding_mask(lengths.to(x.device, non_blocking=True), x.shape[1])
             for lengths, x in ((token_lengths, tokens), (mel_lengths, mels))
@@ -411,13 +404,8 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
         self, tokens: Tensor, token_lengths: Tensor | None = None, max_decoder_steps: int = 2000,
         stop_threshold: float = 0.5,
     ) -> InferenceOutput:  # fmt: skip
-        """Free running, each item to its own end; ValueError when max_decoder_steps < 1.
-
-        Args:
-            tokens: (B, T_text) int64.
-            token_lengths: (B,) int64; None when no item is padded.
-            max_decoder_steps: frames after which an item that never says stop is cut.
-            stop_threshold: probability of the stop token that ends an item.
+        """Free running, each item to its own end: a stop token above stop_threshold, or
+        max_decoder_steps frames, at least 1. token_lengths is None when no item is padded.
         """
         if max_decoder_steps < 1:
             raise ValueError(f"max_decoder_steps must be at least 1, found {max_decoder_steps}")
@@ -461,11 +449,8 @@ def tacotron2_loss(
     """The losses by name, each a mean over valid frames, and their sum, `loss`.
 
     Args:
-        output: what `Tacotron2.forward` returned.
         mels: (B, T_mel, num_mels), the true frames.
-        token_lengths, mel_lengths: (B,) int64.
         stop_targets: (B, T_mel), 1 from the last valid frame on.
-        guided_attention_weight: of eq. 6 of Tachibana et al.; 0 leaves it out.
         guided_attention_sigma: width of the diagonal, as a share of the clip.
         n_frames: valid frames of the whole optimizer step, where it has more than this batch.
     """
