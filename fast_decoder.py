@@ -288,6 +288,8 @@ def twin_difference(decoder: nn.Module) -> str | None:
     for (name, part), known in zip(decoder.named_modules(), plain.modules(), strict=False):
         if type(part) is not type(known):
             return f"decoder.{name} is a {type(part).__name__}, expected a {type(known).__name__}"
+        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+            return f"decoder.{name} has a hook, or a forward of its own"
     try:
         twin = make_twin(plain)
         with torch.inference_mode(False), torch.autocast("cpu", enabled=False), KnownDropout():
@@ -321,18 +323,18 @@ class KnownDropout(TorchFunctionMode):
 
 
 def trial_results(decoder: Decoder) -> dict[str, Tensor]:
-    """Outputs and gradients on four frames of two texts, one of them padded."""
+    """Outputs and gradients on a few frames of two texts, one of them padded."""
     generator = torch.Generator().manual_seed(0)
-    text = torch.randn(2, 5, decoder.config.encoder_embed_dim, generator=generator)
-    mels = torch.randn(2, 4, decoder.config.num_mels, generator=generator)
-    padding_mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    text = torch.randn(2, 30, decoder.config.encoder_embed_dim, generator=generator)
+    mels = torch.randn(2, 6, decoder.config.num_mels, generator=generator)
+    padding_mask = torch.tensor([[False] * 30, [False] * 21 + [True] * 9])
     names = ("mels_before", "stop_logits", "alignments")
     with torch.enable_grad():
         forced = decoder.train()(text.requires_grad_(), padding_mask, mels.requires_grad_())
         sources = {"encoder_outputs": text, "mels": mels, **dict(decoder.named_parameters())}
         gradients = torch.autograd.grad(forced, list(sources.values()), [x.cos() for x in forced])
     with torch.no_grad():
-        free = decoder.eval().infer(text, padding_mask, max_decoder_steps=4, stop_threshold=1.0)
+        free = decoder.eval().infer(text, padding_mask, max_decoder_steps=6, stop_threshold=1.0)
     return {
         **{f"its teacher-forced {name}": x.detach() for name, x in zip(names, forced, strict=True)},
         **{f"the gradients of {name}": x for name, x in zip(sources, gradients, strict=True)},

@@ -321,6 +321,11 @@ EDITS = {  # which method, what is replaced, by what
     "dropout of the state": ("step", QUERY_DROPOUT, f"attention_hidden = {QUERY_DROPOUT}"),
     "the previous context": ("step", "[query, context]", "[query, state.context]"),
     "no gradient through the sum": ("step", SUM, f"{SUM}.detach()"),
+    "attention within a window": (
+        "attention",
+        "return F.softmax(",
+        "energies[:, 12:] -= 1e4; return F.softmax(",
+    ),
     "a part that is gone": ("step", "self.stop_projection(output)", "self.stop(output)"),
 }
 
@@ -339,6 +344,18 @@ def test_an_edit_of_model_py_is_never_ignored(monkeypatch, capsys, edit):
 def test_an_edit_that_both_decoders_share_stays_fast(monkeypatch):
     monkeypatch.setattr(*changed("prenet", "F.relu(", "F.elu("))
     assert type(speed_up(Tacotron2(SMALL)).decoder) is FastDecoder
+
+
+@pytest.mark.parametrize("change", ["hook", "forward"])
+def test_a_forward_that_is_not_model_pys_is_named(change):
+    model = Tacotron2(SMALL)
+    if change == "hook":
+        model.decoder.attention.register_forward_hook(lambda *_: None)
+    else:
+        model.decoder.attention.forward = lambda *args: None
+    assert twin_difference(model.decoder) == (
+        "decoder.attention has a hook, or a forward of its own"
+    )
 
 
 def test_a_part_of_another_kind_is_named():
