@@ -77,7 +77,8 @@ def test_losses_are_means_over_frames_and_scores_means_over_clips(begin):
     by_hand = {f"val_{name}": sum(row[name] for row in losses) / n_frames for name in losses[0]}
     by_hand |= {f"val_{name}": sum(row[name] for row in scores) / 3 for name in scores[0]}
     assert len({row["coverage"] for row in scores}) == 3, "each clip counts"
-    assert validate(run) == pytest.approx(by_hand, rel=1e-5)
+    measured = validate(run.accelerator, run.model, run.val_loader)
+    assert measured == pytest.approx(by_hand, rel=1e-5)
     assert run.model.training and graphs == [False, False]
 
 
@@ -110,7 +111,7 @@ def test_free_running_speaks_clips_from_all_over_the_set(
         return spoken(token_lengths)
 
     monkeypatch.setattr(run.model, "infer", infer)
-    scores = speak_freely(run)
+    scores = speak_freely(run.accelerator, run.model, run.val_set, run.config)
     wanted = [run.val_set[i] for i in picked]
     limit = min(max_decoder_steps, 2 * max(len(clip.mel) for clip in wanted) + 100)
     assert asked == [([run.tokenizer.clean(clip.text) for clip in wanted], limit, False)]
@@ -123,6 +124,11 @@ def test_free_running_speaks_clips_from_all_over_the_set(
         rows.append(row | {"score": np.prod(list(row.values()))})
     by_hand = {f"free_{name}": np.mean([row[name] for row in rows]) for name in rows[0]}
     assert scores == pytest.approx(by_hand, rel=1e-5)
+
+
+def judge(run, epoch: int) -> dict[str, float]:
+    parts = run.accelerator, run.model, run.val_loader, run.config
+    return judge_epoch(*parts, epoch, run.interrupt)[0]
 
 
 @pytest.fixture
@@ -146,10 +152,10 @@ def test_an_epoch_is_judged_the_same_twice_and_training_goes_on_as_if_it_were_no
     interrupt = SimpleNamespace(pending=False)
     run = begin("--max_decoder_steps", 30)._replace(interrupt=interrupt)
     before, weights = random_states(), [p.clone() for p in run.model.state_dict().values()]
-    scores = [judge_epoch(run, 1)[0]]
+    scores = [judge(run, 1)]
     assert random_states() == before and run.model.training
     torch.rand(10)
-    scores += [judge_epoch(run, 2)[0]]
+    scores += [judge(run, 2)]
     assert scores[0] == scores[1]
     samples = [tmp_path / "samples" / f"epoch_{epoch}" for epoch in (1, 2)]
     for ending in ("_free_running.wav", ".npz"):
@@ -162,7 +168,7 @@ def test_an_epoch_is_judged_the_same_twice_and_training_goes_on_as_if_it_were_no
     now = run.model.state_dict().values()
     assert all(torch.equal(a, b) for a, b in zip(now, weights, strict=True))
     other = run._replace(config=replace(run.config, seed=7))
-    assert judge_epoch(other, 3)[0]["val_loss"] != scores[0]["val_loss"]
+    assert judge(other, 3)["val_loss"] != scores[0]["val_loss"]
     interrupt.pending = True  # which from now on is for the steps of training to see
     clip_by_itself(run, run.val_set[0])
 
@@ -172,8 +178,8 @@ def test_a_signal_ends_each_stage_at_once(begin, monkeypatch, tmp_path, stage):
     run = begin()
     stages, steps = ("validate", "speak_freely"), []
     for name in stages[: stages.index(stage) if stage in stages else 2]:
-        monkeypatch.setattr(validation, name, lambda run: {})
+        monkeypatch.setattr(validation, name, lambda *_: {})
     run.model.decoder.prenet.register_forward_hook(lambda *_: steps.append(None))
     with pytest.raises(Interrupted):
-        judge_epoch(run._replace(interrupt=SimpleNamespace(pending=True)), 1)
+        judge(run._replace(interrupt=SimpleNamespace(pending=True)), 1)
     assert not steps and not list((tmp_path / "samples").iterdir())
