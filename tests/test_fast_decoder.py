@@ -297,6 +297,15 @@ def test_a_model_made_in_inference_mode_speaks():
     assert outputs.mels.shape == (1, 5, SMALL.num_mels) and outputs.mels.isfinite().all()
 
 
+def test_free_running_in_train_mode_drops_as_the_plain_loop_does():
+    frames = []
+    for model in fast_and_plain(contrast=2.0):
+        with KnownDropout(), torch.no_grad():
+            text, mask = torch.ones(1, 4, SMALL.encoder_embed_dim), torch.zeros(1, 4).bool()
+            frames.append(model.train().decoder.infer(text, mask, 3, 1.0)[0])
+    assert torch.equal(*frames)
+
+
 def changed(name: str, text: str, replacement: str):
     """A function of model.py's whose source is changed, in the place of the real one."""
     owner, method = {
@@ -318,6 +327,7 @@ EDITS = {  # which method, what is replaced, by what
     "sharper softmax": ("attention", "F.softmax(energies", "F.softmax(1.01 * energies"),
     "no sum of alignments": ("attention", "alignment, cumulative_alignment]", "alignment] * 2"),
     "no dropout of the query": ("step", QUERY_DROPOUT, "attention_hidden"),
+    "another rate of dropout": ("step", "attention_dropout_p", "decoder_dropout_p"),
     "dropout of the state": ("step", QUERY_DROPOUT, f"attention_hidden = {QUERY_DROPOUT}"),
     "the previous context": ("step", "[query, context]", "[query, state.context]"),
     "no gradient through the sum": ("step", SUM, f"{SUM}.detach()"),
@@ -364,6 +374,8 @@ def test_a_part_of_another_kind_is_named():
     assert (
         twin_difference(model.decoder) == "decoder.attention.v is a Sequential, expected a Linear"
     )
+    other = type("OtherDecoder", (Decoder,), {})(SMALL)
+    assert "OtherDecoder, expected" in twin_difference(other)
 
 
 def test_speeding_up_changes_nothing_but_the_decoder():

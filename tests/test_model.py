@@ -143,9 +143,10 @@ def test_no_frame_sees_itself_or_the_future(fast_decoder):
     assert not torch.equal(before.mels_before[1, 11:], after.mels_before[1, 11:])
 
 
-def test_inference_stops_each_item_by_itself():
+@BOTH_DECODERS
+def test_inference_stops_each_item_by_itself(fast_decoder):
     """With stop forced by a bias, every item ends at once; without, every one hits the limit."""
-    model = make_model().eval()
+    model = make_model(fast_decoder=fast_decoder).eval()
     tokens, token_lengths, *_ = make_batch()
     with torch.no_grad():
         model.decoder.stop_projection.bias.fill_(100.0)
@@ -158,8 +159,9 @@ def test_inference_stops_each_item_by_itself():
     assert output.mels.shape == (3, 12, 20) and output.alignments.shape == (3, 12, 9)
 
 
-def test_batched_inference_equals_one_by_one():
-    model = lively(make_model())
+@BOTH_DECODERS
+def test_batched_inference_equals_one_by_one(fast_decoder):
+    model = lively(make_model(fast_decoder=fast_decoder))
     tokens, token_lengths, *_ = make_batch()
     with torch.no_grad():
         model.decoder.stop_projection.weight.neg_()  # so that the untrained stop rises with time

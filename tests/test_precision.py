@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dataset import AudioConfig, Batch, TTSCollator, Utterance, audio_to_mel, load_wav
 from fast_decoder import FastDecoder, speed_up
-from model import Decoder, Tacotron2, Tacotron2Config, build_padding_mask, tacotron2_loss
+from model import Decoder, Tacotron2, Tacotron2Config, build_padding_mask, lstm_cell, tacotron2_loss
 from tokenizer import Tokenizer
 
 AUDIO = AudioConfig()
@@ -104,6 +105,22 @@ def test_fifty_steps_stay_finite_and_learn(batch, dtype):
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
 
+def test_an_lstms_activations_are_float32_under_autocast():
+    """Its products are rounded to 8 bits, but not what the cell adds up."""
+    torch.manual_seed(0)
+    lstm = torch.nn.LSTMCell(3, 4)
+    x, hidden, cell = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = lstm_cell(x, hidden, cell, lstm)
+        products = F.linear(x, lstm.weight_ih, lstm.bias_ih)
+        products = products + F.linear(hidden, lstm.weight_hh, lstm.bias_hh)
+    assert products.dtype == torch.bfloat16
+    i, f, g, o = products.double().chunk(4, dim=1)
+    exact_cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+    expected = (o.sigmoid() * exact_cell.tanh()).float(), exact_cell.float()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
 @half_types
 @pytest.mark.parametrize("fast_decoder", [True, False], ids=["fast", "plain"])
 @pytest.mark.parametrize("alone", [False, True], ids=["batch", "one"])
@@ -135,8 +152,9 @@ def test_text_that_is_all_padding_stays_finite(dtype, fast_decoder, lengths):
         outputs = decoder(encoder_outputs.to(dtype), mask, mels)
     sum(part.float().square().mean() for part in outputs).backward()
     assert all(torch.isfinite(part).all() for part in outputs)
-    alignments = outputs[2].float()
-    assert torch.allclose(alignments.sum(dim=2), torch.ones(len(lengths), 9), atol=0.02)
+    alignments = outputs[2]
+    assert alignments.dtype == torch.float32
+    assert torch.allclose(alignments.sum(dim=2), torch.ones(len(lengths), 9), atol=1e-5)
     assert torch.isfinite(encoder_outputs.grad).all()
     for name, parameter in decoder.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name

@@ -37,11 +37,6 @@ def begin(tiny_corpus, tmp_path, monkeypatch):
     return begin
 
 
-def judge(run, epoch):
-    """judge_epoch as train_taco.py calls it."""
-    return judge_epoch(run.accelerator, run.model, run.val_loader, run.config, epoch, run.interrupt)
-
-
 def alignment_scores(alignment: np.ndarray) -> dict[str, float]:
     """Of one clip's alignment (T_mel, T_text), by their definitions."""
     return {
@@ -82,7 +77,8 @@ def test_losses_are_means_over_frames_and_scores_means_over_clips(begin):
     by_hand = {f"val_{name}": sum(row[name] for row in losses) / n_frames for name in losses[0]}
     by_hand |= {f"val_{name}": sum(row[name] for row in scores) / 3 for name in scores[0]}
     assert len({row["coverage"] for row in scores}) == 3, "each clip counts"
-    assert validate(run.accelerator, run.model, run.val_loader) == pytest.approx(by_hand, rel=1e-5)
+    measured = validate(run.accelerator, run.model, run.val_loader)
+    assert measured == pytest.approx(by_hand, rel=1e-5)
     assert run.model.training and graphs == [False, False]
 
 
@@ -130,6 +126,11 @@ def test_free_running_speaks_clips_from_all_over_the_set(
     assert scores == pytest.approx(by_hand, rel=1e-5)
 
 
+def judge(run, epoch: int) -> dict[str, float]:
+    parts = run.accelerator, run.model, run.val_loader, run.config
+    return judge_epoch(*parts, epoch, run.interrupt)[0]
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """The arrays and the text of each picture, which is not drawn."""
@@ -151,10 +152,10 @@ def test_an_epoch_is_judged_the_same_twice_and_training_goes_on_as_if_it_were_no
     interrupt = SimpleNamespace(pending=False)
     run = begin("--max_decoder_steps", 30)._replace(interrupt=interrupt)
     before, weights = random_states(), [p.clone() for p in run.model.state_dict().values()]
-    scores = [judge(run, 1)[0]]
+    scores = [judge(run, 1)]
     assert random_states() == before and run.model.training
     torch.rand(10)
-    scores += [judge(run, 2)[0]]
+    scores += [judge(run, 2)]
     assert scores[0] == scores[1]
     samples = [tmp_path / "samples" / f"epoch_{epoch}" for epoch in (1, 2)]
     for ending in ("_free_running.wav", ".npz"):
@@ -167,7 +168,7 @@ def test_an_epoch_is_judged_the_same_twice_and_training_goes_on_as_if_it_were_no
     now = run.model.state_dict().values()
     assert all(torch.equal(a, b) for a, b in zip(now, weights, strict=True))
     other = run._replace(config=replace(run.config, seed=7))
-    assert judge(other, 3)[0]["val_loss"] != scores[0]["val_loss"]
+    assert judge(other, 3)["val_loss"] != scores[0]["val_loss"]
     interrupt.pending = True  # which from now on is for the steps of training to see
     clip_by_itself(run, run.val_set[0])
 
