@@ -138,9 +138,16 @@ def test_each_file_of_the_prose_is_there():
     files = {
         word for words in IN_BACKTICKS for word in re.findall(r"[\w./]+\.(?:py|sh|ipynb)\b", words)
     }
-    files |= set(re.findall(r"\]\((?!http)([^)]+)\)", README))
+    files |= set(re.findall(r"\]\((?!http|#)([^)]+)\)", README))
     missing = {name for name in files - {"FILE.py"} if not (REPO / name).exists()}
     assert len(files) > 20 and not missing
+
+
+def test_each_link_within_the_readme_leads_to_a_heading():
+    headings = re.findall(r"^#+ (.+)$", PROSE, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = set(re.findall(r"\]\(#([^)]+)\)", PROSE))
+    assert links and links <= anchors, links - anchors
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

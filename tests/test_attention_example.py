@@ -1,0 +1,120 @@
+"""The last section of the README: another attention, run as it stands there."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import betabinom
+
+import model as model_module
+import train_taco
+from checkpoints import load_checkpoint
+from fast_decoder import speed_up
+from model import Decoder, Tacotron2, Tacotron2Config, build_padding_mask, tacotron2_loss
+from synthesize import synthesize
+from test_launching import README
+from test_model import NO_DROPOUT, SMALL, make_batch
+from test_train_taco import run_flags
+
+EXAMPLE = README.split("## Example: another attention")[1]
+CODE, SAID = re.findall(r"```(?:python)?\n(.*?)```", EXAMPLE, re.DOTALL)
+MAX_LINES = 40  # of the class; the imports and the three lines that use it come on top
+
+
+@pytest.fixture
+def attention_class():
+    """The class alone: the code after it builds a model of the paper's sizes."""
+    namespace: dict = {}
+    exec(CODE.split("\n\n\nmodel = ")[0], namespace)
+    return namespace["DynamicConvolutionAttention"]
+
+
+def make_model(attention_class) -> Tacotron2:
+    torch.manual_seed(0)
+    model = Tacotron2(Tacotron2Config(**SMALL, **NO_DROPOUT))
+    model.decoder.attention = attention_class(model.config)
+    return model
+
+
+def test_the_code_runs_as_it_stands_and_speed_up_steps_aside(capsys):
+    namespace: dict = {}
+    exec(CODE, namespace)
+    assert type(namespace["model"].decoder) is Decoder
+    assert capsys.readouterr().err.split() == SAID.split()
+    definition = CODE[CODE.index("class ") : CODE.index("\n\n\nmodel = ")]
+    assert len(definition.split("\n")) < MAX_LINES
+
+
+def formula(attention, query, alignment) -> np.ndarray:
+    """Battenberg et al. 2020, one clip without padding, character by character."""
+    w = {name: value.detach().numpy() for name, value in attention.named_parameters()}
+    n_text, n_filters = len(alignment), w["static_conv.weight"].shape[0]
+    size = w["static_conv.weight"].shape[2]
+    static = w["static_conv.weight"][:, 0]  # (n_filters, size)
+    dynamic = np.tanh(w["query_layer.weight"] @ query + w["query_layer.bias"])
+    dynamic = (w["filter_layer.weight"] @ dynamic).reshape(n_filters, size)
+    around = np.pad(alignment, size // 2)
+    energies = []
+    for j in range(n_text):
+        window = around[j : j + size]
+        hidden = w["static_layer.weight"] @ (static @ window)
+        hidden = hidden + w["dynamic_layer.weight"] @ (dynamic @ window) + w["dynamic_layer.bias"]
+        prior = sum(
+            betabinom.pmf(k, 10, 0.1, 0.9) * alignment[j - k] for k in range(11) if j - k >= 0
+        )
+        energies.append(w["v.weight"][0] @ np.tanh(hidden) + np.log(max(prior, 1e-6)))
+    exponentials = np.exp(energies)
+    return exponentials / exponentials.sum()
+
+
+def test_the_alignments_are_those_of_the_papers_formula(attention_class):
+    attention = make_model(attention_class).decoder.attention
+    attention.double()
+    n_text, lengths = 25, [25, 14]
+    queries = torch.randn(3, 2, SMALL["decoder_rnn_embed_dim"], dtype=torch.float64)
+    mask = build_padding_mask(torch.tensor(lengths))
+    alignment = cumulative = torch.zeros(2, n_text, dtype=torch.float64)
+    expected = [np.eye(length)[0] for length in lengths]  # on the first character
+    for query in queries:
+        alignment = attention(query, None, mask, alignment, cumulative)
+        cumulative = cumulative + alignment
+        for i, length in enumerate(lengths):
+            expected[i] = formula(attention, query[i].numpy(), expected[i])
+            ours = alignment[i].detach().numpy()
+            np.testing.assert_allclose(ours[:length], expected[i], rtol=1e-5, atol=1e-9)
+            assert not ours[length:].any()
+
+
+def test_it_learns_and_speaks(attention_class, capsys):
+    model = speed_up(make_model(attention_class)).train()
+    assert type(model.decoder) is Decoder
+    tokens, token_lengths, mels, mel_lengths = make_batch()
+    stop_targets = build_padding_mask(mel_lengths - 1, mels.shape[1]).float()
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=5e-3), []
+    for _ in range(20):
+        output = model(tokens, token_lengths, mels, mel_lengths)
+        loss = tacotron2_loss(output, mels, token_lengths, mel_lengths, stop_targets)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    gradients = {name: p.grad for name, p in model.decoder.attention.named_parameters()}
+    assert all(gradient is not None and gradient.any() for gradient in gradients.values())
+    assert losses[-1] < 0.7 * losses[0]
+    spoken = model.eval().infer(tokens, token_lengths, max_decoder_steps=5, stop_threshold=1.0)
+    assert spoken.mels.shape == (3, 5, SMALL["num_mels"]) and spoken.mels.isfinite().all()
+    torch.testing.assert_close(spoken.alignments.sum(dim=2), torch.ones(3, 5))
+
+
+def test_in_the_decoders_place_all_scripts_use_it(attention_class, monkeypatch, world, capsys):
+    """As where `Decoder` itself builds it: a run is trained, and its checkpoint speaks."""
+    monkeypatch.setattr(model_module, "LocationSensitiveAttention", attention_class)
+    train_taco.main(run_flags(world.corpus, world.out, "--training_epochs", 1))
+    said = capsys.readouterr().err
+    assert said.startswith("fast_decoder.py does not fit this model: AttributeError: ")
+    voice = load_checkpoint(next(world.out.rglob("final_checkpoint")))
+    assert type(voice.model.decoder.attention) is attention_class
+    assert type(voice.model.decoder) is Decoder
+    result = synthesize("Go home.", voice, max_decoder_steps=5, seed=0)
+    assert len(result.mel) == 5 and result.wav.isfinite().all()
