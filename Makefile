@@ -1,6 +1,6 @@
 # make demo       from nothing to a voice, on a CPU: corpus, training, pictures, wavs, numbers
 # make test       the tests; LJSPEECH_DIR=... adds those on real speech
-# make mutants    which of some hundred deliberate defects the tests notice
+# make mutants    which of more than 500 deliberate defects the tests notice
 # make lint       ruff
 # make bench      speed and memory beside torchaudio's Tacotron2, in turn in one run
 # make bench_gpu  the same at a GPU's sizes, and frames per second of training from loader to

@@ -120,7 +120,7 @@ RUNS = {
     "flags a list": (lambda f: edit_json(f / STATE, train_config=[]), STATE),
     "state unknown field": (lambda f: edit_json(f / STATE, mood="good"), STATE),
     "config missing": (lambda f: (f / CONFIG).unlink(), CONFIG),
-    "weights missing": (lambda f: (f / WEIGHTS).unlink(), WEIGHTS),
+    "weights missing": (lambda f: (f / WEIGHTS).unlink(), f"{WEIGHTS} is missing"),
     "weights truncated": (lambda f: cut(f / WEIGHTS, 9000), WEIGHTS),
     "weights of text": (lambda f: (f / WEIGHTS).write_text("weights"), WEIGHTS),
     "optimizer missing": (lambda f: (f / "optimizer.bin").unlink(), "optimizer.bin"),

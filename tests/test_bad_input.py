@@ -348,8 +348,8 @@ for place, make in (
     ("below a file", lambda w: w.file("locked", "precious") / "new/folder"),
 ):
     row(f"write to {place}: prep_splits", prep("--path_to_save", make), "locked")
-    row(f"write to {place}: train checkpoints", train("--working_directory", make), "locked")
-    row(f"write to {place}: train samples", train("--save_audio_gen", make), "locked")
+    for what, flag in (("checkpoints", "--working_directory"), ("samples", "--save_audio_gen")):
+        row(f"write to {place}: train {what}", train(flag, make), "locked", flag)
     row(f"write to {place}: synthesize", say("--output_dir", make), "locked")
 
     def inside(w: World, make=make) -> Path:

@@ -214,6 +214,9 @@ fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 @pytest.mark.parametrize("is_used", [False, True])
 def test_a_folder_is_held_alone_and_goes_again_when_nothing_came_of_it(tmp_path, is_used):
     folder = tmp_path / "work" / "tiny"
+    if is_used:
+        folder.mkdir(parents=True)
+        (folder / ".lock").write_text("of a run that was killed" * 9)
     with hold_folder(Accelerator(cpu=True), folder):
         assert names_in(folder) == [".lock"]
         command = [sys.executable, "-c", TRY_TO_SHARE, folder / ".lock"]
@@ -279,31 +282,35 @@ OWN_FOLDERS = f"""
 import os, sys
 sys.path.insert(0, {str(REPO)!r})
 import train_taco
-train_taco.main([flag.replace("RANK", os.environ["RANK"]) for flag in sys.argv[1:]])
+os.chdir("machine_" + os.environ["RANK"])
+train_taco.main(sys.argv[1:])
 """
 
 
 def test_machines_without_a_shared_disk_resume_exactly(tiny_corpus, tmp_path):
-    """Two processes that see different folders; the main process's is the one that counts."""
+    """Two processes that see other folders under one name; the main process's counts."""
     script = tmp_path / "own_folders.py"
     script.write_text(OWN_FOLDERS)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
 
+    for rank in (0, 1):
+        (tmp_path / f"machine_{rank}").mkdir()
+
     def run(*more):
-        flags = run_flags(tiny_corpus, tmp_path / "machine_RANK", "--checkpoint_minutes", "1e-7")
+        flags = run_flags(tiny_corpus, Path(), "--checkpoint_minutes", "1e-7")
         done = subprocess.run(
             [sys.executable, *launcher_words(2), str(script), *flags, *more],
             env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary),
                  "ACCELERATE_USE_CPU": "true"},
-            cwd=REPO, capture_output=True, text=True, timeout=180,
+            cwd=tmp_path, capture_output=True, text=True, timeout=180,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
     run()
     folder = tmp_path / "machine_0" / "work" / "tiny"
-    assert not (tmp_path / "machine_1").exists(), "the main process writes everything"
+    assert names_in(tmp_path / "machine_1") == [], "the main process writes everything"
     final = folder / "final_checkpoint"
     states = [
         torch.load(final / f"random_states_{rank}.pkl", weights_only=False) for rank in (0, 1)
@@ -317,7 +324,7 @@ def test_machines_without_a_shared_disk_resume_exactly(tiny_corpus, tmp_path):
     (other / "model.safetensors").unlink()
     (other / STATE_FILE).write_text((other / STATE_FILE).read_text().replace("written_at", "mood"))
     said = run("--resume_from_checkpoint", other.name)
-    assert f"resumed from {folder / other.name}: epoch 1, step 4" in said
+    assert f"resumed from work/tiny/{other.name}: epoch 1, step 4" in said
     assert_same_checkpoint(final, straight)
     assert names_in(other.parent) == [other.name]
     assert not list(temporary.glob("checkpoint_*")), "the copy is removed"
