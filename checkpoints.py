@@ -23,6 +23,7 @@ from tokenizer import Tokenizer
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT_VERSION = 1
+MAX_PARAMETERS = 10**9  # of a model: 4 GB in float32
 
 
 class Voice(NamedTuple):
@@ -65,6 +66,21 @@ def check_fields(path: Path, given: dict[str, Any], config_class: type) -> None:
             raise DataError(f"{path}: {name} must be {kind.__name__}, found {given[name]!r:.40}")
 
 
+def check_size(model_config: Tacotron2Config) -> None:
+    """Counts a model's parameters before any memory is taken.
+
+    Raises:
+        DataError: when there are more than MAX_PARAMETERS.
+    """
+    with torch.device("meta"):
+        n_parameters = sum(p.numel() for p in Tacotron2(model_config).parameters())
+    if n_parameters > MAX_PARAMETERS:
+        raise DataError(
+            f"the sizes make a model of {n_parameters:,} parameters, at most {MAX_PARAMETERS:,} "
+            "can be; the defaults have some 28,000,000"
+        )
+
+
 def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, Tokenizer]:
     """Reads config.json of a checkpoint folder.
 
@@ -102,6 +118,10 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
         raise DataError(f"{path}: not a checkpoint's config ({error})") from None
     if result[0].vocab_size != result[2].vocab_size or result[0].num_mels != result[1].num_mels:
         raise DataError(f"{path}: model, symbols and audio do not fit each other")
+    try:
+        check_size(result[0])
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     return result
 
 

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
-from checkpoints import read_config, warm_start
+from checkpoints import check_size, read_config, warm_start
 from config import MAX_WORKERS, Configs, TrainConfig
 from dataset import AudioConfig, BatchSampler, TTSCollator, TTSDataset
 from fast_decoder import speed_up
@@ -40,7 +40,6 @@ from resuming import (
 from tokenizer import Tokenizer
 from validation import LOSSES
 
-MAX_PARAMETERS = 10**9  # 4 GB in float32
 VALIDATION_WORKERS = 4  # at most; each reads some 200 clips a second (benchmarks/loader.py)
 
 
@@ -164,13 +163,7 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
     model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
     train_set = TTSDataset(config.path_to_train_manifest, audio_config, tokenizer)
     val_set = TTSDataset(config.path_to_val_manifest, audio_config, tokenizer)
-    with torch.device("meta"):  # counted before any memory is taken
-        n_parameters = sum(p.numel() for p in Tacotron2(model_config).parameters())
-    if n_parameters > MAX_PARAMETERS:
-        raise DataError(
-            f"the sizes make a model of {n_parameters:,} parameters, at most {MAX_PARAMETERS:,} "
-            "can be; the defaults have some 28,000,000"
-        )
+    check_size(model_config)
     set_seed(config.seed)
     model = Tacotron2(model_config)
     if config.fast_decoder:

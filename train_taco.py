@@ -48,12 +48,7 @@ from reporting import (
     missing_alignment,
     print_epoch,
 )
-from resuming import (
-    TrainerState,
-    enter_epoch,
-    prune_checkpoints,
-    save_checkpoint,
-)
+from resuming import TrainerState, enter_epoch, prune_checkpoints, save_checkpoint
 from validation import LOSSES, choose_sample, judge_epoch
 
 # Of fp16. A scale too high for the gradients is found within some twenty steps; one below 1 would

@@ -63,7 +63,6 @@ VOICES = {  # how to break a folder, and what is then said
     ),
     "kernel even": (lambda f: edit_json(f / CONFIG, encoder_kernel_size=4), "encoder_kernel_size"),
     "dropout of text": (lambda f: edit_json(f / CONFIG, encoder_dropout_p="0"), "encoder_dropout"),
-    "switch of text": (lambda f: edit_json(f / CONFIG, fast_decoder="no"), "fast_decoder"),
     "audio a list": (lambda f: edit_json(f / CONFIG, audio=[]), "config.json"),
     "rate a fraction": (lambda f: edit_json(f / CONFIG, audio__sampling_rate=2.5), "sampling_rate"),
     "windows without end": (
