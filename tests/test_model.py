@@ -171,7 +171,10 @@ def test_batched_inference_equals_one_by_one(fast_decoder):
         for threshold in (never.flatten() - 1e-4).tolist()
     }
     threshold = max(ends, key=lambda threshold: len(set(ends[threshold])))
+    steps = []
+    model.decoder.prenet.register_forward_hook(lambda *_: steps.append(None))
     together = model.infer(tokens, token_lengths, 15, threshold)
+    assert len(steps) == int(together.mel_lengths.max()), "steps after the last item has stopped"
     assert len(set(together.mel_lengths.tolist())) > 1, "the items should end at different steps"
     assert together.mel_lengths.tolist() == [min(n + 1, 15) for n in ends[threshold]]
     for i in range(3):
