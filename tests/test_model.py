@@ -187,6 +187,20 @@ def test_batched_inference_equals_one_by_one(fast_decoder):
         assert (together.mels[i, length:] == 0).all()
 
 
+def test_an_item_that_has_said_stop_once_has_stopped(monkeypatch):
+    """Whatever its later frames say."""
+    decoder = make_model(fast_decoder=False).eval().decoder
+    step, said = decoder.step, iter([[9.0, -9.0], [-9.0, 9.0], [-9.0, -9.0]])
+
+    def say(*args):
+        frame, _, *others = step(*args)
+        return frame, torch.tensor(next(said)), *others
+
+    monkeypatch.setattr(decoder, "step", say)
+    text, no_padding = torch.zeros(2, 3, 32), torch.zeros(2, 3, dtype=torch.bool)
+    assert decoder.infer(text, no_padding, 3, 0.5)[1].shape == (2, 2)
+
+
 def test_inference_refuses_no_steps():
     with pytest.raises(ValueError, match="max_decoder_steps"):
         make_model().infer(torch.ones(1, 3, dtype=torch.int64), None, max_decoder_steps=0)
