@@ -101,10 +101,13 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
 def put_in_place(temporary: Path, path: Path, replaced: Path) -> None:
     """Renames `temporary` to `path`, so that a reader or a crash never meets half of it.
 
-    A folder that stands at `path` is renamed to `replaced` first, and then removed.
+    A folder that another folder replaces is renamed to `replaced` first, and then removed.
+
+    Raises:
+        OSError: when a folder stands in the way of a file, among others.
     """
     shutil.rmtree(replaced, ignore_errors=True)
-    if path.is_dir():
+    if path.is_dir() and temporary.is_dir():
         os.replace(path, replaced)
     os.replace(temporary, path)
     shutil.rmtree(replaced, ignore_errors=True)

@@ -171,7 +171,10 @@ def test_batched_inference_equals_one_by_one(fast_decoder):
         for threshold in (never.flatten() - 1e-4).tolist()
     }
     threshold = max(ends, key=lambda threshold: len(set(ends[threshold])))
+    steps = []
+    model.decoder.prenet.register_forward_hook(lambda *_: steps.append(None))
     together = model.infer(tokens, token_lengths, 15, threshold)
+    assert len(steps) == int(together.mel_lengths.max()), "steps after the last item has stopped"
     assert len(set(together.mel_lengths.tolist())) > 1, "the items should end at different steps"
     assert together.mel_lengths.tolist() == [min(n + 1, 15) for n in ends[threshold]]
     for i in range(3):
@@ -182,6 +185,20 @@ def test_batched_inference_equals_one_by_one(fast_decoder):
         assert bool(alone.reached_limit) == bool(together.reached_limit[i])
         torch.testing.assert_close(alone.mels[0], together.mels[i, :length], atol=1e-5, rtol=0)
         assert (together.mels[i, length:] == 0).all()
+
+
+def test_an_item_that_has_said_stop_once_has_stopped(monkeypatch):
+    """Whatever its later frames say."""
+    decoder = make_model(fast_decoder=False).eval().decoder
+    step, said = decoder.step, iter([[9.0, -9.0], [-9.0, 9.0], [-9.0, -9.0]])
+
+    def say(*args):
+        frame, _, *others = step(*args)
+        return frame, torch.tensor(next(said)), *others
+
+    monkeypatch.setattr(decoder, "step", say)
+    text, no_padding = torch.zeros(2, 3, 32), torch.zeros(2, 3, dtype=torch.bool)
+    assert decoder.infer(text, no_padding, 3, 0.5)[1].shape == (2, 2)
 
 
 def test_inference_refuses_no_steps():
