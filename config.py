@@ -1,7 +1,6 @@
 """The flags: TrainConfig, and the one function that turns the three configs into flags.
 
-Apart from train_taco.py so that both stay short. AudioConfig stands in dataset.py and
-Tacotron2Config in model.py, beside what they describe.
+AudioConfig stands in dataset.py and Tacotron2Config in model.py, beside what they describe.
 """
 
 import argparse

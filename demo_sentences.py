@@ -3,7 +3,7 @@
     next(make_sentences(min_chars=10, max_chars=32, seed=42))   # "A monkey washed a sticky door."
     read_sentences("book.txt", n_sentences=None)                # its lines, checked
 
-Apart from make_demo_corpus.py so that both stay short: nothing here knows of sound. The grammar is
+Nothing here knows of sound. The grammar is
 WORD_LISTS, several hundred words, and RULES, the templates that they fill; the seed alone decides
 what it says. Every letter comes often, and so does every mark but brackets and quotes.
 """

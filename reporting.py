@@ -1,8 +1,7 @@
 """What a run shows while it goes: console lines, pictures and sounds, the film, wandb.
 
-Apart from train_taco.py so that both stay short. Files go to --save_audio_gen:
-epoch_N_teacher_forced.png, epoch_N_free_running.png and .wav, epoch_N.npz (what the film is made
-from), and at the end alignment.gif and loss.png.
+Files go to --save_audio_gen: epoch_N_teacher_forced.png, epoch_N_free_running.png and .wav,
+epoch_N.npz (what the film is made from), and at the end alignment.gif and loss.png.
 """
 
 import sys
