@@ -21,6 +21,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 from accelerate import Accelerator
 from matplotlib import pyplot
 from matplotlib.figure import Figure
@@ -242,6 +243,14 @@ def test_closing_the_terminal_ends_with_a_checkpoint(many_steps, tmp_path):
     assert process.wait(timeout=60) == 0
     checkpoint = find_checkpoint(tmp_path / "work" / "tiny", "latest")
     assert 2 <= json.loads((checkpoint / "trainer_state.json").read_text())["epoch_step"] < 27
+
+
+def test_one_process_that_votes_yes_is_enough():
+    others = torch.tensor([0.0, 1.0, 0.0])
+    accelerator = SimpleNamespace(
+        num_processes=3, device=torch.device("cpu"), reduce=lambda votes, how: votes + others
+    )
+    assert processes.any_process(accelerator, True, False, False) == [True, True, False]
 
 
 def test_nohup_is_respected():

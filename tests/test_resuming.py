@@ -174,9 +174,11 @@ def test_checkpoints_of_older_versions_resume_at_the_same_clip(begin, accumulate
     name = stop_in_epoch(run, state, n_steps)
     n_clips = sum(len(step.clips) for step in steps)
     make_old(run.folder / name, run)
-    run, state, _ = begin(*flags, "--resume_from_checkpoint", name)
-    place = (state.epoch_step, state.epoch_clips, state.order_batch_size)
-    assert place == (n_steps, n_clips, 2)
+    for batch_size in (3, 2):
+        more = ["--batch_size", batch_size, "--resume_from_checkpoint", name]
+        run, state, _ = begin(*flags, *more)
+        place = (state.epoch_step, state.epoch_clips, state.order_batch_size)
+        assert place == (n_steps, n_clips, 2), "as it was written, whatever the batch is now"
     state, _ = train_taco.train_epoch(run, state, 0.0)
     train_taco.save(run, state, "resumed")
     run, state, _ = begin(*flags, "--overwrite")
