@@ -12,6 +12,7 @@ A = max_scaled_abs: zero-centred data, with silence at -A. `scaled_to_log_mel` t
 natural-log mel that HiFi-GAN and NVIDIA's Tacotron 2 use.
 """
 
+import io
 import math
 import os
 import warnings
@@ -20,14 +21,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-# By name and at once: librosa imports its parts when they are first used, which would be in a
-# loader process, where wandb's hook on imports ends the run.
-import librosa.core.audio
-import librosa.filters
 import numpy as np
-import pandas as pd
 import soundfile
 import torch
 import torch.nn.functional as F
@@ -35,8 +31,11 @@ import torchaudio
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from files import DataError
+from files import DataError, write_whole
 from tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MANIFEST_COLUMNS = ("file_path", "normalized_transcript", "duration")
 # Beyond these, filters, or the spectrum of a few words, would not fit into memory.
@@ -161,6 +160,19 @@ class Batch(NamedTuple):
         return self._replace(**moved)
 
 
+def import_librosa() -> None:
+    """Imports the parts of librosa that reading a clip uses, which takes a second.
+
+    A dataset calls this, so that scripts show their --help without the wait, and yet no loader
+    process imports them at its first clip: wandb's hook on imports would end the run there.
+    librosa and soxr are named in full because librosa imports its parts when they are first used.
+    """
+    import librosa.core.audio
+    import librosa.filters
+    import librosa.util.utils  # noqa: F401
+    import soxr  # noqa: F401
+
+
 def load_wav(path: str | Path, sampling_rate: int) -> Tensor:
     """Reads wav or flac of any rate and channel count.
 
@@ -183,10 +195,23 @@ def load_wav(path: str | Path, sampling_rate: int) -> Tensor:
     if not torch.isfinite(wav).all():
         raise DataError(f"{path}: holds samples that are NaN or infinite")
     if file_rate != sampling_rate:
+        import librosa  # slow to import, see import_librosa
+
         # soxr: torchaudio's kernel grows to gigabytes where the two rates share no divisor.
         resampled = librosa.resample(wav.numpy(), orig_sr=file_rate, target_sr=sampling_rate)
         wav = torch.from_numpy(resampled)
     return wav.clamp(-1.0, 1.0)
+
+
+def write_wav(path: str | Path, wav: Tensor, sampling_rate: int) -> None:
+    """16-bit wav, written whole or not at all.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    content = io.BytesIO()  # soundfile itself does not say what a full disk is
+    soundfile.write(content, wav.numpy(), sampling_rate, "PCM_16", format="WAV")
+    write_whole(path, lambda temporary: temporary.write_bytes(content.getvalue()))
 
 
 @lru_cache(maxsize=16)
@@ -194,6 +219,8 @@ def _mel_filters(
     sampling_rate: int, n_fft: int, num_mels: int, fmin: float, fmax: float, device: torch.device
 ) -> Tensor:
     """(num_mels, n_fft // 2 + 1), Slaney's mel scale and area norm."""
+    import librosa.filters  # slow to import, see import_librosa
+
     filters = librosa.filters.mel(
         sr=sampling_rate, n_fft=n_fft, n_mels=num_mels, fmin=fmin, fmax=fmax
     )
@@ -314,7 +341,7 @@ def mel_to_audio(mel: Tensor, audio_config: AudioConfig, n_iter: int = 60) -> Te
     return wav / wav.abs().max().clamp_min(1.0)
 
 
-def read_manifest(path: str | Path) -> pd.DataFrame:
+def read_manifest(path: str | Path) -> "pd.DataFrame":
     """A manifest CSV with absolute paths and all text as it stands.
 
     Relative paths are taken from the manifest's folder.
@@ -322,6 +349,8 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
     Raises:
         DataError: naming the file and what is wrong with it.
     """
+    import pandas as pd  # slow to import
+
     path = Path(path)
     if os.path.isdir(path):
         raise DataError(f"{path}: is a folder, not a manifest; prep_splits.py writes one")
@@ -372,6 +401,7 @@ class TTSDataset(Dataset):
     def __init__(
         self, manifest: str | Path, audio_config: AudioConfig, tokenizer: Tokenizer
     ) -> None:
+        import_librosa()
         frame = read_manifest(manifest)
         self.audio_config = audio_config
         self.tokenizer = tokenizer

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -37,7 +36,6 @@ from files import (
     seed_argument,
     write_whole,
 )
-from plotting import save_figure, summary_figure
 from scores import (
     ALIGNMENT_SCORES,
     alignment_scores,
@@ -119,6 +117,8 @@ def judge(
 
 def make_report(rows: list[dict], errors: dict[str, list[float]] | None) -> dict[str, float]:
     """Means over the clips, and with word times the errors of all words, in seconds, by name."""
+    import pandas as pd  # slow to import
+
     table = pd.DataFrame(rows)
     close = (table["length_ratio"] - 1).abs() <= LENGTH_TOLERANCE
     report = {
@@ -167,6 +167,8 @@ def print_report(report: dict[str, float]) -> None:
 
 def draw_worst(worst: list[Judged], voice: Voice, folder: str) -> None:
     """worst_1.png and so on, in place of older ones: both mels, and the spoken one's alignment."""
+    from plotting import save_figure, summary_figure  # matplotlib is slow to import
+
     for old in Path(folder).glob("worst_[0-9]*.png"):
         old.unlink()
     for number, clip in enumerate(worst, start=1):
@@ -280,6 +282,8 @@ def run(args: argparse.Namespace) -> dict[str, float]:
             text = json.dumps(report, indent=2)
             write_whole(args.output_json, lambda path: path.write_text(text, encoding="utf-8"))
         if args.output_csv:
+            import pandas as pd
+
             write_whole(args.output_csv, lambda path: pd.DataFrame(rows).to_csv(path, index=False))
         if args.save_worst:
             draw_worst(worst, voice, args.save_worst)

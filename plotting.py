@@ -1,6 +1,6 @@
 """Pictures of a training run: alignments, mels, losses, and the alignment film (GIF).
 
-    save_figure(alignment_figure(alignment, text="Hello there.", hop_seconds=256 / 22050), "a.png")
+    save_figure(summary_figure(mel_true, mel, alignment, "Hello there.", 256 / 22050), "a.png")
     alignment_film(one_alignment_per_epoch, "film.gif", text="Hello there.", mels=one_mel_per_epoch)
 
 An alignment is (T_mel, T_text) and a mel is (T_mel, num_mels): numpy arrays, or detached float
@@ -41,52 +41,11 @@ CHARACTER_SPACING = 6.2  # points; characters closer than this are labelled word
 WORD_SPACING = 7.0  # points; a word closer than this to the label below it goes without
 TITLE_CHARACTERS_PER_INCH = 11  # where a title wraps
 COLOUR_MAP = "magma"  # one for mels and alignments, so that a film's small palette is enough
-WORD_START_COLOUR = "#35d0ba"
 TRAIN_COLOUR, VAL_COLOUR, OTHER_COLOUR = "#3b6fb6", "#e07b39", "#555555"
 
 FILM_SIZE = (6.4, 4.0)  # inches
 FILM_COLOURS, FILM_GREYS = 48, 15  # of COLOUR_MAP, and for text; a smaller palette compresses more
 LAST_FRAME_SECONDS = 2.5  # at least this long, so that the result can be looked at
-
-
-def alignment_figure(
-    alignment: ArrayLike,
-    text: str | None = None,
-    title: str | None = None,
-    hop_seconds: float | None = None,
-    word_times: Sequence[dict] | None = None,
-) -> Figure:
-    """alignment (T_mel, T_text) in [0, 1]; text has T_text characters.
-
-    `hop_seconds` are the seconds per mel frame; without them, time counts decoder steps.
-    `word_times` are true word starts to mark: {"word": str, "index": first character, "start":
-    seconds}; they need `hop_seconds`.
-    """
-    alignment = _checked("alignment", alignment, "(T_mel, T_text)")
-    figure = _new_figure(_alignment_height(alignment) + MARGIN_HEIGHT)
-    _draw_stack(figure, {}, alignment, text, title, hop_seconds, word_times)
-    return figure
-
-
-def mel_figure(
-    mel: ArrayLike,
-    title: str | None = None,
-    vmin: float | None = None,
-    vmax: float | None = None,
-    hop_seconds: float | None = None,
-) -> Figure:
-    """mel (T_mel, num_mels); colours run from vmin to vmax, by default the mel's own extremes."""
-    mel = _checked("mel", mel, "(T_mel, num_mels)")
-    figure = _new_figure(MEL_HEIGHT + MARGIN_HEIGHT)
-    axes = figure.subplots()
-    low, high = _finite_range([mel])
-    vmin, vmax = low if vmin is None else vmin, high if vmax is None else vmax
-    _draw_image(axes, mel, hop_seconds, vmin, vmax)
-    axes.set_ylabel("mel bin", fontsize=FONT_SIZE)
-    _label_time(axes, hop_seconds)
-    _set_title(axes, title)
-    _settle_layout(figure)
-    return figure
 
 
 def summary_figure(
@@ -96,12 +55,13 @@ def summary_figure(
     text: str | None = None,
     hop_seconds: float | None = None,
     title: str | None = None,
-    word_times: Sequence[dict] | None = None,
 ) -> Figure:
     """True mel (left out when None), predicted mel and alignment over one time axis.
 
     mel_predicted (T_mel, num_mels) belongs to alignment (T_mel, T_text); mel_true may be longer or
     shorter, as it is beside a free-running prediction. Both mels share one colour range.
+    text has T_text characters; hop_seconds are the seconds per mel frame, and without them time
+    counts decoder steps.
     """
     mels = {"mel": _checked("mel_predicted", mel_predicted, "(T_mel, num_mels)")}
     if mel_true is not None:
@@ -109,7 +69,7 @@ def summary_figure(
         mels = {"true mel": true, "predicted mel": mels["mel"]}
     alignment = _checked("alignment", alignment, "(T_mel, T_text)")
     figure = _new_figure(MEL_HEIGHT * len(mels) + _alignment_height(alignment) + MARGIN_HEIGHT)
-    _draw_stack(figure, mels, alignment, text, title, hop_seconds, word_times)
+    _draw_stack(figure, mels, alignment, text, title, hop_seconds)
     return figure
 
 
@@ -143,7 +103,6 @@ def alignment_film(
     hop_seconds: float | None = None,
     frame_seconds: float = 0.3,
     mels: Sequence[ArrayLike] | None = None,
-    word_times: Sequence[dict] | None = None,
 ) -> None:
     """One sentence over the epochs as a looping GIF: alignments (T_mel, T_text), all of one shape.
 
@@ -161,9 +120,7 @@ def alignment_film(
 
     figure = _new_figure(FILM_SIZE[1], FILM_SIZE[0])
     first_mel = {"mel": mels[0]} if mels else {}
-    images = _draw_stack(
-        figure, first_mel, alignments[0], text, titles[0], hop_seconds, word_times, mels
-    )
+    images = _draw_stack(figure, first_mel, alignments[0], text, titles[0], hop_seconds, mels)
     pictures = []
     for frame, title in zip(frames, titles, strict=True):
         for image, values in zip(images, frame, strict=True):
@@ -211,7 +168,7 @@ def _film_palette() -> Image.Image:
     """Every colour a film needs, known beforehand: a palette of a frame's own would flicker."""
     colours = colormaps[COLOUR_MAP](np.linspace(0, 1, FILM_COLOURS))
     greys = [to_rgba(str(grey)) for grey in np.linspace(0, 1, FILM_GREYS)]
-    palette = np.array([*colours, *greys, to_rgba(WORD_START_COLOUR)])[:, :3]
+    palette = np.array([*colours, *greys])[:, :3]
     picture = Image.new("P", (1, 1))
     picture.putpalette((255 * palette).round().astype(np.uint8).tobytes())
     return picture
@@ -228,7 +185,6 @@ def _draw_stack(
     text: str | None,
     title: str | None,
     hop_seconds: float | None,
-    word_times: Sequence[dict] | None,
     mels_of_range: Sequence[np.ndarray] | None = None,
 ) -> list[AxesImage]:
     """Named mels, the last of them the alignment's, then the alignment. Returns their images.
@@ -254,8 +210,6 @@ def _draw_stack(
     panels[-1].set_xlim(0, max(map(len, arrays)) * (hop_seconds or 1))
     _label_time(panels[-1], hop_seconds)
     _set_title(panels[0], title)
-    if word_times:
-        _draw_word_starts(panels[-1], word_times, hop_seconds)
     if text is not None:
         _label_text(panels[-1], text, alignment.shape[1])
     _settle_layout(figure)
@@ -310,15 +264,6 @@ def _label_text(axes: Axes, text: str, n_characters: int) -> None:
                 labels.append(word.group())
     axes.set_yticks(places, labels, family=LABEL_FONT, fontsize=LABEL_SIZE, parse_math=False)
     axes.set_ylabel(None)
-
-
-def _draw_word_starts(axes: Axes, word_times: Sequence[dict], hop_seconds: float | None) -> None:
-    if not hop_seconds:
-        raise ValueError("word_times are in seconds and need hop_seconds, got None.")
-    starts, indices = zip(*((word["start"], word["index"]) for word in word_times), strict=True)
-    look = {"marker": "|", "s": 100, "linewidths": 1.3, "color": WORD_START_COLOUR}
-    axes.scatter(starts, indices, label="true word starts", **look)
-    axes.legend(loc="upper left", fontsize=FONT_SIZE - 1, framealpha=0.85)
 
 
 def _draw_curves(axes: Axes, name: str, history: Sequence[dict]) -> None:

@@ -18,11 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import TrainConfig
-from dataset import AudioConfig, Utterance, mel_to_audio
+from dataset import AudioConfig, Utterance, mel_to_audio, write_wav
 from files import write_whole
 from model import Tacotron2
 from plotting import alignment_film, loss_figure, save_figure, summary_figure
-from synthesize import write_wav
 from tokenizer import Tokenizer
 
 FILM_FRAMES = 40  # at most, in alignment.gif

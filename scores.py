@@ -4,9 +4,7 @@ Focus, coverage and monotonicity say whether an alignment is well formed, word_s
 it is true, mel_cepstral_distortion how far a mel is from the recording's.
 """
 
-import librosa.sequence
 import numpy as np
-import scipy.fft
 import torch
 from torch import Tensor
 
@@ -76,6 +74,9 @@ def mel_cepstral_distortion(mel: Tensor, reference: Tensor, audio_config: AudioC
     Raises:
         DataError: when a value is not finite.
     """
+    import librosa.sequence  # slow to import
+    import scipy.fft
+
     log_mels = [to_log_mel(x.float().cpu(), audio_config).numpy() for x in (mel, reference)]
     if not all(np.isfinite(log_mel).all() for log_mel in log_mels):
         raise DataError("a mel holds values that are not finite: the model is broken")

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 
 from checkpoints import Voice, load_checkpoint
-from dataset import clamp_mel, mel_to_audio, to_log_mel
+from dataset import clamp_mel, mel_to_audio, to_log_mel, write_wav
 from files import DataError, check_writable, file_errors, path_argument, seed_argument, write_whole
-from plotting import save_figure, summary_figure
 
 MAX_DECODER_STEPS = 2000  # 23 s at 86 frames per second
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -90,17 +88,6 @@ def synthesize(
     return Synthesis(mel.cpu(), output.alignments[0].cpu(), wav.cpu(), bool(output.reached_limit))
 
 
-def write_wav(path: str | Path, wav: Tensor, sampling_rate: int) -> None:
-    """16-bit wav, written whole or not at all.
-
-    Raises:
-        OSError: when it cannot be written.
-    """
-    content = io.BytesIO()  # soundfile itself does not say what a full disk is
-    soundfile.write(content, wav.numpy(), sampling_rate, "PCM_16", format="WAV")
-    write_whole(path, lambda temporary: temporary.write_bytes(content.getvalue()))
-
-
 @file_errors()
 def write_synthesis(
     result: Synthesis, text: str, voice: Voice, output_dir: Path, stem: str
@@ -110,6 +97,8 @@ def write_synthesis(
     Raises:
         DataError: when one cannot be written.
     """
+    from plotting import save_figure, summary_figure  # matplotlib is slow to import
+
     audio_config = voice.audio_config
     write_wav(output_dir / f"{stem}.wav", result.wav, audio_config.sampling_rate)
     log_mel = to_log_mel(result.mel, audio_config).t().numpy()  # (num_mels, T_mel)

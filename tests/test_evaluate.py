@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import evaluate
+import plotting
 from checkpoints import Voice
 from dataset import AudioConfig, Batch, audio_to_mel, load_wav, to_log_mel
 from evaluate import judge, make_report, print_report
@@ -335,7 +336,7 @@ def test_the_worst_clips_are_drawn_worst_first(flags, tmp_path, monkeypatch):
         return summary_figure(recording, mel, alignment, text, hop_seconds, title)
 
     monkeypatch.setattr(evaluate, "free_running_scores", scores)
-    monkeypatch.setattr(evaluate, "summary_figure", draw)
+    monkeypatch.setattr(plotting, "summary_figure", draw)
     folder, table = tmp_path / "worst", tmp_path / "clips.csv"
     flags = [*flags, "--output_csv", str(table), "--save_worst", str(folder)]
     evaluate.main([*flags, "--worst", "3"])

@@ -15,15 +15,14 @@ import pytest
 import torch
 from matplotlib import colormaps, font_manager
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from PIL import Image
 
 import plotting
 from plotting import (
-    alignment_figure,
     alignment_film,
     figure_to_array,
     loss_figure,
-    mel_figure,
     save_figure,
     summary_figure,
 )
@@ -57,6 +56,11 @@ def some_mel(n_frames: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n_frames, 80))
 
 
+def draw_alignment(alignment: ArrayLike, text: str | None = None, **options) -> Figure:
+    """The alignment, as axes[-1], below some mel."""
+    return summary_figure(None, some_mel(len(alignment)), alignment, text, **options)
+
+
 def pixel_at(
     figure: Figure, panel: int, x: float, y: float, pixels: np.ndarray | None = None
 ) -> np.ndarray:
@@ -87,64 +91,62 @@ def y_labels(figure: Figure) -> list[str]:
 def test_bright_cell_is_found_at_its_seconds_and_character():
     alignment = np.zeros((10, 8))
     alignment[7, 2] = 1.0
-    figure = alignment_figure(alignment, hop_seconds=0.5)
-    np.testing.assert_allclose(pixel_at(figure, 0, 7.5 * 0.5, 2), colour_of(1.0), atol=2)
+    figure = draw_alignment(alignment, hop_seconds=0.5)
+    np.testing.assert_allclose(pixel_at(figure, -1, 7.5 * 0.5, 2), colour_of(1.0), atol=2)
     for x, y in [(6.5, 2), (8.5, 2), (7.5, 1), (7.5, 3), (2.5, 7), (7.5, 5)]:
-        np.testing.assert_allclose(pixel_at(figure, 0, x * 0.5, y), colour_of(0.0), atol=2)
-    assert figure.axes[0].get_xlim() == (0, 5.0)
-    assert figure.axes[0].get_xlabel() == "seconds"
-    assert alignment_figure(alignment).axes[0].get_xlabel() == "decoder step"
+        np.testing.assert_allclose(pixel_at(figure, -1, x * 0.5, y), colour_of(0.0), atol=2)
+    assert figure.axes[-1].get_xlim() == (0, 5.0)
+    assert figure.axes[-1].get_xlabel() == "seconds"
+    assert draw_alignment(alignment).axes[-1].get_xlabel() == "decoder step"
 
 
 def test_alignment_colours_do_not_depend_on_its_values():
-    faint = alignment_figure(np.full((10, 8), 0.1))
-    np.testing.assert_allclose(pixel_at(faint, 0, 5, 4), colour_of(0.1), atol=2)
-    assert faint.axes[0].images[0].get_clim() == (0, 1)
+    faint = draw_alignment(np.full((10, 8), 0.1))
+    np.testing.assert_allclose(pixel_at(faint, -1, 5, 4), colour_of(0.1), atol=2)
+    assert faint.axes[-1].images[0].get_clim() == (0, 1)
 
 
-def test_mel_colours_default_to_finite_extremes_and_obey_limits():
+def test_mel_colours_span_its_finite_values():
     mel = some_mel(20)
-    assert mel_figure(mel).axes[0].images[0].get_clim() == pytest.approx((mel.min(), mel.max()))
-    assert mel_figure(mel, vmin=-4, vmax=4).axes[0].images[0].get_clim() == (-4, 4)
     mel[3] = np.nan
-    figure = mel_figure(mel)
+    figure = summary_figure(None, mel, soft_alignment(20, 10))
     limits = (np.nanmin(mel), np.nanmax(mel))
     assert figure.axes[0].images[0].get_clim() == pytest.approx(limits)
     figure_to_array(figure)
-    figure_to_array(mel_figure(np.full((5, 80), np.nan)))
+    figure_to_array(summary_figure(None, np.full((5, 80), np.nan), soft_alignment(5, 3)))
 
 
 # Labels
 
 
 def test_short_text_is_labelled_by_character():
-    figure = alignment_figure(soft_alignment(40, len(SHORT_TEXT)), SHORT_TEXT, title=SHORT_TEXT)
+    figure = draw_alignment(soft_alignment(40, len(SHORT_TEXT)), SHORT_TEXT, title=SHORT_TEXT)
     assert y_labels(figure) == list(SHORT_TEXT.replace(" ", "␣"))
-    assert list(figure.axes[0].get_yticks()) == list(range(len(SHORT_TEXT)))
+    assert list(figure.axes[-1].get_yticks()) == list(range(len(SHORT_TEXT)))
     figure_to_array(figure)  # "$5 or $6" would fail or vanish as a formula
 
 
 def test_dollars_are_drawn_as_dollars():
     alignment = soft_alignment(40, 10)
-    as_text = figure_to_array(alignment_figure(alignment, title="$5 or $6"))
-    escaped = alignment_figure(alignment, title="x")
+    as_text = figure_to_array(draw_alignment(alignment, title="$5 or $6"))
+    escaped = draw_alignment(alignment, title="x")
     escaped.axes[0].set_title(r"\$5 or \$6", fontsize=plotting.FONT_SIZE + 1, parse_math=True)
     np.testing.assert_array_equal(as_text, figure_to_array(escaped))
 
 
 def test_sixty_characters_still_have_their_labels():
     text = LONG_TEXT[:60]
-    assert len(y_labels(alignment_figure(soft_alignment(90, 60), text))) == 60
+    assert len(y_labels(draw_alignment(soft_alignment(90, 60), text))) == 60
 
 
 def test_long_text_is_labelled_by_word_without_overlap():
-    figure = alignment_figure(soft_alignment(300, len(LONG_TEXT)), LONG_TEXT, title=LONG_TEXT * 2)
+    figure = draw_alignment(soft_alignment(300, len(LONG_TEXT)), LONG_TEXT, title=LONG_TEXT * 2)
     labels = y_labels(figure)
-    assert labels[0] == "Printing," and figure.axes[0].get_yticks()[0] == 4  # its middle
+    assert labels[0] == "Printing," and figure.axes[-1].get_yticks()[0] == 4  # its middle
     assert set(labels) <= set(LONG_TEXT.split())
     assert len(labels) > 0.8 * len(LONG_TEXT.split())
     figure_to_array(figure)
-    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    boxes = [label.get_window_extent() for label in figure.axes[-1].get_yticklabels()]
     assert all(low.y1 < high.y0 for low, high in pairwise(boxes))
     assert all(box.x0 >= 0 for box in boxes)
     title = figure.axes[0].title.get_window_extent()
@@ -153,9 +155,9 @@ def test_long_text_is_labelled_by_word_without_overlap():
 
 def test_words_too_short_for_a_label_go_without():
     text = "a b c d e " * 18
-    figure = alignment_figure(soft_alignment(300, len(text)), text)
+    figure = draw_alignment(soft_alignment(300, len(text)), text)
     figure_to_array(figure)
-    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    boxes = [label.get_window_extent() for label in figure.axes[-1].get_yticklabels()]
     assert len(boxes) > 20
     assert all(low.y1 < high.y0 for low, high in pairwise(boxes))
 
@@ -163,17 +165,6 @@ def test_words_too_short_for_a_label_go_without():
 def test_space_mark_is_in_the_label_font():
     path = font_manager.findfont(plotting.LABEL_FONT, fallback_to_default=False)
     assert font_manager.get_font(path).get_char_index(ord(plotting.VISIBLE_SPACE)) != 0
-
-
-def test_word_starts_are_marked_in_seconds():
-    words = [{"word": "It", "index": 0, "start": 0.1}, {"word": "cost", "index": 3, "start": 0.3}]
-    alignment = soft_alignment(40, len(SHORT_TEXT))
-    figure = alignment_figure(alignment, SHORT_TEXT, hop_seconds=HOP_SECONDS, word_times=words)
-    axes = figure.axes[0]
-    np.testing.assert_allclose(axes.collections[0].get_offsets(), [(0.1, 0), (0.3, 3)])
-    assert axes.get_legend().get_texts()[0].get_text() == "true word starts"
-    with pytest.raises(ValueError, match="hop_seconds"):
-        alignment_figure(alignment, SHORT_TEXT, word_times=words)
 
 
 # Summary
@@ -210,9 +201,10 @@ def test_summary_without_a_true_mel():
 
 def test_torch_tensors_draw_like_arrays():
     alignment = soft_alignment(20, 10).astype(np.float32)
-    from_tensor = alignment_figure(torch.from_numpy(alignment))
+    mel = some_mel(20).astype(np.float32)
+    from_tensors = summary_figure(None, torch.from_numpy(mel), torch.from_numpy(alignment))
     np.testing.assert_array_equal(
-        figure_to_array(from_tensor), figure_to_array(alignment_figure(alignment))
+        figure_to_array(from_tensors), figure_to_array(summary_figure(None, mel, alignment))
     )
 
 
@@ -266,7 +258,7 @@ def test_validation_every_other_epoch_keeps_its_epochs():
 
 def test_png_is_the_figure_and_is_deterministic(tmp_path):
     for name in ("a.png", "new/folder/b.png"):
-        figure = alignment_figure(soft_alignment(40, len(SHORT_TEXT)), SHORT_TEXT, title="epoch 1")
+        figure = draw_alignment(soft_alignment(40, len(SHORT_TEXT)), SHORT_TEXT, title="epoch 1")
         save_figure(figure, tmp_path / name)
     first, second = tmp_path / "a.png", tmp_path / "new" / "folder" / "b.png"
     assert first.read_bytes() == second.read_bytes()
@@ -281,7 +273,7 @@ def test_png_is_the_figure_and_is_deterministic(tmp_path):
 def test_failed_writes_leave_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(b"before")
-    figure = mel_figure(some_mel(5))
+    figure = summary_figure(None, some_mel(5), soft_alignment(5, 3))
 
     def fail_halfway(file, **_):
         with open(file, "wb") as half:
@@ -396,11 +388,26 @@ def test_film_keeps_one_mel_range_for_all_frames(tmp_path):
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda path: alignment_figure(np.zeros(3)), r"alignment must be .*\(3,\)"),
-        (lambda path: alignment_figure(np.zeros((1, 4, 3))), r"alignment must be .*\(1, 4, 3\)"),
-        (lambda path: alignment_figure(np.zeros((0, 3))), r"alignment must be .*\(0, 3\)"),
-        (lambda path: alignment_figure(np.zeros((4, 3)), "abcd"), r"text must have .*3.*got 4"),
-        (lambda path: mel_figure(np.zeros((1, 4, 80))), r"mel must be .*\(1, 4, 80\)"),
+        (
+            lambda path: summary_figure(None, np.zeros((4, 80)), np.zeros(3)),
+            r"alignment must be .*\(3,\)",
+        ),
+        (
+            lambda path: summary_figure(None, np.zeros((4, 80)), np.zeros((1, 4, 3))),
+            r"alignment must be .*\(1, 4, 3\)",
+        ),
+        (
+            lambda path: summary_figure(None, np.zeros((4, 80)), np.zeros((0, 3))),
+            r"alignment must be .*\(0, 3\)",
+        ),
+        (
+            lambda path: summary_figure(None, np.zeros((4, 80)), np.zeros((4, 3)), "abcd"),
+            r"text must have .*3.*got 4",
+        ),
+        (
+            lambda path: summary_figure(None, np.zeros((1, 4, 80)), np.zeros((4, 3))),
+            r"mel_predicted must be .*\(1, 4, 80\)",
+        ),
         (
             lambda path: summary_figure(None, np.zeros((5, 80)), np.zeros((4, 3))),
             r"same T_mel, got 5 and 4",
@@ -446,8 +453,6 @@ def test_nothing_is_left_open(tmp_path):
 
     before = n_figures()
     figures = [
-        alignment_figure(soft_alignment(20, 10)),
-        mel_figure(some_mel(20)),
         summary_figure(None, some_mel(20), soft_alignment(20, 10)),
         loss_figure(HISTORY),
     ]
@@ -457,7 +462,7 @@ def test_nothing_is_left_open(tmp_path):
     left = [weakref.ref(figure) for figure in figures]
     del figures, figure
     gc.collect()
-    assert [reference() for reference in left] == [None] * 4
+    assert [reference() for reference in left] == [None] * 2
     alignment_film([soft_alignment(20, 10)] * 2, tmp_path / "film.gif")
     assert n_figures() == before
     assert plt.get_fignums() == []

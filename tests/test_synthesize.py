@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import checkpoints
 import conftest
+import plotting
 import synthesize
 import train_taco
 from checkpoints import Voice, load_checkpoint
@@ -79,7 +80,7 @@ def test_files_hold_what_is_spoken(tmp_path, monkeypatch, capsys, mel_scaling):
         drawn.append((arguments, more))
         return summary_figure(*arguments, **more)
 
-    monkeypatch.setattr(synthesize, "summary_figure", draw)
+    monkeypatch.setattr(plotting, "summary_figure", draw)
     voice = Voice(StubModel(None, free_running(mel, alignment)), config, tokenizer)
     monkeypatch.setattr(synthesize, "load_checkpoint", lambda *_: voice)
     speak("any", tmp_path, "--text", text)
