@@ -208,8 +208,8 @@ def test_symbols_file_overrides_and_is_needed_for_other_counts(tmp_path):
         (json.dumps(dict.fromkeys(SYMBOLS[38], 1)), "not a JSON list of 38 strings"),
         (json.dumps([*SYMBOLS[38][:-1], 7]), "not a JSON list of 38 strings"),
         (json.dumps([*SYMBOLS[38][:-1], "a"]), "found twice: a"),
-        ("{", "cannot be used"),
-        (None, "cannot be used"),
+        ("{", "cannot be read"),
+        (None, "cannot be read"),
     ],
 )
 def test_unusable_symbols_are_refused(tmp_path, text, reason):

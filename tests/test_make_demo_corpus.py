@@ -279,7 +279,7 @@ def test_ctrl_c_leaves_nothing(tmp_path):
         # A test run in a shell's background ignores SIGINT, and what it starts would as well.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while not list(tmp_path.glob("corpus.tmp-*/wavs/*.wav")):
+    while not list(tmp_path.glob(".corpus.*.tmp/wavs/*.wav")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     assert not (tmp_path / "corpus").exists()  # it speaks beside the folder, not in it

@@ -165,7 +165,7 @@ def test_odd_paths_and_numbers_train(world, capsys, monkeypatch):
 def test_symbols_beyond_ascii_are_kept_in_any_locale(tmp_path):
     """A machine whose locale is C writes what one with UTF-8 reads, and the other way round."""
     code = (
-        "import sys; from synthesize import write_config; from dataset import AudioConfig; "
+        "import sys; from checkpoints import write_config; from dataset import AudioConfig; "
         "from model import Tacotron2Config; from tokenizer import Tokenizer; "
         "write_config(sys.argv[1], Tacotron2Config(vocab_size=4), AudioConfig(), "
         "Tokenizer(['_', '\\u00e9', '\\u0142', ' ']))"

@@ -142,7 +142,7 @@ def test_bfloat16_through_the_launcher_trains_nearly_as_float32(
     full, half = (
         json.loads((final / "trainer_state.json").read_text())["history"] for final in finals
     )
-    assert full[1]["val_loss"] < (1 - 5e-3) * full[0]["val_loss"]
+    assert full[1]["val_loss"] < (1 - 2e-3) * full[0]["val_loss"]
     assert len(half) == 2
     for in_full, in_half in zip(full, half, strict=True):
         assert all(np.isfinite(value) for value in in_half.values())
