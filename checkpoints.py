@@ -9,6 +9,7 @@ speaking needs beside the weights. What training keeps in the same folder is in 
 import json
 import os
 from dataclasses import asdict, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -66,14 +67,20 @@ def check_fields(path: Path, given: dict[str, Any], config_class: type) -> None:
             raise DataError(f"{path}: {name} must be {kind.__name__}, found {given[name]!r:.40}")
 
 
+@lru_cache(maxsize=4)
+def outline_model(model_config: Tacotron2Config) -> Tacotron2:
+    """The model on the meta device: its names and shapes, without memory for any weight."""
+    with torch.device("meta"):
+        return Tacotron2(model_config)
+
+
 def check_size(model_config: Tacotron2Config) -> None:
     """Counts a model's parameters before any memory is taken.
 
     Raises:
         DataError: when there are more than MAX_PARAMETERS.
     """
-    with torch.device("meta"):
-        n_parameters = sum(p.numel() for p in Tacotron2(model_config).parameters())
+    n_parameters = sum(p.numel() for p in outline_model(model_config).parameters())
     if n_parameters > MAX_PARAMETERS:
         raise DataError(
             f"the sizes make a model of {n_parameters:,} parameters, at most {MAX_PARAMETERS:,} "
@@ -131,8 +138,8 @@ def check_shapes(path: Path, model_config: Tacotron2Config) -> None:
     Raises:
         DataError: naming a tensor that is missing, unknown or of another shape.
     """
-    with torch.device("meta"):
-        expected = {name: [*t.shape] for name, t in Tacotron2(model_config).state_dict().items()}
+    outline = outline_model(model_config).state_dict()
+    expected = {name: [*tensor.shape] for name, tensor in outline.items()}
     with safetensors.safe_open(path, "pt") as file:
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     for name in sorted(expected.keys() | found):

@@ -137,6 +137,24 @@ def run_folder(tiny_corpus, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def prepare(tiny_corpus, tmp_path, monkeypatch):
+    """Makes a run in this process, before its first step; in the same folder each time."""
+    from accelerate import Accelerator
+
+    import train_taco
+    from config import parse_args
+    from test_train_taco import run_flags
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+    def prepare(*flags):
+        configs = parse_args(run_flags(tiny_corpus, tmp_path, *flags), "")
+        return train_taco.prepare(configs, Accelerator())
+
+    return prepare
+
+
+@pytest.fixture
 def world(tmp_path, tiny_corpus, voice, run_folder, monkeypatch):
     """A folder to do damage in, see world.py; undoes what train_taco.py does to its process."""
     from world import World

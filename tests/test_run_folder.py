@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 
 import train_taco
-from config import parse_args
 from files import DataError
 from processes import hold_folder, lock_folder
 from resuming import (
@@ -33,18 +32,6 @@ from test_train_taco import REPO, assert_same_checkpoint, launch, launcher_words
 from world import snapshot
 
 STATE_FILE = "trainer_state.json"
-
-
-@pytest.fixture
-def prepare(tiny_corpus, tmp_path, monkeypatch):
-    """A run in this process, in the same folder each time."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-
-    def prepare(*flags):
-        configs = parse_args(run_flags(tiny_corpus, tmp_path, *flags), "")
-        return train_taco.prepare(configs, Accelerator())
-
-    return prepare
 
 
 def names_in(folder):

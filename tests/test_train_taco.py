@@ -225,18 +225,6 @@ def test_a_taken_folder_is_refused_and_can_be_overwritten(straight_run, tiny_cor
     assert list_checkpoints(folder / "work" / "tiny") == before
 
 
-@pytest.fixture
-def prepare(tiny_corpus, tmp_path, monkeypatch):
-    """A run in this process, as it stands before its first step."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-
-    def prepare(*flags):
-        configs = parse_args(run_flags(tiny_corpus, tmp_path, *flags), "")
-        return train_taco.prepare(configs, Accelerator())
-
-    return prepare
-
-
 def test_warm_start_takes_weights_and_nothing_else(run_folder, prepare, capsys):
     source = run_folder / "work" / "tiny" / "checkpoint_0"
     run, state = prepare("--warm_start", source, "--seed", 7)
