@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fast_loops import (
-    MAX_GPU_KERNEL_SIZE,
     Attention,
     activate_,
     attention_loop,
@@ -34,6 +33,7 @@ from fast_loops import (
     double,
     fast_lstm,
     fold_location,
+    gpu_attention_works,
     gpu_loops_work,
     repeated_linear,
     state_dtype,
@@ -118,8 +118,7 @@ def prepare_attention(
     doubled = double(keys, weight_query, weight_location, attention.v.weight.squeeze(0))
     doubled = [x.detach().to(dtype) for x in doubled]
     half = weight_location.shape[2] // 2
-    fits_gpu = weight_location.shape[2] <= MAX_GPU_KERNEL_SIZE
-    if fits_gpu and gpu_loops_work(encoder_outputs.device, dtype):
+    if gpu_attention_works(weight_location, encoder_outputs.device, dtype):
         import fast_gpu
 
         return fast_gpu.prepare_attention(encoder_outputs, padding_mask, *doubled)

@@ -486,7 +486,7 @@ def attention_loop(
     weight_ih, weight_hh, bias_ih, bias_hh = attention_rnn.parameters()
     weights = (weight_ih, weight_hh, bias_ih + bias_hh)
     weight_query, weight_location = attention.query_layer.weight, fold_location(attention)
-    on_gpu = weight_location.shape[2] <= MAX_GPU_KERNEL_SIZE and gpu_loops_work(device, dtype)
+    on_gpu = gpu_attention_works(weight_location, device, dtype)
     doubled = double(keys, weight_query, weight_location, attention.v.weight.squeeze(0))
     with torch.autocast(device.type, enabled=False):
         doubled_keys, *doubled = (x.to(dtype) for x in doubled)
@@ -526,6 +526,11 @@ def gpu_loops_work(device: torch.device, dtype: torch.dtype) -> bool:
         reason = f"{type(error).__name__}: {error}"
     warnings.warn(f"{device}: no fused kernels, which is slower; {reason}", stacklevel=2)
     return False
+
+
+def gpu_attention_works(weight_location: Tensor, device: torch.device, dtype: torch.dtype) -> bool:
+    """`gpu_loops_work`, where the location convolution (A, 2, K) is not too wide for it."""
+    return weight_location.shape[2] <= MAX_GPU_KERNEL_SIZE and gpu_loops_work(device, dtype)
 
 
 def gpu_disagreement(device: torch.device, dtype: torch.dtype) -> float:
