@@ -9,7 +9,6 @@ speaking needs beside the weights. What training keeps in the same folder is in 
 import json
 import os
 from dataclasses import asdict, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -67,25 +66,21 @@ def check_fields(path: Path, given: dict[str, Any], config_class: type) -> None:
             raise DataError(f"{path}: {name} must be {kind.__name__}, found {given[name]!r:.40}")
 
 
-@lru_cache(maxsize=4)
 def outline_model(model_config: Tacotron2Config) -> Tacotron2:
-    """The model on the meta device: its names and shapes, without memory for any weight."""
-    with torch.device("meta"):
-        return Tacotron2(model_config)
-
-
-def check_size(model_config: Tacotron2Config) -> None:
-    """Counts a model's parameters before any memory is taken.
+    """The model on the meta device: its names and shapes, without memory for any weight.
 
     Raises:
-        DataError: when there are more than MAX_PARAMETERS.
+        DataError: when it has more than MAX_PARAMETERS.
     """
-    n_parameters = sum(p.numel() for p in outline_model(model_config).parameters())
+    with torch.device("meta"):
+        model = Tacotron2(model_config)
+    n_parameters = sum(p.numel() for p in model.parameters())
     if n_parameters > MAX_PARAMETERS:
         raise DataError(
             f"the sizes make a model of {n_parameters:,} parameters, at most {MAX_PARAMETERS:,} "
             "can be; the defaults have some 28,000,000"
         )
+    return model
 
 
 def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, Tokenizer]:
@@ -125,10 +120,6 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
         raise DataError(f"{path}: not a checkpoint's config ({error})") from None
     if result[0].vocab_size != result[2].vocab_size or result[0].num_mels != result[1].num_mels:
         raise DataError(f"{path}: model, symbols and audio do not fit each other")
-    try:
-        check_size(result[0])
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
     return result
 
 
@@ -136,9 +127,13 @@ def check_shapes(path: Path, model_config: Tacotron2Config) -> None:
     """Holds the shapes in a weights file against the model's, before either takes memory.
 
     Raises:
-        DataError: naming a tensor that is missing, unknown or of another shape.
+        DataError: when the model is too large, or naming a tensor that is missing, unknown or of
+            another shape.
     """
-    outline = outline_model(model_config).state_dict()
+    try:
+        outline = outline_model(model_config).state_dict()
+    except DataError as error:
+        raise DataError(f"{path.with_name(CONFIG_FILE)}: {error}") from None
     expected = {name: [*tensor.shape] for name, tensor in outline.items()}
     with safetensors.safe_open(path, "pt") as file:
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
-from checkpoints import check_size, read_config, warm_start
+from checkpoints import outline_model, read_config, warm_start
 from config import MAX_WORKERS, Configs, TrainConfig
 from dataset import AudioConfig, BatchSampler, TTSCollator, TTSDataset
 from fast_decoder import speed_up
@@ -163,7 +163,7 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
     model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
     train_set = TTSDataset(config.path_to_train_manifest, audio_config, tokenizer)
     val_set = TTSDataset(config.path_to_val_manifest, audio_config, tokenizer)
-    check_size(model_config)
+    outline_model(model_config)  # refuses what is too large before it takes memory
     set_seed(config.seed)
     model = Tacotron2(model_config)
     if config.fast_decoder:
