@@ -38,12 +38,16 @@ class TrainConfig:
     learning_rate: Annotated[float, "Adam's learning rate until the decay begins"] = 1e-3
     min_learning_rate: Annotated[float, "learning rate that the decay ends at"] = 1e-5
     start_decay_epochs: Annotated[int | None, "epoch the decay begins; half of all if unset"] = None
+    warmup_steps: Annotated[int, "steps in which the rate rises from 0; 0 is off"] = 0
     weight_decay: Annotated[float, "Adam's L2 penalty"] = 1e-6
     adam_eps: Annotated[float, "Adam's epsilon"] = 1e-6
     max_grad_norm: Annotated[float, "gradients are scaled down to this norm"] = 1.0
     guided_attention_weight: Annotated[float, "guided attention's weight at step 0; 0 is off"] = 1.0
     guided_attention_sigma: Annotated[float, "width of its diagonal, share of the clip"] = 0.4
     guided_attention_steps: Annotated[int, "step at which its weight has fallen to 0"] = 300
+    drop_frame_rate: Annotated[float, "share of teacher frames replaced by their mean"] = 0.0
+    stop_positive_weight: Annotated[float, "weight of the frames at which to stop"] = 1.0
+    short_first_epochs: Annotated[int, "first epochs whose batches go from short to long"] = 0
     alignment_warning_steps: Annotated[
         int, "steps without guided attention after which a missing alignment is said; 0 is off"
     ] = 2000
@@ -75,7 +79,8 @@ class TrainConfig:
             ),
             **dict.fromkeys(
                 ("weight_decay", "guided_attention_weight", "guided_attention_steps",
-                 "alignment_warning_steps", "num_workers", "seed", "start_decay_epochs"), 0
+                 "alignment_warning_steps", "num_workers", "seed", "start_decay_epochs",
+                 "warmup_steps", "short_first_epochs"), 0
             ),
         }  # fmt: skip
         for name, bound in least.items():
@@ -88,9 +93,11 @@ class TrainConfig:
                 f"--num_workers must be at most {MAX_WORKERS}, found {self.num_workers}"
             )
         for name in ("learning_rate", "min_learning_rate", "adam_eps", "max_grad_norm",
-                     "guided_attention_sigma"):  # fmt: skip
+                     "guided_attention_sigma", "stop_positive_weight"):  # fmt: skip
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name} must be above 0, found {getattr(self, name)}")
+        if not 0 <= self.drop_frame_rate < 1:
+            raise ValueError(f"--drop_frame_rate must be in [0, 1), found {self.drop_frame_rate}")
         if self.warm_start_allow_mismatch and not self.warm_start:
             raise ValueError("--warm_start_allow_mismatch is for --warm_start, which is not given")
         if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:

@@ -469,7 +469,9 @@ class BatchSampler(Sampler[list[int]]):
     Clips are sorted by a length blurred by a few per cent, cut into batches as equal in size as
     can be, and the batches shuffled. With several processes, a batch of batch_size *
     num_processes clips is dealt out to them, so that together they see what one process with
-    that batch size would see. With shuffle=False the order is longest first.
+    that batch size would see. With shuffle=False the order is longest first. In the first
+    short_first_epochs epochs the batches are not shuffled but go from short to long, so that the
+    alignment is learned on short clips (SortaGrad: Amodei et al. 2015, arXiv 1512.02595, 3.2).
 
     `batches` are this process's lists of indices; `batch_sizes` counts the clips of the same
     batches over all processes. `set_epoch` moves on to another epoch, or into the middle of one.
@@ -478,6 +480,7 @@ class BatchSampler(Sampler[list[int]]):
         lengths: of the clips, in any unit.
         batch_size: clips per process at most.
         seed, epoch: what the order is drawn from.
+        short_first_epochs: epochs, from the first, that go from short to long.
         num_processes, process_index: which share of each batch to yield.
 
     Raises:
@@ -493,12 +496,14 @@ class BatchSampler(Sampler[list[int]]):
         num_processes: int = 1,
         process_index: int = 0,
         shuffle: bool = True,
+        short_first_epochs: int = 0,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"--batch_size must be at least 1, found {batch_size}")
         self.lengths = np.asarray(lengths, dtype=np.float64)
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.num_processes, self.process_index = num_processes, process_index
+        self.short_first_epochs = short_first_epochs
         self.set_epoch(epoch)
 
     @property
@@ -556,8 +561,11 @@ class BatchSampler(Sampler[list[int]]):
         if self.shuffle:
             keys = keys * rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, size=len(keys))
         batches = cut(np.argsort(keys, kind="stable"), total_batch_size)
-        order = rng.permutation(len(batches)) if self.shuffle else range(len(batches))
-        return [batches[i] for i in order]
+        if not self.shuffle:
+            return batches
+        if epoch < self.short_first_epochs:
+            return batches[::-1]
+        return [batches[i] for i in rng.permutation(len(batches))]
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -1,11 +1,13 @@
 """The sentences that make_demo_corpus.py speaks: of a seeded grammar, or the lines of a file.
 
     next(make_sentences(min_chars=10, max_chars=32, seed=42))   # "A monkey washed a sticky door."
+    make_sentences(min_chars=12, max_chars=187, seed=42)        # as long as LJSpeech's
     read_sentences("book.txt", n_sentences=None)                # its lines, checked
 
 Nothing here knows of sound. The grammar is
 WORD_LISTS, several hundred words, and RULES, the templates that they fill; the seed alone decides
-what it says. Every letter comes often, and so does every mark but brackets and quotes.
+what it says. Every letter comes often, and so does every mark but brackets. Sentences of more than
+LONGEST_SENTENCE characters are several parts joined, with quotes, years and numbers in words.
 """
 
 import random
@@ -16,6 +18,8 @@ from pathlib import Path
 from files import DataError
 
 LENGTH_SLACK = 2  # characters that a sentence may miss the drawn length by
+LONGEST_SENTENCE = 40  # characters of what the rule "sentence" alone is asked for
+JOINS = (", and ", ", and ", ", but ", ", so ", ", while ", ", because ", "; ", "; ", ". ", ". ")
 GIVE_UP_AFTER = 5_000  # draws in a row without a new sentence: the grammar is exhausted
 # A word as it is spoken, with its apostrophes and hyphens: "we'll", "brand-new".
 WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
@@ -80,6 +84,11 @@ WORD_LISTS = {
     "mass": "any enough extra fresh less more some that the this warm your",
     "own": "her his my our the the the their your",
     "plain": "he she I they we you",
+    "few": "two three four five six seven eight nine",
+    "tens": "twenty thirty forty fifty sixty seventy eighty ninety",
+    "ones": "-one -two -three -four -five -six -seven -eight -nine",
+    "century": "sixteen seventeen eighteen nineteen",
+    "surname": "Adams Baxter Cole Dixon Fox Gray Hughes Jennings Knox Quigley Vaughn Young",
     "call": "come hello hurry look quick relax sorry stop thanks welcome",
     "yes": "ah indeed no oh well yes now so",
 }
@@ -133,6 +142,15 @@ RULES = {
         the {thing} {happened}|{own} {quality} {thing} {happened}|{number} {people} {did}|
         it's {quality}|they're {mood}|I'm {mood}|{name}'s {thing} is {quality}|
         the {person}'s {thing} {happened}|{many} {people} are {mood}""",
+    "part": """{fact}|{fact}|{fact}|{fact}|{place fact}|{place fact}|{place fact}|{clause}|{clause}|
+        {clause} when {clause}|{when}, {clause}|{at} the {place}, {clause}|{name} said, "{clause}"|
+        "{clause}," said {name}|in {century} {tens}{ones}, {clause}|the {person}, who was {mood},
+        {did} {how}|of {count} {things}, only {number} were {quality}|{title} {surname} {handled}
+        {count} {things}|{name}, {name} and {name} {did} {at} the {place}|the {quality} {thing},
+        the {quality} {thing} and the {thing} {happened}|{title} {surname} {handled} {object}
+        {at} the {place}""",
+    "count": """{few} hundred|{few} hundred and {tens}{ones}|{few} thousand|{tens}{ones}|{tens}""",
+    "title": "Mister|Doctor|Miss|Captain",
     "short": """{name} {did}|{one} {did}|{plain} {did}|it {happened}|it's {quality}|I'm {mood}|
         {do} {how}|don't {do}|{plain} can {do}|{name} is {mood}|the {thing} {happened}|
         {handle} it|they're {quality}""",
@@ -183,7 +201,8 @@ def other_form(word: str, ending: str) -> str:
 
 def read_slots() -> dict[str, list[str]]:
     """What each slot of a template can be filled with."""
-    slots = {name: [line.strip() for line in text.split("|")] for name, text in RULES.items()}
+    slots = {name: " ".join(text.split()).split("|") for name, text in RULES.items()}
+    slots = {name: [line.strip() for line in lines] for name, lines in slots.items()}
     for name, text in WORD_LISTS.items():
         words = [word.replace("_", " ") for word in text.split()]
         name, _, other_name = name.partition("/")
@@ -199,12 +218,26 @@ def fill(template: str, slots: dict[str, list[str]], rng: random.Random) -> str:
     return re.sub(r"{([a-z ]{2,})}", lambda m: fill(rng.choice(slots[m[1]]), slots, rng), template)
 
 
+def choose_articles(text: str) -> str:
+    """Replaces each {a} by "a" or "an"."""
+    return re.sub(r"{a}(?= (?!use|one)([aeiou]|honest))", "an", text).replace("{a}", "a")
+
+
 def draw_sentence(slots: dict[str, list[str]], rng: random.Random) -> str:
     """One random sentence, or "" where it would say a word twice."""
-    text = fill("{sentence}", slots, rng)
-    text = re.sub(r"{a}(?= (?!use|one)([aeiou]|honest))", "an", text).replace("{a}", "a")
+    text = choose_articles(fill("{sentence}", slots, rng))
     words = [word for word in re.findall(r"[a-z'-]+", text.lower()) if word not in REPEATABLE]
     return text[0].upper() + text[1:] if len(set(words)) == len(words) else ""
+
+
+def draw_long_sentence(slots: dict[str, list[str]], rng: random.Random, n_chars: int) -> str:
+    """Parts joined until there are about n_chars characters or more."""
+    text = fill("{part}", slots, rng)
+    while len(text) < n_chars - LENGTH_SLACK:
+        text += rng.choice(JOINS) + fill("{part}", slots, rng)
+    text = choose_articles(text) + "."
+    # A capital at the start, also after an opening quote, and after each full stop.
+    return re.sub(r'^"?[a-z]|(?<=\. )"?[a-z]', lambda m: m[0].upper(), text)
 
 
 def make_sentences(min_chars: int, max_chars: int, seed: int) -> Iterator[str]:
@@ -217,7 +250,10 @@ def make_sentences(min_chars: int, max_chars: int, seed: int) -> Iterator[str]:
     while misses < GIVE_UP_AFTER:
         if misses % 100 == 0:  # a length in turn, or short and long sentences would be rare
             target = rng.randint(min_chars, max_chars)
-        text = draw_sentence(slots, rng)
+        if target <= LONGEST_SENTENCE:
+            text = draw_sentence(slots, rng)
+        else:
+            text = draw_long_sentence(slots, rng, target)
         key = re.sub(r"[^a-z]", "", text.lower())
         fits = min_chars <= len(text) <= max_chars and abs(len(text) - target) <= LENGTH_SLACK
         if fits and key not in seen:

@@ -445,6 +445,7 @@ def tacotron2_loss(
     output: Tacotron2Output, mels: Tensor, token_lengths: Tensor, mel_lengths: Tensor,
     stop_targets: Tensor, guided_attention_weight: float = 0.0,
     guided_attention_sigma: float = 0.4, n_frames: Tensor | None = None,
+    stop_positive_weight: float = 1.0,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The losses by name, each a mean over valid frames, and their sum, `loss`.
 
@@ -453,6 +454,7 @@ def tacotron2_loss(
         stop_targets: (B, T_mel), 1 from the last valid frame on.
         guided_attention_sigma: width of the diagonal, as a share of the clip.
         n_frames: valid frames of the whole optimizer step, where it has more than this batch.
+        stop_positive_weight: of the frames whose stop target is 1, one of each clip.
     """
     token_lengths = token_lengths.to(mels.device, non_blocking=True)
     mel_lengths = mel_lengths.to(mels.device, non_blocking=True)
@@ -466,6 +468,7 @@ def tacotron2_loss(
     after = F.mse_loss(output.mels_after.float(), mels, reduction="none").mean(dim=2)
     stop_logits = output.stop_logits.float()
     stop = F.binary_cross_entropy_with_logits(stop_logits, stop_targets, reduction="none")
+    stop = stop * (1.0 + (stop_positive_weight - 1.0) * stop_targets)
     losses = {
         "mel_before_loss": mean_over_frames(before),
         "mel_after_loss": mean_over_frames(after),

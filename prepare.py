@@ -188,7 +188,9 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
     return run._replace(
         model=model,
         optimizer=optimizer,
-        train_loader=make_loader(run, train_set, seed=config.seed),
+        train_loader=make_loader(
+            run, train_set, seed=config.seed, short_first_epochs=config.short_first_epochs
+        ),
         val_loader=make_loader(run, val_set, VALIDATION_WORKERS, shuffle=False),
     )
 

@@ -40,7 +40,7 @@ TEMPORARY_PREFIX = ".writing_"
 REPLACED_PREFIX = ".writing_replaced_"
 RANDOM_STATES_FILE = "random_states_{}.pkl"  # of each process
 RANDOM_STATES = {"random_state", "numpy_random_seed", "torch_manual_seed"}
-ORDER_FLAGS = ("seed",)  # decide the order of an epoch's clips
+ORDER_FLAGS = ("seed", "short_first_epochs")  # decide the order of an epoch's clips
 # Flags that only a new run reads, and the one that says what is resumed.
 NEW_RUN_FLAGS = (
     "resume_from_checkpoint", "overwrite", "path_to_symbols", "warm_start",

@@ -28,7 +28,7 @@ from torch import Tensor
 from config import TrainConfig, parse_args
 from dataset import Batch
 from files import DataError
-from model import tacotron2_loss
+from model import build_padding_mask, tacotron2_loss
 from prepare import Run, announce, make_accelerator, prepare, set_optimizer
 from processes import (
     Interrupt,
@@ -57,13 +57,29 @@ MAX_SKIPPED_IN_A_ROW = 50
 MIN_LOSS_SCALE = 1.0
 
 
-def learning_rate(epoch: float, config: TrainConfig) -> float:
-    """At a (fractional) epoch: constant, then exponential decay."""
+def learning_rate(step: int, epoch: float, config: TrainConfig) -> float:
+    """At a step of a (fractional) epoch: a linear rise, constant, then exponential decay."""
     start = config.start_decay_epochs
     start = config.training_epochs / 2 if start is None else start
     progress = (epoch - start) / max(config.training_epochs - start, 1e-9)
     ratio = config.min_learning_rate / config.learning_rate
-    return config.learning_rate * ratio ** min(max(progress, 0.0), 1.0)
+    warmup = min((step + 1) / max(config.warmup_steps, 1), 1.0)
+    return config.learning_rate * warmup * ratio ** min(max(progress, 0.0), 1.0)
+
+
+def drop_frames(mels: Tensor, mel_lengths: Tensor, rate: float) -> Tensor:
+    """Teacher frames (B, T_mel, num_mels), a share of them replaced by the mean of the batch's.
+
+    What the previous frame does not tell, the decoder has to take from the text, so that it
+    learns to attend sooner (Liu et al. 2019, arXiv 1909.01145, section 3.1).
+    """
+    if rate == 0:
+        return mels
+    mel_lengths = mel_lengths.to(mels.device, non_blocking=True)
+    padding_mask = build_padding_mask(mel_lengths, mels.shape[1])[:, :, None]  # (B, T_mel, 1)
+    mean = mels.masked_fill(padding_mask, 0.0).sum(dim=(0, 1)) / mel_lengths.sum()  # (num_mels,)
+    dropped = torch.rand(mels.shape[:2], device=mels.device) < rate  # (B, T_mel)
+    return torch.where(dropped[:, :, None], mean, mels)
 
 
 def save_and_raise(run: Run, state: TrainerState, error: DataError) -> NoReturn:
@@ -143,10 +159,12 @@ def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, flo
             # Processes average their gradients: each divides by its share of the frames.
             share = n_frames / run.accelerator.num_processes
             batch = batch.to(run.accelerator.device)
-            output = run.model(*batch[:4])  # tokens, token_lengths, mels, mel_lengths
+            teacher = drop_frames(batch.mels, batch.mel_lengths, run.config.drop_frame_rate)
+            output = run.model(batch.tokens, batch.token_lengths, teacher, batch.mel_lengths)
             losses = tacotron2_loss(
                 output, batch.mels, batch.token_lengths, batch.mel_lengths, batch.stop_targets,
                 guided_weight, run.config.guided_attention_sigma, share,
+                run.config.stop_positive_weight,
             )  # fmt: skip
             run.accelerator.backward(losses["loss"])
         totals += torch.stack([losses[name].detach() for name in LOSSES])
@@ -234,7 +252,8 @@ def train_epoch(run: Run, state: TrainerState, saved_at: float) -> tuple[Trainer
         try:
             if broken:
                 raise_together(run.accelerator, batches)
-            rate = learning_rate(state.epoch + state.epoch_clips / len(run.train_set), config)
+            epoch = state.epoch + state.epoch_clips / len(run.train_set)
+            rate = learning_rate(state.step, epoch, config)
             set_optimizer(run, lr=rate)
             losses, n_frames, grad_norm = train_step(run, batches, state.step)
         except DataError as error:
@@ -280,7 +299,7 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
     row = {"epoch": epoch, "step": state.step, **train_means, **scores}
     if run.config.skip_nonfinite or run.accelerator.scaler is not None:
         row["skipped_steps"] = state.epoch_skipped
-    row["learning_rate"] = learning_rate(epoch, run.config)
+    row["learning_rate"] = learning_rate(state.step, epoch, run.config)
     if run.accelerator.is_main_process:
         print_epoch(row, state.epoch_skipped)
         if run.wandb:

@@ -122,6 +122,7 @@ def test_a_second_signal_ends_at_once_unless_it_is_the_first_passed_on(monkeypat
     monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
     monkeypatch.setattr(processes.os, "_exit", ends.append)
     handlers = {n: signal.getsignal(n) for n in SIGNALS}
+    signal.signal(number, signal.SIG_DFL)  # under nohup, SIGHUP would stay ignored
     try:
         interrupt = Interrupt()
         assert signal.getsignal(number) == interrupt.take_note and not interrupt.pending
