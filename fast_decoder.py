@@ -174,7 +174,7 @@ class FastDecoder(Decoder):
         self, encoder_outputs: Tensor, padding_mask: Tensor, max_decoder_steps: int,
         stop_threshold: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Free running; see Decoder.infer. May go on for STEPS_AT_ONCE - 1 frames more."""
+        """Free running; see Decoder.infer."""
         if self.training:  # with dropout on the LSTMs' outputs, which nobody needs to be fast
             return super().infer(encoder_outputs, padding_mask, max_decoder_steps, stop_threshold)
         attend = prepare_attention(self.attention, encoder_outputs, padding_mask)
@@ -198,9 +198,12 @@ class FastDecoder(Decoder):
                 outputs, carry = run(carry)
                 stopped |= (torch.sigmoid(outputs[1]) > stop_threshold).any(dim=1)
                 chunks.append(outputs)
-        frames, stop_logits, alignments = (
-            torch.cat(parts, dim=1)[:, :max_decoder_steps] for parts in zip(*chunks, strict=True)
-        )
+        outputs = [torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True)]
+        n_frames = max_decoder_steps
+        if stopped.all():  # the last chunk may hold frames after the last stop token
+            stops = torch.sigmoid(outputs[1]) > stop_threshold  # (B, n_steps)
+            n_frames = min(int(stops.int().argmax(dim=1).max()) + 1, max_decoder_steps)
+        frames, stop_logits, alignments = (x[:, :n_frames] for x in outputs)
         return frames, stop_logits, alignments
 
     def run_steps(

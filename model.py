@@ -22,11 +22,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-MAX_SIZES = {  # by the ending of the flag's name; beyond them memory would run out, unexplained
-    "_kernel_size": 1023,
-    **dict.fromkeys(("_convolutions", "_convs", "_depth"), 64),
-    **dict.fromkeys(("_dim", "_filters", "_mels", "vocab_size"), 16384),
-}
+MAX_SIZE = 16384  # of anything; beyond it memory would run out, unexplained
 
 
 @dataclass(frozen=True)
@@ -57,9 +53,8 @@ class Tacotron2Config:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            most = next((MAX_SIZES[end] for end in MAX_SIZES if name.endswith(end)), None)
-            if most and not 1 <= value <= most:
-                bounds = "at least 1" if value < 1 else f"at most {most}"
+            if type(value) is int and name != "pad_token_id" and not 1 <= value <= MAX_SIZE:
+                bounds = "at least 1" if value < 1 else f"at most {MAX_SIZE}"
                 raise ValueError(f"--{name} must be {bounds}, found {value}")
             if name.endswith("kernel_size") and value % 2 == 0:
                 raise ValueError(f"--{name} must be odd, found {value}")
@@ -67,12 +62,6 @@ class Tacotron2Config:
                 raise ValueError(f"--{name} must be in [0, 1), found {value}")
         if self.encoder_embed_dim % 2:
             raise ValueError(f"--encoder_embed_dim must be even, found {self.encoder_embed_dim}")
-        n_convs = self.decoder_postnet_num_convs
-        if n_convs < 2:
-            raise ValueError(f"--decoder_postnet_num_convs must be at least 2, found {n_convs}")
-        if not 0 <= self.pad_token_id < self.vocab_size:
-            found = f"{self.pad_token_id} of {self.vocab_size}"
-            raise ValueError(f"pad_token_id must be in [0, vocab_size), found {found}")
 
 
 class Tacotron2Output(NamedTuple):
@@ -106,11 +95,12 @@ class DecoderState(NamedTuple):
     cumulative_alignment: Tensor  # (B, T_text)
 
 
-def build_padding_mask(lengths: Tensor, max_length: int | None = None) -> Tensor:
+def build_padding_mask(
+    lengths: Tensor, max_length: int | None = None, device: torch.device | None = None
+) -> Tensor:
     """Lengths (B,) -> (B, max_length) bool, True = padding; as wide as the longest when None."""
-    if max_length is None:
-        max_length = int(lengths.max())
-    return torch.arange(max_length, device=lengths.device) >= lengths[:, None]
+    lengths = lengths.to(device or lengths.device, non_blocking=True)
+    return torch.arange(max_length or int(lengths.max()), device=lengths.device) >= lengths[:, None]
 
 
 def lstm_cell(x: Tensor, hidden: Tensor, cell: Tensor, lstm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -141,16 +131,11 @@ class Encoder(nn.Module):
     def __init__(self, config: Tacotron2Config) -> None:
         super().__init__()
         self.dropout_p = config.encoder_dropout_p
-        n_symbols, dim = config.vocab_size, config.encoder_embed_dim
-        self.embedding = nn.Embedding(n_symbols, config.character_embed_dim, config.pad_token_id)
+        dim, size = config.encoder_embed_dim, config.encoder_kernel_size
+        self.embedding = nn.Embedding(config.vocab_size, config.character_embed_dim)
         nn.init.xavier_uniform_(self.embedding.weight)
-        with torch.no_grad():
-            self.embedding.weight[config.pad_token_id].zero_()
         widths = [config.character_embed_dim] + [dim] * config.encoder_n_convolutions
-        self.convolutions = nn.ModuleList(
-            ConvNorm(n_in, n_out, config.encoder_kernel_size, "relu")
-            for n_in, n_out in pairwise(widths)
-        )
+        self.convolutions = nn.ModuleList(ConvNorm(n, m, size, "relu") for n, m in pairwise(widths))
         self.lstm = nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)
 
     def forward(self, tokens: Tensor, token_lengths: Tensor, padding_mask: Tensor) -> Tensor:
@@ -183,9 +168,7 @@ class Prenet(nn.Module):
         super().__init__()
         self.dropout_p = config.decoder_prenet_dropout_p
         widths = [config.num_mels] + [config.decoder_prenet_dim] * config.decoder_prenet_depth
-        self.layers = nn.ModuleList(
-            nn.Linear(n_in, n_out, bias=False) for n_in, n_out in pairwise(widths)
-        )
+        self.layers = nn.ModuleList(nn.Linear(n, m, bias=False) for n, m in pairwise(widths))
         for layer in self.layers:
             nn.init.xavier_uniform_(layer.weight)
 
@@ -313,9 +296,8 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Teacher forcing: frame t is predicted from the true frame t - 1.
 
-        encoder_outputs (B, T_text, encoder_embed_dim), padding_mask (B, T_text), mels
-        (B, T_mel, num_mels) -> mels_before (B, T_mel, num_mels), stop_logits (B, T_mel),
-        alignments (B, T_mel, T_text).
+        Takes encoder_outputs and padding_mask as `step` does and mels (B, T_mel, num_mels); returns
+        mels_before (B, T_mel, num_mels), stop_logits (B, T_mel), alignments (B, T_mel, T_text).
         """
         keys = self.attention.key_layer(encoder_outputs)
         state = self.initial_state(encoder_outputs)
@@ -329,9 +311,8 @@ class Decoder(nn.Module):
         self, encoder_outputs: Tensor, padding_mask: Tensor, max_decoder_steps: int,
         stop_threshold: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Free running: frame t is predicted from the predicted frame t - 1.
-
-        Until every item has said stop once, or for max_decoder_steps. Returns what `forward` does.
+        """Free running: frame t is predicted from the predicted frame t - 1, until every item has
+        said stop once, or for max_decoder_steps. Returns what `forward` does.
         """
         keys = self.attention.key_layer(encoder_outputs)
         state = self.initial_state(encoder_outputs)
@@ -354,20 +335,18 @@ class PostNet(nn.Module):
         self.dropout_p = config.decoder_postnet_dropout_p
         n_hidden, size = config.decoder_postnet_num_convs - 1, config.decoder_postnet_kernel_size
         widths = [config.num_mels] + [config.decoder_postnet_n_filters] * n_hidden
-        self.convolutions = nn.ModuleList(
-            ConvNorm(n_in, n_out, size, "tanh") for n_in, n_out in pairwise(widths)
-        )
+        self.convolutions = nn.ModuleList(ConvNorm(n, m, size, "tanh") for n, m in pairwise(widths))
         self.convolutions.append(ConvNorm(widths[-1], config.num_mels, size, "linear"))
 
     def forward(self, mels: Tensor, padding_mask: Tensor) -> Tensor:
-        """(B, T_mel, num_mels) -> the correction, same shape."""
+        """(B, T_mel, num_mels) -> the correction, same shape, 0 on padding."""
         pad = padding_mask[:, None, :]  # (B, 1, T_mel)
         x = mels.transpose(1, 2)  # (B, num_mels, T_mel)
         for conv in self.convolutions[:-1]:
             x = torch.tanh(conv(x.masked_fill(pad, 0.0)))  # (B, n_filters, T_mel)
             x = F.dropout(x, self.dropout_p, self.training)
         x = F.dropout(self.convolutions[-1](x.masked_fill(pad, 0.0)), self.dropout_p, self.training)
-        return x.transpose(1, 2)
+        return x.masked_fill(pad, 0.0).transpose(1, 2)
 
 
 class Tacotron2(nn.Module, PyTorchModelHubMixin):
@@ -388,15 +367,12 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
         self, tokens: Tensor, token_lengths: Tensor, mels: Tensor, mel_lengths: Tensor
     ) -> Tacotron2Output:
         """Teacher forcing: tokens (B, T_text), the true mels (B, T_mel, num_mels), lengths (B,)."""
-        text_mask, mel_mask = (
-            build_padding_mask(lengths.to(x.device, non_blocking=True), x.shape[1])
-            for lengths, x in ((token_lengths, tokens), (mel_lengths, mels))
-        )
+        text_mask = build_padding_mask(token_lengths, tokens.shape[1], tokens.device)
+        mel_mask = build_padding_mask(mel_lengths, mels.shape[1], mels.device)
         encoder_outputs = self.encoder(tokens, token_lengths, text_mask)
         mels_before, stop_logits, alignments = self.decoder(encoder_outputs, text_mask, mels)
         mels_before = mels_before.masked_fill(mel_mask[:, :, None], 0.0)
         mels_after = mels_before + self.postnet(mels_before, mel_mask)
-        mels_after = mels_after.masked_fill(mel_mask[:, :, None], 0.0)
         return Tacotron2Output(mels_before, mels_after, stop_logits, alignments)
 
     @torch.no_grad()
@@ -411,33 +387,29 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
             raise ValueError(f"max_decoder_steps must be at least 1, found {max_decoder_steps}")
         if token_lengths is None:
             token_lengths = torch.full(tokens.shape[:1], tokens.shape[1])
-        text_mask = build_padding_mask(token_lengths, tokens.shape[1]).to(tokens.device)
+        text_mask = build_padding_mask(token_lengths, tokens.shape[1], tokens.device)
         encoder_outputs = self.encoder(tokens, token_lengths, text_mask)
         mels_before, stop_logits, alignments = self.decoder.infer(
             encoder_outputs, text_mask, max_decoder_steps, stop_threshold
         )
-        stops = torch.sigmoid(stop_logits) > stop_threshold  # (B, n_steps)
+        stops = torch.sigmoid(stop_logits) > stop_threshold  # (B, T_mel)
         reached_limit = ~stops.any(dim=1)  # (B,)
-        lengths = (stops.int().argmax(dim=1) + 1).masked_fill(reached_limit, max_decoder_steps)
-        n_frames = int(lengths.max())
-        mel_mask = build_padding_mask(lengths, n_frames)
-        mels_before = mels_before[:, :n_frames].masked_fill(mel_mask[:, :, None], 0.0)
+        lengths = (stops.int().argmax(dim=1) + 1).masked_fill(reached_limit, stops.shape[1])
+        mel_mask = build_padding_mask(lengths)
+        mels_before = mels_before.masked_fill(mel_mask[:, :, None], 0.0)
         mels = mels_before + self.postnet(mels_before, mel_mask)
-        mels = mels.masked_fill(mel_mask[:, :, None], 0.0)
-        stop_logits, alignments = stop_logits[:, :n_frames], alignments[:, :n_frames]
         return InferenceOutput(mels, lengths, stop_logits, alignments, reached_limit)
 
 
 def guided_attention_penalty(
-    token_lengths: Tensor, mel_lengths: Tensor, sigma: float, shape: torch.Size
+    token_lengths: Tensor, mel_lengths: Tensor, sigma: float, alignments: Tensor
 ) -> Tensor:
     """W of Tachibana et al. 2017, arXiv 1710.08969, eq. 6: 0 on the diagonal, towards 1 off it.
 
-    (B, T_mel, T_text), with (T_mel, T_text) = shape.
+    The lengths are on the alignments' device; the penalty is as large, (B, T_mel, T_text).
     """
-    device = mel_lengths.device
-    t = torch.arange(shape[0], device=device) / mel_lengths[:, None]  # (B, T_mel)
-    n = torch.arange(shape[1], device=device) / token_lengths[:, None]  # (B, T_text)
+    t, n = (torch.arange(size, device=alignments.device) for size in alignments.shape[1:])
+    t, n = t / mel_lengths[:, None], n / token_lengths[:, None]  # (B, T_mel), (B, T_text)
     return 1.0 - torch.exp(-((n[:, None, :] - t[:, :, None]) ** 2) / (2.0 * sigma**2))
 
 
@@ -460,25 +432,19 @@ def tacotron2_loss(
     mel_lengths = mel_lengths.to(mels.device, non_blocking=True)
     padding_mask = build_padding_mask(mel_lengths, mels.shape[1])  # (B, T_mel)
     n_frames = mel_lengths.sum() if n_frames is None else n_frames
-
-    def mean_over_frames(per_frame: Tensor) -> Tensor:
-        return per_frame.masked_fill(padding_mask, 0.0).sum() / n_frames
-
-    before = F.mse_loss(output.mels_before.float(), mels, reduction="none").mean(dim=2)
-    after = F.mse_loss(output.mels_after.float(), mels, reduction="none").mean(dim=2)
     stop_logits = output.stop_logits.float()
     stop = F.binary_cross_entropy_with_logits(stop_logits, stop_targets, reduction="none")
-    stop = stop * (1.0 + (stop_positive_weight - 1.0) * stop_targets)
-    losses = {
-        "mel_before_loss": mean_over_frames(before),
-        "mel_after_loss": mean_over_frames(after),
-        "stop_loss": mean_over_frames(stop),
-        "guided_attention_loss": mels.new_zeros(()),
+    per_frame = {  # (B, T_mel) each
+        "mel_before_loss": (output.mels_before.float() - mels).square().mean(dim=2),
+        "mel_after_loss": (output.mels_after.float() - mels).square().mean(dim=2),
+        "stop_loss": stop * (1.0 + (stop_positive_weight - 1.0) * stop_targets),
+        "guided_attention_loss": torch.zeros_like(stop),
     }
     if guided_attention_weight:
-        shape, sigma = output.alignments.shape[1:], guided_attention_sigma
-        penalty = guided_attention_penalty(token_lengths, mel_lengths, sigma, shape)
-        off_diagonal = (output.alignments.float() * penalty).sum(dim=2)  # (B, T_mel)
-        losses["guided_attention_loss"] = guided_attention_weight * mean_over_frames(off_diagonal)
-    losses["loss"] = sum(losses.values())
-    return losses
+        penalty = guided_attention_penalty(
+            token_lengths, mel_lengths, guided_attention_sigma, output.alignments
+        )
+        off_diagonal = (output.alignments.float() * penalty).sum(dim=2)
+        per_frame["guided_attention_loss"] = guided_attention_weight * off_diagonal
+    losses = {k: v.masked_fill(padding_mask, 0.0).sum() / n_frames for k, v in per_frame.items()}
+    return losses | {"loss": sum(losses.values())}

@@ -20,18 +20,22 @@ DEFAULTS = {
     "training_epochs": 2, "batch_size": 2, "gradient_accumulation_steps": 1, "seed": 42,
     "learning_rate": 1e-3, "min_learning_rate": 1e-5, "start_decay_epochs": None,
     "weight_decay": 1e-6, "adam_eps": 1e-6, "max_grad_norm": 1.0, "guided_attention_weight": 1.0,
-    "guided_attention_sigma": 0.4, "guided_attention_steps": 300,
+    "guided_attention_sigma": 0.4, "guided_attention_steps": 300, "warmup_steps": 0,
+    "drop_frame_rate": 0.0, "stop_positive_weight": 1.0, "short_first_epochs": 0,
 }  # fmt: skip
 
 
-def order_of_clips(dataset: TTSDataset, seed: int, epoch: int, n_clips: int) -> list[list[int]]:
+def order_of_clips(dataset: TTSDataset, flags: dict, epoch: int, n_clips: int) -> list[list[int]]:
     """An epoch's batches, of all processes together: clips of like lengths, shuffled batches."""
-    generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+    generator = np.random.Generator(np.random.PCG64([flags["seed"], epoch]))
     blur = generator.uniform(0.97, 1.03, size=len(dataset))
     lengths = [n * factor for n, factor in zip(dataset.n_frames, blur, strict=True)]
     longest_first = sorted(range(len(dataset)), key=lambda clip: -lengths[clip])
     n_batches = math.ceil(len(dataset) / n_clips)
-    return [cut(longest_first, n_batches)[i] for i in generator.permutation(n_batches)]
+    batches = cut(longest_first, n_batches)
+    if epoch + 1 <= flags["short_first_epochs"]:
+        return list(reversed(batches))
+    return [batches[i] for i in generator.permutation(n_batches)]
 
 
 def cut(items: list[int], n_parts: int) -> list[list[int]]:
@@ -41,7 +45,20 @@ def cut(items: list[int], n_parts: int) -> list[list[int]]:
     return [items[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
-def sum_of_losses(output, batch, guided_weight: float, sigma: float):
+def drop_frames(batch, rate: float) -> torch.Tensor:
+    """What the decoder is given for the true frames; draws a number for each frame of the batch."""
+    if not rate:
+        return batch.mels
+    frames = torch.cat([mel[:n] for mel, n in zip(batch.mels, batch.mel_lengths, strict=True)])
+    given = batch.mels.clone()
+    for clip, numbers in enumerate(torch.rand(batch.mels.shape[:2])):
+        for frame, number in enumerate(numbers):
+            if number < rate:
+                given[clip, frame] = frames.mean(dim=0)
+    return given
+
+
+def sum_of_losses(output, batch, guided_weight: float, flags: dict):
     """Each frame's losses, added up clip by clip over the frames that are not padding."""
     total = 0.0
     for i, (n, t) in enumerate(zip(batch.token_lengths, batch.mel_lengths, strict=True)):
@@ -51,15 +68,18 @@ def sum_of_losses(output, batch, guided_weight: float, sigma: float):
         total += ((output.mels_before[i, :t] - mel) ** 2).mean(dim=1).sum()
         total += ((output.mels_after[i, :t] - mel) ** 2).mean(dim=1).sum()
         probability = torch.sigmoid(output.stop_logits[i, :t])
-        total += F.binary_cross_entropy(probability, target, reduction="sum")
+        stop = F.binary_cross_entropy(probability, target, reduction="none")
+        total += stop[:-1].sum() + flags["stop_positive_weight"] * stop[-1]
         diagonal = torch.arange(n)[None, :] / n - torch.arange(t)[:, None] / t  # (t, n)
-        penalty = 1 - torch.exp(-(diagonal**2) / (2 * sigma**2))
+        penalty = 1 - torch.exp(-(diagonal**2) / (2 * flags["guided_attention_sigma"] ** 2))
         total += guided_weight * (penalty * output.alignments[i, :t, :n]).sum()
     return total
 
 
-def learning_rate(epoch: float, flags: dict) -> float:
-    """Constant, then exponential from start_decay_epochs to the end of training."""
+def learning_rate(step: int, epoch: float, flags: dict) -> float:
+    """Rises by equal parts, is constant, falls exponentially from start_decay_epochs to the end."""
+    if step < flags["warmup_steps"]:
+        return flags["learning_rate"] * step / flags["warmup_steps"]
     start = flags["start_decay_epochs"]
     start = flags["training_epochs"] / 2 if start is None else start
     if epoch <= start:
@@ -99,7 +119,7 @@ def train(manifest, model_sizes: dict, n_processes: int = 1, **changes) -> dict[
     step, size = 0, flags["gradient_accumulation_steps"]
     for epoch in range(flags["training_epochs"]):
         n_clips = flags["batch_size"] * n_processes
-        batches = order_of_clips(dataset, flags["seed"], epoch, n_clips)
+        batches = order_of_clips(dataset, flags, epoch, n_clips)
         seen = 0
         for group in (batches[i : i + size] for i in range(0, len(batches), size)):
             decay = max(1 - step / flags["guided_attention_steps"], 0.0)
@@ -113,13 +133,15 @@ def train(manifest, model_sizes: dict, n_processes: int = 1, **changes) -> dict[
                 before = {name: buffer.clone() for name, buffer in model.named_buffers()}
                 torch.set_rng_state(random_states[process])
                 for batch in batches_of[process]:
-                    sigma = flags["guided_attention_sigma"]
-                    (sum_of_losses(model(*batch[:4]), batch, weight, sigma) / n_frames).backward()
+                    teacher = drop_frames(batch, flags["drop_frame_rate"])
+                    output = model(batch.tokens, batch.token_lengths, teacher, batch.mel_lengths)
+                    (sum_of_losses(output, batch, weight, flags) / n_frames).backward()
                 random_states[process] = torch.get_rng_state()
                 if process:
                     for name, buffer in model.named_buffers():
                         buffer.copy_(before[name])
-            rate = learning_rate(epoch + seen / len(dataset), flags)
-            step, seen = step + 1, seen + sum(map(len, group))
+            step, before_it = step + 1, epoch + seen / len(dataset)
+            rate = learning_rate(step, before_it, flags)
+            seen += sum(map(len, group))
             adam(parameters, moments, step, rate, flags)
     return model.state_dict()

@@ -19,7 +19,7 @@ SIZES = {
 # A larger epsilon than the default: Adam divides by the gradient's size, so that where the true
 # gradient is 0 (a bias before a batch norm) the default would turn rounding errors into steps.
 # And no clipping but where it is asked for: it hides how large the losses are.
-COMMON = {"adam_eps": 1e-3, "batch_size": 4, "learning_rate": 2e-3, "max_grad_norm": 100.0}
+COMMON = {"adam_eps": 3e-3, "batch_size": 4, "learning_rate": 2e-3, "max_grad_norm": 100.0}
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +68,10 @@ def plain_reference(tiny_corpus):
         {"guided_attention_weight": 5.0},
         {"guided_attention_sigma": 0.1},
         {"guided_attention_steps": 3},
+        {"warmup_steps": 4},
+        {"drop_frame_rate": 0.3},
+        {"stop_positive_weight": 6.0},
+        {"short_first_epochs": 1},
         {"batch_size": 2},
         {"gradient_accumulation_steps": 2},  # three batches an epoch: the second step has one
         {"training_epochs": 3},
