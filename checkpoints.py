@@ -8,6 +8,7 @@ speaking needs beside the weights. What training keeps in the same folder is in 
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -187,6 +188,29 @@ def list_differences(
     return differences
 
 
+def move_embeddings(
+    saved: torch.Tensor, own: torch.Tensor, saved_symbols: Sequence[str], symbols: Sequence[str]
+) -> tuple[torch.Tensor, list[str]]:
+    """Embeddings (vocab_size, character_embed_dim) with every symbol's row where it now stands.
+
+    Args:
+        saved, own: the checkpoint's embeddings, and fresh ones for symbols that it has not.
+
+    Returns:
+        The embeddings, and what differs, a phrase for each.
+    """
+    places = {symbol: i for i, symbol in enumerate(saved_symbols)}
+    rows = [saved[places[s]] if s in places else own[i] for i, s in enumerate(symbols)]
+    new = [symbol for symbol in symbols if symbol not in places]
+    gone = [symbol for symbol in saved_symbols if symbol not in set(symbols)]
+    said = [
+        f"{what}: {' '.join(map(repr, some))}"
+        for what, some in (("new symbols, not yet learned", new), ("symbols left out", gone))
+        if some
+    ]
+    return torch.stack(rows), said
+
+
 def warm_start(
     model: Tacotron2,
     path: Path,
@@ -196,30 +220,36 @@ def warm_start(
 ) -> list[str]:
     """Copies the weights of a checkpoint into `model`; optimizer and step count stay new.
 
-    With allow_mismatch, what does not fit keeps its fresh initialisation.
+    Embeddings are copied symbol by symbol, whatever their order and number. With allow_mismatch,
+    what else does not fit keeps its fresh initialisation.
 
     Returns:
-        What was not taken over, a phrase for each.
+        What differs from the checkpoint, a phrase for each.
 
     Raises:
         DataError: when something does not fit and allow_mismatch is off.
     """
-    saved = load_checkpoint(path).model.state_dict()
-    skipped = list_differences(path, model.config, audio_config, tokenizer)
+    voice = load_checkpoint(path)
+    saved, own = voice.model.state_dict(), model.state_dict()
+    misfits = list_differences(path, model.config, audio_config, voice.tokenizer)
+    symbols_said, name = [], "encoder.embedding.weight"
+    if saved[name].shape[1] == own[name].shape[1]:
+        tables = voice.tokenizer.symbols, tokenizer.symbols
+        saved[name], symbols_said = move_embeddings(saved[name], own[name], *tables)
     fitting = {}
-    for name, weight in model.state_dict().items():
+    for name, weight in own.items():
         if name not in saved:
-            skipped.append(f"{name} is not in the checkpoint")
+            misfits.append(f"{name} is not in the checkpoint")
         elif saved[name].shape != weight.shape:
             shapes = f"{tuple(saved[name].shape)} there, {tuple(weight.shape)} here"
-            skipped.append(f"{name} has another shape ({shapes})")
+            misfits.append(f"{name} has another shape ({shapes}), left out")
         else:
             fitting[name] = saved[name]
-    skipped += [f"{name} has no place here" for name in saved if name not in model.state_dict()]
-    if skipped and not allow_mismatch:
+    misfits += [f"{name} has no place here" for name in saved if name not in own]
+    if misfits and not allow_mismatch:
         raise DataError(
-            f"--warm_start {path}: {'; '.join(skipped[:8])}; --warm_start_allow_mismatch takes "
+            f"--warm_start {path}: {'; '.join(misfits[:8])}; --warm_start_allow_mismatch takes "
             "what fits"
         )
     model.load_state_dict(fitting, strict=False)
-    return skipped
+    return symbols_said + misfits

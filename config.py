@@ -6,7 +6,7 @@ AudioConfig stands in dataset.py and Tacotron2Config in model.py, beside what th
 import argparse
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from dataset import AudioConfig
 from files import path_argument
@@ -121,8 +121,16 @@ class TrainConfig:
         return Path(self.working_directory) / self.experiment_name
 
 
+class Configs(NamedTuple):
+    """What the flags say."""
+
+    train: TrainConfig
+    audio: AudioConfig
+    model: Tacotron2Config
+    given: frozenset[str] = frozenset()  # the flags that the command line names
+
+
 CONFIG_CLASSES = (TrainConfig, AudioConfig, Tacotron2Config)
-Configs = tuple[TrainConfig, AudioConfig, Tacotron2Config]
 FROM_TOKENIZER = ("vocab_size", "pad_token_id")  # fields that are no flags
 
 
@@ -148,18 +156,28 @@ def add_config_arguments(parser: argparse.ArgumentParser, config_class: type) ->
             group.add_argument(f"--{field.name}", type=convert, metavar=kind.__name__, **options)
 
 
+def find_given(parser: argparse.ArgumentParser, argv: list[str] | None) -> frozenset[str]:
+    """The flags that the command line names, also where it repeats a default."""
+    unset = object()
+    names = [action.dest for action in parser._actions]
+    values = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, unset))))
+    return frozenset(name for name in names if values[name] is not unset)
+
+
 def parse_args(argv: list[str] | None, description: str) -> Configs:
     """Flags to the three configs; a mistake ends the program with one sentence."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     for config_class in CONFIG_CLASSES:
         add_config_arguments(parser, config_class)
     values = vars(parser.parse_args(argv))
+    given = find_given(parser, argv)
     tokenizer = Tokenizer()
     values |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_token_id}
     try:
-        return tuple(
+        configs = (
             config_class(**{field.name: values[field.name] for field in fields(config_class)})
             for config_class in CONFIG_CLASSES
         )
+        return Configs(*configs, given)
     except ValueError as error:
         parser.error(str(error))

@@ -135,6 +135,23 @@ def synchronize_batch_norm(model: torch.nn.Module, accelerator: Accelerator) -> 
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
+def take_sizes(configs: Configs, path: Path) -> Configs:
+    """The sizes and audio settings of a checkpoint, but for those that the command line gives.
+
+    Raises:
+        DataError: when it cannot be read, or the flags do not fit it.
+    """
+    saved_model, saved_audio, _ = read_config(path)
+    parts = []
+    for own, saved in ((configs.audio, saved_audio), (configs.model, saved_model)):
+        given = {name: value for name, value in asdict(own).items() if name in configs.given}
+        try:
+            parts.append(replace(saved, **given))
+        except ValueError as error:
+            raise DataError(f"--warm_start {path}: {error}") from None
+    return configs._replace(audio=parts[0], model=parts[1])
+
+
 def choose_tokenizer(config: TrainConfig, resumed: Path | None) -> Tokenizer:
     """The symbols of the run resumed, of --path_to_symbols, of the warm start, or the built-in.
 
@@ -158,7 +175,10 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
     Raises:
         DataError: when a manifest, the symbols or a warm start cannot be used.
     """
-    config, audio_config, model_config = configs
+    config = configs.train
+    if config.warm_start and not resumed:
+        configs = take_sizes(configs, Path(config.warm_start))
+    _, audio_config, model_config, _ = configs
     tokenizer = choose_tokenizer(config, resumed)
     model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
     train_set = TTSDataset(config.path_to_train_manifest, audio_config, tokenizer)
@@ -170,8 +190,8 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
         model = speed_up(model)
     if config.warm_start and not resumed:
         allow = config.warm_start_allow_mismatch
-        skipped = warm_start(model, Path(config.warm_start), audio_config, tokenizer, allow)
-        accelerator.print(f"weights of {config.warm_start}", *skipped, sep="\n  left out: ")
+        differences = warm_start(model, Path(config.warm_start), audio_config, tokenizer, allow)
+        accelerator.print(f"weights of {config.warm_start}", *differences, sep="\n  ")
     if config.sync_batch_norm:
         model = synchronize_batch_norm(model, accelerator)
     optimizer = torch.optim.Adam(
@@ -244,7 +264,7 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
         DataError: when a manifest or checkpoint cannot be used, the folder is taken, or one
             cannot be written to.
     """
-    config = configs[0]
+    config = configs.train
     folder = config.folder
 
     def choose() -> Path | None:
@@ -268,7 +288,8 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
             folder.mkdir(parents=True, exist_ok=True)
             Path(config.save_audio_gen).mkdir(parents=True, exist_ok=True)
     if config.log_wandb and accelerator.is_main_process:
-        flags = {name: value for part in configs for name, value in asdict(part).items()}
+        parts = (config, run.audio_config, run.model_config)
+        flags = {name: value for part in parts for name, value in asdict(part).items()}
         wandb_run = start_wandb(config.experiment_name, config.run_name, flags, state.wandb_run_id)
         run = run._replace(wandb=wandb_run)
         state = state._replace(wandb_run_id=run.wandb and run.wandb.id)

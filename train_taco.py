@@ -381,7 +381,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         accelerator = make_accelerator()
         interrupt = Interrupt()
-        with hold_folder(accelerator, configs[0].folder):
+        with hold_folder(accelerator, configs.train.folder):
             run, state = prepare(configs, accelerator)
             train(run._replace(interrupt=interrupt), state)
     except Interrupted as stop:

@@ -143,12 +143,14 @@ def prepare(tiny_corpus, tmp_path, monkeypatch):
 
     import train_taco
     from config import parse_args
+    from kill_and_resume import TINY_MODEL
     from test_train_taco import run_flags
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
-    def prepare(*flags):
-        configs = parse_args(run_flags(tiny_corpus, tmp_path, *flags), "")
+    def prepare(*flags, bare=False):
+        every = run_flags(tiny_corpus, tmp_path, *flags)
+        configs = parse_args([f for f in every if f not in TINY_MODEL] if bare else every, "")
         return train_taco.prepare(configs, Accelerator())
 
     return prepare

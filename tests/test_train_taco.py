@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,11 @@ from config import parse_args
 from dataset import TTSCollator, TTSDataset
 from files import DataError
 from kill_and_resume import TINY_MODEL, differences
-from model import Tacotron2, tacotron2_loss
+from model import Tacotron2, Tacotron2Config, tacotron2_loss
 from reporting import alignment_is_due, make_film, missing_alignment
 from resuming import list_checkpoints
 from test_model import NO_DROPOUT
+from tokenizer import Tokenizer
 from train_taco import learning_rate
 
 REPO = Path(__file__).parent.parent
@@ -229,7 +230,7 @@ def test_warm_start_takes_weights_and_nothing_else(run_folder, prepare, capsys):
     source = run_folder / "work" / "tiny" / "checkpoint_0"
     run, state = prepare("--warm_start", source, "--seed", 7)
     said = capsys.readouterr().out
-    assert f"weights of {source}" in said and "left out" not in said
+    assert said.startswith(f"weights of {source}\n") and "\n  " not in said
     for name, weight in load_file(source / "model.safetensors").items():
         assert torch.equal(run.model.state_dict()[name], weight), name
     assert state.step == state.epoch == 0 and not run.optimizer.state_dict()["state"]
@@ -238,17 +239,21 @@ def test_warm_start_takes_weights_and_nothing_else(run_folder, prepare, capsys):
 def test_the_symbols_are_those_of_the_checkpoint_gone_on_from(
     run_folder, prepare, tmp_path, capsys
 ):
-    """Others are refused, and taken for a warm start that may leave out what does not fit."""
-    table = ("<pad>", *" abcdefghijklmnopqrstuvwxyz.,!?:")
+    """A warm start into another table takes each symbol's embedding along, and says what is new."""
+    table = ("<pad>", *" zyxwvutsrqponmlkjihgfedcba.,!?:\u00e9")
     symbols, source = tmp_path / "symbols.json", run_folder / "work" / "tiny" / "checkpoint_0"
     symbols.write_text(json.dumps(table))
-    flags = ["--warm_start", source, "--path_to_symbols", symbols]
-    with pytest.raises(DataError, match=r"the symbols differ.*embedding.weight has another shape"):
-        prepare(*flags)
-    run, state = prepare(*flags, "--warm_start_allow_mismatch")
-    assert "left out: encoder.embedding.weight has another shape" in capsys.readouterr().out
+    run, state = prepare("--warm_start", source, "--path_to_symbols", symbols)
+    said = capsys.readouterr().out
+    assert "new symbols, not yet learned: '\u00e9'\n" in said
+    assert """symbols left out: '"' "'" '(' ')' '-' ';'""" in said
+    weights, saved = run.model.state_dict(), load_file(source / "model.safetensors")
+    name = "encoder.embedding.weight"
+    for symbol in table[:-1]:
+        row = saved[name][Tokenizer().symbols.index(symbol)]
+        assert torch.equal(weights[name][table.index(symbol)], row), symbol
     name = "decoder.attention_rnn.weight_ih"
-    assert torch.equal(run.model.state_dict()[name], load_file(source / "model.safetensors")[name])
+    assert torch.equal(weights[name], saved[name])
     train_taco.save(run, state, "checkpoint_1")
     symbols.unlink()
     saved = run.folder / "checkpoint_1"
@@ -261,8 +266,32 @@ def test_the_symbols_are_those_of_the_checkpoint_gone_on_from(
             train_taco.save(run, state, "checkpoint_1")
 
 
+def test_a_warm_start_brings_sizes_and_audio_settings_along(run_folder, prepare, tmp_path, capsys):
+    """What the command line gives wins, also where it repeats a default, and has to fit."""
+    source = run_folder / "work" / "tiny" / "checkpoint_0"
+    sizes = json.loads((source / "config.json").read_text())
+    assert sizes["attention_dim"] != Tacotron2Config().attention_dim
+    run, _ = prepare("--warm_start", source, bare=True)
+    assert asdict(run.model_config) == {name: sizes[name] for name in asdict(run.model_config)}
+    assert asdict(run.audio_config) == sizes["audio"]
+    flags = ["--warm_start", source, "--attention_dim", "128", "--fmin", "50"]
+    with pytest.raises(DataError, match=r"--attention_dim was \d+ and is now 128; .*--fmin was 0"):
+        prepare(*flags, bare=True)
+    capsys.readouterr()
+    run, _ = prepare(*flags, "--warm_start_allow_mismatch", bare=True)
+    said = capsys.readouterr().out
+    assert "decoder.attention.v.weight has another shape" in said and "--fmin was 0.0" in said
+    assert run.model_config.attention_dim == 128 and run.audio_config.fmin == 50
+    telephone = tmp_path / "telephone"
+    telephone.mkdir()
+    sizes["audio"] |= {"sampling_rate": 8000, "fmax": 4000.0}
+    (telephone / "config.json").write_text(json.dumps(sizes))
+    with pytest.raises(DataError, match=r"--warm_start .*telephone: .*found 0.0, 8000.0, 4000.0"):
+        prepare("--warm_start", telephone, "--fmax", "8000", bare=True)
+
+
 def test_flags_reach_the_configs():
-    train_config, audio_config, model_config = parse_args(
+    train_config, audio_config, model_config, _ = parse_args(
         ["--working_directory", "w", "--save_audio_gen", "s", "--path_to_train_manifest", "t",
          "--path_to_val_manifest", "v", "--min_learning_rate", "1e-6", "--min_db", "-80",
          "--num_mels", "40", "--log_wandb", "--no-fast_decoder", "--attention_dim", "64"],
