@@ -57,8 +57,6 @@ def check_writable(flag: str, folder: str | Path) -> None:
     """
     folder = Path(os.path.abspath(folder))
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if not nearest.is_dir():
-        raise DataError(f"{flag} {folder}: {nearest} is a file, not a folder")
     try:
         with tempfile.TemporaryFile(dir=nearest):
             pass

@@ -24,11 +24,15 @@ def train(tiny_corpus, tmp_path, monkeypatch):
         """The run's folder, after so many epochs with a validation as there are scores."""
         left = iter(scores)
         blurred = {"val_focus": 0.1, "val_coverage": 1.0, "val_monotonicity": 1.0}
-        monkeypatch.setattr(
-            train_taco, "judge_epoch", lambda *_: ({**blurred, "free_score": next(left)}, {})
-        )
         flags = run_flags(tiny_corpus, tmp_path, "--batch_size", 4, *flags)
-        train_taco.train(*train_taco.prepare(parse_args(flags, ""), Accelerator()))
+        run, state = train_taco.prepare(parse_args(flags, ""), Accelerator())
+
+        def judge_epoch(accelerator, model, val_loader, *_):
+            assert (model, val_loader) == (run.model, run.val_loader)
+            return {**blurred, "free_score": next(left)}, {}
+
+        monkeypatch.setattr(train_taco, "judge_epoch", judge_epoch)
+        train_taco.train(run, state)
         assert next(left, None) is None, "a validation too few"
         return folder
 

@@ -320,6 +320,7 @@ def test_flags_reach_the_configs():
         (["--encoder_kernel_size", "4"], "--encoder_kernel_size"),
         (["--experiment_name", "../x"], "--experiment_name"),
         (["--num_workers", "two"], "--num_workers"),
+        (["--num_workers", "1025"], "--num_workers must be at most 1024"),
         (["--mel_scaling", "linear"], "--mel_scaling"),
     ],
 )
