@@ -1,4 +1,6 @@
 # make demo       from nothing to a voice, on a CPU: corpus, training, pictures, wavs, numbers
+# make my_voice RECORDINGS=DIR   a voice from your own recordings, out of the demo's
+# make rehearsal  the reference recipe at full size, on sentences of LJSpeech's lengths
 # make test       the tests; LJSPEECH_DIR=... adds those on real speech
 # make mutants    which of more than 500 deliberate defects the tests notice
 # make lint       ruff
@@ -22,7 +24,12 @@ DEMO_FLAGS := \
 	--character_embed_dim 128 --encoder_embed_dim 128 --decoder_rnn_embed_dim 256 \
 	--decoder_prenet_dim 64 --attention_dim 64 --decoder_postnet_n_filters 128
 
-.PHONY: demo test mutants lint bench bench_gpu clean
+REHEARSAL := rehearsal
+REHEARSAL_STEPS ?= 1000
+REHEARSAL_SENTENCES ?= 4200
+REHEARSAL_FLAGS ?=
+
+.PHONY: demo my_voice rehearsal test mutants lint bench bench_gpu clean
 
 demo: $(DEMO)/report.json
 	@cat $(DEMO)/report.txt
@@ -54,6 +61,20 @@ $(DEMO)/train_metadata.csv: $(DEMO)/corpus/metadata.csv
 
 $(DEMO)/corpus/metadata.csv: | $(BIN)/installed
 	$(BIN)/python make_demo_corpus.py --path_to_save $(DEMO)/corpus
+
+my_voice: | $(BIN)/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash my_voice.sh
+
+rehearsal: $(REHEARSAL)/train_metadata.csv
+	$(BIN)/python rehearsal.py --folder $(REHEARSAL) --steps $(REHEARSAL_STEPS) -- $(REHEARSAL_FLAGS)
+
+$(REHEARSAL)/train_metadata.csv: $(REHEARSAL)/corpus/metadata.csv
+	$(BIN)/python prep_splits.py --path_to_ljspech $(REHEARSAL)/corpus --path_to_save $(REHEARSAL) \
+		--test_split_pct 0.0476
+
+$(REHEARSAL)/corpus/metadata.csv: | $(BIN)/installed
+	$(BIN)/python make_demo_corpus.py --path_to_save $(REHEARSAL)/corpus \
+		--n_sentences $(REHEARSAL_SENTENCES) --min_chars 12 --max_chars 187
 
 test: $(BIN)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
