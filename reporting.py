@@ -249,7 +249,9 @@ all the same, but the model will not speak. What usually helps:
   a larger batch: --batch_size, now {config.batch_size}, or --gradient_accumulation_steps
   no silence at the edges of the clips: prep_splits.py --trim_db 40
   a learning rate near 1e-3: --learning_rate, now {config.learning_rate:g}
-  {guide}"""
+  {guide}
+  short clips first: --short_first_epochs 1, now {config.short_first_epochs}
+  less of the true previous frame: --drop_frame_rate 0.1, now {config.drop_frame_rate:g}"""
 
 
 def start_wandb(project: str, name: str, flags: dict[str, Any], resumed_id: str | None) -> Any:

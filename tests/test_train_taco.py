@@ -317,6 +317,10 @@ def test_flags_reach_the_configs():
         (["--training_epochs", "-1"], "--training_epochs"),
         (["--fmax", "12000"], "--fmax"),
         (["--hop_size", "2048"], "--hop_size"),
+        (["--drop_frame_rate", "1"], "--drop_frame_rate must be in [0, 1)"),
+        (["--stop_positive_weight", "0"], "--stop_positive_weight must be above 0"),
+        (["--warmup_steps", "-1"], "--warmup_steps must be at least 0"),
+        (["--short_first_epochs", "-1"], "--short_first_epochs must be at least 0"),
         (["--encoder_kernel_size", "4"], "--encoder_kernel_size"),
         (["--experiment_name", "../x"], "--experiment_name"),
         (["--num_workers", "two"], "--num_workers"),
@@ -374,7 +378,8 @@ def test_the_advice_fits_the_flags():
     row = {"step": 7, "val_focus": 0.1, "val_coverage": 1.0, "val_monotonicity": 0.9}
     said = missing_alignment(row, config)
     assert "monotonicity is 0.09" in said and "--learning_rate, now 3e-05" in said
-    assert said.endswith("guided attention: --guided_attention_weight 1, now 0")
+    assert "\n  guided attention: --guided_attention_weight 1, now 0\n" in said
+    assert "--short_first_epochs 1, now 0\n" in said and said.endswith("rate 0.1, now 0")
     assert missing_alignment({**row, "val_focus": 0.27}, config)  # 0.243
     assert missing_alignment({**row, "val_focus": 0.29}, config) is None  # 0.261
 
