@@ -66,7 +66,8 @@ my_voice: | $(BIN)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash my_voice.sh
 
 rehearsal: $(REHEARSAL)/train_metadata.csv
-	$(BIN)/python rehearsal.py --folder $(REHEARSAL) --steps $(REHEARSAL_STEPS) -- $(REHEARSAL_FLAGS)
+	$(BIN)/python rehearsal.py --folder $(REHEARSAL) --steps $(REHEARSAL_STEPS) \
+		--train_flags="$(REHEARSAL_FLAGS)"
 
 $(REHEARSAL)/train_metadata.csv: $(REHEARSAL)/corpus/metadata.csv
 	$(BIN)/python prep_splits.py --path_to_ljspech $(REHEARSAL)/corpus --path_to_save $(REHEARSAL) \

@@ -186,11 +186,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--folder", type=path_argument, required=True, help="with the manifests")
     parser.add_argument("--steps", type=int, default=1000, help="default: %(default)s")
-    parser.add_argument("extra", nargs="*", help="after --: flags for train_taco.sh")
+    parser.add_argument("--train_flags", default="", help="further flags for train_taco.sh")
     args = parser.parse_args(argv)
     try:
         with file_errors():
-            rehearse(Path(args.folder).absolute(), args.steps, args.extra)
+            rehearse(Path(args.folder).absolute(), args.steps, shlex.split(args.train_flags))
     except DataError as error:
         sys.exit(f"rehearsal.py: {error}")
 

@@ -126,7 +126,7 @@ def test_the_script_shows_the_defaults(stubs):
              "path_to_val_manifest")  # fmt: skip
     defaults = parse_args([f"--{name}={getattr(shown[0], name)}" for name in paths], "")
     others = {"num_workers": 32, "log_wandb": True, "start_decay_epochs": 125}
-    assert shown == (replace(defaults[0], **others), *defaults[1:])
+    assert shown[:3] == (replace(defaults[0], **others), *defaults[1:3])
 
 
 def test_the_slurm_recipe_can_start(stubs):
