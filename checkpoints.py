@@ -3,12 +3,15 @@
     voice = load_checkpoint("work_dir/tacotron2/final_checkpoint")
 
 config.json holds the sizes of the model, the audio settings and the symbols, which is all that
-speaking needs beside the weights. What training keeps in the same folder is in resuming.py.
+speaking needs beside the weights. What training keeps in the same folder is in resuming.py. Here
+too: the types and devices that a model speaks in and on.
 """
 
+import argparse
 import json
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -25,6 +28,7 @@ from tokenizer import Tokenizer
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT_VERSION = 1
 MAX_PARAMETERS = 10**9  # of a model: 4 GB in float32
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that a model speaks in
 
 
 class Voice(NamedTuple):
@@ -166,6 +170,24 @@ def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -
     if broken:
         raise DataError(f"{path}: {broken[0]} holds NaN or infinity")
     return Voice(speed_up(model).to(device).eval(), audio_config, tokenizer)
+
+
+def device_argument(value: str) -> str:
+    """argparse type: a device that is there."""
+    try:
+        torch.empty(0, device=value)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0][:120]
+        raise argparse.ArgumentTypeError(f"{value} cannot be used ({reason})") from None
+    return value
+
+
+def inference_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Where the model speaks in `dtype`: bfloat16 for its products, float32 for what adds up.
+
+    Cells, alignments and the stored weights stay float32.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def list_differences(

@@ -4,6 +4,7 @@ AudioConfig stands in dataset.py and Tacotron2Config in model.py, beside what th
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_type_hints
@@ -164,20 +165,31 @@ def find_given(parser: argparse.ArgumentParser, argv: list[str] | None) -> froze
     return frozenset(name for name in names if values[name] is not unset)
 
 
+def make_configs(
+    parser: argparse.ArgumentParser, values: dict[str, Any], classes: Sequence[type]
+) -> tuple:
+    """Configs out of the flags' values, or of the default where a config's field was no flag.
+
+    A mistake ends the program with one sentence.
+    """
+    tokenizer = Tokenizer()
+    values |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_token_id}
+    try:
+        return tuple(
+            kind(
+                **{field.name: values[field.name] for field in fields(kind) if field.name in values}
+            )
+            for kind in classes
+        )
+    except ValueError as error:
+        parser.error(str(error))
+
+
 def parse_args(argv: list[str] | None, description: str) -> Configs:
     """Flags to the three configs; a mistake ends the program with one sentence."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     for config_class in CONFIG_CLASSES:
         add_config_arguments(parser, config_class)
-    values = vars(parser.parse_args(argv))
     given = find_given(parser, argv)
-    tokenizer = Tokenizer()
-    values |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_token_id}
-    try:
-        configs = (
-            config_class(**{field.name: values[field.name] for field in fields(config_class)})
-            for config_class in CONFIG_CLASSES
-        )
-        return Configs(*configs, given)
-    except ValueError as error:
-        parser.error(str(error))
+    configs = make_configs(parser, vars(parser.parse_args(argv)), CONFIG_CLASSES)
+    return Configs(*configs, given)

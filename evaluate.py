@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from checkpoints import Voice, load_checkpoint
+from checkpoints import Voice, device_argument, load_checkpoint
 from dataset import Batch, BatchSampler, TTSCollator, TTSDataset
 from files import (
     DataError,
     check_writable,
+    count_argument,
     file_errors,
     path_argument,
     read_json,
@@ -43,7 +44,7 @@ from scores import (
     mel_cepstral_distortion,
     word_start_errors,
 )
-from synthesize import MAX_DECODER_STEPS, device_argument
+from synthesize import MAX_DECODER_STEPS
 
 LENGTH_TOLERANCE = 0.15  # share of the recording's length
 
@@ -196,17 +197,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--output_csv", type=path_argument, help="file for a table with a row for each clip")
     worst_help = "folder for pictures of the worst clips"
     add("--save_worst", type=path_argument, metavar="DIR", help=worst_help)
-    add("--worst", type=int, default=5, help="how many (default: %(default)s)")
-    add("--batch_size", type=int, default=32)
-    add("--max_decoder_steps", type=int, default=MAX_DECODER_STEPS)
+    add("--worst", type=count_argument, default=5, help="how many (default: %(default)s)")
+    add("--batch_size", type=count_argument, default=32)
+    add("--max_decoder_steps", type=count_argument, default=MAX_DECODER_STEPS)
     add("--seed", type=seed_argument, default=42, help="seed of the prenet's dropout")
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", type=device_argument, default=default_device)
-    args = parser.parse_args(argv)
-    for name in ("batch_size", "max_decoder_steps", "worst"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, found {getattr(args, name)}")
-    return args
+    return parser.parse_args(argv)
 
 
 def read_word_times(path: str, clips: TTSDataset) -> dict[str, list[dict]]:

@@ -7,6 +7,7 @@ starts at once.
 
 import argparse
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -46,6 +47,14 @@ def seed_argument(value: str) -> int:
     """argparse type: a seed that torch takes."""
     if not value.isdecimal() or int(value) >= 2**63:
         raise argparse.ArgumentTypeError(f"must be 0 to 2**63 - 1, found {value}")
+    return int(value)
+
+
+def count_argument(value: str, least: int = 1, most: float = math.inf) -> int:
+    """argparse type: a whole number from `least` to `most`."""
+    if not value.isdecimal() or not least <= int(value) <= most:
+        bounds = f"{least} to {most}" if most < math.inf else f"at least {least}"
+        raise argparse.ArgumentTypeError(f"must be {bounds}, found {value}")
     return int(value)
 
 

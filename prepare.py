@@ -5,6 +5,7 @@ from it, because what a learner reads is the step and the epoch.
 """
 
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,13 +90,29 @@ def make_accelerator() -> Accelerator:
     return accelerator
 
 
-def make_loader(
-    run: Run, dataset: TTSDataset, max_workers: int = MAX_WORKERS, **order: Any
+def open_loader(
+    dataset: TTSDataset, batches: Iterable[list[int]], num_workers: int, device: torch.device
 ) -> DataLoader:
-    """Batches of this process, in the order that BatchSampler draws from `order`.
+    """Collated batches of these clips, on the way to `device`.
 
     Its processes start with the first iteration and live as long as the loader does.
     """
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=TTSCollator(dataset.audio_config, dataset.tokenizer),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=device.type == "cuda",
+        # Its own generator: making a loader must not move the random numbers of training.
+        generator=torch.Generator(),
+    )
+
+
+def make_loader(
+    run: Run, dataset: TTSDataset, max_workers: int = MAX_WORKERS, **order: Any
+) -> DataLoader:
+    """Batches of this process, in the order that BatchSampler draws from `order`."""
     sampler = BatchSampler(
         dataset.n_frames,
         run.config.batch_size,
@@ -104,16 +121,7 @@ def make_loader(
         **order,
     )
     num_workers = min(run.config.num_workers, max_workers)
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=TTSCollator(run.audio_config, run.tokenizer),
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=run.accelerator.device.type == "cuda",
-        # Its own generator: making a loader must not move the random numbers of training.
-        generator=torch.Generator(),
-    )
+    return open_loader(dataset, sampler, num_workers, run.accelerator.device)
 
 
 def synchronize_batch_norm(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:

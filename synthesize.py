@@ -11,7 +11,6 @@ model has run away. `load_checkpoint` and `synthesize` are what inference.ipynb 
 import argparse
 import io
 import sys
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoints import Voice, load_checkpoint
+from checkpoints import DTYPES, Voice, device_argument, inference_precision, load_checkpoint
 from dataset import clamp_mel, mel_to_audio, to_log_mel, write_wav
-from files import DataError, check_writable, file_errors, path_argument, seed_argument, write_whole
+from files import (
+    DataError,
+    check_writable,
+    count_argument,
+    file_errors,
+    path_argument,
+    seed_argument,
+    write_whole,
+)
 
 MAX_DECODER_STEPS = 2000  # 23 s at 86 frames per second
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Synthesis(NamedTuple):
@@ -34,14 +40,6 @@ class Synthesis(NamedTuple):
     alignment: Tensor  # (T_mel, T_text)
     wav: Tensor  # (n_samples,)
     reached_limit: bool  # True: cut at max_decoder_steps instead of stopping by itself
-
-
-def inference_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Where the model speaks in `dtype`: bfloat16 for its products, float32 for what adds up.
-
-    Cells, alignments and the stored weights stay float32.
-    """
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def encode(text: str, voice: Voice) -> Tensor:
@@ -132,16 +130,6 @@ def read_texts(args: argparse.Namespace) -> list[str]:
     return texts
 
 
-def device_argument(value: str) -> str:
-    """argparse type: a device that is there."""
-    try:
-        torch.empty(0, device=value)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0][:120]
-        raise argparse.ArgumentTypeError(f"{value} cannot be used ({reason})") from None
-    return value
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The flags; argparse ends the program on a mistake."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
@@ -151,15 +139,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--text_file", type=path_argument, help="UTF-8 file, one sentence a line")
     add("--output_dir", type=path_argument, required=True, help="folder for wav, png and npy")
     add("--seed", type=seed_argument, default=42, help="seed of prenet dropout and phases")
-    add("--max_decoder_steps", type=int, default=MAX_DECODER_STEPS)
+    add("--max_decoder_steps", type=count_argument, default=MAX_DECODER_STEPS)
     add("--stop_threshold", type=float, default=0.5)
     dtype_help = "of matrix products; bfloat16 is faster (default: %(default)s)"
     add("--dtype", choices=DTYPES, default="float32", help=dtype_help)
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", type=device_argument, default=default_device)
     args = parser.parse_args(argv)
-    if args.max_decoder_steps < 1:
-        parser.error(f"--max_decoder_steps must be at least 1, found {args.max_decoder_steps}")
     if not 0 < args.stop_threshold < 1:
         parser.error(f"--stop_threshold must be between 0 and 1, found {args.stop_threshold}")
     return args

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the peer model, counted FLOPs, the device's own speed, tables.
+"""What the benchmarks share: the peer model, counted FLOPs, the device's own speed, tables, bars.
 
 The floor of a time is the model's FLOPs over the rate at which the device multiplies large
 matrices of that dtype, measured in the same run: a device that did nothing but those products, at
@@ -7,135 +7,85 @@ implementation: what is computed twice, or over padding, is no merit.
 """
 
 import argparse
-import csv
 import platform
+import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import pandas as pd
 import torch
 import torchaudio
+from matplotlib.figure import Figure
 
-from config import add_config_arguments
+from checkpoints import DTYPES, device_argument
+from config import add_config_arguments, make_configs
+from files import count_argument
 from model import Tacotron2Config
+from plotting import save_figure
 
-OURS, TORCHAUDIO = "ours", "torchaudio"
+OURS, PLAIN, TORCHAUDIO = "ours", "ours, plain loops", "torchaudio"
 MODELS = (OURS, TORCHAUDIO)
-COLOURS = {OURS: "#3b6fb6", TORCHAUDIO: "#e07b39", "floor": "#555555"}
+COLOURS = {OURS: "#3b6fb6", PLAIN: "#9db7da", TORCHAUDIO: "#e07b39"}
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns: large enough for full speed
 TRAINING_PASSES = 3  # backward: one product for the inputs' gradient, one for the weights'
 MIB = 2**20
-DEFAULT_OUTPUT_DIR = Path(__file__).resolve().parent / "results"
-Key, Result = TypeVar("Key", bound=Hashable), TypeVar("Result")
+Row = dict[str, Any]  # a line of a table, by column
+Flags = tuple[argparse.Namespace, Tacotron2Config]
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     """Shows a script's docstring as it stands, and takes no abbreviated flags."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = argparse.ArgumentParser(description=description, **options)
+    folder = Path(__file__).resolve().parent / "results"
+    parser.add_argument("--output_dir", type=Path, default=folder, help="folder for CSV and PNG")
+    return parser
 
 
-def add_common_arguments(parser: argparse.ArgumentParser, with_models: bool = True) -> None:
-    """Flags of every benchmark; with_models adds device, and the model's sizes."""
-    parser.add_argument(
-        "--output_dir", type=Path, default=DEFAULT_OUTPUT_DIR, help="folder for CSV and PNG"
-    )
-    if not with_models:
-        return
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", type=usable_device, default=device, help=f"default: {device}")
-    parser.add_argument(
-        "--threads", type=positive, help="CPU threads of torch; torch's own if unset"
-    )
-    parser.add_argument("--only", choices=(*MODELS, "both"), default="both", help="default: both")
-    add_config_arguments(parser, Tacotron2Config)
+def read_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Flags:
+    """Adds where the models run, which of them, and their sizes; then reads all flags.
 
-
-def model_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Tacotron2Config:
-    """The model's sizes out of the flags; a mistake ends the program with one sentence.
-
-    What torchaudio's model cannot have is a mistake too, unless --only leaves it out.
+    A mistake ends the program with one sentence, as do sizes that torchaudio's model cannot have.
     """
-    values = vars(args)
-    try:
-        config = Tacotron2Config(
-            **{f.name: values[f.name] for f in fields(Tacotron2Config) if f.name in values}
+    add, device = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", type=device_argument, default=device, help=f"default: {device}")
+    add("--threads", type=count_argument, help="CPU threads of torch; torch's own if unset")
+    add("--only", choices=(*MODELS, "both"), default="both", help="default: both")
+    add_config_arguments(parser, Tacotron2Config)
+    args = parser.parse_args(argv)
+    args.device = torch.device(args.device)
+    args.models = MODELS if args.only == "both" else (args.only,)
+    (config,) = make_configs(parser, vars(args), [Tacotron2Config])
+    found = config.character_embed_dim, config.encoder_embed_dim, config.decoder_prenet_depth
+    if TORCHAUDIO in args.models and (found[0] != found[1] or found[2] != 2):
+        parser.error(
+            "torchaudio.models.Tacotron2 needs --character_embed_dim equal to --encoder_embed_dim "
+            f"and --decoder_prenet_depth 2, found {found[0]}, {found[1]} and {found[2]}"
         )
-        if args.only != OURS:
-            with torch.device("meta"):
-                build_torchaudio(config)
-    except ValueError as error:
-        parser.error(str(error))
-    return config
-
-
-def chosen_models(only: str) -> tuple[str, ...]:
-    return MODELS if only == "both" else (only,)
-
-
-def positive(text: str) -> int:
-    """argparse type of counts."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, found {value}")
-    return value
-
-
-def usable_device(text: str) -> torch.device:
-    """argparse type of --device: cpu, cuda or cuda:N, which must be there."""
-    name, _, index = text.partition(":")
-    if name not in MATMUL_SIZE or (index and not index.isdigit()):
-        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, found {text!r}")
-    if name == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(f"{text}: PyTorch sees no such GPU")
-    return torch.device(text)
+    return args, config
 
 
 def build_torchaudio(config: Tacotron2Config, **options: Any) -> torchaudio.models.Tacotron2:
-    """torchaudio's model in our sizes; its dropout outside the decoder is always 0.5.
-
-    Raises:
-        ValueError: for sizes that torchaudio's model cannot have.
-    """
+    """torchaudio's model in our sizes; its dropout outside the decoder is always 0.5."""
     c = config
-    if c.character_embed_dim != c.encoder_embed_dim:
-        raise ValueError(
-            "torchaudio.models.Tacotron2 needs --character_embed_dim equal to "
-            f"--encoder_embed_dim, found {c.character_embed_dim} and {c.encoder_embed_dim}"
-        )
-    if c.decoder_prenet_depth != 2:
-        raise ValueError(
-            "torchaudio.models.Tacotron2 needs --decoder_prenet_depth 2, "
-            f"found {c.decoder_prenet_depth}"
-        )
     return torchaudio.models.Tacotron2(
-        n_mels=c.num_mels,
-        n_symbol=c.vocab_size,
-        symbol_embedding_dim=c.character_embed_dim,
-        encoder_embedding_dim=c.encoder_embed_dim,
-        encoder_n_convolution=c.encoder_n_convolutions,
-        encoder_kernel_size=c.encoder_kernel_size,
-        decoder_rnn_dim=c.decoder_rnn_embed_dim,
-        decoder_dropout=c.decoder_dropout_p,
-        attention_rnn_dim=c.decoder_rnn_embed_dim,
-        attention_hidden_dim=c.attention_dim,
+        n_mels=c.num_mels, n_symbol=c.vocab_size, symbol_embedding_dim=c.character_embed_dim,
+        encoder_embedding_dim=c.encoder_embed_dim, encoder_n_convolution=c.encoder_n_convolutions,
+        encoder_kernel_size=c.encoder_kernel_size, decoder_rnn_dim=c.decoder_rnn_embed_dim,
+        decoder_dropout=c.decoder_dropout_p, attention_rnn_dim=c.decoder_rnn_embed_dim,
+        attention_hidden_dim=c.attention_dim, attention_dropout=c.attention_dropout_p,
         attention_location_n_filter=c.attention_location_n_filters,
         attention_location_kernel_size=c.attention_location_kernel_size,
-        attention_dropout=c.attention_dropout_p,
-        prenet_dim=c.decoder_prenet_dim,
-        postnet_n_convolution=c.decoder_postnet_num_convs,
+        prenet_dim=c.decoder_prenet_dim, postnet_n_convolution=c.decoder_postnet_num_convs,
         postnet_kernel_size=c.decoder_postnet_kernel_size,
-        postnet_embedding_dim=c.decoder_postnet_n_filters,
-        **options,
-    )
+        postnet_embedding_dim=c.decoder_postnet_n_filters, **options,
+    )  # fmt: skip
 
 
 def forward_macs(
@@ -143,10 +93,9 @@ def forward_macs(
 ) -> dict[str, int]:
     """Multiply-adds of one forward pass over n_mel frames, by part of the model.
 
-    A multiply-add is 2 FLOPs, and training needs TRAINING_PASSES times the forward's. Products
-    only: activations, softmax and batch norm are small beside them. `folded` counts the location
-    convolution and the linear layer after it as the one convolution that fast_decoder.py runs;
-    at the default sizes that is a third more multiply-adds, in one product instead of two.
+    Products only: activations, softmax and batch norm are small beside them. `folded` counts the
+    location convolution and the linear layer after it as the one that fast_decoder.py runs: at the
+    default sizes a third more multiply-adds, in one product instead of two.
     """
     c = config
     text, frames = batch_size * n_text, batch_size * n_mel
@@ -179,6 +128,7 @@ def forward_macs(
 
 
 def forward_flops(config: Tacotron2Config, batch_size: int, n_text: int, n_mel: int) -> int:
+    """FLOPs of one forward pass; training takes TRAINING_PASSES times as many."""
     return 2 * sum(forward_macs(config, batch_size, n_text, n_mel).values())
 
 
@@ -189,39 +139,31 @@ def decoder_step_weights(config: Tacotron2Config) -> int:
     return sum(one[part] for part in parts)  # one multiply-add each
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """Seconds until the device has done what `function` asked of it."""
-    synchronize(device)
+    """Seconds until the device has done what `function` asks of it."""
+    wait = (torch.cpu if device.type == "cpu" else torch.accelerator).synchronize
+    wait(device)
     start = time.perf_counter()
     function()
-    synchronize(device)
+    wait(device)
     return time.perf_counter() - start
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product, the best of 5."""
-    size = MATMUL_SIZE[device.type]
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+def matmul_rate(device: torch.device, dtype: str) -> float:
+    """FLOP/s of a large matrix product, the best of 5; prints it too."""
+    size = MATMUL_SIZE.get(device.type, MATMUL_SIZE["cuda"])
+    a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
     out = torch.empty_like(a)
-    seconds = [timed(lambda: torch.mm(a, b, out=out), device) for _ in range(2 + 5)]
-    return 2 * size**3 / min(seconds)
+    rate = 2 * size**3 / min(timed(lambda: torch.mm(a, b, out=out), device) for _ in range(2 + 5))
+    print(f"large matrix product, {dtype}: {rate / 1e9:,.0f} GFLOP/s")
+    return rate
 
 
 def read_rate(device: torch.device, n_bytes: int) -> float:
     """Bytes/s of reading the same n_bytes again and again, caches included; the best of 5."""
-    x = torch.randn(max(n_bytes // 4, 1), device=device)
-    passes = 10
-
-    def read() -> None:
-        for _ in range(passes):
-            torch.dot(x, x)
-
-    return 4 * len(x) * passes / min(timed(read, device) for _ in range(1 + 5))
+    x, passes = torch.randn(max(n_bytes // 4, 1), device=device), 10
+    seconds = [timed(lambda: [torch.dot(x, x) for _ in range(passes)], device) for _ in range(6)]
+    return 4 * len(x) * passes / min(seconds)
 
 
 @contextmanager
@@ -235,33 +177,36 @@ def torch_threads(n_threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def describe_device(device: torch.device) -> str:
-    """One line: what ran, on what, with which PyTorch."""
-    versions = f"torch {torch.__version__}, torchaudio {torchaudio.__version__}"
+def print_device(device: torch.device) -> str:
+    """One line, which is also returned: what runs, on what, with which PyTorch."""
+    cpus, n_threads = Path("/proc/cpuinfo"), torch.get_num_threads()
+    found = re.search(r"model name\s*: (.*)", cpus.read_text() if cpus.exists() else "")
+    name = found[1] if found else platform.processor() or platform.machine()
+    name = f"{name}, {n_threads} thread{'s' if n_threads > 1 else ''}"
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, {versions}"
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(": ")[1] for line in lines if "model name" in line), name)
-    n_threads = torch.get_num_threads()
-    return f"{name}, {n_threads} thread{'s' if n_threads > 1 else ''}, {versions}"
+        name = torch.cuda.get_device_name(device)
+    print(machine := f"{name}, torch {torch.__version__}, torchaudio {torchaudio.__version__}")
+    return machine
 
 
-def in_turn(
-    runs: dict[Key, Callable[[], Result]], repeats: int, show: Callable[[Key, Result], str]
-) -> dict[Key, list[Result]]:
+def in_turn(runs: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, list]:
     """What each run gave, one of each per repeat, in an order that is turned round every time.
 
     A slow moment of the machine then falls on all of them.
     """
-    results: dict[Key, list[Result]] = {key: [] for key in runs}
+    results: dict[Any, list] = {key: [] for key in runs}
     for repeat in range(repeats):
         for key in list(runs) if repeat % 2 == 0 else reversed(runs):
+            start = time.perf_counter()
             results[key].append(runs[key]())
-        latest = "  ".join(show(key, found[-1]) for key, found in results.items())
-        progress(f"repeat {repeat + 1} of {repeats}: {latest}")
+            line = f"{key}, repeat {repeat + 1}: {time.perf_counter() - start:.3f} s"
+            print(line, file=sys.stderr, flush=True)  # stdout is for the tables
     return results
+
+
+def step_columns(ms: Sequence[float]) -> Row:
+    """Of a table: the median step, and the range of the repeats."""
+    return {"step_ms": statistics.median(ms), "step_ms_min": min(ms), "step_ms_max": max(ms)}
 
 
 def ratio_line(label: str, slow: Sequence[float], fast: Sequence[float]) -> str:
@@ -280,30 +225,43 @@ def shown(value: Any) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
-def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Columns with a header; text to the left, numbers to the right."""
-    cells = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    is_text = [isinstance(value, str) for value in rows[0].values()]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if text else cell.rjust(width)
-            for cell, width, text in zip(line, widths, is_text, strict=True)
-        ).rstrip()
-        for line in cells
-    ]
-    return "\n".join(lines)
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]], machine: str) -> None:
-    """The rows as they are, each with the machine it was measured on."""
+def report(path: Path, rows: Sequence[Row], machine: str) -> None:
+    """Prints a table and writes it as CSV, there with the machine that it was measured on."""
+    lines = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = ["<" if isinstance(value, str) else ">" for value in rows[0].values()]  # text: left
+    layout = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
+    print("", *(layout.format(*line).rstrip() for line in lines), sep="\n")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], "machine"])
-        writer.writeheader()
-        writer.writerows({**row, "machine": machine} for row in rows)
+    pd.DataFrame(rows).assign(machine=machine).to_csv(path, index=False)
 
 
-def progress(line: str) -> None:
-    """To stderr: stdout is for the tables."""
-    print(line, file=sys.stderr, flush=True)
+def save_bars(
+    path: Path, heading: str, panels: Sequence[tuple[str, Sequence[Row], str]], n_labels: int = 1
+) -> None:
+    """Bars for each panel: its title, rows, and the column to draw; n_labels columns name a bar.
+
+    COLUMN_min and COLUMN_max are drawn as the range of the repeats, and floor_ms with step_ms.
+    """
+    widths = [len(rows) for _, rows, _ in panels]
+    figure = Figure(figsize=(1.1 * sum(widths) + 2.0, 3.8), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
+    for axes, (title, rows, column) in zip(all_axes, panels, strict=True):
+        table = pd.DataFrame(rows)
+        x, heights = table.index, table[column]
+        errors = None
+        if f"{column}_min" in table:
+            errors = [heights - table[f"{column}_min"], table[f"{column}_max"] - heights]
+        colours = [COLOURS[row.get("model", OURS)] for row in rows]
+        bars = axes.bar(x, heights, yerr=errors, capsize=4, color=colours)
+        axes.bar_label(bars, map(shown, heights), padding=3)
+        if column == "step_ms":
+            axes.hlines(table["floor_ms"], x - 0.4, x + 0.4, "black", "dashed", label="floor")
+            axes.legend(loc="upper left", frameon=False)
+        names = ["\n".join(map(str, list(row.values())[:n_labels])) for row in rows]
+        axes.set_xticks(x, names, fontsize=8)
+        axes.set_title(title, fontsize=9)
+        axes.margins(y=0.25)  # room for the numbers and the legend
+    figure.suptitle(heading, fontsize=8)
+    save_figure(figure, path)
+    print(f"\nCSV and PNG: {path.parent}")

@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import common, inference, loader, throughput, train_step, training
-from benchmarks.common import MODELS, OURS, TORCHAUDIO, forward_flops, forward_macs
+from benchmarks import common, inference, loader, throughput, train_step
+from benchmarks.common import MODELS, OURS, PLAIN, TORCHAUDIO, forward_flops, forward_macs
+from checkpoints import DTYPES
 from dataset import AudioConfig, BatchSampler, TTSDataset
-from model import Tacotron2, Tacotron2Config
-from synthesize import DTYPES
+from fast_decoder import FastDecoder
+from model import Decoder, Tacotron2, Tacotron2Config
+from prepare import open_loader
 from tokenizer import Tokenizer
 
 SMALL = {
@@ -59,10 +61,10 @@ def count_flops(function) -> int:
 @pytest.mark.parametrize("sizes", [{}, SMALL], ids=["default", "small"])
 def test_counted_flops_are_those_of_the_plain_model(sizes):
     config = Tacotron2Config(**sizes)
-    contender = training.make_contender(OURS, config, CPU)._replace(model=Tacotron2(config))
+    contender = train_step.make_contender(OURS, config, CPU)._replace(model=Tacotron2(config))
     batch = train_step.make_batch(config, SIZE, CPU)
     counted = forward_flops(config, *SIZE)
-    assert count_flops(lambda: training.forward(contender, batch)) == counted
+    assert count_flops(lambda: train_step.forward(contender, batch)) == counted
     with_backward = count_flops(lambda: train_step.train_step(contender, batch, torch.float32))
     # The gradient of the mels, which nobody asks for, is the difference.
     assert with_backward == pytest.approx(common.TRAINING_PASSES * counted, rel=0.02)
@@ -102,11 +104,11 @@ def test_both_models_have_the_same_sizes(sizes):
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, PLAIN])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_training_step_trains(name, dtype):
     config = Tacotron2Config(**SMALL)
-    contender = training.make_contender(name, config, CPU)
+    contender = train_step.make_contender(name, config, CPU)
     batch = train_step.make_batch(config, SIZE, CPU)
     before = [parameter.detach().clone() for parameter in contender.model.parameters()]
     loss = train_step.train_step(contender, batch, dtype)
@@ -125,7 +127,7 @@ def test_models_take_turns(monkeypatch):
         "train_step",
         lambda contender, batch, dtype: turns.append(contender.name) or torch.tensor(1.0),
     )
-    contenders = [training.Contender(name, None, None) for name in MODELS]
+    contenders = [train_step.Contender(name, None, None) for name in MODELS]
     batch = train_step.make_batch(Tacotron2Config(**SMALL), SIZE, CPU)
     seconds = train_step.time_steps(contenders, batch, torch.float32, repeats=3)
     assert turns[2:] == [OURS, TORCHAUDIO, TORCHAUDIO, OURS, OURS, TORCHAUDIO]
@@ -136,23 +138,22 @@ def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch):
     monkeypatch.setattr(train_step, "train_step", lambda *args: torch.tensor(float("nan")))
     batch = train_step.make_batch(Tacotron2Config(**SMALL), SIZE, CPU)
     with pytest.raises(RuntimeError, match="ours: the loss is nan"):
-        train_step.time_steps([training.Contender(OURS, None, None)], batch, torch.float32, 1)
+        train_step.time_steps([train_step.Contender(OURS, None, None)], batch, torch.float32, 1)
 
 
 def test_peak_memory_is_that_of_the_step():
     """In a fresh process, since this one's peak is other tests'; never less than autograd saves."""
     size = train_step.Size(batch_size=32, n_text=60, n_mel=240)
-    flags = [word for name, n in size._asdict().items() for word in (f"--{name}", str(n))]
-    memory = train_step.peak_memory_in_child(OURS, [*flags, "--device", "cpu", *SMALL_FLAGS])
     config, saved = Tacotron2Config(**SMALL), {}
+    memory = train_step.peak_memory_in_child(OURS, config, size, torch.float32, CPU)
 
     def note(tensor):
         saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    contender = training.make_contender(OURS, config, CPU)
+    contender = train_step.make_contender(OURS, config, CPU)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        training.forward(contender, train_step.make_batch(config, size, CPU))
+        train_step.forward(contender, train_step.make_batch(config, size, CPU))
     for parameter in contender.model.parameters():
         saved.pop(parameter.untyped_storage().data_ptr(), None)
     saved_mib = sum(t.untyped_storage().nbytes() for t in saved.values()) / train_step.MIB
@@ -198,6 +199,30 @@ def test_train_step_tables(tmp_path, capsys, monkeypatch):
     assert "peak memory, torchaudio / ours: " in printed
 
 
+def test_plain_adds_a_row(tmp_path, capsys, monkeypatch):
+    memory = {OURS: {"peak_mib": 2.0, "total_mib": 8.0}, PLAIN: {"peak_mib": 3.0, "total_mib": 9.0}}
+    monkeypatch.setattr(train_step, "peak_memory_in_child", lambda name, *_: memory[name])
+    train_step.main(
+        ["--only", "ours", "--plain", "--batch_size", "2", "--n_text", "5", "--n_mel", "6",
+         "--repeats", "1", "--device", "cpu", "--output_dir", str(tmp_path), *SMALL_FLAGS]
+    )  # fmt: skip
+    rows = read_rows(tmp_path / "train_step.csv")
+    assert [(row["model"], row["peak_mib"]) for row in rows] == [(OURS, "2.0"), (PLAIN, "3.0")]
+    ratio = float(rows[1]["step_ms"]) / float(rows[0]["step_ms"])
+    printed = capsys.readouterr().out
+    assert f"time, ours, plain loops / ours: {ratio:.2f} (" in printed
+    assert "peak memory, ours, plain loops / ours: 1.50" in printed
+
+
+def test_only_ours_is_sped_up():
+    config = Tacotron2Config(**SMALL)
+    kinds = {
+        name: type(train_step.make_contender(name, config, CPU).model.decoder)
+        for name in (OURS, PLAIN)
+    }
+    assert kinds == {OURS: FastDecoder, PLAIN: Decoder}
+
+
 def test_inference_tables(tmp_path, capsys):
     inference.main(
         ["--batch_size", "1", "3", "--n_text", "5", "--n_steps", "4", "--repeats", "2",
@@ -221,9 +246,10 @@ def test_inference_tables(tmp_path, capsys):
 
 
 def test_inference_is_in_the_dtype_asked_for():
-    speakers = inference.make_speakers(MODELS, Tacotron2Config(**SMALL), 3, CPU)
+    config = Tacotron2Config(**SMALL)
     tokens = torch.randint(1, 40, (2, 5))
-    for name, speaker in speakers.items():
+    for name in MODELS:
+        speaker = inference.make_speaker(name, config, 3, CPU)
         torch.manual_seed(0)
         full = inference.speak(speaker, tokens, torch.float32)
         torch.manual_seed(0)
@@ -281,7 +307,7 @@ def short_clips(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(loader, "LONGEST", 1.5)
     folder = tmp_path / "corpus"
     folder.mkdir()
-    return loader.write_corpus(folder, 8, AudioConfig())
+    return loader.write_corpus(folder, 8)
 
 
 def test_corpus_is_in_whole_frames(short_clips):
@@ -309,14 +335,14 @@ def test_throughput_tables(short_clips, tmp_path, capsys, monkeypatch):
         step(contender, batch, dtype)
 
     monkeypatch.setattr(throughput, "train_step", watched)
-    monkeypatch.setattr(throughput, "matmul_rate", lambda device, dtype: 1e9)
+    monkeypatch.setattr(common, "matmul_rate", lambda device, dtype: 1e9)
     rows = run_throughput(tmp_path, "--manifest", str(short_clips), "--repeats", "2", "--seed", "5")
 
     # A warm-up pass of each, then two that count: 8 clips make 3 batches.
     turns = [OURS, TORCHAUDIO, OURS, TORCHAUDIO, TORCHAUDIO, OURS]
     assert [name for name, _ in trained] == [name for name in turns for _ in range(3)]
     for i, (_, batch) in enumerate(trained):
-        for x, y in zip(batch, trained[i % 3][1], strict=True):
+        for x, y in zip(batch[:5], trained[i % 3][1][:5], strict=True):
             assert torch.equal(x, y), "both models should see the same batches in the same order"
 
     dataset = TTSDataset(short_clips, AudioConfig(), Tokenizer())
@@ -371,7 +397,7 @@ def test_batches_are_those_of_the_sampler_longest_text_first(short_clips):
 
 def test_waiting_is_the_time_without_a_batch(short_clips, monkeypatch):
     dataset = TTSDataset(short_clips, AudioConfig(), Tokenizer())
-    batches = list(loader.make_loader(dataset, [[0, 1], [2]], num_workers=0))
+    batches = list(open_loader(dataset, [[0, 1], [2]], 0, CPU))
     clock = [100.0]
 
     def pass_time(seconds):
@@ -387,14 +413,14 @@ def test_waiting_is_the_time_without_a_batch(short_clips, monkeypatch):
     made = throughput.run_pass(None, slowly(), torch.float32, CPU)
     assert (made.waiting, made.seconds) == (0.5, 4.5)
     lengths = [round(n_frames) for n_frames in dataset.n_frames[:3]]
-    assert made.n_frames == sum(lengths)
+    assert [n_mel for _, n_mel in made.clips] == lengths
     assert made.n_padded == 2 * max(lengths[:2]) + lengths[2]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_throughput_step_clips_and_trains(name):
     config = Tacotron2Config(**SMALL)
-    contender = training.make_contender(name, config, CPU, **throughput.ADAM)
+    contender = train_step.make_contender(name, config, CPU, **throughput.TRAINING)
     batch = train_step.make_batch(config, SIZE, CPU)
     norms = []
     contender.optimizer.register_step_pre_hook(
@@ -413,7 +439,7 @@ def test_throughput_step_clips_and_trains(name):
 
 
 def test_memory_is_a_column_on_a_gpu():
-    args, config, _ = throughput.parse_args(["--device", "cpu"])
+    args, config = throughput.parse_args(["--device", "cpu"])
     passes = [throughput.Pass(2.0, 0.5, 1, 40, [(5, 30)], peak_mib) for peak_mib in (7.0, 9.0)]
     assert "peak_mib" not in throughput.timing_row(OURS, config, args, passes, rate=1e9)
     args.device = torch.device("cuda")
@@ -454,13 +480,14 @@ def test_unusable_clips_are_one_sentence(flags, sentence, short_clips, tmp_path)
         (inference, ["--attention_dim", "0"], "--attention_dim must be at least 1"),
         (loader, ["--num_workers", "0"], "at least 1"),
         (throughput, ["--num_workers", "-1"], "must be 0 to 1024, found -1"),
+        (throughput, ["--num_workers", "1025"], "must be 0 to 1024, found 1025"),
         (throughput, ["--steps", "0"], "at least 1"),
         (throughput, ["--seed", "-1"], "must be 0 to 2**63 - 1, found -1"),
         (throughput, ["--dtype", "float16"], "--dtype"),
         (throughput, ["--num_mels", "600"], "--num_mels must not exceed the 513"),
         (throughput, ["--decoder_prenet_depth", "3"], "--decoder_prenet_depth 2"),
-        (inference, ["--device", "gpu"], "must be cpu, cuda or cuda:N"),
-        (train_step, ["--device", "cuda:99"], "no such GPU"),
+        (inference, ["--device", "gpu"], "gpu cannot be used"),
+        (train_step, ["--device", "cuda:99"], "cuda:99 cannot be used"),
     ],
 )
 def test_wrong_flags(module, flags, message, capsys):
@@ -472,7 +499,7 @@ def test_wrong_flags(module, flags, message, capsys):
 
 def test_own_sizes_need_no_peer():
     args, config = train_step.parse_args(["--only", "ours", "--decoder_prenet_depth", "3"])
-    assert common.chosen_models(args.only) == (OURS,) and config.decoder_prenet_depth == 3
+    assert args.models == (OURS,) and config.decoder_prenet_depth == 3
 
 
 def test_scripts_explain_themselves_from_anywhere(tmp_path):
