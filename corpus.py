@@ -225,7 +225,7 @@ def read_table(path: Path) -> list[Clip]:
     lines = read_text(path).split("\n")  # splitlines() would also break at U+2028 and others
     separator = find_separator(lines)
     rows = split_rows(lines, separator, path)
-    if not any(map(str.strip, lines)):
+    if not rows or not any(map(str.strip, lines)):
         raise DataError(f"{path} is empty.")
     header, audio, text = find_columns(path, rows)
     expected = header or HEADERLESS[text + 1]
