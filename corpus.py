@@ -15,6 +15,7 @@ import csv
 import os
 import re
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
+import numpy as np
 import soundfile
 from tqdm import tqdm
 
@@ -102,6 +104,8 @@ def describe_content(folder: Path) -> str:
     for name in list_files(folder):
         is_folder = os.path.isdir(folder / name)
         kinds["folder" if is_folder else Path(name).suffix or "file without ending"] += 1
+    if kinds["folder"] > 1:
+        kinds["folders"] = kinds.pop("folder")
     return ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(5)) or "nothing"
 
 
@@ -288,9 +292,10 @@ def read_pairs(folder: Path) -> list[Clip]:
 def candidates(name: Path, folder: Path) -> list[Path]:
     """Where a recording may lie, likeliest first."""
     stem = without_suffix(str(name))
-    names = [f"{stem}{suffix}" for suffix in SUFFIXES]
-    if stem != str(name):
-        names.insert(0, str(name))
+    names = [str(name)] if stem != str(name) else []
+    # macOS may spell an accented letter of a file name as two characters where the table has one.
+    for form in dict.fromkeys((stem, *(unicodedata.normalize(x, stem) for x in ("NFC", "NFD")))):
+        names += [f"{form}{suffix}" for suffix in SUFFIXES]
     return [place / name for place in (folder / "wavs", folder) for name in names]
 
 
@@ -299,7 +304,7 @@ def find_recording(name: Path, folder: Path) -> Path | None:
     return next((path for path in candidates(name, folder) if os.path.isfile(path)), None)
 
 
-def read_blocks(path: Path, block_size: int = BLOCK_SIZE) -> Iterator:
+def read_blocks(path: Path, block_size: int = BLOCK_SIZE) -> Iterator[np.ndarray]:
     """The samples of a recording, float32 arrays (at most block_size, channels).
 
     Raises:
@@ -325,7 +330,7 @@ def check_audio(clip: Clip, folder: Path) -> Clip:
         info = soundfile.info(path)
         # What a wav's header cannot tell: whether a flac is whole, and whether floats are numbers.
         read = info.format == "FLAC" or info.subtype in ("FLOAT", "DOUBLE")
-        finite = not read or all(is_finite(block) for block in read_blocks(path))
+        finite = not read or all(np.isfinite(block).all() for block in read_blocks(path))
     except (soundfile.SoundFileError, OSError) as error:
         return clip._replace(problem=f"unreadable: {error}")
     if info.frames <= 0:
@@ -336,11 +341,6 @@ def check_audio(clip: Clip, folder: Path) -> Clip:
         missing = f"{promised[2]} bytes of samples instead of {promised[1]}"
         return clip._replace(problem=f"truncated: {missing} in {path}")
     return clip._replace(duration=info.frames / info.samplerate)
-
-
-def is_finite(block) -> bool:
-    """Whether no sample is NaN or infinite."""
-    return abs(block).max() < float("inf")
 
 
 def check_found(clips: list[Clip], table: Path) -> None:

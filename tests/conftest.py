@@ -98,7 +98,7 @@ def ljspeech_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def real_voice_dir() -> Path:
-    """A folder of a few hundred real clips of another speaker, with metadata.csv and wavs/."""
+    """402 recordings of Allison Smith for Asterisk, 16 kHz, with metadata.csv and wavs/."""
     folder = os.environ.get("REAL_VOICE_DIR")
     if not folder:
         pytest.skip("REAL_VOICE_DIR is unset; it names a folder with metadata.csv and wavs/")

@@ -190,6 +190,16 @@ def test_a_first_row_that_names_a_recording_is_no_header(tmp_path):
     assert len(pd.concat(run(corpus, tmp_path / "out").values())) == 3
 
 
+def test_an_accent_may_be_spelt_as_macos_does(tmp_path):
+    corpus = make_corpus(tmp_path / "lj", 2)
+    for stem in ("caf\u00e9", "ane\u0301"):  # one character, or a letter and its accent
+        write_wav(corpus / f"wavs/{stem}.wav", 0.3)
+    add_row(corpus, "cafe\u0301|raw|one")
+    add_row(corpus, "an\u00e9|raw|other")
+    both = pd.concat(run(corpus, tmp_path / "out").values())
+    assert {"one", "other"} < set(both["normalized_transcript"])
+
+
 def test_any_sampling_rate(tmp_path):
     make_voice(tmp_path / "lj")
     for i, rate in enumerate((8000, 11025, 16000, 24000, 44100, 48000, 96000)):
@@ -262,6 +272,8 @@ def test_a_folder_that_fits_nothing_is_told_what_would(tmp_path, capsys):
     lines = fail(capsys, *flags).split("\n")
     assert lines[0].endswith("has no transcripts; found 12 .wav, 1 folder, expected one of")
     assert len(lines) == 4
+    (tmp_path / "voice/new").mkdir()
+    assert "found 12 .wav, 2 folders, expected" in fail(capsys, *flags)
     assert all(words in line for words, line in zip(
         ("id|raw|normalized", "header such as file,text", "NAME.txt beside NAME.wav"), lines[1:],
         strict=True))  # fmt: skip
