@@ -14,7 +14,7 @@ import prep_splits
 import recordings_report
 from corpus import Clip
 from plotting import histogram_figure
-from recordings_report import measure, usual_lengths
+from recordings_report import judge_pairs, measure, usual_lengths
 from test_prep_splits import add_row, fail, listing, make_corpus
 
 RATE = 8000
@@ -207,6 +207,20 @@ def test_even_pairs_are_not_suspected_and_a_wrong_text_is(tmp_path, capsys):
     assert z_scores["clip02"] == pytest.approx(expected, rel=0.3)
     out = capsys.readouterr().out
     assert out.index("clip35") < out.index("clip02") and "look wrong: 2\n" in out
+
+
+def test_the_z_score_counts_standard_deviations_where_lengths_are_normal():
+    rng = np.random.default_rng(0)
+    rows = []
+    for z in rng.normal(size=2000):
+        letters = int(rng.integers(20, 100))
+        seconds = (0.3 + 0.06 * letters) * math.exp(-0.2 * z)
+        rows.append({"letters": letters, "spoken_seconds": seconds, "peak_dbfs": -3, "why": ""})
+        rows[-1]["true_z"] = z
+    judge_pairs(rows)
+    errors = [row["z_score"] - row["true_z"] for row in rows]
+    assert np.abs(errors).max() < 0.3
+    assert all((row["why"] != "") == (abs(row["z_score"]) > 3.5) for row in rows)
 
 
 def test_spaces_and_punctuation_are_not_spoken(tmp_path):
