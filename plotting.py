@@ -1,4 +1,4 @@
-"""Pictures of a training run: alignments, mels, losses, and the alignment film (GIF).
+"""Pictures of a training run: alignments, mels, losses, and the alignment film (GIF); histograms.
 
     save_figure(summary_figure(mel_true, mel, alignment, "Hello there.", 256 / 22050), "a.png")
     alignment_film(one_alignment_per_epoch, "film.gif", text="Hello there.", mels=one_mel_per_epoch)
@@ -91,6 +91,25 @@ def loss_figure(history: Sequence[dict]) -> Figure:
     for i, name in enumerate(names):
         cell = grid[0, :] if i == 0 else grid[(i + 1) // 2, (i + 1) % 2]
         _draw_curves(figure.add_subplot(cell), name, history)
+    _settle_layout(figure)
+    return figure
+
+
+def histogram_figure(panels: dict[str, ArrayLike]) -> Figure:
+    """A histogram for each name, of its numbers (n,), with their median; two per row."""
+    n_rows = math.ceil(len(panels) / 2)
+    figure = _new_figure(2.3 * n_rows)
+    for i, (name, values) in enumerate(panels.items()):
+        axes = figure.add_subplot(n_rows, 2, i + 1)
+        axes.hist(values, bins=30, color=TRAIN_COLOUR)
+        median = float(np.median(values))
+        axes.axvline(median, color=VAL_COLOUR, lw=1.2)
+        axes.set_title(f"median {median:.3g}", fontsize=FONT_SIZE, color=VAL_COLOUR, loc="right")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlabel(name, fontsize=FONT_SIZE)
+        axes.set_ylabel("clips", fontsize=FONT_SIZE)
+        axes.tick_params(labelsize=FONT_SIZE - 1, length=2)
+        axes.spines[["top", "right"]].set_visible(False)
     _settle_layout(figure)
     return figure
 

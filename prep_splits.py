@@ -1,12 +1,17 @@
-"""Turn an LJSpeech folder into train_metadata.csv and test_metadata.csv.
+"""Turn a folder of recordings into train_metadata.csv and test_metadata.csv, and report on it.
 
     python prep_splits.py --path_to_ljspech data/LJSpeech-1.1 --path_to_save data/splits
+    python prep_splits.py --path_to_ljspech my_voice --report my_voice_report
 
-(--download fetches the corpus first.) The folder holds metadata.csv, one `id|raw|normalized` line
-per clip, and wavs/ID.wav (or .flac). The manifests give file_path,normalized_transcript,duration:
-absolute paths and seconds, longest clip first. Every row is checked before anything is written;
-bad ones are listed with their line number and stop the run, unless --skip_bad leaves them out.
+(--download fetches LJSpeech first.) The folder has LJSpeech's layout, a CSV with a header, or
+NAME.txt beside NAME.wav, see corpus.py. The manifests give the columns
+file_path,normalized_transcript,duration: absolute paths and seconds, longest clip first. Every row
+is checked before anything is written; bad ones are listed with their line number and stop the run,
+unless --skip_bad leaves them out.
 Seed and ids alone decide which clips are held out, so the split is the same on every machine.
+--val_split_pct holds out more clips, in val_metadata.csv: a validation set that chooses the
+checkpoint, beside a test set that nothing looks at. The test set is the same with and without it.
+--report measures the recordings, see recordings_report.py; it needs no --path_to_save.
 Read a manifest with pandas.read_csv(path, keep_default_na=False), or the text "NA" gets lost.
 """
 
@@ -22,85 +27,69 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
 import soundfile
 from tqdm import tqdm
 
+from corpus import CORPUS_NAME, Clip, check_corpus, describe_problems, read_clips
 from files import DataError, check_writable, file_errors, path_argument
 
-CORPUS_NAME = "LJSpeech-1.1"
 ARCHIVE_NAME = f"{CORPUS_NAME}.tar.bz2"
 LJSPEECH_URL = f"https://data.keithito.com/data/speech/{ARCHIVE_NAME}"
 TRIMMED_NAME = "trimmed_wavs"
-# libsndfile's note on a wav that ends early; a size of 0 or 2^32 - 1 only says "unknown".
-TRUNCATED = re.compile(r"^data : (?!0 |4294967295 )(\d+) \(should be (\d+)\)", re.MULTILINE)
+VAL_NAME = "val_metadata.csv"
 INT16_SCALE = 32768  # what soundfile divides 16-bit samples by when it reads floats
 
 
-class PrepError(DataError):
-    """A mistake in the input, told to the user as one sentence."""
-
-
-class Clip(NamedTuple):
-    """A row of metadata.csv; path and duration (seconds) are empty until its audio is checked."""
-
-    line_number: int
-    clip_id: str
-    transcript: str
-    path: Path = Path()
-    duration: float = 0.0
-    problem: str = ""  # why the row cannot be used
-
-
 def is_corpus(folder: Path) -> bool:
-    """True if the folder has LJSpeech's two parts."""
+    """True if the folder has LJSpeech's two parts, which is what --download makes."""
     # Unlike Path's methods, these are False for any unusable name.
     return os.path.isfile(folder / "metadata.csv") and os.path.isdir(folder / "wavs")
 
 
-def check_corpus(folder: Path) -> None:
-    """Raise PrepError, with a hint where to look, if the folder is no corpus."""
-    if not is_corpus(folder):
-        lacks = "wavs folder" if os.path.isfile(folder / "metadata.csv") else "metadata.csv"
-        problem = f"has no {lacks} in it" if os.path.isdir(folder) else "is not a folder"
-        near = [path for path in (folder / CORPUS_NAME, folder.parent) if is_corpus(path)]
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise PrepError(f"--path_to_ljspech {folder} {problem}{hint}")
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError:
-        raise PrepError(f"--path_to_ljspech {folder} is not UTF-8, as manifests are.") from None
-
-
 def drop_bad(clips: list[Clip], skip_bad: bool) -> list[Clip]:
-    """List bad rows on stderr and return the others; PrepError if there are any to stop for."""
-    bad = [clip for clip in clips if clip.problem]
-    for clip in bad:
-        where = f"metadata.csv line {clip.line_number}: {clip.clip_id!r}"
-        print(f"{where}: {clip.problem}", file=sys.stderr)
-    if bad and not skip_bad:
-        raise PrepError(f"bad rows: {len(bad)}; mend them, or leave them out with --skip_bad.")
-    if bad:
-        print(f"Bad rows left out: {len(bad)}")
-    return [clip for clip in clips if not clip.problem]
+    """List bad rows on stderr and return the others; DataError if there are any to stop for."""
+    good = [clip for clip in clips if not clip.problem]
+    n_bad = len(clips) - len(good)
+    for line in describe_problems(clips):
+        print(line, file=sys.stderr)
+    if n_bad and not skip_bad:
+        raise DataError(f"bad rows: {n_bad}; mend them, or leave them out with --skip_bad.")
+    if n_bad and not good:
+        raise DataError(f"bad rows: {n_bad}, which is all of them; no clip is left.")
+    if n_bad:
+        print(f"Bad rows left out: {n_bad}")
+    return good
 
 
-def split_clips(clips: list[Clip], seed: int, test_fraction: float) -> dict[str, list[Clip]]:
-    """Return the clips of "train" and "test", longest first; PrepError if train would be empty."""
+def split_clips(
+    clips: list[Clip], seed: int, test_fraction: float, val_fraction: float
+) -> dict[str, list[Clip]]:
+    """Return the clips of "train", "test" and, unless its fraction is 0, "val", longest first.
+
+    "test" does not depend on val_fraction.
+
+    Raises:
+        DataError: if train would be empty.
+    """
     n_test = max(1, round(test_fraction * len(clips)))
-    if n_test >= len(clips):
-        taken = f"--test_split_pct {test_fraction:g} of {len(clips)} usable clips"
-        raise PrepError(f"{taken} leaves none to train on.")
+    n_val = max(1, round(val_fraction * len(clips))) if val_fraction else 0
+    if n_test + n_val >= len(clips):
+        flags = f"--test_split_pct {test_fraction:g}"
+        flags += f" and --val_split_pct {val_fraction:g}" if val_fraction else ""
+        leave = "leave" if val_fraction else "leaves"
+        raise DataError(f"{flags} of {len(clips)} usable clips {leave} none to train on.")
 
     # Random generators differ between libraries and their versions; a hash does not.
     ranked = sorted(clips, key=lambda c: hashlib.sha256(f"{seed}:{c.clip_id}".encode()).digest())
-    splits = {"train": ranked[n_test:], "test": ranked[:n_test]}
+    splits = {"train": ranked[n_test + n_val :], "test": ranked[:n_test]}
+    if n_val:
+        splits["val"] = ranked[n_test : n_test + n_val]
     for split in splits.values():
         split.sort(key=lambda clip: (-clip.duration, clip.clip_id))
     return splits
@@ -125,63 +114,6 @@ def say_unknown(clips: list[Clip]) -> None:
         print(f"{unknown}; {hint}", file=sys.stderr)
 
 
-def read_metadata(path: Path) -> list[Clip]:
-    """Read metadata.csv, all text untouched; PrepError if it is empty or not UTF-8.
-
-    The file knows no quoting (a lone double quote is text, which trips CSV readers), and only
-    "\\n" ends a line (splitlines() would also break at characters such as U+2028).
-    """
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        line_number = raw.count(b"\n", 0, error.start) + 1
-        raise PrepError(f"{path} is not UTF-8: see line {line_number}.") from error
-    if not text:
-        raise PrepError(f"{path} is empty.")
-
-    clips = []
-    first_lines: dict[str, int] = {}  # id -> the line that has it
-    for line_number, line in enumerate(text.split("\n"), start=1):
-        columns = line.removesuffix("\r").split("|")
-        clip_id, transcript, problem = columns[0], columns[-1], ""
-        if len(columns) != 3:
-            problem = f"{len(columns)} columns instead of 3 (id|raw|normalized)"
-        elif clip_id in ("", ".", "..") or re.search(r"[/\\\0]", clip_id):
-            problem = "the id is not a plain file name"
-        elif not transcript.strip():
-            problem = "empty transcript"
-        elif first_lines.setdefault(clip_id, line_number) != line_number:
-            problem = f"duplicate id, first on line {first_lines[clip_id]}"
-        clips.append(Clip(line_number, clip_id, transcript, problem=problem))
-    return clips
-
-
-def check_audio(clip: Clip, wavs: Path) -> Clip:
-    """Add path and duration, from a wav's header or a whole flac, or the problem with it."""
-    if clip.problem:
-        return clip
-    candidates = [wavs / f"{clip.clip_id}{suffix}" for suffix in (".wav", ".flac")]
-    path = next((path for path in candidates if os.path.isfile(path)), None)
-    if path is None:
-        return clip._replace(problem=f"missing: {candidates[0]}")
-    try:
-        info = soundfile.info(path)
-        # What a wav's header cannot tell: whether a flac is whole, and whether floats are numbers.
-        read = info.format == "FLAC" or info.subtype in ("FLOAT", "DOUBLE")
-        samples = soundfile.read(path)[0] if read else None
-    except (soundfile.SoundFileError, OSError) as error:
-        return clip._replace(problem=f"unreadable: {error}")
-    if info.frames <= 0:
-        return clip._replace(problem=f"zero-length: no samples in {path}")
-    if read and not math.isfinite(abs(samples).max()):
-        return clip._replace(problem=f"NaN or infinite samples in {path}")
-    if promised := TRUNCATED.search(info.extra_info):
-        missing = f"{promised[2]} bytes of samples instead of {promised[1]}"
-        return clip._replace(problem=f"truncated: {missing} in {path}")
-    return clip._replace(path=path, duration=info.frames / info.samplerate)
-
-
 def trim_clip(clip: Clip, scratch: Path, trimmed: Path, trim_db: float) -> Clip:
     """Write scratch/ID.wav, 16-bit, less the edges that lie trim_db below the clip's peak.
 
@@ -195,6 +127,7 @@ def trim_clip(clip: Clip, scratch: Path, trimmed: Path, trim_db: float) -> Clip:
         samples, sampling_rate = soundfile.read(clip.path, always_2d=True)  # (n_samples, channels)
         librosa.util.valid_audio(samples.T)  # raises where a sample is NaN, which trim() takes in
         _, (start, end) = librosa.effects.trim(samples.T, top_db=trim_db)
+        (scratch / name).parent.mkdir(parents=True, exist_ok=True)  # an id may name a folder
         pcm = np.rint(samples[start:end] * INT16_SCALE).clip(-INT16_SCALE, INT16_SCALE - 1)
         soundfile.write(scratch / name, pcm.astype(np.int16), sampling_rate, subtype="PCM_16")
     except Exception as error:  # whatever it is, it is told with the row that it belongs to
@@ -203,7 +136,7 @@ def trim_clip(clip: Clip, scratch: Path, trimmed: Path, trim_db: float) -> Clip:
 
 
 def trim_clips(clips: list[Clip], trim: Callable[[Clip], Clip]) -> list[Clip]:
-    """Call trim on every clip, in parallel; PrepError if a process is killed."""
+    """Call trim on every clip, in parallel; DataError if a process is killed."""
     n_processes = min(os.cpu_count() or 1, 16)  # more of them only wait for the disk
     # A fork could copy a lock that a thread holds. Workers ignore Ctrl-C: the parent hears it too.
     context, ignore = get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
@@ -212,7 +145,16 @@ def trim_clips(clips: list[Clip], trim: Callable[[Clip], Clip]) -> list[Clip]:
             results = pool.map(trim, clips, chunksize=16)
             return list(tqdm(results, total=len(clips), desc="trimming", unit="clip", disable=None))
     except BrokenExecutor:
-        raise PrepError("a trimming process died; was the machine out of memory?") from None
+        raise DataError("a trimming process died; was the machine out of memory?") from None
+
+
+def check_apart(trimmed: Path, clips: list[Clip]) -> None:
+    """DataError if trimmed clips would be put over the recordings themselves."""
+    for parent in {clip.path.parent for clip in clips}:
+        folder = Path(os.path.realpath(parent))
+        if Path(os.path.realpath(trimmed)) in (folder, *folder.parents):
+            problem = "is the corpus' own wavs folder"
+            raise DataError(f"{trimmed} {problem}; give another --path_to_save.")
 
 
 def write_manifests(splits: dict[str, list[Clip]], scratch: Path, folder: Path) -> None:
@@ -242,7 +184,7 @@ def refuse_unsafe(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
     """tarfile extraction filter: only plain files and folders, only inside the target folder."""
     parts = re.split(r"[/\\]", member.name)
     if not (member.isfile() or member.isdir()) or ".." in parts or not parts[0]:
-        raise PrepError(f"the archive has an unsafe member, {member.name!r}")
+        raise DataError(f"the archive has an unsafe member, {member.name!r}")
     return tarfile.data_filter(member, folder)
 
 
@@ -250,15 +192,15 @@ def download_corpus(folder: Path, url: str, sha256: str | None) -> Path:
     """Fetch, check and unpack LJSpeech through torchaudio, unless it is there; return its folder.
 
     It gets its name only once it is whole. sha256 is for an archive that differs from the
-    original, whose checksum torchaudio knows. Raises PrepError if anything goes wrong.
+    original, whose checksum torchaudio knows. Raises DataError if anything goes wrong.
     """
     corpus = folder if folder.name == CORPUS_NAME else folder / CORPUS_NAME
     if is_corpus(folder) or is_corpus(corpus):
         return folder if is_corpus(folder) else corpus
     if corpus.exists() and any(corpus.iterdir()):
-        raise PrepError(f"{corpus} is there but no whole corpus; move it away before --download.")
+        raise DataError(f"{corpus} is there but no whole corpus; move it away before --download.")
     if not hasattr(tarfile, "data_filter"):
-        raise PrepError("--download needs Python 3.10.12, 3.11.4 or newer, to unpack safely.")
+        raise DataError("--download needs Python 3.10.12, 3.11.4 or newer, to unpack safely.")
     import torch
     import torchaudio
 
@@ -275,27 +217,22 @@ def download_corpus(folder: Path, url: str, sha256: str | None) -> Path:
         torchaudio.datasets.LJSPEECH(scratch, url=url, download=True)
         os.replace(scratch / CORPUS_NAME, corpus)
     except Exception as error:  # network, checksum, archive, disk: many kinds, one sentence
-        raise PrepError(f"--download failed, nothing was kept: {error}.") from error
+        raise DataError(f"--download failed, nothing was kept: {error}.") from error
     finally:
         tarfile.TarFile.extraction_filter = default_filter
         shutil.rmtree(scratch, ignore_errors=True)
     return corpus
 
 
-def make_splits(args: argparse.Namespace, corpus: Path, scratch: Path) -> dict[str, list[Clip]]:
-    """Check and trim the clips, write the manifests, return the splits; scratch: for half work."""
+def make_splits(
+    args: argparse.Namespace, clips: list[Clip], scratch: Path
+) -> dict[str, list[Clip]]:
+    """Trim the clips, write the manifests, return the splits; scratch: for half work."""
     folder = Path(os.path.abspath(args.path_to_save))
-    trimmed, wavs = folder / TRIMMED_NAME, corpus / "wavs"
-    if os.path.realpath(trimmed) == os.path.realpath(wavs):
-        raise PrepError(f"{trimmed} is the corpus' own wavs folder; give another --path_to_save.")
-
-    with file_errors():
-        rows = read_metadata(corpus / "metadata.csv")
-    with ThreadPoolExecutor() as pool:
-        checked = pool.map(partial(check_audio, wavs=wavs), rows)
-        clips = list(tqdm(checked, total=len(rows), desc="checking", unit="clip", disable=None))
+    trimmed = folder / TRIMMED_NAME
     clips = drop_bad(clips, args.skip_bad)
     if args.trim_db:
+        check_apart(trimmed, clips)
         trim = partial(trim_clip, scratch=scratch, trimmed=trimmed, trim_db=args.trim_db)
         clips = drop_bad(trim_clips(clips, trim), args.skip_bad)
 
@@ -304,26 +241,21 @@ def make_splits(args: argparse.Namespace, corpus: Path, scratch: Path) -> dict[s
     if args.min_seconds > 0 or args.max_seconds < math.inf:
         print(f"Clips left out by --min_seconds or --max_seconds: {n_checked - len(clips)}")
     if not clips:
-        raise PrepError(f"--min_seconds and --max_seconds leave no clip of {n_checked}.")
-    splits = split_clips(clips, args.seed, args.test_split_pct)
+        raise DataError(f"--min_seconds and --max_seconds leave no clip of {n_checked}.")
+    splits = split_clips(clips, args.seed, args.test_split_pct, args.val_split_pct)
     say_unknown(clips)
     with file_errors():
         if args.trim_db:
-            trimmed.mkdir(exist_ok=True)
             for clip in clips:
-                os.replace(scratch / clip.path.name, clip.path)
+                clip.path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(scratch / clip.path.relative_to(trimmed), clip.path)
         write_manifests(splits, scratch, folder)
     return splits
 
 
-def prepare(args: argparse.Namespace) -> None:
-    """Do all the work in a new or existing path_to_save; a failure takes back what it made."""
-    paths = (args.path_to_ljspech, args.path_to_save)
-    corpus, folder = (Path(os.path.abspath(path)) for path in paths)
-    check_writable("--path_to_save", folder)
-    if args.download:
-        corpus = download_corpus(corpus, args.download_url, args.download_sha256)
-    check_corpus(corpus)
+def save_splits(args: argparse.Namespace, clips: list[Clip]) -> None:
+    """Make the splits in a new or existing path_to_save; a failure takes back what it made."""
+    folder = Path(os.path.abspath(args.path_to_save))
     trimmed = folder / TRIMMED_NAME
     new = [path for path in (trimmed, folder, *folder.parents) if not os.path.exists(path)]
     try:
@@ -331,7 +263,7 @@ def prepare(args: argparse.Namespace) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             temporary = tempfile.TemporaryDirectory(prefix=".prep_splits.", dir=folder)
         with temporary as scratch:
-            splits = make_splits(args, corpus, Path(scratch))
+            splits = make_splits(args, clips, Path(scratch))
     except BaseException:
         if trimmed in new:
             shutil.rmtree(trimmed, ignore_errors=True)
@@ -342,13 +274,40 @@ def prepare(args: argparse.Namespace) -> None:
     print_table(splits)
 
 
+def prepare(args: argparse.Namespace) -> None:
+    """Read the folder, then write the report and the manifests, whichever are asked for."""
+    if args.path_to_save:
+        check_writable("--path_to_save", args.path_to_save)
+        val_manifest = Path(args.path_to_save) / VAL_NAME
+        if not args.val_split_pct and os.path.exists(val_manifest):
+            # Its clips may be among those that are trained on now.
+            problem = "of an earlier run does not belong to the new manifests"
+            raise DataError(f"{val_manifest} {problem}; remove it, or give --val_split_pct.")
+    if args.report:
+        check_writable("--report", args.report)
+    corpus = Path(os.path.abspath(args.path_to_ljspech))
+    if args.download:
+        corpus = download_corpus(corpus, args.download_url, args.download_sha256)
+    check_corpus(corpus)
+    clips = read_clips(corpus)
+    if args.report:
+        from recordings_report import write_report  # numpy, which --help does without
+
+        write_report(clips, Path(args.report))
+    if args.path_to_save:
+        save_splits(args, clips)
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the flags; argparse exits with code 2 on a mistake."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     corpus_flags, add = ("--path_to_ljspech", "--path_to_ljspeech"), parser.add_argument
-    add(*corpus_flags, type=path_argument, required=True, help="folder of metadata.csv and wavs/")
-    add("--path_to_save", type=path_argument, required=True, help="folder for the manifests")
+    corpus_help = "folder of metadata.csv and wavs/, or of NAME.wav and NAME.txt"
+    add(*corpus_flags, type=path_argument, required=True, help=corpus_help)
+    add("--path_to_save", type=path_argument, help="folder for the manifests")
+    add("--report", type=path_argument, metavar="DIR", help="folder for a report on the recordings")
     add("--test_split_pct", type=float, default=0.01, help="fraction held out (0.01 is 1 %%)")
+    add("--val_split_pct", type=float, default=0, help=f"fraction held out for {VAL_NAME} (off)")
     add("--seed", type=int, default=42, help="another seed holds out other clips")
     add("--skip_bad", action="store_true", help="leave bad rows out instead of stopping")
     add("--trim_db", type=float, help="cut edges this many dB below the peak, in copies (off)")
@@ -360,8 +319,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
 
     sha256, url = args.download_sha256, args.download_url
+    held_out = args.test_split_pct + args.val_split_pct
     rules = {
+        "--path_to_save or --report is required": args.path_to_save or args.report,
         "--test_split_pct must lie between 0 and 1 (0.01 is 1 %)": 0 < args.test_split_pct < 1,
+        "--val_split_pct must lie between 0 and 1 (0.01 is 1 %)": 0 <= args.val_split_pct < 1,
+        "--test_split_pct and --val_split_pct must be below 1 together": held_out < 1,
         "--trim_db must be above 0": args.trim_db is None or 0 < args.trim_db < math.inf,
         "--min_seconds must not exceed --max_seconds": args.min_seconds <= args.max_seconds,
         "--download_url needs --download": args.download or url == LJSPEECH_URL,

@@ -97,6 +97,15 @@ def ljspeech_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_voice_dir() -> Path:
+    """402 recordings of Allison Smith for Asterisk, 16 kHz, with metadata.csv and wavs/."""
+    folder = os.environ.get("REAL_VOICE_DIR")
+    if not folder:
+        pytest.skip("REAL_VOICE_DIR is unset; it names a folder with metadata.csv and wavs/")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
 def voice(tmp_path_factory) -> Path:
     """A small untrained checkpoint, as synthesize.py reads it, that never says stop."""
     from safetensors.torch import save_file

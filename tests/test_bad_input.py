@@ -157,6 +157,8 @@ row("prep: seed that is no number", prep("--seed", "x"), "--seed")
 row("prep: minutes the wrong way round", prep("--min_seconds", "9", "--max_seconds", "1"), "--min_")
 row("prep: min_seconds nan", prep("--min_seconds", "nan"), "--min_seconds")
 row("prep: negative trimming", prep("--trim_db", "-40"), "--trim_db")
+row("prep: neither manifests nor report", lambda w: prep()(w)[:3], "--path_to_save or --report")
+row("prep: validation share of 100 %", prep("--val_split_pct", "1"), "--val_split_pct")
 row("prep: nothing is long enough", prep("--min_seconds", "100"), "--min_seconds", "no clip")
 
 
@@ -348,6 +350,7 @@ for place, make in (
     ("below a file", lambda w: w.file("locked", "precious") / "new/folder"),
 ):
     row(f"write to {place}: prep_splits", prep("--path_to_save", make), "locked")
+    row(f"write to {place}: prep_splits --report", prep("--report", make), "locked", "--report")
     for what, flag in (("checkpoints", "--working_directory"), ("samples", "--save_audio_gen")):
         row(f"write to {place}: train {what}", train(flag, make), "locked", flag)
     row(f"write to {place}: synthesize", say("--output_dir", make), "locked")
