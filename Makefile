@@ -6,7 +6,7 @@
 # make lint       ruff
 # make bench      speed and memory beside torchaudio's Tacotron2, in turn in one run
 # make bench_gpu  the same at a GPU's sizes, and frames per second of training from loader to
-#                 optimizer; CSVs and pictures go to benchmarks/results/gpu
+#                 optimizer; CSVs go to benchmarks/results/gpu
 # Each sets up .venv itself when it is missing.
 
 PYTHON ?= python3

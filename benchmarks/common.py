@@ -1,8 +1,7 @@
-"""What the benchmarks share: the peer model, counted FLOPs, the device's own speed, tables, bars.
+"""What the benchmarks share: the peer model, counted FLOPs, the device's own speed, tables.
 
-The floor of a time is the model's FLOPs over the rate at which the device multiplies large
-matrices of that dtype, measured in the same run: a device that did nothing but those products, at
-its best speed, would need that long. FLOPs are those of the model as the paper has it, not of an
+The floor of a time is the model's FLOPs over the rate of a large matrix product of that dtype,
+measured on the device in the same run. FLOPs are those of the paper's model, not of an
 implementation: what is computed twice, or over padding, is no merit.
 """
 
@@ -12,8 +11,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,17 +19,14 @@ from typing import Any
 import pandas as pd
 import torch
 import torchaudio
-from matplotlib.figure import Figure
 
 from checkpoints import DTYPES, device_argument
 from config import add_config_arguments, make_configs
 from files import count_argument
 from model import Tacotron2Config
-from plotting import save_figure
 
 OURS, PLAIN, TORCHAUDIO = "ours", "ours, plain loops", "torchaudio"
 MODELS = (OURS, TORCHAUDIO)
-COLOURS = {OURS: "#3b6fb6", PLAIN: "#9db7da", TORCHAUDIO: "#e07b39"}
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns: large enough for full speed
 TRAINING_PASSES = 3  # backward: one product for the inputs' gradient, one for the weights'
 MIB = 2**20
@@ -44,7 +39,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = argparse.ArgumentParser(description=description, **options)
     folder = Path(__file__).resolve().parent / "results"
-    parser.add_argument("--output_dir", type=Path, default=folder, help="folder for CSV and PNG")
+    parser.add_argument("--output_dir", type=Path, default=folder, help="folder for the CSVs")
     return parser
 
 
@@ -59,6 +54,7 @@ def read_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> F
     add("--only", choices=(*MODELS, "both"), default="both", help="default: both")
     add_config_arguments(parser, Tacotron2Config)
     args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     args.device = torch.device(args.device)
     args.models = MODELS if args.only == "both" else (args.only,)
     (config,) = make_configs(parser, vars(args), [Tacotron2Config])
@@ -94,8 +90,7 @@ def forward_macs(
     """Multiply-adds of one forward pass over n_mel frames, by part of the model.
 
     Products only: activations, softmax and batch norm are small beside them. `folded` counts the
-    location convolution and the linear layer after it as the one that fast_decoder.py runs: at the
-    default sizes a third more multiply-adds, in one product instead of two.
+    location convolution and the linear layer after it as the one that fast_decoder.py runs.
     """
     c = config
     text, frames = batch_size * n_text, batch_size * n_mel
@@ -166,23 +161,12 @@ def read_rate(device: torch.device, n_bytes: int) -> float:
     return 4 * len(x) * passes / min(seconds)
 
 
-@contextmanager
-def torch_threads(n_threads: int | None) -> Iterator[None]:
-    """Runs the block with that many CPU threads; None leaves torch's number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def print_device(device: torch.device) -> str:
     """One line, which is also returned: what runs, on what, with which PyTorch."""
-    cpus, n_threads = Path("/proc/cpuinfo"), torch.get_num_threads()
+    cpus = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", cpus.read_text() if cpus.exists() else "")
     name = found[1] if found else platform.processor() or platform.machine()
-    name = f"{name}, {n_threads} thread{'s' if n_threads > 1 else ''}"
+    name = f"{name}, threads: {torch.get_num_threads()}"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     print(machine := f"{name}, torch {torch.__version__}, torchaudio {torchaudio.__version__}")
@@ -190,17 +174,14 @@ def print_device(device: torch.device) -> str:
 
 
 def in_turn(runs: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, list]:
-    """What each run gave, one of each per repeat, in an order that is turned round every time.
-
-    A slow moment of the machine then falls on all of them.
-    """
+    """What each run gave, one of each per repeat, in turn: a slow moment then falls on all."""
     results: dict[Any, list] = {key: [] for key in runs}
     for repeat in range(repeats):
         for key in list(runs) if repeat % 2 == 0 else reversed(runs):
             start = time.perf_counter()
             results[key].append(runs[key]())
-            line = f"{key}, repeat {repeat + 1}: {time.perf_counter() - start:.3f} s"
-            print(line, file=sys.stderr, flush=True)  # stdout is for the tables
+            seconds = time.perf_counter() - start  # said on stderr: stdout is for the tables
+            print(f"{key}, repeat {repeat + 1}: {seconds:.3f} s", file=sys.stderr, flush=True)
     return results
 
 
@@ -216,52 +197,9 @@ def ratio_line(label: str, slow: Sequence[float], fast: Sequence[float]) -> str:
     return f"{label}: {ratio:.2f} (repeats {min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def shown(value: Any) -> str:
-    """A table cell: numbers with three significant digits or so."""
-    if not isinstance(value, float):
-        return str(value)
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
-
-
 def report(path: Path, rows: Sequence[Row], machine: str) -> None:
     """Prints a table and writes it as CSV, there with the machine that it was measured on."""
-    lines = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = ["<" if isinstance(value, str) else ">" for value in rows[0].values()]  # text: left
-    layout = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
-    print("", *(layout.format(*line).rstrip() for line in lines), sep="\n")
+    table = pd.DataFrame(rows)
+    print(f"\n{table.to_string(index=False, float_format='{:,.4g}'.format)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).assign(machine=machine).to_csv(path, index=False)
-
-
-def save_bars(
-    path: Path, heading: str, panels: Sequence[tuple[str, Sequence[Row], str]], n_labels: int = 1
-) -> None:
-    """Bars for each panel: its title, rows, and the column to draw; n_labels columns name a bar.
-
-    COLUMN_min and COLUMN_max are drawn as the range of the repeats, and floor_ms with step_ms.
-    """
-    widths = [len(rows) for _, rows, _ in panels]
-    figure = Figure(figsize=(1.1 * sum(widths) + 2.0, 3.8), layout="constrained")
-    all_axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
-    for axes, (title, rows, column) in zip(all_axes, panels, strict=True):
-        table = pd.DataFrame(rows)
-        x, heights = table.index, table[column]
-        errors = None
-        if f"{column}_min" in table:
-            errors = [heights - table[f"{column}_min"], table[f"{column}_max"] - heights]
-        colours = [COLOURS[row.get("model", OURS)] for row in rows]
-        bars = axes.bar(x, heights, yerr=errors, capsize=4, color=colours)
-        axes.bar_label(bars, map(shown, heights), padding=3)
-        if column == "step_ms":
-            axes.hlines(table["floor_ms"], x - 0.4, x + 0.4, "black", "dashed", label="floor")
-            axes.legend(loc="upper left", frameon=False)
-        names = ["\n".join(map(str, list(row.values())[:n_labels])) for row in rows]
-        axes.set_xticks(x, names, fontsize=8)
-        axes.set_title(title, fontsize=9)
-        axes.margins(y=0.25)  # room for the numbers and the legend
-    figure.suptitle(heading, fontsize=8)
-    save_figure(figure, path)
-    print(f"\nCSV and PNG: {path.parent}")
+    table.assign(machine=machine).to_csv(path, index=False)

@@ -5,14 +5,10 @@
 
 Random weights, and a stop token that is never believed: every run makes --n_steps frames. The time
 is that of the whole call, encoder and postnet included, divided by --n_steps. "x_real_time" is
-seconds of audio of all the batch over seconds of computing.
+seconds of audio over seconds of computing. Of a step's two floors the higher is shown: "compute"
+(see common.py) and "weights", the bytes a step must read over the rate of reading so many again.
 
-A step has two floors, both measured on the device in the same run; the higher one is shown:
-"compute", the FLOPs of the whole call over the rate of a large matrix product, per step; and
-"weights", the bytes of the weights that a step must read, whatever the batch, over the rate at
-which the device reads an array of that size again and again (from its caches, if it fits).
-
-Writes inference.csv and inference.png to --output_dir.
+Writes inference.csv to --output_dir.
 """
 
 import argparse
@@ -25,8 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# Run as a script, only this folder is on the path; the flat modules are in the one above.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the flat modules are
 
 from benchmarks import common
 from benchmarks.common import OURS, TORCHAUDIO
@@ -100,9 +95,6 @@ def measure(args: argparse.Namespace, config: Tacotron2Config) -> None:
                     lines.append(common.ratio_line(label, peer, times))
     common.report(args.output_dir / "inference.csv", rows, machine)
     print(*lines, sep="\n")
-    heading = f"free running, {n_text} characters, {n_steps} frames\n{machine}"
-    panels = [("milliseconds per decoder step", rows, "step_ms")]
-    common.save_bars(args.output_dir / "inference.png", heading, panels, n_labels=3)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -114,9 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--n_steps", type=count_argument, default=200, help="frames (default: 200)")
     add("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES), help="default: both")
     add("--repeats", type=count_argument, default=5, help="timed runs (default: 5)")
-    args, config = common.read_flags(parser, argv)
-    with common.torch_threads(args.threads):
-        measure(args, config)
+    measure(*common.read_flags(parser, argv))
 
 
 if __name__ == "__main__":

@@ -3,15 +3,12 @@
     python benchmarks/loader.py
     python benchmarks/loader.py --manifest data/train_metadata.csv --batch_size 32
 
-Without --manifest it writes noise to a temporary folder, in clips as long as LJSpeech's: 1.1 to
-10.1 s, 6.6 s on average, 15 characters a second. Clips of as many frames share a file, so that
-LJSpeech's 13,100 take 191 MB. They are read from the page cache; a slow disk comes on top.
+Without --manifest the clips are noise as long as LJSpeech's. They are read from the page cache; a
+slow disk comes on top. Three tables: where one core's time goes; clips per second through
+training's loader, in this process and with workers, of one thread each; and the padding in batches
+and in random ones, without --manifest for LJSpeech's 13,100 lengths.
 
-Three tables: where one core's time goes, by calling the dataset's own functions; clips per second
-through training's loader, in this process and with workers, of one thread each; and the padding in
-batches and in random ones, without --manifest for LJSpeech's 13,100 lengths.
-
-Writes loader.csv, loader_parts.csv, loader_padding.csv and loader.png to --output_dir.
+Writes loader.csv, loader_parts.csv and loader_padding.csv to --output_dir.
 """
 
 import argparse
@@ -31,8 +28,7 @@ import pandas as pd
 import soundfile
 import torch
 
-# Run as a script, only this folder is on the path; the flat modules are in the one above.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the flat modules are
 
 import dataset
 from benchmarks import common
@@ -152,20 +148,12 @@ def measure(args: argparse.Namespace, manifest: Path) -> None:
     if not args.manifest:  # a small corpus has fewer clips of one length to put together
         lengths = draw_lengths(LJSPEECH_CLIPS) / hop_seconds
     sampled = BatchSampler(lengths, args.batch_size).batches
-    order = np.random.default_rng(0).permutation(len(lengths))
-    padding = []
-    for kind, batches in (
-        ("BatchSampler", sampled),
-        ("random order", np.array_split(order, len(sampled))),
-    ):
-        share = padding_share(lengths, batches)
-        padding.append({"batches": kind, "clips": len(lengths), "padding_share": share})
+    random = np.array_split(np.random.default_rng(0).permutation(len(lengths)), len(sampled))
+    padding = [
+        {"batches": kind, "clips": len(lengths), "padding_share": padding_share(lengths, batches)}
+        for kind, batches in (("BatchSampler", sampled), ("random order", random))
+    ]
     common.report(folder / "loader_padding.csv", padding, machine)
-
-    bars = [row | {"per_core": row["clips_per_s_per_core"]} for row in rows]
-    panels = [("ms per clip, one core", parts, "ms_per_clip")]
-    panels += [("clips per second and core, by workers", bars, "per_core")]
-    common.save_bars(folder / "loader.png", machine, panels)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -179,7 +167,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--num_workers", type=count_argument, nargs="+", default=[2], help=workers_help)
     add("--repeats", type=count_argument, default=3, help="timed passes (default: 3)")
     args = parser.parse_args(argv)
-    with common.torch_threads(1), open_corpus(args, "loader.py") as manifest:
+    torch.set_num_threads(1)
+    with open_corpus(args, "loader.py") as manifest:
         measure(args, manifest)
 
 

@@ -4,20 +4,15 @@
     python benchmarks/throughput.py --batch_size 16 --steps 4    # on a CPU
     python benchmarks/throughput.py --manifest data/train_metadata.csv --batch_size 64 --steps 50
 
-A pass takes an epoch's batches, or the first --steps of them, through train_taco.py's loader, with
-its Adam and its clipping, for which the host waits once in a step. Guided attention, checkpoints
-and logs are left out. The clock runs from before the first batch is asked for until the device is
-done with the last; "waiting_share" is the part of it in which the loop waited for a batch. A pass
-of each model beforehand starts the workers and does not count.
+A pass takes an epoch's batches, or the first --steps of them, through train_taco.py's loader, Adam
+and clipping, from asking for the first batch until the device is done with the last;
+"waiting_share" is the part in which it waited for a batch. A first pass of each does not count.
 
-Without --manifest the clips are noise of LJSpeech's lengths, and as many: with fewer --n_clips
-more is padding (7.8 % of 1,280 clips at batch 128, 3.2 % of 13,100). In each batch the longest
-text comes first, since torchaudio's encoder takes no other order.
+Without --manifest the clips are noise of LJSpeech's lengths, and as many; in each batch the longest
+text comes first, as torchaudio's encoder needs. Frames are valid ones; "padded_frames_per_s" counts
+the padding too. On CUDA, "peak_mib" is what a pass adds to what all the models hold.
 
-Frames are valid ones; "padded_frames_per_s" counts the padding too, the floor does not. On CUDA,
-"peak_mib" is what a pass adds to the weights and Adam states of all the models.
-
-Writes throughput.csv and throughput.png to --output_dir.
+Writes throughput.csv to --output_dir.
 """
 
 import argparse
@@ -32,8 +27,7 @@ from typing import NamedTuple
 
 import torch
 
-# Run as a script, only this folder is on the path; the flat modules are in the one above.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the flat modules are
 
 from benchmarks import common
 from benchmarks.loader import LJSPEECH_CLIPS, open_corpus
@@ -48,11 +42,9 @@ from processes import read_groups
 from tokenizer import Tokenizer
 
 TRAINING = {
-    "max_grad_norm": TrainConfig.max_grad_norm,
-    "lr": TrainConfig.learning_rate,
-    "eps": TrainConfig.adam_eps,
-    "weight_decay": TrainConfig.weight_decay,
-}
+    "lr": TrainConfig.learning_rate, "eps": TrainConfig.adam_eps,
+    "weight_decay": TrainConfig.weight_decay, "max_grad_norm": TrainConfig.max_grad_norm,
+}  # fmt: skip
 MOST_WORKERS = 16  # by default
 
 
@@ -67,14 +59,12 @@ class Pass(NamedTuple):
     peak_mib: float  # 0 on a CPU
 
 
-def draw_batches(
-    dataset: TTSDataset, batch_size: int, seed: int, n_steps: int | None
-) -> list[list[int]]:
+def draw_batches(clips: TTSDataset, batch_size: int, seed: int, n_steps: int | None) -> list[list]:
     """The clips of each step, the longest text first; a DataError when there are too few."""
-    if len(dataset) < batch_size:
-        raise DataError(f"{len(dataset)} clips do not fill a batch of --batch_size {batch_size}")
-    n_tokens = [len(dataset.tokenizer.encode(text)) for text in dataset.texts]
-    batches = BatchSampler(dataset.n_frames, batch_size, seed=seed).batches
+    if len(clips) < batch_size:
+        raise DataError(f"{len(clips)} clips do not fill a batch of --batch_size {batch_size}")
+    n_tokens = [len(clips.tokenizer.encode(text)) for text in clips.texts]
+    batches = BatchSampler(clips.n_frames, batch_size, seed=seed).batches
     if n_steps and n_steps > len(batches):
         raise DataError(f"--steps {n_steps} is more than the {len(batches)} batches of an epoch")
     return [sorted(batch, key=n_tokens.__getitem__, reverse=True) for batch in batches[:n_steps]]
@@ -139,8 +129,7 @@ def parse_args(argv: Sequence[str] | None) -> common.Flags:
     add("--n_clips", type=count_argument, default=LJSPEECH_CLIPS, help=clips_help)
     add("--batch_size", type=count_argument, default=128, help="clips (default: 128)")
     add("--dtype", choices=DTYPES, default="bfloat16", help="default: bfloat16")
-    of_process = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-    n_workers = min(len(of_process(0)) - 1, MOST_WORKERS)
+    n_workers = min((os.cpu_count() or 1) - 1, MOST_WORKERS)
     worker_count = partial(count_argument, least=0, most=MAX_WORKERS)
     workers_help = "loader processes (default: a core each but one, at most 16; here %(default)s)"
     add("--num_workers", type=worker_count, default=n_workers, help=workers_help)
@@ -170,15 +159,12 @@ def measure(args: argparse.Namespace, config: Tacotron2Config, manifest: Path) -
     if len(rows) == 2:
         fast, slow = ([p.seconds for p in made] for made in passes.values())
         print(common.ratio_line("frames per second, ours / torchaudio", slow, fast))
-    heading = f"{args.dtype}, batch {args.batch_size}, {args.num_workers} workers\n{machine}"
-    panels = [("frames per second", rows, "frames_per_s"), ("a step, ms", rows, "step_ms")]
-    common.save_bars(args.output_dir / "throughput.png", heading, panels)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs with these flags (default: the command line's); bad clips end it in one sentence."""
     args, config = parse_args(argv)
-    with common.torch_threads(args.threads), open_corpus(args, "throughput.py") as manifest:
+    with open_corpus(args, "throughput.py") as manifest:
         measure(args, config, manifest)
 
 

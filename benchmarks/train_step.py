@@ -4,18 +4,13 @@
     python benchmarks/train_step.py --dtype bfloat16 --sweep 150x16 600x16 300x4 300x64
 
 A step is forward, tacotron2_loss, backward and Adam on one batch of utterances of equal length.
---sweep shows what a frame costs at further sizes: the same for every n_mel when a step is linear
-in the length. (All frames of a clip share the cost of its --n_text characters, so short clips'
-frames are dearer by that, as is their floor.) The floor is the model's FLOPs, times 3 for
-training, over the rate of a large matrix product of that dtype, measured in the same run. (A GPU's
-convolutions and LSTMs may use TF32 in float32, its matrix products do not, unless torch is told.)
+--sweep shows what a frame costs at further sizes. The floor is the model's FLOPs, times 3 for
+training; see common.py. (A GPU's convolutions and LSTMs may use TF32 in float32.)
 
-Peak memory is that of 2 steps in a fresh process for each model. "peak_mib" is what they add to
-what was held before them (activations, gradients, buffers), "total_mib" is all of it: on CUDA from
-PyTorch's allocator, on a CPU the process's resident memory, Python and libraries included.
+Peak memory is that of 2 steps in a fresh process: "peak_mib" what they add to what was held before,
+"total_mib" all of it; on CUDA from PyTorch's allocator, on a CPU the process's resident memory.
 
-Writes train_step.csv, train_step_flops.csv, train_step.png and, with --sweep,
-train_step_sweep.csv to --output_dir.
+Writes train_step.csv, train_step_flops.csv and train_step_sweep.csv to --output_dir.
 """
 
 import argparse
@@ -30,12 +25,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-# Run as a script, only this folder is on the path; the flat modules are in the one above.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the flat modules are
 
 from benchmarks import common
 from benchmarks.common import MIB, OURS, PLAIN, TORCHAUDIO, TRAINING_PASSES, Row
@@ -129,23 +122,18 @@ def time_steps(
 
 
 def resident_bytes(key: str) -> int:
-    """This process's resident memory: VmRSS is that of now, VmHWM the peak.
-
-    Without /proc both are ru_maxrss, which on Linux a process inherits from its parent.
-    """
+    """This process's resident memory: VmRSS is that of now, VmHWM the peak; without /proc both."""
     status = Path("/proc/self/status")
-    found = re.search(rf"{key}:\s*(\d+)", status.read_text() if status.exists() else "")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * int(found[1] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    if not status.exists():  # macOS, which counts in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return 1024 * int(re.search(rf"{key}:\s*(\d+)", status.read_text())[1])
 
 
 def peak_memory(
     name: str, config: Tacotron2Config, size: Size, dtype: torch.dtype, device: torch.device
 ) -> Row:
-    """MiB at the peak of MEMORY_STEPS steps: above what was held before them, and in all.
-
-    Only right in a fresh process. A tiny step first makes Adam's state and what libraries keep.
-    """
+    """MiB at the peak of MEMORY_STEPS steps, above what was held before, and in all."""
+    # A tiny step first makes Adam's state and what libraries keep.
     contender, cuda = make_contender(name, config, device), device.type == "cuda"
     train_step(contender, make_batch(config, Size(2, 4, 4), device), dtype)
     batch = make_batch(config, size, device)
@@ -227,7 +215,7 @@ def measure(args: argparse.Namespace, config: Tacotron2Config) -> None:
     seconds, timings = time_size(size, args.repeats)
     rows = [row | memory[row["model"]] for row in timings]
     common.report(args.output_dir / "train_step.csv", rows, machine)
-    for slower in [name for name in names if OURS in names and name != OURS]:
+    for slower in names[1:] if names[0] == OURS else ():
         print(common.ratio_line(f"time, {slower} / ours", seconds[slower], seconds[OURS]))
         ratio = memory[slower]["peak_mib"] / memory[OURS]["peak_mib"]
         print(f"peak memory, {slower} / ours: {ratio:.2f}")
@@ -235,24 +223,11 @@ def measure(args: argparse.Namespace, config: Tacotron2Config) -> None:
         timings += time_size(Size(batch_size, args.n_text, n_mel), args.sweep_repeats)[1]
     if args.sweep:
         common.report(args.output_dir / "train_step_sweep.csv", timings, machine)
-    lines = pd.DataFrame(timings).groupby(["model", "batch_size"], sort=False)
-    for (name, batch_size), line in lines:
-        lengths, costs = line["n_mel"], line["us_per_frame"]
-        if lengths.nunique() > 1:
-            print(
-                f"{name}, batch {batch_size}: {costs.max() / costs.min():.2f} from the cheapest to "
-                f"the dearest frame, {lengths.min()} to {lengths.max()} frames a clip"
-            )
-    title = f"{args.dtype}, batch {size.batch_size}, {size.n_text} characters, {size.n_mel} frames"
-    panels = [("training step, ms", rows, "step_ms"), ("peak memory, MiB", rows, "peak_mib")]
-    common.save_bars(args.output_dir / "train_step.png", f"{title}\n{machine}", panels)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs with these flags (default: the command line's)."""
-    args, config = parse_args(argv)
-    with common.torch_threads(args.threads):
-        measure(args, config)
+    measure(*parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import common, inference, loader, throughput, train_step
@@ -42,12 +41,6 @@ def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
 def read_rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def check_picture(path: Path) -> None:
-    with Image.open(path) as image:
-        assert image.width > 300 and image.height > 200
-        assert len(image.convert("RGB").getcolors(1 << 24)) > 20, "should not be blank"
 
 
 def count_flops(function) -> int:
@@ -192,7 +185,6 @@ def test_train_step_tables(tmp_path, capsys, monkeypatch):
     assert float(total["forward_mflop_per_frame"]) == pytest.approx(
         forward_flops(config, 2, 5, 6) / 12 / 1e6
     )
-    check_picture(tmp_path / "out" / "train_step.png")
     printed = capsys.readouterr().out
     medians = [float(row["step_ms"]) for row in rows]
     assert f"time, torchaudio / ours: {medians[1] / medians[0]:.2f} (" in printed
@@ -238,7 +230,6 @@ def test_inference_tables(tmp_path, capsys):
         real_time = audio_ms_per_step / float(row["step_ms"])
         assert float(row["x_real_time"]) == pytest.approx(real_time)
         assert float(row["floor_ms"]) > 0 and row["floor_is"] in ("compute", "weights")
-    check_picture(tmp_path / "inference.png")
     printed = capsys.readouterr().out
     for batch_size in (1, 3):
         for peer, own in (("float32",) * 2, ("bfloat16",) * 2, ("float32", "bfloat16")):
@@ -267,12 +258,10 @@ def test_a_model_that_stops_early_ends_the_run():
 
 
 def test_loader_tables(tmp_path, capsys):
-    before = torch.get_num_threads()
     loader.main(
         ["--n_clips", "6", "--batch_size", "2", "--num_workers", "1", "--repeats", "1",
          "--output_dir", str(tmp_path)]
     )  # fmt: skip
-    assert torch.get_num_threads() == before
     rows = read_rows(tmp_path / "loader.csv")
     assert [row["num_workers"] for row in rows] == ["0", "1"]
     assert all(float(row["clips_per_s"]) > 0 for row in rows)
@@ -281,7 +270,6 @@ def test_loader_tables(tmp_path, capsys):
         "read manifest", "read wav", "wav to mel", "encode text", "collate"
     }  # fmt: skip
     assert sum(float(row["share"]) for row in parts) == pytest.approx(1.0)
-    check_picture(tmp_path / "loader.png")
     printed = capsys.readouterr().out.splitlines()
     padding = {line.split("  ")[0]: float(line.split()[-1]) for line in printed if "13100" in line}
     assert 0 < padding["BatchSampler"] < 0.1 < padding["random order"] < 0.5
@@ -368,7 +356,6 @@ def test_throughput_tables(short_clips, tmp_path, capsys, monkeypatch):
         assert 0 < float(row["waiting_share"]) < 1
         assert 3 * float(row["floor_ms"]) == pytest.approx(3 * flops / 1e6)
         assert float(row["of_floor"]) == pytest.approx(3 * flops / 1e9 / seconds)
-    check_picture(tmp_path / "throughput.png")
     ratio = float(rows[0]["frames_per_s"]) / float(rows[1]["frames_per_s"])
     assert f"frames per second, ours / torchaudio: {ratio:.2f} (" in capsys.readouterr().out
 
