@@ -63,7 +63,7 @@ $(DEMO)/corpus/metadata.csv: | $(BIN)/installed
 	$(BIN)/python make_demo_corpus.py --path_to_save $(DEMO)/corpus
 
 my_voice: | $(BIN)/installed
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash my_voice.sh
+	PATH="$(abspath $(BIN)):$$PATH" bash my_voice.sh
 
 rehearsal: $(REHEARSAL)/train_metadata.csv
 	$(BIN)/python rehearsal.py --folder $(REHEARSAL) --steps $(REHEARSAL_STEPS) \

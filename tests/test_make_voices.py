@@ -1,0 +1,108 @@
+"""`make rehearsal` and `make my_voice`, whole, at a tiny size: what a user gets, and going on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import soundfile
+from PIL import Image
+
+from kill_and_resume import TINY_MODEL
+from test_train_taco import REPO
+
+BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.skipif(
+    not (BIN / "installed").exists(), reason="these tests do not run in the .venv that make made"
+)
+TINY = " ".join([*TINY_MODEL, "--free_running_clips=2", "--max_decoder_steps=20"])
+
+
+def make(target: str, **variables: object) -> subprocess.CompletedProcess:
+    command = ["make", "--no-print-directory", target, f"BIN={BIN}"]
+    command += [f"{name}={value}" for name, value in variables.items()]
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory) -> Path:
+    """The folder of a rehearsal of two epochs of one step, made in two calls."""
+    folder = tmp_path_factory.mktemp("voices") / "rehearsal"
+    for steps in (1, 2):
+        done = make(
+            "rehearsal", REHEARSAL=folder, REHEARSAL_STEPS=steps, REHEARSAL_SENTENCES=17,
+            REHEARSAL_FLAGS=TINY,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "1 steps to go, in epochs of 1: about" in done.stdout
+    return folder
+
+
+def test_a_rehearsal_goes_on_where_it_stopped(rehearsal):
+    rows = json.loads((rehearsal / "table.json").read_text())
+    assert [row["step"] for row in rows] == [1, 2]
+    assert 0 < rows[0]["hours"] < rows[1]["hours"] and rows[1]["seconds_per_step"] > 0
+    report = json.loads((rehearsal / "report.json").read_text())
+    assert rows[1].items() >= report.items() and rows[0]["word_start_median_ms"] > 0
+    header, *lines = (rehearsal / "table.txt").read_text().splitlines()
+    assert header.split()[:2] == ["step", "hours"] and [x.split()[0] for x in lines] == ["1", "2"]
+    with Image.open(rehearsal / "curve.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 20, "should not be blank"
+
+
+def test_a_rehearsal_is_the_reference_run_but_for_what_the_machine_decides(rehearsal):
+    """Its sentences are as long as LJSpeech's, and its flags those of train_taco.sh."""
+    corpus = pd.read_csv(rehearsal / "corpus" / "metadata.csv", sep="|", header=None, quoting=3)
+    assert corpus[1].str.len().between(12, 187).all() and corpus[1].str.len().mean() > 60
+    state = json.loads(
+        (rehearsal / "work_dir/tacotron2/final_checkpoint/trainer_state.json").read_text()
+    )
+    flags = state["train_config"]
+    script = (REPO / "train_taco.sh").read_text()
+    for name in ("learning_rate", "guided_attention_weight", "guided_attention_sigma",
+                 "guided_attention_steps", "warmup_steps", "drop_frame_rate",
+                 "stop_positive_weight", "short_first_epochs"):  # fmt: skip
+        shown = script.split(f"    --{name} ")[1].split()[0]
+        assert float(shown) == flags[name], name
+    assert flags["batch_size"] == 16 // min(2, os.cpu_count() or 1) or flags["batch_size"] <= 16
+
+
+def test_a_voice_from_recordings(rehearsal, tmp_path):
+    """Out of the rehearsal's checkpoint, whose sizes nobody types again; a second call goes on."""
+    recordings, voice = rehearsal / "corpus", tmp_path / "voice"
+    flags = "--batch_size 4 --free_running_clips 2 --max_decoder_steps 20"
+    for epochs in (1, 2):
+        done = make(
+            "my_voice", RECORDINGS=recordings, VOICE=voice, EPOCHS=epochs, TRAIN_FLAGS=flags,
+            CHECKPOINT=rehearsal / "work_dir/tacotron2/final_checkpoint",
+            WORD_TIMES=recordings / "word_times.json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert (f"weights of {rehearsal}" in done.stdout) == (epochs == 1)
+    checkpoint = voice / "work_dir" / "voice" / "final_checkpoint"
+    assert json.loads((checkpoint / "trainer_state.json").read_text())["epoch"] == 2
+    sizes = json.loads((checkpoint / "config.json").read_text())
+    assert f"--attention_dim={sizes['attention_dim']}" in TINY_MODEL
+    assert json.loads((voice / "report.json").read_text())["words"] > 0
+    assert "word start error" in (voice / "report.txt").read_text()
+    pictures = ["recordings/recordings.png", "worst/worst_1.png", "suspects/worst_1.png",
+                "samples/alignment.gif", "samples/loss.png"]  # fmt: skip
+    assert all((voice / name).is_file() for name in pictures)
+    assert len(pd.read_csv(voice / "suspects.csv")) == 15, "all training clips are judged"
+    assert soundfile.info(voice / "spoken" / "001.wav").samplerate == 22050
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({}, "RECORDINGS: names the folder of your recordings: make my_voice RECORDINGS=DIR"),
+        ({"RECORDINGS": "x", "CHECKPOINT": "/nowhere"}, "my_voice.sh: no checkpoint in /nowhere"),
+    ],
+)
+def test_what_is_missing_is_one_sentence(variables, sentence):
+    done = make("my_voice", **variables)
+    assert done.returncode != 0 and sentence in done.stderr
+    assert "Traceback" not in done.stderr
