@@ -74,7 +74,8 @@ def judge(
     """
     device = next(voice.model.parameters()).device
     tokens, mels = batch.tokens.to(device), batch.mels.to(device)
-    free = voice.model.infer(tokens, batch.token_lengths, max_decoder_steps)
+    limit = min(max_decoder_steps, 2 * mels.shape[1] + 100)  # no clip that goes on has a right end
+    free = voice.model.infer(tokens, batch.token_lengths, limit)
     forced = voice.model(tokens, batch.token_lengths, mels, batch.mel_lengths)
     scores = {
         "forced": alignment_scores(forced.alignments, batch.token_lengths, batch.mel_lengths),

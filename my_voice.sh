@@ -34,13 +34,14 @@ fi
 
 # On a CPU two processes of one thread are faster than one of two threads.
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    launch=(--num_processes 1 --mixed_precision bf16) batch_size=16
+    environment=() launch=(--num_processes 1 --mixed_precision bf16) batch_size=16
 else
-    export OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true
+    environment=(OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true)
     launch=(--multi_gpu --num_processes 2 --mixed_precision no) batch_size=8
 fi
 # shellcheck disable=SC2086
-accelerate launch --quiet "${launch[@]}" --num_machines 1 --dynamo_backend no train_taco.py \
+env "${environment[@]}" accelerate launch --quiet "${launch[@]}" --num_machines 1 \
+    --dynamo_backend no train_taco.py \
     --experiment_name voice --run_name "$(basename "$VOICE")" \
     --working_directory "$VOICE/work_dir" --save_audio_gen "$VOICE/samples" \
     --path_to_train_manifest "$VOICE/train_metadata.csv" \
@@ -50,7 +51,6 @@ accelerate launch --quiet "${launch[@]}" --num_machines 1 --dynamo_backend no tr
     --validation_epochs 5 --checkpoint_epochs 1000 --checkpoint_minutes 5 --keep_checkpoints 1 \
     --console_out_iters 20 --num_workers 0 --alignment_warning_steps 500 \
     --resume_from_checkpoint latest_or_new $TRAIN_FLAGS
-unset OMP_NUM_THREADS
 
 checkpoint=$VOICE/work_dir/voice/final_checkpoint
 times=()

@@ -156,7 +156,7 @@ def take_sizes(configs: Configs, path: Path) -> Configs:
         try:
             parts.append(replace(saved, **given))
         except ValueError as error:
-            raise DataError(f"--warm_start {path}: {error}") from None
+            raise DataError(f"{path}: {error}") from None
     return configs._replace(audio=parts[0], model=parts[1])
 
 
@@ -184,8 +184,9 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
         DataError: when a manifest, the symbols or a warm start cannot be used.
     """
     config = configs.train
-    if config.warm_start and not resumed:
-        configs = take_sizes(configs, Path(config.warm_start))
+    source = resumed or (Path(config.warm_start) if config.warm_start else None)
+    if source:
+        configs = take_sizes(configs, source)
     _, audio_config, model_config, _ = configs
     tokenizer = choose_tokenizer(config, resumed)
     model_config = replace(model_config, vocab_size=tokenizer.vocab_size)

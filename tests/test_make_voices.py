@@ -29,26 +29,26 @@ def make(target: str, **variables: object) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory) -> Path:
-    """The folder of a rehearsal of two epochs of one step, made in two calls."""
+    """The folder of a rehearsal of two epochs of two steps, made in two calls."""
     folder = tmp_path_factory.mktemp("voices") / "rehearsal"
-    for steps in (1, 2):
+    for steps in (2, 4):
         done = make(
-            "rehearsal", REHEARSAL=folder, REHEARSAL_STEPS=steps, REHEARSAL_SENTENCES=17,
+            "rehearsal", REHEARSAL=folder, REHEARSAL_STEPS=steps, REHEARSAL_SENTENCES=34,
             REHEARSAL_FLAGS=TINY,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "1 steps to go, in epochs of 1: about" in done.stdout
+        assert "2 steps to go, in epochs of 2: about" in done.stdout
     return folder
 
 
 def test_a_rehearsal_goes_on_where_it_stopped(rehearsal):
     rows = json.loads((rehearsal / "table.json").read_text())
-    assert [row["step"] for row in rows] == [1, 2]
+    assert [row["step"] for row in rows] == [2, 4]
     assert 0 < rows[0]["hours"] < rows[1]["hours"] and rows[1]["seconds_per_step"] > 0
     report = json.loads((rehearsal / "report.json").read_text())
     assert rows[1].items() >= report.items() and rows[0]["word_start_median_ms"] > 0
     header, *lines = (rehearsal / "table.txt").read_text().splitlines()
-    assert header.split()[:2] == ["step", "hours"] and [x.split()[0] for x in lines] == ["1", "2"]
+    assert header.split()[:2] == ["step", "hours"] and [x.split()[0] for x in lines] == ["2", "4"]
     with Image.open(rehearsal / "curve.png") as image:
         assert len(image.convert("RGB").getcolors(1 << 24)) > 20, "should not be blank"
 
@@ -91,7 +91,7 @@ def test_a_voice_from_recordings(rehearsal, tmp_path):
     pictures = ["recordings/recordings.png", "worst/worst_1.png", "suspects/worst_1.png",
                 "samples/alignment.gif", "samples/loss.png"]  # fmt: skip
     assert all((voice / name).is_file() for name in pictures)
-    assert len(pd.read_csv(voice / "suspects.csv")) == 15, "all training clips are judged"
+    assert len(pd.read_csv(voice / "suspects.csv")) == 31, "all training clips are judged"
     assert soundfile.info(voice / "spoken" / "001.wav").samplerate == 22050
 
 

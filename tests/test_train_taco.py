@@ -286,7 +286,7 @@ def test_a_warm_start_brings_sizes_and_audio_settings_along(run_folder, prepare,
     telephone.mkdir()
     sizes["audio"] |= {"sampling_rate": 8000, "fmax": 4000.0}
     (telephone / "config.json").write_text(json.dumps(sizes))
-    with pytest.raises(DataError, match=r"--warm_start .*telephone: .*found 0.0, 8000.0, 4000.0"):
+    with pytest.raises(DataError, match=r"telephone: .*found 0.0, 8000.0, 4000.0"):
         prepare("--warm_start", telephone, "--fmax", "8000", bare=True)
 
 
