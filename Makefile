@@ -78,7 +78,7 @@ $(REHEARSAL)/corpus/metadata.csv: | $(BIN)/installed
 		--n_sentences $(REHEARSAL_SENTENCES) --min_chars 12 --max_chars 187
 
 test: $(BIN)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 mutants: $(BIN)/installed-dev
 	$(BIN)/python tests/mutants.py --jobs 2

@@ -145,6 +145,19 @@ def run_folder(tiny_corpus, tmp_path_factory) -> Path:
     return folder
 
 
+SLOW_FILES = (  # begun first, or the last of them would leave a core idle for minutes
+    "test_make_voices", "test_reference_training", "test_interruption", "test_train_taco",
+    "test_bad_input", "test_odd_input", "test_epochs", "test_processes", "test_fast_gpu",
+    "test_launching", "test_resuming", "test_nonfinite", "test_full_disk", "test_benchmarks",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the test files; within a file the order stays."""
+    places = {name: i for i, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture
 def prepare(tiny_corpus, tmp_path, monkeypatch):
     """Makes a run in this process, before its first step; in the same folder each time."""
