@@ -35,6 +35,7 @@ from resuming import (
     find_checkpoint_folders,
     list_changed_flags,
     load_checkpoint_state,
+    read_flags,
     read_state,
     remove_checkpoint,
 )
@@ -160,6 +161,19 @@ def take_sizes(configs: Configs, path: Path) -> Configs:
     return configs._replace(audio=parts[0], model=parts[1])
 
 
+def take_flags(configs: Configs, resumed: Path) -> Configs:
+    """The flags of the run that is resumed, but for those that the command line gives.
+
+    Raises:
+        DataError: when they cannot be read, or do not go with those of the command line.
+    """
+    saved = read_flags(resumed, configs.given)
+    try:
+        return configs._replace(train=replace(configs.train, **saved))
+    except ValueError as error:
+        raise DataError(f"{resumed}: {error}") from None
+
+
 def choose_tokenizer(config: TrainConfig, resumed: Path | None) -> Tokenizer:
     """The symbols of the run resumed, of --path_to_symbols, of the warm start, or the built-in.
 
@@ -283,6 +297,9 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
 
     chosen = on_main(accelerator, choose)
     with seen_everywhere(accelerator, chosen, STATE_FILE) as resumed:
+        if resumed:
+            configs = take_flags(configs, resumed)
+            config = configs.train
         run = build_run(configs, accelerator, resumed)
         set_seed(config.seed, device_specific=True)  # each process draws its own dropout
         state = TrainerState(0, 0, 0, epoch_losses=[0.0] * len(LOSSES), history=[])

@@ -13,10 +13,10 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from checkpoints import WEIGHTS_FILE, list_differences, write_config
-from config import MAX_INT
+from config import MAX_INT, TrainConfig
 from dataset import AudioConfig, BatchSampler
 from files import DataError, file_errors, flush_to_disk, put_in_place
 from model import Tacotron2Config
@@ -293,6 +293,24 @@ def read_state_file(path: Path) -> tuple[TrainerState, dict, float]:
         OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError
     ) as error:  # fmt: skip
         raise DataError(f"{file}: cannot be read ({error})") from None
+
+
+def read_flags(path: Path, given: Collection[str]) -> dict[str, Any]:
+    """The flags that a resumed run takes over from its checkpoint.
+
+    That is, all but those `given` anew, those that only a new run reads, and where the run is.
+
+    Raises:
+        DataError: when trainer_state.json is broken, or a flag is of another type.
+    """
+    saved, hints = read_state(path)[1], get_type_hints(TrainConfig)
+    names = hints.keys() - {*given, *NEW_RUN_FLAGS, "working_directory", "experiment_name"}
+    flags = {name: saved[name] for name in names if name in saved}
+    for name, value in flags.items():
+        if not isinstance(value, hints[name]):
+            found = f"{name} is {value!r:.40}"
+            raise DataError(f"{path / STATE_FILE}: not the flags of a run ({found})")
+    return flags
 
 
 def list_changed_flags(path: Path, train_config: dict) -> list[str]:

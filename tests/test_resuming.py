@@ -75,6 +75,27 @@ def test_the_learning_rate_over_epochs_is_one_curve_whatever_the_batch(begin):
     )
 
 
+def test_flags_that_are_not_given_again_stay_those_of_the_run(begin, capsys):
+    """And what the command line gives wins, also where it is a default, and is listed."""
+    run, state, _ = begin("--learning_rate", 5e-4, "--max_grad_norm", 0.5, "--keep_checkpoints", 3)
+    name = stop_in_epoch(run, state, 1)
+    capsys.readouterr()
+    run, _, _ = begin("--max_grad_norm", 1, "--resume_from_checkpoint", name)
+    config, said = run.config, capsys.readouterr().out
+    assert (config.learning_rate, config.max_grad_norm, config.keep_checkpoints) == (5e-4, 1.0, 3)
+    assert "--max_grad_norm was 0.5 and is now 1.0" in said and "--learning_rate" not in said
+    file = run.folder / name / "trainer_state.json"
+    content = json.loads(file.read_text())
+    content["train_config"]["learning_rate"] = "fast"
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"trainer_state.json: .*learning_rate is 'fast'"):
+        begin("--resume_from_checkpoint", name)
+    content["train_config"]["learning_rate"] = 1e-7
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"{name}: --min_learning_rate must not exceed"):
+        begin("--min_learning_rate", 1e-6, "--resume_from_checkpoint", name)
+
+
 def test_optimizer_flags_that_are_said_to_have_changed_have(begin, capsys):
     run, state, _ = begin()
     name = stop_in_epoch(run, state, 2)
