@@ -155,6 +155,13 @@ def flags(untrained, tiny_corpus):
             "--max_decoder_steps", "12", "--device", "cpu"]  # fmt: skip
 
 
+def test_what_does_not_stop_ends_at_twice_the_longest_recording(flags, tmp_path):
+    evaluate.main([*flags, "--max_decoder_steps", "2000", "--output_csv", str(tmp_path / "x.csv")])
+    table = pd.read_csv(tmp_path / "x.csv")
+    assert not table["stopped"].any()
+    assert set(table["spoken_frames"]) == {2 * table["recording_frames"].max() + 100}
+
+
 def test_each_clip_of_a_padded_batch_is_judged_alone():
     """Each array and score ends where its clip does; the second clip's scores are below 1.
 
