@@ -266,6 +266,14 @@ def test_the_symbols_are_those_of_the_checkpoint_gone_on_from(
             train_taco.save(run, state, "checkpoint_1")
 
 
+def test_a_run_that_is_resumed_needs_no_sizes(run_folder, prepare):
+    """As my_voice.sh goes on, which names none."""
+    source = run_folder / "work" / "tiny" / "checkpoint_0"
+    run, _ = prepare("--resume_from_checkpoint", source, bare=True)
+    sizes = json.loads((source / "config.json").read_text())
+    assert asdict(run.model_config) == {name: sizes[name] for name in asdict(run.model_config)}
+
+
 def test_a_warm_start_brings_sizes_and_audio_settings_along(run_folder, prepare, tmp_path, capsys):
     """What the command line gives wins, also where it repeats a default, and has to fit."""
     source = run_folder / "work" / "tiny" / "checkpoint_0"
