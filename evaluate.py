@@ -40,6 +40,7 @@ from files import (
 from scores import (
     ALIGNMENT_SCORES,
     alignment_scores,
+    free_running_limit,
     free_running_scores,
     mel_cepstral_distortion,
     word_start_errors,
@@ -74,7 +75,7 @@ def judge(
     """
     device = next(voice.model.parameters()).device
     tokens, mels = batch.tokens.to(device), batch.mels.to(device)
-    limit = min(max_decoder_steps, 2 * mels.shape[1] + 100)  # no clip that goes on has a right end
+    limit = free_running_limit(mels.shape[1], max_decoder_steps)
     free = voice.model.infer(tokens, batch.token_lengths, limit)
     forced = voice.model(tokens, batch.token_lengths, mels, batch.mel_lengths)
     scores = {

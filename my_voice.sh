@@ -56,7 +56,7 @@ checkpoint=$VOICE/work_dir/voice/final_checkpoint
 times=()
 if [ -n "$WORD_TIMES" ]; then times=(--word_times "$WORD_TIMES"); fi
 python evaluate.py --checkpoint "$checkpoint" --path_to_manifest "$VOICE/test_metadata.csv" \
-    "${times[@]}" --output_json "$VOICE/report.json" --output_csv "$VOICE/clips.csv" \
+    ${times[@]+"${times[@]}"} --output_json "$VOICE/report.json" --output_csv "$VOICE/clips.csv" \
     --save_worst "$VOICE/worst" | tee "$VOICE/report.txt"
 python evaluate.py --checkpoint "$checkpoint" --path_to_manifest "$VOICE/train_metadata.csv" \
     --output_csv "$VOICE/suspects.csv" --save_worst "$VOICE/suspects" >/dev/null

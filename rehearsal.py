@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from files import DataError, file_errors, path_argument, read_json, write_whole
+from files import DataError, count_argument, file_errors, path_argument, read_json, write_whole
 
 REPO = Path(__file__).resolve().parent
 CLIPS_PER_STEP = 16  # over all processes
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs with these flags (default: the command line's); what fails ends in one sentence."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--folder", type=path_argument, required=True, help="with the manifests")
-    parser.add_argument("--steps", type=int, default=1000, help="default: %(default)s")
+    parser.add_argument("--steps", type=count_argument, default=1000, help="default: %(default)s")
     parser.add_argument("--train_flags", default="", help="further flags for train_taco.sh")
     args = parser.parse_args(argv)
     try:

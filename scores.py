@@ -45,6 +45,14 @@ def alignment_scores(
     }
 
 
+def free_running_limit(n_frames: int, max_decoder_steps: int) -> int:
+    """Frames after which free running is cut, for recordings of at most n_frames.
+
+    What speaks for more than twice as long has no right end, and need not be waited for.
+    """
+    return min(max_decoder_steps, 2 * n_frames + 100)
+
+
 def free_running_scores(output: InferenceOutput, token_lengths: Tensor) -> dict[str, Tensor]:
     """`alignment_scores` of free running, per item, with `stopped` and one `score`.
 

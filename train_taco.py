@@ -71,13 +71,14 @@ def drop_frames(mels: Tensor, mel_lengths: Tensor, rate: float) -> Tensor:
     """Teacher frames (B, T_mel, num_mels), a share of them replaced by the mean of the batch's.
 
     What the previous frame does not tell, the decoder has to take from the text, so that it
-    learns to attend sooner (Liu et al. 2019, arXiv 1909.01145, section 3.1).
+    learns to attend sooner (Liu et al. 2019, arXiv 1909.01145).
     """
     if rate == 0:
         return mels
-    mel_lengths = mel_lengths.to(mels.device, non_blocking=True)
-    padding_mask = build_padding_mask(mel_lengths, mels.shape[1])[:, :, None]  # (B, T_mel, 1)
-    mean = mels.masked_fill(padding_mask, 0.0).sum(dim=(0, 1)) / mel_lengths.sum()  # (num_mels,)
+    padding_mask = build_padding_mask(mel_lengths, mels.shape[1], mels.device)  # (B, T_mel)
+    mean = (
+        mels.masked_fill(padding_mask[:, :, None], 0.0).sum(dim=(0, 1)) / mel_lengths.sum()
+    )  # (num_mels,)
     dropped = torch.rand(mels.shape[:2], device=mels.device) < rate  # (B, T_mel)
     return torch.where(dropped[:, :, None], mean, mels)
 

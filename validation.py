@@ -15,7 +15,12 @@ from files import DataError
 from model import tacotron2_loss
 from processes import Interrupt, raise_together, read_groups, stop_together, stop_within
 from reporting import draw_sample
-from scores import ALIGNMENT_SCORES, alignment_scores, free_running_scores
+from scores import (
+    ALIGNMENT_SCORES,
+    alignment_scores,
+    free_running_limit,
+    free_running_scores,
+)
 
 LOSSES = ("loss", "mel_before_loss", "mel_after_loss", "stop_loss", "guided_attention_loss")
 
@@ -88,7 +93,7 @@ def speak_freely(
     if mine:
         batch = TTSCollator(val_set.audio_config, val_set.tokenizer)(clips)
         unwrapped = accelerator.unwrap_model(model).eval()
-        limit = min(config.max_decoder_steps, 2 * batch.mels.shape[1] + 100)
+        limit = free_running_limit(batch.mels.shape[1], config.max_decoder_steps)
         tokens = batch.tokens.to(accelerator.device)
         with stop_within(interrupt, unwrapped):
             scores = free_running_scores(

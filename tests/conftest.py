@@ -87,22 +87,24 @@ def tiny_corpus(tmp_path_factory) -> TinyCorpus:
     return make_tiny_corpus(tmp_path_factory.mktemp("tiny_corpus"))
 
 
+def find_recordings(variable: str) -> Path:
+    """The folder that an environment variable names; without it, the test is skipped."""
+    folder = os.environ.get(variable)
+    if not folder:
+        pytest.skip(f"{variable} is unset; it names a folder with metadata.csv and wavs/")
+    return Path(folder)
+
+
 @pytest.fixture(scope="session")
 def ljspeech_dir() -> Path:
     """A folder of real clips, with metadata.csv and wavs/."""
-    folder = os.environ.get("LJSPEECH_DIR")
-    if not folder:
-        pytest.skip("LJSPEECH_DIR is unset; it names a folder with metadata.csv and wavs/")
-    return Path(folder)
+    return find_recordings("LJSPEECH_DIR")
 
 
 @pytest.fixture(scope="session")
 def real_voice_dir() -> Path:
     """402 recordings of Allison Smith for Asterisk, 16 kHz, with metadata.csv and wavs/."""
-    folder = os.environ.get("REAL_VOICE_DIR")
-    if not folder:
-        pytest.skip("REAL_VOICE_DIR is unset; it names a folder with metadata.csv and wavs/")
-    return Path(folder)
+    return find_recordings("REAL_VOICE_DIR")
 
 
 @pytest.fixture(scope="session")

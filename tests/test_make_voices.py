@@ -1,7 +1,6 @@
 """`make rehearsal` and `make my_voice`, whole, at a tiny size: what a user gets, and going on."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import soundfile
 from PIL import Image
 
 from kill_and_resume import TINY_MODEL
+from rehearsal import processes
 from test_train_taco import REPO
 
 BIN = Path(sys.executable).parent
@@ -67,7 +67,7 @@ def test_a_rehearsal_is_the_reference_run_but_for_what_the_machine_decides(rehea
                  "stop_positive_weight", "short_first_epochs"):  # fmt: skip
         shown = script.split(f"    --{name} ")[1].split()[0]
         assert float(shown) == flags[name], name
-    assert flags["batch_size"] == 16 // min(2, os.cpu_count() or 1) or flags["batch_size"] <= 16
+    assert flags["batch_size"] * processes()[0] == 16
 
 
 def test_a_voice_from_recordings(rehearsal, tmp_path):
