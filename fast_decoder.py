@@ -321,7 +321,7 @@ class KnownDropout(TorchFunctionMode):
         """x (..., C) times 1 - p to 1 + p; the arguments of F.dropout."""
         if not training:
             return x
-        return x * (1 + p * torch.cos(torch.arange(x.shape[-1])))
+        return x * (1 + p * torch.cos(torch.arange(x.shape[-1], device=x.device)))
 
 
 def trial_results(decoder: Decoder) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+TEXT_STEP = 32  # a GPU has recordings for each length of text: padded to multiples, they are few
 MAX_GPU_KERNEL_SIZE = 31  # of the location convolution: a GPU's shared memory ends there
 GPU_TOLERANCE = {torch.float32: 0.01, torch.float16: 0.02, torch.bfloat16: 0.1}  # of the norm
 CUDNN_WITH_BFLOAT16 = 91300  # cuDNN 9.13: the first whose LSTMs take bfloat16
@@ -486,11 +487,15 @@ def attention_loop(
     weight_ih, weight_hh, bias_ih, bias_hh = attention_rnn.parameters()
     weights = (weight_ih, weight_hh, bias_ih + bias_hh)
     weight_query, weight_location = attention.query_layer.weight, fold_location(attention)
-    on_gpu = gpu_attention_works(weight_location, device, dtype)
+    on_gpu, n_text = gpu_attention_works(weight_location, device, dtype), keys.shape[1]
+    if on_gpu:
+        n_more = -n_text % TEXT_STEP
+        encoder_outputs, keys = (F.pad(x, (0, 0, 0, n_more)) for x in (encoder_outputs, keys))
+        padding_mask = F.pad(padding_mask, (0, n_more), value=True)
     doubled = double(keys, weight_query, weight_location, attention.v.weight.squeeze(0))
     with torch.autocast(device.type, enabled=False):
         doubled_keys, *doubled = (x.to(dtype) for x in doubled)
-        return AttentionLoop.apply(
+        queries, contexts, alignments = AttentionLoop.apply(
             on_gpu,
             prenet_outputs.to(dtype),
             encoder_outputs.to(dtype),
@@ -500,6 +505,7 @@ def attention_loop(
             *(weight.to(dtype) for weight in weights),
             *doubled,
         )
+    return queries, contexts, alignments[..., :n_text]
 
 
 # Trying out fast_gpu.py on the GPU at hand

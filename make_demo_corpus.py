@@ -52,7 +52,7 @@ SILENCE_LEVEL = 32  # of 32768: -60 dB of full scale; espeak-ng's pauses are exa
 # espeak_Terminate, so what a process has spoken before changes the samples. Every block of this
 # many sentences therefore gets a fresh process; the corpus is the same whatever runs beside it.
 BLOCK_SIZE = 250
-N_PROCESSES = 2
+N_PROCESSES = os.cpu_count() or 1
 
 # espeak-ng's dictionary speaks pairs such as "of the" as one word, with one event for both.
 # A zero-width space after each space keeps the pairs apart and is not heard.

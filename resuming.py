@@ -67,6 +67,17 @@ class TrainerState(NamedTuple):
     order_recut: bool = False  # whether what was left of the order has been cut anew
 
 
+def take_apart(models: list, weights: list[dict], folder: str) -> None:
+    """Gives each weight its own memory before accelerate saves them; a hook of save_state.
+
+    On a GPU cuDNN lays an LSTM's weights side by side in one memory, and of tensors that share
+    their memory accelerate saves the first only.
+    """
+    for state in weights:
+        for name, tensor in state.items():
+            state[name] = tensor.to("cpu", copy=True)
+
+
 def save_checkpoint(
     accelerator: Accelerator,
     path: Path,
@@ -91,7 +102,9 @@ def save_checkpoint(
     def write_files() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        hook = accelerator.register_save_state_pre_hook(take_apart)
         accelerator.save_state(str(temporary), safe_serialization=True)
+        hook.remove()
         for index, states in enumerate(random_states, start=1):
             torch.save(states, temporary / f"random_states_{index}.pkl")
         write_config(temporary, model_config, audio_config, tokenizer)

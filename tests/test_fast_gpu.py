@@ -5,14 +5,16 @@ GPU, makes machine code for two of them; and a CUDA graph's rules, fixed address
 at replay, are played by a recorder of PyTorch's operations. The last tests need a real GPU.
 """
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import warnings
+import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -261,6 +263,69 @@ def test_recorded_steps_are_what_speaks(fake_graphs, monkeypatch):
     assert (speak(model, 13, 1.0).mels - single).abs().max() > 1e-3
 
 
+def test_a_recording_keeps_what_it_reads(fake_graphs):
+    """A graph has only addresses: memory given back would be used for something else."""
+    weight = torch.ones(3)
+    kept = weakref.ref(weight)
+    run = partial(lambda weight, carry: ((carry[0] * weight,), carry), weight)
+    replay = fast_gpu.capture(run, (torch.ones(3),))
+    fake_graphs[0].operations.clear()  # the real one keeps no tensor
+    del weight, run
+    gc.collect()
+    assert kept() is not None
+    del replay
+    gc.collect()
+    assert kept() is None
+
+
+def add_up(fixed, state, reads, writes, backwards: bool) -> None:
+    """A toy of the loops: state_t = (state + read_t) * fixed; in place where reads are writes."""
+    assert reads[1] is None
+    total = state[0]
+    order = range(len(writes[0]))
+    for t in reversed(order) if backwards else order:
+        total = (total + reads[0][t]) * fixed[0]
+        reads[0][t].sub_(total)
+        writes[1][t].copy_(total)
+    state[0].copy_(total)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("n_frames", [3, 4, 5, 8, 11])
+def test_frames_in_recorded_parts_are_those_run_one_by_one(
+    fake_graphs, monkeypatch, n_frames, backwards
+):
+    """Also at the second call, which copies into the recording of the first."""
+    monkeypatch.setattr(fast_gpu, "FRAMES_AT_ONCE", 4)
+    monkeypatch.setattr(fast_gpu, "_GRAPHS", {})
+    run = partial(add_up, backwards=backwards)
+    generator = torch.Generator().manual_seed(n_frames)
+    for call in (1, 2):
+        weight, start = torch.rand(2, generator=generator), torch.rand(2, generator=generator)
+        results = []
+        for devices in ((), ("cpu",)):
+            monkeypatch.setattr(fast_gpu, "GRAPH_DEVICES", devices)
+            rows = torch.arange(2.0 * n_frames).view(n_frames, 2) * call
+            totals, state = torch.zeros(n_frames, 2), start.clone()
+            fast_gpu.run_frames(run, [weight], [state], [rows, None], [rows, totals], backwards)
+            results.append([rows, totals, state])
+        for ours, expected in zip(*results, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+    assert len(fake_graphs) == (n_frames >= 4)
+
+
+def test_only_the_last_recordings_are_kept(fake_graphs, monkeypatch):
+    monkeypatch.setattr(fast_gpu, "FRAMES_AT_ONCE", 2)
+    monkeypatch.setattr(fast_gpu, "GRAPH_DEVICES", ("cpu",))
+    monkeypatch.setattr(fast_gpu, "MAX_GRAPHS", 2)
+    monkeypatch.setattr(fast_gpu, "_GRAPHS", {})
+    run = partial(add_up, backwards=False)
+    for width in (1, 2, 1, 3, 1, 2):  # 3 takes the place of 2, not of 1, which was used since
+        x = torch.ones(2, width)
+        fast_gpu.run_frames(run, [x[0]], [x[0].clone()], [x, None], [x.clone(), x.clone()])
+    assert len(fake_graphs) == 4 and len(fast_gpu._GRAPHS) == 2
+
+
 def test_without_graphs_free_running_goes_on(fake_graphs, monkeypatch):
     """PyTorch 2.11 leaves generator, allocator and stream in the middle of a failed recording."""
     streams, pools = [], []
@@ -280,53 +345,6 @@ def test_without_graphs_free_running_goes_on(fake_graphs, monkeypatch):
     torch.testing.assert_close(output.mels, expected.mels, rtol=0, atol=1e-6)
     with warnings.catch_warnings(action="error"):  # nothing is recorded any more
         speak(chatty_model(), 13, 1.0)
-
-
-class FakeKernel:
-    """A Triton kernel that notes how it is launched; compiled anew where `chosen` differs."""
-
-    arg_names = ("place", "A", "n", "B")
-
-    def __init__(self):
-        self.launches: list[tuple] = []
-        self.compiled: dict = {}
-
-    def __getitem__(self, grid):
-        def launch(place: int, n: int, *, B: int, A: int, num_warps: int):
-            self.launches.append(("looked up", place, A, n, B))
-            aligned = place % 16 == 0
-            if aligned not in self.compiled:
-                self.compiled[aligned] = SimpleNamespace(
-                    run=lambda *args: self.launches.append((aligned, *args)),
-                    function="function",
-                    packed_metadata="metadata",
-                )
-            return self.compiled[aligned]
-
-        return launch
-
-
-@pytest.mark.parametrize("start, step, n_looked_up", [(0, 32, 2), (8, 16, 2), (0, 8, 5), (8, 8, 5)])
-def test_a_kernel_of_every_frame_is_looked_up_until_two_agree(
-    monkeypatch, start, step, n_looked_up
-):
-    """A kernel compiled for multiples of 16 never gets another address."""
-    stream = SimpleNamespace(cuda_stream=7)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    fake = FakeKernel()
-    constants = {"num_warps": 8, "B": 2, "A": 1}
-    launch = fast_gpu.frame_launch(fake, (5, 6, 1), constants)
-    places = range(start, start + 5 * step, step)
-    for place in places:
-        launch(place, 3)
-    aligned = start % 16 == 0
-    for i, (place, launched) in enumerate(zip(places, fake.launches, strict=True)):
-        if i < n_looked_up:
-            assert launched == ("looked up", place, 1, 3, 2)
-        else:
-            hooks = (None, None, None)
-            values = (place, 3, 1, 2)
-            assert launched == (aligned, 5, 6, 1, 7, "function", "metadata", *hooks, *values)
 
 
 class Waits(TorchDispatchMode):
@@ -404,6 +422,31 @@ def test_gpu_loop_equals_the_plain_one():
     ours, plain = (AttentionLoop.apply(on_gpu, *arguments) for on_gpu in (True, False))
     for x, y in zip(ours, plain, strict=True):
         assert (x - y).abs().max() < 1e-4
+
+
+@needs_gpu
+@pytest.mark.parametrize("n_text", [7, 40])
+def test_gpu_trains_in_recorded_parts_as_frame_by_frame(monkeypatch, n_text):
+    """Two steps on batches of other numbers: outputs and gradients."""
+    model = speed_up(Tacotron2(SMALL)).cuda().train()
+    results = []
+    for frames_at_once in (16, 10**6):
+        monkeypatch.setattr(fast_gpu, "FRAMES_AT_ONCE", frames_at_once)
+        monkeypatch.setattr(fast_gpu, "_GRAPHS", {})
+        torch.manual_seed(0)
+        found = []
+        for _ in range(2):
+            tokens = torch.randint(1, SMALL.vocab_size, (3, n_text), device="cuda")
+            mels = torch.randn(3, 53, SMALL.num_mels, device="cuda")
+            lengths = torch.tensor([n_text, 5, 6]), torch.tensor([53, 20, 50])
+            with warnings.catch_warnings(action="error"), test_fast_decoder.KnownDropout():
+                output = model(tokens, lengths[0], mels, lengths[1])
+            total = sum(part.square().mean() for part in output)
+            found += [*output, *torch.autograd.grad(total, [*model.parameters()])]
+        assert len(fast_gpu._GRAPHS) == (2 if frames_at_once == 16 else 0)
+        results.append(found)
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
 
 
 @needs_gpu

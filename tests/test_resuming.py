@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 import train_taco
 from config import parse_args
@@ -119,6 +120,22 @@ def test_optimizer_flags_that_are_said_to_have_changed_have(begin, capsys):
     torch.testing.assert_close(
         weight[silent], old - 5e-4 * mean / (square.sqrt() + 1e-3), atol=1e-6, rtol=0
     )
+
+
+def test_weights_that_share_one_memory_are_all_in_the_checkpoint(begin):
+    """As cuDNN lays out those of an LSTM on a GPU."""
+    run, state, _ = begin()
+    for lstm in (run.model.encoder.lstm, run.model.decoder.decoder_rnn):
+        weights = [*lstm.parameters()]
+        memory = torch.cat([weight.detach().flatten() for weight in weights])
+        for weight, part in zip(weights, memory.split([w.numel() for w in weights]), strict=True):
+            weight.data = part.view_as(weight)
+    path = run.folder / stop_in_epoch(run, state, 2)
+    expected = run.model.state_dict()
+    saved = load_file(path / "model.safetensors")
+    assert saved.keys() == expected.keys()
+    for name, weight in saved.items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=0, msg=name)
 
 
 @pytest.mark.parametrize(
