@@ -91,7 +91,7 @@ bench: $(BIN)/installed
 GPU_FLAGS := --output_dir benchmarks/results/gpu --device cuda
 
 bench_gpu: $(BIN)/installed
-	$(BIN)/python benchmarks/throughput.py $(GPU_FLAGS)
+	$(BIN)/python benchmarks/throughput.py --steps 34 --repeats 2 $(GPU_FLAGS)
 	$(BIN)/python benchmarks/train_step.py --batch_size 128 --n_text 100 --n_mel 600 \
 		--dtype bfloat16 --repeats 10 --sweep 300x128 900x128 600x32 $(GPU_FLAGS)
 	$(BIN)/python benchmarks/inference.py --batch_size 1 16 --n_steps 400 --repeats 9 $(GPU_FLAGS)
