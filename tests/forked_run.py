@@ -51,9 +51,9 @@ def run_here(
     os.environ.clear()
     os.environ.update(environment)
     for number, name in ((1, "stdout"), (2, "stderr")):
-        file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, number)
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1) for number in (1, 2))
+        file = open(folder / name, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        os.dup2(file.fileno(), number)
+        setattr(sys, name, file)
     torch.set_num_threads(1)
     if not pictures:
         draw_nothing()
