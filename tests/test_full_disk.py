@@ -13,8 +13,9 @@ from accelerate import Accelerator
 import train_taco
 from config import parse_args
 from files import DataError
+from forked_run import train
 from kill_and_resume import differences
-from test_train_taco import REPO, launch, run_flags
+from test_train_taco import REPO, run_flags
 
 
 @pytest.fixture
@@ -93,13 +94,13 @@ def test_training_ends_with_one_sentence(tiny_corpus, tmp_path):
 def test_a_picture_or_film_that_cannot_be_written_is_said_and_training_goes_on(
     tiny_corpus, tmp_path
 ):
-    launch(run_flags(tiny_corpus, tmp_path / "free"))
+    train(run_flags(tiny_corpus, tmp_path / "free"))
     flags = run_flags(tiny_corpus, tmp_path)
     samples = tmp_path / "samples"
     in_the_way = [samples / name for name in ("epoch_1_free_running.wav", "alignment.gif")]
     for path in in_the_way:
         path.mkdir(parents=True)
-    done = launch(flags)
+    done = train(flags, pictures=True)
     message = [line for line in done.stderr.split("\n") if line.startswith("train_taco.py: ")]
     assert len(message) == 2 and "Traceback" not in done.stderr
     assert "of epoch 1 cannot be written" in message[0] and in_the_way[0].name in message[0]

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 import train_taco
 from config import parse_args
 from files import DataError
+from forked_run import train
 from kill_and_resume import differences
 from test_nonfinite import StopAfter
-from test_train_taco import launch, run_flags
+from test_train_taco import run_flags
 
 N_CLIPS = 9  # of the tiny corpus: 5 steps an epoch at its batch size of 2
 NEW_KEYS = ("epoch_clips", "order_batch_size", "order_checksum", "order_recut")
@@ -168,7 +169,7 @@ def test_more_processes_go_on_in_the_middle_of_an_epoch(begin, tiny_corpus, tmp_
     before = draws_of(0)
     flags = ["--training_epochs", 2, "--resume_from_checkpoint", name, "--validation_epochs", 2]
     flags += ["--checkpoint_minutes", 1e-7]  # writes it once more, before the first step
-    done = launch(run_flags(tiny_corpus, tmp_path, *flags), processes=2)
+    done = train(run_flags(tiny_corpus, tmp_path, *flags), processes=2)
     assert "the 5 clips that are left of the epoch are in batches of 4" in done.stdout
     assert "1 of 2 processes had none there" in done.stdout
     state = json.loads((run.folder / "final_checkpoint" / "trainer_state.json").read_text())

@@ -8,7 +8,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from accelerate import Accelerator
 
 import train_taco
 from files import DataError
+from forked_run import ForkedRun, hold, train
 from processes import hold_folder, lock_folder
 from resuming import (
     clear_remains,
@@ -27,8 +30,7 @@ from resuming import (
     read_state,
     remove_checkpoint,
 )
-from test_interruption import start_held
-from test_train_taco import REPO, assert_same_checkpoint, launch, launcher_words, run_flags
+from test_train_taco import assert_same_checkpoint, run_flags
 from world import snapshot
 
 STATE_FILE = "trainer_state.json"
@@ -235,12 +237,13 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tiny_corpus, tmp_path):
     """It touches nothing; after a kill it need not wait for the loader processes left behind."""
     flags = run_flags(tiny_corpus, tmp_path, "--training_epochs", 1)
     folder = tmp_path / "work" / "tiny"
-    first = start_held([*flags, "--num_workers", "2"], step=0)
+    first = ForkedRun([*flags, "--num_workers", 2], before=partial(hold, 0))
     try:
+        first.wait_for_line("held")
         (folder / ".writing_checkpoint_1").mkdir()  # as while it writes a checkpoint
         before = snapshot(folder)
         for more in ([], ["--overwrite"], ["--resume_from_checkpoint", "latest_or_new"]):
-            second = launch([*flags, *more], check=False)
+            second = train([*flags, *more], check=False)
             assert second.returncode == 1 and second.stderr.count("\n") == 1, second.stderr
             assert f"process {first.pid} on " in second.stderr and str(folder) in second.stderr
             assert snapshot(folder) == before
@@ -248,9 +251,8 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tiny_corpus, tmp_path):
         assert len(children) == 2
     finally:
         first.kill()
-        first.wait()
     assert all(Path(f"/proc/{child}").exists() for child in children), "they outlive it"
-    done = launch([*flags, "--resume_from_checkpoint", "latest_or_new"])
+    done = train([*flags, "--resume_from_checkpoint", "latest_or_new"])
     assert "checkpoint: " in done.stdout
     assert names_in(folder) == ["best_checkpoint", "checkpoint_1", "final_checkpoint"]
 
@@ -265,19 +267,14 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys)
     assert "No locks available" in said and str(tmp_path) in said and said.count("\n") == 1
 
 
-OWN_FOLDERS = f"""
-import os, sys
-sys.path.insert(0, {str(REPO)!r})
-import train_taco
-os.chdir("machine_" + os.environ["RANK"])
-train_taco.main(sys.argv[1:])
-"""
+def use_own_folder(folder):
+    """For a ForkedRun: each process sees a folder of its own as the current one."""
+    os.chdir(folder / f"machine_{os.environ['RANK']}")
+    tempfile.tempdir = str(folder / "temporary")
 
 
 def test_machines_without_a_shared_disk_resume_exactly(tiny_corpus, tmp_path):
     """Two processes that see other folders under one name; the main process's counts."""
-    script = tmp_path / "own_folders.py"
-    script.write_text(OWN_FOLDERS)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
 
@@ -286,14 +283,7 @@ def test_machines_without_a_shared_disk_resume_exactly(tiny_corpus, tmp_path):
 
     def run(*more):
         flags = run_flags(tiny_corpus, Path(), "--checkpoint_minutes", "1e-7")
-        done = subprocess.run(
-            [sys.executable, *launcher_words(2), str(script), *flags, *more],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary),
-                 "ACCELERATE_USE_CPU": "true"},
-            cwd=tmp_path, capture_output=True, text=True, timeout=180,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
+        return train([*flags, *more], 2, before=partial(use_own_folder, tmp_path)).stdout
 
     run()
     folder = tmp_path / "machine_0" / "work" / "tiny"

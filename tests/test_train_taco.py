@@ -15,12 +15,15 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
+import prep_splits
+import synthesize
 import train_taco
 import validation
 from checkpoints import load_checkpoint
 from config import parse_args
 from dataset import TTSCollator, TTSDataset
 from files import DataError
+from forked_run import train
 from kill_and_resume import TINY_MODEL, differences
 from model import Tacotron2, Tacotron2Config, tacotron2_loss
 from reporting import alignment_is_due, make_film, missing_alignment
@@ -206,11 +209,11 @@ def test_pictures_sounds_and_film_of_a_run(straight_run):
 
 
 def test_resuming_at_an_epochs_end_is_exact(straight_run, tiny_corpus, tmp_path):
-    launch(run_flags(tiny_corpus, tmp_path))
+    train(run_flags(tiny_corpus, tmp_path))
     checkpoints = tmp_path / "work" / "tiny"
     for name in ("checkpoint_2", "best_checkpoint", "final_checkpoint"):
         shutil.rmtree(checkpoints / name)
-    done = launch(
+    done = train(
         run_flags(tiny_corpus, tmp_path, "--resume_from_checkpoint", "latest", "--num_workers", 1)
     )
     assert "resumed from" in done.stdout and "epoch 1, step 5" in done.stdout
@@ -221,7 +224,7 @@ def test_resuming_at_an_epochs_end_is_exact(straight_run, tiny_corpus, tmp_path)
 def test_a_taken_folder_is_refused_and_can_be_overwritten(straight_run, tiny_corpus):
     folder, _ = straight_run
     before = list_checkpoints(folder / "work" / "tiny")
-    done = launch(run_flags(tiny_corpus, folder), check=False)
+    done = train(run_flags(tiny_corpus, folder), check=False)
     assert done.returncode != 0 and "--overwrite" in done.stderr
     assert list_checkpoints(folder / "work" / "tiny") == before
 
@@ -430,30 +433,34 @@ def test_a_missing_alignment_is_looked_for_once(tiny_corpus, tmp_path, monkeypat
     assert finish(state, 320, stuck)[1] == ""
 
 
-def test_training_on_real_clips(ljspeech_dir, tmp_path):
+def test_training_on_real_clips(ljspeech_dir, tmp_path, capsys):
     """The default model on real speech: prep_splits, training, checkpoint, synthesis."""
-    python = [sys.executable]
-    subprocess.run(
-        [*python, "prep_splits.py", "--path_to_ljspech", ljspeech_dir, "--path_to_save", tmp_path,
-         "--test_split_pct", "0.2"],
-        cwd=REPO, check=True,
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "wavs").symlink_to(ljspeech_dir / "wavs")
+    lines = (ljspeech_dir / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    shortest = sorted(lines, key=len)[:6]
+    (corpus / "metadata.csv").write_text("\n".join(shortest), encoding="utf-8")
+    prep_splits.main(
+        ["--path_to_ljspech", str(corpus), "--path_to_save", str(tmp_path),
+         "--test_split_pct", "0.2"]
     )  # fmt: skip
-    launch(
-        ["--working_directory", str(tmp_path), "--save_audio_gen", str(tmp_path / "samples"),
-         "--path_to_train_manifest", str(tmp_path / "train_metadata.csv"),
-         "--path_to_val_manifest", str(tmp_path / "test_metadata.csv"),
-         "--training_epochs", "2", "--batch_size", "4", "--num_workers", "0",
-         "--checkpoint_epochs", "5", "--max_decoder_steps", "60", "--free_running_clips", "2"]
+    train(
+        ["--working_directory", tmp_path, "--save_audio_gen", tmp_path / "samples",
+         "--path_to_train_manifest", tmp_path / "train_metadata.csv",
+         "--path_to_val_manifest", tmp_path / "test_metadata.csv",
+         "--training_epochs", 2, "--batch_size", 2, "--num_workers", 0,
+         "--checkpoint_epochs", 5, "--max_decoder_steps", 60, "--free_running_clips", 2],
+        pictures=True,
     )  # fmt: skip
     final = tmp_path / "tacotron2" / "final_checkpoint"
     history = json.loads((final / "trainer_state.json").read_text())["history"]
     losses = [row["train_loss"] for row in history]
     assert np.isfinite(losses).all() and losses[1] < 0.8 * losses[0]
-    done = subprocess.run(
-        [*python, "synthesize.py", "--checkpoint", final, "--text", "Printing, in 1465.",
-         "--output_dir", tmp_path / "spoken", "--max_decoder_steps", "80"],
-        cwd=REPO, capture_output=True, text=True, check=True,
+    synthesize.main(
+        ["--checkpoint", str(final), "--text", "Printing, in 1465.",
+         "--output_dir", str(tmp_path / "spoken"), "--max_decoder_steps", "80"]
     )  # fmt: skip
-    assert "001.wav" in done.stdout
+    assert "001.wav" in capsys.readouterr().out
     mel = np.load(tmp_path / "spoken" / "001.npy")
     assert mel.shape[0] == 80 and mel.dtype == np.float32

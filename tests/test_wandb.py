@@ -9,6 +9,7 @@ import soundfile
 from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
+from forked_run import train
 from test_train_taco import launch, run_flags
 
 BLOCK, HEADER = 32768, struct.Struct("<IHB")  # of the LevelDB log that a .wandb file is
@@ -83,13 +84,13 @@ def test_an_offline_run_holds_flags_scalars_pictures_and_sound(offline_run):
 
 def test_without_the_flag_wandb_is_not_imported(tiny_corpus, tmp_path, monkeypatch):
     (tmp_path / "wandb.py").write_text("raise RuntimeError('wandb was imported')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    launch(run_flags(tiny_corpus, tmp_path, "--training_epochs", 1))
+    monkeypatch.syspath_prepend(tmp_path)
+    train(run_flags(tiny_corpus, tmp_path, "--training_epochs", 1), pictures=True)
 
 
 def test_training_goes_on_without_wandb(tiny_corpus, tmp_path, monkeypatch):
     (tmp_path / "wandb.py").write_text("raise RuntimeError('no wandb today')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    done = launch(run_flags(tiny_corpus, tmp_path, "--training_epochs", 1, "--log_wandb"))
+    monkeypatch.syspath_prepend(tmp_path)
+    done = train(run_flags(tiny_corpus, tmp_path, "--training_epochs", 1, "--log_wandb"))
     assert "going on without wandb (no wandb today)" in done.stderr
     assert "epoch 1 done" in done.stdout
