@@ -68,6 +68,15 @@ class Run(NamedTuple):
         return self.config.folder
 
     @property
+    def flags(self) -> dict[str, Any]:
+        """The flags of the run, with those of the launcher that change what comes out."""
+        launcher = {
+            "mixed_precision": self.accelerator.mixed_precision,
+            "num_processes": self.accelerator.num_processes,
+        }
+        return {**asdict(self.config), **launcher}
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps, the last one perhaps of fewer clips."""
         clips = self.config.batch_size * self.accelerator.num_processes
@@ -251,7 +260,7 @@ def resume(run: Run, path: Path) -> TrainerState:
         DataError: when the checkpoint cannot be used, or not with these flags.
     """
     config, accelerator = run.config, run.accelerator
-    changed = list_changed_flags(path, asdict(config))
+    changed = list_changed_flags(path, run.flags)
     state, saved_flags = read_state(path)
     if len(state.epoch_losses) != len(LOSSES):
         raise DataError(f"{path}: trainer_state.json: epoch_losses are not {len(LOSSES)}")
@@ -314,8 +323,7 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
             folder.mkdir(parents=True, exist_ok=True)
             Path(config.save_audio_gen).mkdir(parents=True, exist_ok=True)
     if config.log_wandb and accelerator.is_main_process:
-        parts = (config, run.audio_config, run.model_config)
-        flags = {name: value for part in parts for name, value in asdict(part).items()}
+        flags = {**run.flags, **asdict(run.audio_config), **asdict(run.model_config)}
         wandb_run = start_wandb(config.experiment_name, config.run_name, flags, state.wandb_run_id)
         run = run._replace(wandb=wandb_run)
         state = state._replace(wandb_run_id=run.wandb and run.wandb.id)

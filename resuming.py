@@ -71,7 +71,7 @@ def save_checkpoint(
     accelerator: Accelerator,
     path: Path,
     state: TrainerState,
-    train_config: dict,
+    flags: dict[str, Any],
     audio_config: AudioConfig,
     model_config: Tacotron2Config,
     tokenizer: Tokenizer,
@@ -96,7 +96,7 @@ def save_checkpoint(
             torch.save(states, temporary / f"random_states_{index}.pkl")
         write_config(temporary, model_config, audio_config, tokenizer)
         written_at = {"written_at": next_written_at(path.parent)}
-        content = {**state._asdict(), **written_at, "train_config": train_config}
+        content = {**state._asdict(), **written_at, "train_config": flags}
         (temporary / STATE_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
         for file in [*temporary.iterdir(), temporary]:  # on the disk before its name says so
             flush_to_disk(file)
@@ -313,8 +313,10 @@ def read_flags(path: Path, given: Collection[str]) -> dict[str, Any]:
     return flags
 
 
-def list_changed_flags(path: Path, train_config: dict) -> list[str]:
+def list_changed_flags(path: Path, flags: dict[str, Any]) -> list[str]:
     """Flags of the run that a checkpoint was written with otherwise, a phrase for each.
+
+    Those of accelerate's launcher are listed too: unlike the others, they are given anew each time.
 
     Raises:
         DataError: when one decides the order of an epoch that the checkpoint stands within.
@@ -322,7 +324,7 @@ def list_changed_flags(path: Path, train_config: dict) -> list[str]:
     state, saved = read_state(path)
     changed = {
         name: f"--{name} was {saved[name]} and is now {value}"
-        for name, value in train_config.items()
+        for name, value in flags.items()
         if name in saved and saved[name] != value and name not in NEW_RUN_FLAGS
     }
     refused = [changed[name] for name in ORDER_FLAGS if name in changed]

@@ -17,7 +17,6 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from itertools import islice
 from typing import NoReturn
 
@@ -329,7 +328,7 @@ def save(run: Run, state: TrainerState, name: str) -> None:
         DataError: on every process, when it cannot be written.
     """
     save_checkpoint(
-        run.accelerator, run.folder / name, state, asdict(run.config),
+        run.accelerator, run.folder / name, state, run.flags,
         run.audio_config, run.model_config, run.tokenizer,
     )  # fmt: skip
     if run.config.keep_checkpoints and run.accelerator.is_main_process:

@@ -121,6 +121,32 @@ def test_optimizer_flags_that_are_said_to_have_changed_have(begin, capsys):
     )
 
 
+def test_another_precision_decoder_or_number_of_processes_is_listed(begin, capsys):
+    """The launcher's two are given anew each time; older checkpoints do not say them."""
+    run, state, _ = begin("--no-fast_decoder")
+    name = stop_in_epoch(run, state, 1)
+    file = run.folder / name / "trainer_state.json"
+    content = json.loads(file.read_text())
+    flags = content["train_config"]
+    assert (flags.pop("mixed_precision"), flags.pop("num_processes")) == ("no", 1)
+    for launched, listed in (
+        ({}, []),
+        ({"mixed_precision": "no", "num_processes": 1}, []),
+        (
+            {"mixed_precision": "bf16", "num_processes": 2},
+            ["--mixed_precision was bf16 and is now no", "--num_processes was 2 and is now 1"],
+        ),
+    ):
+        file.write_text(json.dumps({**content, "train_config": flags | launched}))
+        for given, decoder in ((["--fast_decoder"], ["--fast_decoder was False and is now True"]),
+                               ([], [])):  # fmt: skip
+            capsys.readouterr()
+            run, _, _ = begin(*given, "--resume_from_checkpoint", name)
+            said = capsys.readouterr().out.splitlines()[1:]
+            assert [line.strip() for line in said] == decoder + listed
+            assert run.config.fast_decoder == bool(given)
+
+
 @pytest.mark.parametrize(
     "flags", [["--batch_size", 3], ["--batch_size", 1], ["--gradient_accumulation_steps", 2]]
 )
