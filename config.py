@@ -30,8 +30,12 @@ class TrainConfig:
     save_audio_gen: Annotated[str, "folder for the pictures and wavs of each validation"]
     path_to_train_manifest: Annotated[str, "train_metadata.csv of prep_splits.py"]
     path_to_val_manifest: Annotated[str, "test_metadata.csv of prep_splits.py"]
-    experiment_name: Annotated[str, "folder in working_directory; wandb project"] = "tacotron2"
-    run_name: Annotated[str, "name of the wandb run"] = "tacotron2_trainer"
+    experiment_name: Annotated[
+        str, "folder in working_directory; wandb project, unless WANDB_PROJECT names one"
+    ] = "tacotron2"
+    run_name: Annotated[str, "wandb's name of the run, unless WANDB_NAME gives one"] = (
+        "tacotron2_trainer"
+    )
     training_epochs: Annotated[int, "passes over the training manifest"] = 250
     batch_size: Annotated[int, "clips per device and step"] = 64
     gradient_accumulation_steps: Annotated[int, "batches added up to one optimizer step"] = 1

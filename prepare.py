@@ -23,7 +23,7 @@ from fast_decoder import speed_up
 from files import DataError, check_writable, file_errors, read_json
 from model import Tacotron2, Tacotron2Config
 from processes import Interrupt, on_main, refuse_sharding, seen_everywhere
-from reporting import start_wandb
+from reporting import choose_pictures_folder, claim_pictures_folder, start_wandb
 from resuming import (
     RANDOM_STATES_FILE,
     STATE_FILE,
@@ -61,6 +61,7 @@ class Run(NamedTuple):
     val_loader: DataLoader
     wandb: Any  # wandb's run on the main process with --log_wandb, else None
     interrupt: Interrupt | None = None  # None: nobody listens for signals
+    pictures: Path | None = None  # folder of pictures and sounds, once it is chosen
 
     @property
     def folder(self) -> Path:
@@ -299,17 +300,18 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
     config = configs.train
     folder = config.folder
 
-    def choose() -> Path | None:
+    def choose() -> tuple[Path | None, Path]:
         check_writable("--save_audio_gen", config.save_audio_gen)
         clear_remains(folder)
-        return choose_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
+        chosen = choose_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
+        return chosen, choose_pictures_folder(config, is_new=chosen is None)
 
-    chosen = on_main(accelerator, choose)
+    chosen, pictures = on_main(accelerator, choose)
     with seen_everywhere(accelerator, chosen, STATE_FILE) as resumed:
         if resumed:
             configs = take_flags(configs, resumed)
             config = configs.train
-        run = build_run(configs, accelerator, resumed)
+        run = build_run(configs, accelerator, resumed)._replace(pictures=pictures)
         set_seed(config.seed, device_specific=True)  # each process draws its own dropout
         state = TrainerState(0, 0, 0, epoch_losses=[0.0] * len(LOSSES), history=[])
         if resumed:
@@ -321,7 +323,7 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
                 remove_checkpoint(path)
         with file_errors():
             folder.mkdir(parents=True, exist_ok=True)
-            Path(config.save_audio_gen).mkdir(parents=True, exist_ok=True)
+            claim_pictures_folder(pictures, folder, is_new=resumed is None)
     if config.log_wandb and accelerator.is_main_process:
         flags = {**run.flags, **asdict(run.audio_config), **asdict(run.model_config)}
         wandb_run = start_wandb(config.experiment_name, config.run_name, flags, state.wandb_run_id)

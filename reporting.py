@@ -4,6 +4,7 @@ Files go to --save_audio_gen: epoch_N_teacher_forced.png, epoch_N_free_running.p
 epoch_N.npz (what the film is made from), and at the end alignment.gif and loss.png.
 """
 
+import os
 import sys
 import time
 from datetime import timedelta
@@ -19,11 +20,13 @@ from tqdm import tqdm
 
 from config import TrainConfig
 from dataset import AudioConfig, Utterance, mel_to_audio, write_wav
-from files import write_whole
+from files import DataError, write_whole
 from model import Tacotron2
 from plotting import alignment_film, loss_figure, save_figure, summary_figure
 from tokenizer import Tokenizer
 
+RUN_FILE = "run.txt"  # the path of the run's folder, from the folder of its pictures
+EPOCH_FILES = "epoch_[0-9]*"
 FILM_FRAMES = 40  # at most, in alignment.gif
 # Focus x coverage x monotonicity of teacher forcing. Measured on the demo corpus at batch 16: 0.09
 # untrained and at a hopeless learning rate; with guided attention 0.4 by step 50 and 0.5 after its
@@ -31,6 +34,52 @@ FILM_FRAMES = 40  # at most, in alignment.gif
 # and above 0.3 from step 650 on, as it comes to visit most of them.
 ALIGNED = 0.25
 UNGUIDED_PATIENCE = 10  # in that measurement, guided attention aligned ten times sooner
+
+
+def choose_pictures_folder(config: TrainConfig, is_new: bool) -> Path:
+    """Where a run's pictures and sounds go, so that no run writes over those of another.
+
+    That is --save_audio_gen; where another run has its own there, the folder in it that is named
+    after the experiment. RUN_FILE in such a folder says whose it is. Older versions wrote none:
+    where there are pictures without it, they may be those of a run that goes on, not of a new one.
+
+    Raises:
+        DataError: when both are another run's.
+    """
+    folders = [Path(config.save_audio_gen), Path(config.save_audio_gen) / config.experiment_name]
+    owners = [read_owner(folder) for folder in folders]
+    if config.folder.resolve() in owners:
+        return folders[owners.index(config.folder.resolve())]
+    for folder, owner in zip(folders, owners, strict=True):
+        if owner is None and not (is_new and any(folder.glob(EPOCH_FILES))):
+            return folder
+    raise DataError(
+        f"--save_audio_gen {config.save_audio_gen}: this folder and {folders[1].name} in it hold "
+        "the pictures of other runs; give another one"
+    )
+
+
+def read_owner(folder: Path) -> Path | None:
+    """The folder of the run whose pictures are in this one; None where none has claimed it."""
+    try:
+        return (folder / os.fsdecode((folder / RUN_FILE).read_bytes())).resolve()
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def claim_pictures_folder(folder: Path, run_folder: Path, is_new: bool) -> None:
+    """Makes the folder a run's own. What an earlier run of the same name left there goes.
+
+    Raises:
+        OSError: when it cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_new and read_owner(folder):
+        for path in filter(Path.is_file, folder.glob(EPOCH_FILES)):
+            path.unlink()
+    # Relative, so that both may be moved together.
+    relative = os.path.relpath(run_folder.resolve(), folder.resolve())
+    (folder / RUN_FILE).write_bytes(os.fsencode(relative))
 
 
 class Meter:
@@ -255,12 +304,21 @@ all the same, but the model will not speak. What usually helps:
 
 
 def start_wandb(project: str, name: str, flags: dict[str, Any], resumed_id: str | None) -> Any:
-    """wandb's run, or None with a line on stderr where it cannot be had: training goes on."""
+    """wandb's run, or None with a line on stderr where it cannot be had: training goes on.
+
+    WANDB_PROJECT and WANDB_NAME win over `project` and `name`. wandb itself reads the others of
+    its environment, WANDB_ENTITY and WANDB_RUN_GROUP among them.
+    """
     try:
         import wandb
 
-        resume = "allow" if resumed_id else None
-        return wandb.init(project=project, name=name, config=flags, id=resumed_id, resume=resume)
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT") or project,
+            name=os.environ.get("WANDB_NAME") or name,
+            config=flags,
+            id=resumed_id,
+            resume="allow" if resumed_id else None,
+        )
     except Exception as error:
         print(f"train_taco.py: going on without wandb ({error})", file=sys.stderr)
         return None

@@ -250,7 +250,8 @@ def choose_checkpoint(folder: Path, resume_from: str | None, overwrite: bool) ->
     if find_checkpoint_folders(folder) and not overwrite:
         raise DataError(
             f"{folder} holds checkpoints already: --resume_from_checkpoint latest goes on with "
-            "them, --overwrite removes them"
+            "them, and another --experiment_name begins a run beside them; --overwrite would "
+            "remove them"
         )
     return None
 

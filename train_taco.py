@@ -294,8 +294,9 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
     scores, files = {}, {}
     if due:
         scores, files = judge_epoch(
-            run.accelerator, run.model, run.val_loader, run.config, epoch, run.interrupt
-        )
+            run.accelerator, run.model, run.val_loader, run.config, run.pictures, epoch,
+            run.interrupt,
+        )  # fmt: skip
     row = {"epoch": epoch, "step": state.step, **train_means, **scores}
     if run.config.skip_nonfinite or run.accelerator.scaler is not None:
         row["skipped_steps"] = state.epoch_skipped
@@ -365,11 +366,11 @@ def train(run: Run, state: TrainerState) -> None:
     if accelerator.is_main_process:
         try:
             text = run.tokenizer.decode(choose_sample(run.val_set).tokens)
-            make_film(config.save_audio_gen, state.history, text, run.audio_config.hop_seconds)
+            make_film(run.pictures, state.history, text, run.audio_config.hop_seconds)
         except (DataError, OSError) as error:
             print(f"train_taco.py: the film cannot be written: {error}", file=sys.stderr)
         print(f"checkpoint: {run.folder / 'final_checkpoint'}")
-        print(f"pictures and wavs: {config.save_audio_gen}")
+        print(f"pictures and wavs: {run.pictures}")
     if run.wandb:
         run.wandb.finish()
     end_group(accelerator)

@@ -4,6 +4,7 @@ Teacher forced over the whole validation set, free running over a few clips of i
 """
 
 import sys
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -108,9 +109,9 @@ def speak_freely(
 
 def judge_epoch(
     accelerator: Accelerator, model: torch.nn.Module, val_loader: DataLoader, config: TrainConfig,
-    epoch: int, interrupt: Interrupt | None = None,
+    pictures: Path, epoch: int, interrupt: Interrupt | None = None,
 ) -> tuple[dict[str, float], dict[str, str]]:  # fmt: skip
-    """All scores after an epoch, and on the main process its pictures and sound.
+    """All scores after an epoch, and on the main process its pictures and sound in a folder.
 
     The same dropout is drawn every time, and training's random numbers are left alone. Where the
     pictures or the sound cannot be written, a line on stderr says so.
@@ -134,7 +135,7 @@ def judge_epoch(
                 with stop_within(interrupt, unwrapped):
                     files = draw_sample(
                         unwrapped, choose_sample(val_set), val_set.audio_config,
-                        val_set.tokenizer, config.max_decoder_steps, config.save_audio_gen, epoch,
+                        val_set.tokenizer, config.max_decoder_steps, pictures, epoch,
                     )  # fmt: skip
             except (DataError, OSError) as error:
                 said = f"the pictures and the sound of epoch {epoch} cannot be written: {error}"

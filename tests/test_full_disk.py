@@ -99,6 +99,8 @@ def test_a_picture_or_film_that_cannot_be_written_is_said_and_training_goes_on(
     in_the_way = [samples / name for name in ("epoch_1_free_running.wav", "alignment.gif")]
     for path in in_the_way:
         path.mkdir(parents=True)
+    (samples / "run.txt").write_text("../work/tiny")  # as after a run that was killed
+    flags += ["--resume_from_checkpoint", "latest_or_new"]
     done = launch(flags)
     message = [line for line in done.stderr.split("\n") if line.startswith("train_taco.py: ")]
     assert len(message) == 2 and "Traceback" not in done.stderr

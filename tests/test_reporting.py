@@ -228,6 +228,8 @@ def test_film_is_of_the_clip_of_the_last_epoch(films, drawn, tmp_path):
 
 
 def test_wandb_gets_the_run_and_every_score_picture_and_sound(monkeypatch):
+    for name in ("WANDB_PROJECT", "WANDB_NAME"):
+        monkeypatch.delenv(name, raising=False)
     calls, logged = [], []
     stub = SimpleNamespace(
         init=lambda **arguments: calls.append(arguments),

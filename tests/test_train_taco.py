@@ -201,7 +201,11 @@ def test_pictures_sounds_and_film_of_a_run(straight_run):
     samples = straight_run[0] / "samples"
     kinds = ("_teacher_forced.png", "_free_running.png", "_free_running.wav", ".npz")
     names = {f"epoch_{epoch}{kind}" for epoch in (1, 2) for kind in kinds}
-    assert {path.name for path in samples.iterdir()} == names | {"alignment.gif", "loss.png"}
+    assert {path.name for path in samples.iterdir()} == names | {
+        "alignment.gif",
+        "loss.png",
+        "run.txt",
+    }
     assert Image.open(samples / "alignment.gif").n_frames == 2
 
 

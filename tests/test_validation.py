@@ -127,7 +127,7 @@ def test_free_running_speaks_clips_from_all_over_the_set(
 
 
 def judge(run, epoch: int) -> dict[str, float]:
-    parts = run.accelerator, run.model, run.val_loader, run.config
+    parts = run.accelerator, run.model, run.val_loader, run.config, run.pictures
     return judge_epoch(*parts, epoch, run.interrupt)[0]
 
 
@@ -176,10 +176,11 @@ def test_an_epoch_is_judged_the_same_twice_and_training_goes_on_as_if_it_were_no
 @pytest.mark.parametrize("stage", ["validate", "speak_freely", "draw_sample"])
 def test_a_signal_ends_each_stage_at_once(begin, monkeypatch, tmp_path, stage):
     run = begin()
+    before = set((tmp_path / "samples").iterdir())
     stages, steps = ("validate", "speak_freely"), []
     for name in stages[: stages.index(stage) if stage in stages else 2]:
         monkeypatch.setattr(validation, name, lambda *_: {})
     run.model.decoder.prenet.register_forward_hook(lambda *_: steps.append(None))
     with pytest.raises(Interrupted):
         judge(run._replace(interrupt=SimpleNamespace(pending=True)), 1)
-    assert not steps and not list((tmp_path / "samples").iterdir())
+    assert not steps and set((tmp_path / "samples").iterdir()) == before
