@@ -4,6 +4,7 @@ Files go to --save_audio_gen: epoch_N_teacher_forced.png, epoch_N_free_running.p
 epoch_N.npz (what the film is made from), and at the end alignment.gif and loss.png.
 """
 
+import math
 import os
 import sys
 import time
@@ -23,10 +24,12 @@ from dataset import AudioConfig, Utterance, mel_to_audio, write_wav
 from files import DataError, write_whole
 from model import Tacotron2
 from plotting import alignment_film, loss_figure, save_figure, summary_figure
+from scores import ALIGNMENT_SCORES, FREE_RUNNING_SCORES, free_running_limit
 from tokenizer import Tokenizer
 
 RUN_FILE = "run.txt"  # the path of the run's folder, from the folder of its pictures
 EPOCH_FILES = "epoch_[0-9]*"
+SCORES = (*ALIGNMENT_SCORES, *FREE_RUNNING_SCORES)
 FILM_FRAMES = 40  # at most, in alignment.gif
 # Focus x coverage x monotonicity of teacher forcing. Measured on the demo corpus at batch 16: 0.09
 # untrained and at a hopeless learning rate; with guided attention 0.4 by step 50 and 0.5 after its
@@ -162,7 +165,7 @@ class Meter:
 
 def print_epoch(row: dict[str, float], n_skipped: int) -> None:
     """The line after an epoch: its losses and scores, and how many steps it skipped, if any."""
-    shown = [name for name in row if name.startswith(("val_", "free_"))]
+    shown = [name for name in row if name.startswith("val_") or name in SCORES]
     shown = "  ".join(f"{name} {row[name]:.3f}" for name in shown)
     if n_skipped:
         shown += f"  skipped_steps {n_skipped}"
@@ -193,7 +196,7 @@ def draw_sample(
     tokens, mel = utterance.tokens[None].to(device), utterance.mel[None].to(device)
     lengths = torch.tensor([tokens.shape[1]]), torch.tensor([mel.shape[1]])
     forced = model(tokens, lengths[0], mel, lengths[1])
-    free = model.infer(tokens, lengths[0], min(max_decoder_steps, 2 * mel.shape[1] + 100))
+    free = model.infer(tokens, lengths[0], free_running_limit(mel.shape[1], max_decoder_steps))
     text, stem = tokenizer.decode(utterance.tokens), f"{folder}/epoch_{epoch}"
 
     def draw(kind: str, mels: Tensor, alignments: Tensor, title: str) -> str:
@@ -250,7 +253,9 @@ def make_film(folder: str | Path, history: list[dict], text: str, hop_seconds: f
         OSError: when one cannot be written.
     """
     folder = Path(folder)
-    epochs = [row["epoch"] for row in history if "free_score" in row]  # those with a validation
+    epochs = [
+        row["epoch"] for row in history if "free_running_score" in row
+    ]  # those with a validation
     epochs = [epoch for epoch in epochs if (folder / f"epoch_{epoch}.npz").is_file()]
     if len(epochs) > FILM_FRAMES:  # alignment appears early: more frames there
         picked = (len(epochs) - 1) * np.linspace(0, 1, FILM_FRAMES) ** 2
@@ -285,7 +290,7 @@ def alignment_is_due(step: int, config: TrainConfig) -> bool:
 
 def missing_alignment(row: dict[str, float], config: TrainConfig) -> str | None:
     """What to say when the teacher-forced scores of a validation show no alignment, else None."""
-    score = row["val_focus"] * row["val_coverage"] * row["val_monotonicity"]
+    score = math.prod(row[name] for name in ALIGNMENT_SCORES)
     if score >= ALIGNED:
         return None
     guide = "guided attention: --guided_attention_weight 1, now 0"

@@ -31,6 +31,7 @@ from config import MAX_INT, TrainConfig
 from dataset import AudioConfig, BatchSampler
 from files import DataError, file_errors, flush_to_disk, put_in_place
 from model import Tacotron2Config
+from scores import ALIGNMENT_SCORES
 from tokenizer import Tokenizer
 
 STATE_FILE = "trainer_state.json"
@@ -41,6 +42,11 @@ REPLACED_PREFIX = ".writing_replaced_"
 RANDOM_STATES_FILE = "random_states_{}.pkl"  # of each process
 RANDOM_STATES = {"random_state", "numpy_random_seed", "torch_manual_seed"}
 ORDER_FLAGS = ("seed", "short_first_epochs")  # decide the order of an epoch's clips
+OLD_SCORES = {  # as older versions named them in a history
+    **{f"val_{name}": name for name in ALIGNMENT_SCORES},
+    **{f"free_{name}": f"free_running_{name}" for name in (*ALIGNMENT_SCORES, "score")},
+    "free_stopped": "stopped_by_itself",
+}
 # Flags that only a new run reads, and the one that says what is resumed.
 NEW_RUN_FLAGS = (
     "resume_from_checkpoint", "overwrite", "path_to_symbols", "warm_start",
@@ -289,7 +295,8 @@ def read_state_file(path: Path) -> tuple[TrainerState, dict, float]:
             and isinstance(train_config, dict)
         ):
             raise ValueError("a value is of another kind than what is written there")
-        return state, train_config, written_at
+        rows = [{OLD_SCORES.get(k, k): v for k, v in row.items()} for row in state.history]
+        return state._replace(history=rows), train_config, written_at
     except (
         OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError
     ) as error:  # fmt: skip

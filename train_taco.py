@@ -355,7 +355,7 @@ def train(run: Run, state: TrainerState) -> None:
             save_and_leave(run, state)
         except DataError as error:
             save_and_raise(run, state, error)
-        score = state.history[-1].get("free_score", -1.0)  # an epoch may have no validation
+        score = state.history[-1].get("free_running_score", -1.0)  # an epoch may have no validation
         if score > state.best_score:
             state = state._replace(best_score=score)
             save(run, state, "best_checkpoint")

@@ -18,6 +18,7 @@ from processes import Interrupt, raise_together, read_groups, stop_together, sto
 from reporting import draw_sample
 from scores import (
     ALIGNMENT_SCORES,
+    FREE_RUNNING_SCORES,
     alignment_scores,
     free_running_limit,
     free_running_scores,
@@ -64,9 +65,10 @@ def validate(
     sums[: len(LOSSES)] /= weights[0]
     sums[len(LOSSES) :] /= weights[1]
     model.train()
-    names = (*LOSSES, *ALIGNMENT_SCORES)
+    names = (*(f"val_{name}" for name in LOSSES), *ALIGNMENT_SCORES)
     values = dict(zip(names, sums.tolist(), strict=True))
-    return {f"val_{name}": v for name, v in values.items() if name != "guided_attention_loss"}
+    del values["val_guided_attention_loss"]
+    return values
 
 
 @torch.no_grad()
@@ -89,8 +91,9 @@ def speak_freely(
     except DataError as error:
         unread = error
     raise_together(accelerator, unread)
-    names = (*ALIGNMENT_SCORES, "stopped", "score")
-    sums = torch.zeros(len(names) + 1, device=accelerator.device)  # the last one: clips
+    sums = torch.zeros(
+        len(FREE_RUNNING_SCORES) + 1, device=accelerator.device
+    )  # the last one: clips
     if mine:
         batch = TTSCollator(val_set.audio_config, val_set.tokenizer)(clips)
         unwrapped = accelerator.unwrap_model(model).eval()
@@ -104,7 +107,7 @@ def speak_freely(
         unwrapped.train()
     stop_together(accelerator, interrupt)
     *sums, n_scored = accelerator.reduce(sums, "sum").tolist()
-    return {f"free_{name}": value / n_scored for name, value in zip(names, sums, strict=True)}
+    return dict(zip(FREE_RUNNING_SCORES, (value / n_scored for value in sums), strict=True))
 
 
 def judge_epoch(

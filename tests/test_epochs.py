@@ -23,13 +23,13 @@ def train(tiny_corpus, tmp_path, monkeypatch):
     def train(scores, *flags):
         """The run's folder, after so many epochs with a validation as there are scores."""
         left = iter(scores)
-        blurred = {"val_focus": 0.1, "val_coverage": 1.0, "val_monotonicity": 1.0}
+        blurred = {"focus": 0.1, "coverage": 1.0, "monotonicity": 1.0}
         flags = run_flags(tiny_corpus, tmp_path, "--batch_size", 4, *flags)
         run, state = train_taco.prepare(parse_args(flags, ""), Accelerator())
 
         def judge_epoch(accelerator, model, val_loader, *_):
             assert (model, val_loader) == (run.model, run.val_loader)
-            return {**blurred, "free_score": next(left)}, {}
+            return {**blurred, "free_running_score": next(left)}, {}
 
         monkeypatch.setattr(train_taco, "judge_epoch", judge_epoch)
         train_taco.train(run, state)
@@ -56,7 +56,7 @@ def test_the_best_epoch_is_kept_also_after_resuming(train):
     train([0.6], *flags, "--resume_from_checkpoint", "checkpoint_4")
     assert epochs_in(folder) == {**numbered, "best_checkpoint": 5}
     rows = read_state(folder / "final_checkpoint")[0].history
-    assert [row["free_score"] for row in rows] == [0.2, 0.5, 0.4, 0.3, 0.6]
+    assert [row["free_running_score"] for row in rows] == [0.2, 0.5, 0.4, 0.3, 0.6]
 
 
 def test_validation_and_checkpoints_come_when_they_are_due(train, capsys):
@@ -68,7 +68,7 @@ def test_validation_and_checkpoints_come_when_they_are_due(train, capsys):
     assert epochs_in(folder) == {"checkpoint_3": 3, "best_checkpoint": 5, "final_checkpoint": 5}
     rows = read_state(folder / "final_checkpoint")[0].history
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
-    assert [row["epoch"] for row in rows if "free_score" in row] == [2, 4, 5]
+    assert [row["epoch"] for row in rows if "free_running_score" in row] == [2, 4, 5]
     said = capsys.readouterr()
     for epoch in range(1, 6):
         assert f"epoch {epoch}  step 3/3  loss" in said.out
@@ -113,7 +113,7 @@ def test_wandb_gets_each_step_and_epoch_with_its_numbers(train, monkeypatch):
             assert found[f"epoch/train_{name}"] == pytest.approx(mean), name
         assert len({values["train/loss"] for values in of_epoch}) == 3
         assert (found["epoch/epoch"], found["epoch/step"]) == (epoch + 1, 3 * epoch + 3)
-        assert found["epoch/free_score"] == (0.5, 0.25)[epoch]
+        assert found["epoch/free_running_score"] == (0.5, 0.25)[epoch]
         assert found["epoch/learning_rate"] == pytest.approx((1e-3, 1e-5)[epoch])
 
     train([0.5], *flags, "--resume_from_checkpoint", "checkpoint_1")

@@ -101,10 +101,10 @@ def test_scalars_in_wandb(show_steps):
 
 def test_the_line_after_an_epoch(capsys):
     row = {"epoch": 3, "step": 30, "train_loss": 1.25, "train_stop_loss": 9.0, "val_loss": 2.5}
-    print_epoch({**row, "free_score": 0.125, "learning_rate": 0.5}, n_skipped=0)
+    print_epoch({**row, "free_running_score": 0.125, "learning_rate": 0.5}, n_skipped=0)
     print_epoch(row, n_skipped=2)
     assert capsys.readouterr().out.splitlines() == [
-        "epoch 3 done  train_loss 1.250  val_loss 2.500  free_score 0.125",
+        "epoch 3 done  train_loss 1.250  val_loss 2.500  free_running_score 0.125",
         "epoch 3 done  train_loss 1.250  val_loss 2.500  skipped_steps 2",
     ]
 
@@ -201,7 +201,7 @@ def test_film_shows_the_epochs_in_order_and_more_of_the_early_ones(
 ):
     for epoch in range(2, n_epochs + 2):
         write_frame(tmp_path, epoch)
-    history = [{"epoch": epoch, "free_score": 0.5} for epoch in range(1, n_epochs + 2)]
+    history = [{"epoch": epoch, "free_running_score": 0.5} for epoch in range(1, n_epochs + 2)]
     make_film(tmp_path, history, "hi", 0.5)
     ((alignments, path, rest),) = films
     epochs = [int(title.removeprefix("epoch ")) for title in rest.pop("titles")]
@@ -223,7 +223,9 @@ def test_film_is_of_the_clip_of_the_last_epoch(films, drawn, tmp_path):
     for epoch, n_characters in ((1, 5), (2, 5), (3, 2), (5, 2)):
         write_frame(tmp_path, epoch, n_characters)
     (tmp_path / "epoch_4.npz").write_bytes(b"broken")
-    make_film(tmp_path, [{"epoch": epoch, "free_score": 0.5} for epoch in range(1, 6)], "hi", 0.5)
+    make_film(
+        tmp_path, [{"epoch": epoch, "free_running_score": 0.5} for epoch in range(1, 6)], "hi", 0.5
+    )
     assert films[0][2]["titles"] == ["epoch 3", "epoch 5"]
 
 
@@ -243,12 +245,12 @@ def test_wandb_gets_the_run_and_every_score_picture_and_sound(monkeypatch):
     assert calls == [first, {**first, "id": "abc", "resume": "allow"}]
 
     run = SimpleNamespace(log=lambda values, step: logged.append((step, values)))
-    row = {"epoch": 2, "step": 30, "train_loss": 1.0, "free_score": 0.5}
+    row = {"epoch": 2, "step": 30, "train_loss": 1.0, "free_running_score": 0.5}
     files = {"teacher_forced": "forced.png", "free_running": "free.png", "audio": "free.wav"}
     log_validation(run, row, files, 24000)
     values = {
-        "epoch/epoch": 2, "epoch/step": 30, "epoch/train_loss": 1.0, "epoch/free_score": 0.5,
-        "teacher_forced": ("image", "forced.png"), "free_running": ("image", "free.png"),
-        "audio": ("audio", "free.wav", 24000),
+        "epoch/epoch": 2, "epoch/step": 30, "epoch/train_loss": 1.0,
+        "epoch/free_running_score": 0.5, "teacher_forced": ("image", "forced.png"),
+        "free_running": ("image", "free.png"), "audio": ("audio", "free.wav", 24000),
     }  # fmt: skip
     assert logged == [(30, values)]

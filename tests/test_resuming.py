@@ -234,6 +234,20 @@ def test_checkpoints_of_older_versions_resume_at_the_same_clip(begin, accumulate
     assert differences(run.folder / "resumed", run.folder / "straight") == []
 
 
+def test_scores_of_older_checkpoints_have_their_present_names(begin):
+    run, state, _ = begin()
+    name = stop_in_epoch(run, state, 1)
+    path = run.folder / name / "trainer_state.json"
+    names = ("focus", "coverage", "monotonicity")
+    old = [*(f"val_{x}" for x in names), *(f"free_{x}" for x in (*names, "stopped", "score"))]
+    row = {"epoch": 1, "val_loss": 0.5, **{x: i for i, x in enumerate(old)}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "history": [row]}))
+    new = [*names, *(f"free_running_{x}" for x in names)]
+    new += ["stopped_by_itself", "free_running_score"]
+    by_hand = {"epoch": 1, "val_loss": 0.5, **{x: i for i, x in enumerate(new)}}
+    assert begin("--resume_from_checkpoint", name)[1].history == [by_hand]
+
+
 def test_an_older_checkpoint_whose_place_is_unclear_is_refused(begin):
     run, state, _ = begin()
     name = stop_in_epoch(run, state, 3)

@@ -196,7 +196,7 @@ def test_a_pickle_for_a_frame_of_the_film_is_left_out(tmp_path, marker, capsys):
     pickle_plainly(Payload(marker), tmp_path / "epoch_4.npz")
     np.savez(tmp_path / "epoch_5.npz", alignment=rng.random((9, 4)), mel=rng.random((9, 80)))
     np.savez(tmp_path / "epoch_6.npz", **sound)
-    rows = [{"epoch": epoch, "train_loss": 1.0, "free_score": 0.0} for epoch in range(1, 7)]
+    rows = [{"epoch": epoch, "train_loss": 1.0, "free_running_score": 0.0} for epoch in range(1, 7)]
     reporting.make_film(tmp_path, rows, "abcd", 0.01)
     assert (tmp_path / "alignment.gif").is_file() and not marker.exists()
     said = capsys.readouterr().err

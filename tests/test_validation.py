@@ -75,7 +75,7 @@ def test_losses_are_means_over_frames_and_scores_means_over_clips(begin):
     run.model.register_forward_hook(lambda *call: graphs.append(call[2].mels_after.requires_grad))
     n_frames = sum(len(clip.mel) for clip in clips)
     by_hand = {f"val_{name}": sum(row[name] for row in losses) / n_frames for name in losses[0]}
-    by_hand |= {f"val_{name}": sum(row[name] for row in scores) / 3 for name in scores[0]}
+    by_hand |= {name: sum(row[name] for row in scores) / 3 for name in scores[0]}
     assert len({row["coverage"] for row in scores}) == 3, "each clip counts"
     measured = validate(run.accelerator, run.model, run.val_loader)
     assert measured == pytest.approx(by_hand, rel=1e-5)
@@ -120,9 +120,10 @@ def test_free_running_speaks_clips_from_all_over_the_set(
     output, rows = spoken(torch.tensor([len(clip.tokens) for clip in wanted])), []
     for i, clip in enumerate(wanted):
         alignment = output.alignments[i, : output.mel_lengths[i], : len(clip.tokens)].numpy()
-        row = alignment_scores(alignment) | {"stopped": float(i != 1)}
-        rows.append(row | {"score": np.prod(list(row.values()))})
-    by_hand = {f"free_{name}": np.mean([row[name] for row in rows]) for name in rows[0]}
+        row = {f"free_running_{name}": x for name, x in alignment_scores(alignment).items()}
+        row["stopped_by_itself"] = float(i != 1)
+        rows.append(row | {"free_running_score": np.prod(list(row.values()))})
+    by_hand = {name: np.mean([row[name] for row in rows]) for name in rows[0]}
     assert scores == pytest.approx(by_hand, rel=1e-5)
 
 

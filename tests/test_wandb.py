@@ -77,7 +77,7 @@ def test_an_offline_run_holds_flags_scalars_pictures_and_sound(offline_run):
         assert scalars[step]["train/frames_per_second"] > 0
     assert scalars[2]["train/learning_rate"] == scalars[6]["train/learning_rate"] == 0.001
     assert scalars[5]["epoch/epoch"] == 1 and scalars[10]["epoch/epoch"] == 2
-    assert 0 <= scalars[10]["epoch/free_score"] <= 1
+    assert 0 <= scalars[10]["epoch/free_running_score"] <= 1
 
     media = [path for folder in folders for path in (folder / "files").rglob("*.*")]
     pictures = [path for path in media if path.suffix == ".png"]
