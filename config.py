@@ -63,7 +63,9 @@ class TrainConfig:
     checkpoint_minutes: Annotated[float | None, "minutes between two more, also mid-epoch"] = None
     keep_checkpoints: Annotated[int | None, "checkpoints written last to keep; all if unset"] = None
     skip_nonfinite: Annotated[bool, "skip steps with a non-finite loss instead of ending"] = False
-    free_running_clips: Annotated[int, "validation clips spoken freely after each epoch"] = 16
+    free_running_clips: Annotated[
+        int | None, "validation clips spoken freely; as many as take a tenth of an epoch if unset"
+    ] = None
     max_decoder_steps: Annotated[int, "frames after which free running is cut"] = 2000
     fast_decoder: Annotated[bool, "train with fast_decoder.py, not model.py's plain loops"] = True
     num_workers: Annotated[int, "processes that load data, per device"] = 2

@@ -40,7 +40,7 @@ from resuming import (
     remove_checkpoint,
 )
 from tokenizer import Tokenizer
-from validation import LOSSES
+from validation import LOSSES, count_free_running_clips
 
 VALIDATION_WORKERS = 4  # at most; each reads some 200 clips a second (benchmarks/loader.py)
 
@@ -216,6 +216,9 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
     model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
     train_set = TTSDataset(config.path_to_train_manifest, audio_config, tokenizer)
     val_set = TTSDataset(config.path_to_val_manifest, audio_config, tokenizer)
+    if config.free_running_clips is None:
+        n_clips = count_free_running_clips(train_set, val_set)
+        config = replace(config, free_running_clips=n_clips)
     outline_model(model_config)  # refuses what is too large before it takes memory
     set_seed(config.seed)
     model = Tacotron2(model_config)
@@ -348,7 +351,8 @@ def announce(run: Run) -> None:
     n_parameters = sum(p.numel() for p in run.model.parameters())
     print(
         f"{n_parameters / 1e6:.1f} M parameters, {len(run.train_set):,} clips to train on, "
-        f"{len(run.val_set):,} to validate on, {run.steps_per_epoch:,} steps an epoch, "
+        f"{len(run.val_set):,} to validate on ({run.config.free_running_clips:,} of them spoken "
+        f"freely), {run.steps_per_epoch:,} steps an epoch, "
         f"mixed precision: {run.accelerator.mixed_precision}"
     )
     print(describe_batch(run), flush=True)

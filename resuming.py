@@ -63,7 +63,7 @@ class TrainerState(NamedTuple):
     epoch_losses: list[float]  # sums over the steps of this epoch
     history: list[dict]  # losses and scores of each completed epoch
     epoch_skipped: int = 0  # steps of this epoch that --skip_nonfinite or loss scaling skipped
-    best_score: float = -1.0  # of free running, at the end of an epoch
+    best_epoch: int = 0  # the one whose weights are in best_checkpoint; 0 is none
     wandb_run_id: str | None = None
     alignment_judged: bool = False  # whether a missing alignment has been looked for
     skipped_in_a_row: int = 0  # steps just before this one that were skipped
@@ -283,10 +283,10 @@ def read_state_file(path: Path) -> tuple[TrainerState, dict, float]:
         train_config = content.pop("train_config")
         # Older versions wrote no time.
         written_at = content.pop("written_at", file.stat().st_mtime)
-        state = TrainerState(**content)
-        counts = (state.epoch, state.epoch_step, state.step, state.epoch_clips)
+        state = TrainerState(**rename_scores(content))
+        counts = (state.epoch, state.epoch_step, state.step, state.epoch_clips, state.best_epoch)
         counts = (*counts, state.order_batch_size, state.order_checksum)
-        numbers = (*state.epoch_losses, state.best_score, written_at)
+        numbers = (*state.epoch_losses, written_at)
         if not (
             all(type(count) is int and count >= 0 for count in counts)
             and all(type(number) in (int, float) for number in numbers)
@@ -295,12 +295,25 @@ def read_state_file(path: Path) -> tuple[TrainerState, dict, float]:
             and isinstance(train_config, dict)
         ):
             raise ValueError("a value is of another kind than what is written there")
-        rows = [{OLD_SCORES.get(k, k): v for k, v in row.items()} for row in state.history]
-        return state._replace(history=rows), train_config, written_at
+        return state, train_config, written_at
     except (
         OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError
     ) as error:  # fmt: skip
         raise DataError(f"{file}: cannot be read ({error})") from None
+
+
+def rename_scores(content: dict[str, Any]) -> dict[str, Any]:
+    """trainer_state.json of an older version with the scores of its history as they are now named.
+
+    It had the best epoch's score in the place of its number.
+    """
+    rows = [{OLD_SCORES.get(k, k): v for k, v in row.items()} for row in content["history"]]
+    content = {**content, "history": rows}
+    if "best_score" in content:
+        best = content.pop("best_score")
+        epochs = [row["epoch"] for row in rows if row.get("free_running_score") == best]
+        content["best_epoch"] = epochs[0] if epochs else 0
+    return content
 
 
 def read_flags(path: Path, given: Collection[str]) -> dict[str, Any]:

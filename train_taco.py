@@ -48,7 +48,7 @@ from reporting import (
     print_epoch,
 )
 from resuming import TrainerState, enter_epoch, prune_checkpoints, save_checkpoint
-from validation import LOSSES, choose_sample, judge_epoch
+from validation import LOSSES, choose_sample, is_new_best, judge_epoch
 
 # Of fp16. A scale too high for the gradients is found within some twenty steps; one below 1 would
 # make gradients smaller than they are.
@@ -355,10 +355,15 @@ def train(run: Run, state: TrainerState) -> None:
             save_and_leave(run, state)
         except DataError as error:
             save_and_raise(run, state, error)
-        score = state.history[-1].get("free_running_score", -1.0)  # an epoch may have no validation
-        if score > state.best_score:
-            state = state._replace(best_score=score)
+        if is_new_best(state.history, state.best_epoch):
+            state = state._replace(best_epoch=state.epoch)
             save(run, state, "best_checkpoint")
+            score, loss = (state.history[-1][k] for k in ("free_running_score", "val_loss"))
+            accelerator.print(
+                f"best so far: free-running score {score:.3f}, validation loss {loss:.3f}, kept in "
+                f"{run.folder / 'best_checkpoint'}",
+                flush=True,
+            )
         if state.epoch % config.checkpoint_epochs == 0:
             save(run, state, f"checkpoint_{state.epoch}")
             saved_at = time.monotonic()

@@ -23,7 +23,7 @@ def train(tiny_corpus, tmp_path, monkeypatch):
     def train(scores, *flags):
         """The run's folder, after so many epochs with a validation as there are scores."""
         left = iter(scores)
-        blurred = {"focus": 0.1, "coverage": 1.0, "monotonicity": 1.0}
+        blurred = {"val_loss": 2.0, "focus": 0.1, "coverage": 1.0, "monotonicity": 1.0}
         flags = run_flags(tiny_corpus, tmp_path, "--batch_size", 4, *flags)
         run, state = train_taco.prepare(parse_args(flags, ""), Accelerator())
 
@@ -44,13 +44,19 @@ def epochs_in(folder):
     return {path.name: read_state(path)[0].epoch for path in list_checkpoints(folder)}
 
 
-def test_the_best_epoch_is_kept_also_after_resuming(train):
+def test_the_best_epoch_is_kept_also_after_resuming(train, capsys):
     """The first of two that are equal; and every second epoch, as --checkpoint_epochs says."""
     flags = ["--training_epochs", 5, "--checkpoint_epochs", 2]
     folder = train([0.2, 0.5, 0.4, 0.5, 0.1], *flags)
     numbered = {"checkpoint_2": 2, "checkpoint_4": 4, "final_checkpoint": 5}
     assert epochs_in(folder) == {**numbered, "best_checkpoint": 2}
-    assert read_state(folder / "best_checkpoint")[0].best_score == 0.5
+    assert read_state(folder / "best_checkpoint")[0].best_epoch == 2
+    said = [line for line in capsys.readouterr().out.splitlines() if "best so far" in line]
+    assert said == [
+        f"best so far: free-running score {score}, validation loss 2.000, kept in "
+        f"{folder / 'best_checkpoint'}"
+        for score in ("0.200", "0.500")
+    ]
     train([0.4, 0.3, 0.2], *flags, "--resume_from_checkpoint", "checkpoint_2")
     assert epochs_in(folder) == {**numbered, "best_checkpoint": 2}
     train([0.6], *flags, "--resume_from_checkpoint", "checkpoint_4")

@@ -241,11 +241,16 @@ def test_scores_of_older_checkpoints_have_their_present_names(begin):
     names = ("focus", "coverage", "monotonicity")
     old = [*(f"val_{x}" for x in names), *(f"free_{x}" for x in (*names, "stopped", "score"))]
     row = {"epoch": 1, "val_loss": 0.5, **{x: i for i, x in enumerate(old)}}
-    path.write_text(json.dumps({**json.loads(path.read_text()), "history": [row]}))
+    content = {**json.loads(path.read_text()), "history": [row]}
+    del content["best_epoch"]
+    path.write_text(json.dumps({**content, "best_score": row["free_score"]}))
     new = [*names, *(f"free_running_{x}" for x in names)]
     new += ["stopped_by_itself", "free_running_score"]
     by_hand = {"epoch": 1, "val_loss": 0.5, **{x: i for i, x in enumerate(new)}}
-    assert begin("--resume_from_checkpoint", name)[1].history == [by_hand]
+    state = begin("--resume_from_checkpoint", name)[1]
+    assert (state.history, state.best_epoch) == ([by_hand], 1)
+    path.write_text(json.dumps({**content, "history": [], "best_score": -1.0}))
+    assert begin("--resume_from_checkpoint", name)[1].best_epoch == 0
 
 
 def test_an_older_checkpoint_whose_place_is_unclear_is_refused(begin):

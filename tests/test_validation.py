@@ -19,7 +19,13 @@ from model import InferenceOutput
 from processes import Interrupted
 from test_processes import NO_DROPOUT
 from test_train_taco import run_flags
-from validation import judge_epoch, speak_freely, validate
+from validation import (
+    count_free_running_clips,
+    is_new_best,
+    judge_epoch,
+    speak_freely,
+    validate,
+)
 
 
 @pytest.fixture
@@ -125,6 +131,50 @@ def test_free_running_speaks_clips_from_all_over_the_set(
         rows.append(row | {"free_running_score": np.prod(list(row.values()))})
     by_hand = {name: np.mean([row[name] for row in rows]) for name in rows[0]}
     assert scores == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_as_many_clips_are_spoken_as_take_a_tenth_of_an_epoch(begin):
+    """LJSpeech: 131 clips to validate on, of 10 s at most, beside 23.7 hours to train on."""
+
+    def count(train_frames, val_frames):
+        return count_free_running_clips(
+            *(SimpleNamespace(n_frames=frames) for frames in (train_frames, val_frames))
+        )
+
+    assert count([574] * 12969, [869] * 131) == 131
+    # 1,000 clips of 300 frames are worth 900,000 frames forwards. A clip of 200 frames may take
+    # 500, so 180 of them take a tenth of that.
+    assert count([300] * 1000, [100] * 999 + [200]) == 180
+    assert count([300] * 9, [100] * 999) == 16 and count([300] * 9, [100] * 5) == 5
+    assert count([300] * 99999, [100] * 999) == 256
+    assert begin(clips=range(3)).config.free_running_clips == 3
+    assert begin("--overwrite", "--free_running_clips", 2).config.free_running_clips == 2
+
+
+@pytest.mark.parametrize(
+    ("epochs", "kept"),
+    [  # the free-running score and the validation loss of each, and which of them is kept
+        ([(0.2, 1.0), (0.5, 2.0), (0.4, 0.5), None, (0.5, 2.0)], 2),
+        ([(0.0, 3.0), (0.0, 2.0), (0.0, 2.5)], 2),
+        ([(0.605, 0.788), (0.6, 0.724)], 2),
+        ([(0.605, 0.788), (0.58, 0.724)], 1),
+        ([(0.60, 0.724), (0.615, 0.788)], 1),
+        ([(0.60, 0.724), (0.625, 0.788)], 2),
+        # No epoch may be far below the highest, however small the steps down are.
+        ([(0.60, 0.9), (0.585, 0.8), (0.57, 0.7)], 2),
+        ([(0.60, 0.7), (0.615, 0.8), (0.59, 0.6)], 1),
+        ([None, (0.1, 1.0), None], 2),
+        ([None], 0),
+    ],
+)
+def test_near_ties_are_decided_by_the_validation_loss(epochs, kept):
+    history, best = [], 0
+    for epoch, values in enumerate(epochs, start=1):
+        row = dict(zip(("free_running_score", "val_loss"), values or (), strict=False))
+        history.append({"epoch": epoch, "train_loss": 1.0, **row})
+        if is_new_best(history, best):
+            best = epoch
+    assert best == kept
 
 
 def judge(run, epoch: int) -> dict[str, float]:
