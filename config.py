@@ -62,6 +62,7 @@ class TrainConfig:
     checkpoint_epochs: Annotated[int, "epochs between two checkpoints"] = 25
     checkpoint_minutes: Annotated[float | None, "minutes between two more, also mid-epoch"] = None
     keep_checkpoints: Annotated[int | None, "checkpoints written last to keep; all if unset"] = None
+    keep_pictures: Annotated[int, "epochs whose pictures and sounds to keep, more early ones"] = 30
     skip_nonfinite: Annotated[bool, "skip steps with a non-finite loss instead of ending"] = False
     free_running_clips: Annotated[
         int | None, "validation clips spoken freely; as many as take a tenth of an epoch if unset"
@@ -84,6 +85,7 @@ class TrainConfig:
                  "console_out_iters", "wandb_log_iters", "validation_epochs", "checkpoint_epochs",
                  "max_decoder_steps", "keep_checkpoints", "free_running_clips"), 1
             ),
+            "keep_pictures": 2,
             **dict.fromkeys(
                 ("weight_decay", "guided_attention_weight", "guided_attention_steps",
                  "alignment_warning_steps", "num_workers", "seed", "start_decay_epochs",

@@ -1,13 +1,18 @@
 """What a run shows while it goes: console lines, pictures and sounds, the film, wandb.
 
-Files go to --save_audio_gen: epoch_N_teacher_forced.png, epoch_N_free_running.png and .wav,
-epoch_N.npz (what the film is made from), and at the end alignment.gif and loss.png.
+Files go to --save_audio_gen: loss.png, and for each validation epoch_001_teacher_forced.png,
+epoch_001_free_running.png and .wav, and epoch_001.npz, a frame of the film. The film has frames of
+the first epoch too, such as epoch_000_step_000025.npz. At the end of a run, also after Ctrl-C, it
+is alignment.gif.
 """
 
 import math
 import os
+import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +27,7 @@ from tqdm import tqdm
 from config import TrainConfig
 from dataset import AudioConfig, Utterance, mel_to_audio, write_wav
 from files import DataError, write_whole
-from model import Tacotron2
+from model import Tacotron2, Tacotron2Output
 from plotting import alignment_film, loss_figure, save_figure, summary_figure
 from scores import ALIGNMENT_SCORES, FREE_RUNNING_SCORES, free_running_limit
 from tokenizer import Tokenizer
@@ -30,7 +35,8 @@ from tokenizer import Tokenizer
 RUN_FILE = "run.txt"  # the path of the run's folder, from the folder of its pictures
 EPOCH_FILES = "epoch_[0-9]*"
 SCORES = (*ALIGNMENT_SCORES, *FREE_RUNNING_SCORES)
-FILM_FRAMES = 40  # at most, in alignment.gif
+FRAME_NAME = re.compile(r"epoch_(\d+)(?:_step_(\d+))?\.npz")
+FIRST_FRAMES = 8  # of the film, within the first epoch
 # Focus x coverage x monotonicity of teacher forcing. Measured on the demo corpus at batch 16: 0.09
 # untrained and at a hopeless learning rate; with guided attention 0.4 by step 50 and 0.5 after its
 # release; without it 0.15 to 0.25 until step 550, while the arg-max skips half of the characters,
@@ -172,6 +178,13 @@ def print_epoch(row: dict[str, float], n_skipped: int) -> None:
     print(f"epoch {row['epoch']} done  train_loss {row['train_loss']:.3f}  {shown}", flush=True)
 
 
+def batch_of_one(model: Tacotron2, utterance: Utterance) -> tuple[Tensor, ...]:
+    """tokens (1, T_text), token_lengths, mels (1, T_mel, num_mels), mel_lengths for the model."""
+    device = next(model.parameters()).device
+    tokens, mels = utterance.tokens[None].to(device), utterance.mel[None].to(device)
+    return tokens, torch.tensor([tokens.shape[1]]), mels, torch.tensor([mels.shape[1]])
+
+
 @torch.no_grad()
 def draw_sample(
     model: Tacotron2,
@@ -192,12 +205,10 @@ def draw_sample(
     Raises:
         OSError: when one cannot be written; nothing half written is left.
     """
-    device = next(model.parameters()).device
-    tokens, mel = utterance.tokens[None].to(device), utterance.mel[None].to(device)
-    lengths = torch.tensor([tokens.shape[1]]), torch.tensor([mel.shape[1]])
-    forced = model(tokens, lengths[0], mel, lengths[1])
-    free = model.infer(tokens, lengths[0], free_running_limit(mel.shape[1], max_decoder_steps))
-    text, stem = tokenizer.decode(utterance.tokens), f"{folder}/epoch_{epoch}"
+    batch = batch_of_one(model, utterance)
+    forced = model(*batch)
+    free = model.infer(*batch[:2], free_running_limit(len(utterance.mel), max_decoder_steps))
+    text, stem = tokenizer.decode(utterance.tokens), f"{folder}/epoch_{epoch:03d}"
 
     def draw(kind: str, mels: Tensor, alignments: Tensor, title: str) -> str:
         figure = summary_figure(
@@ -217,22 +228,69 @@ def draw_sample(
     }
     wav = mel_to_audio(free.mels[0].float(), audio_config, n_iter=30).cpu()
     write_wav(files["audio"], wav, audio_config.sampling_rate)
-    arrays = {
-        "alignment": forced.alignments[0].float().cpu().numpy().astype(np.float16),
-        "mel": forced.mels_after[0].float().cpu().numpy().astype(np.float16),
-    }
-    write_whole(f"{stem}.npz", lambda path: save_arrays(path, arrays))
+    write_frame(f"{stem}.npz", forced)
     return files
 
 
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """A compressed .npz of just this name."""
-    with open(path, "wb") as file:  # given a name, savez would add .npz to it
-        np.savez_compressed(file, **arrays)
+@torch.no_grad()
+def draw_frame(model: Tacotron2, utterance: Utterance, folder: str | Path, step: int) -> None:
+    """A frame of the film within the first epoch, before the step of this number.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    write_frame(f"{folder}/epoch_000_step_{step:06d}.npz", model(*batch_of_one(model, utterance)))
+
+
+def write_frame(path: str | Path, output: Tacotron2Output) -> None:
+    """The alignment and the mel of a batch of one clip, as a compressed .npz.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    arrays = {"alignment": output.alignments[0], "mel": output.mels_after[0]}
+    arrays = {name: x.float().cpu().numpy().astype(np.float16) for name, x in arrays.items()}
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as file:  # given a name, savez would add .npz to it
+            np.savez_compressed(file, **arrays)
+
+    write_whole(path, write)
+
+
+def thin_out(folder: Path, epoch: int, n_kept: int) -> None:
+    """Removes files of past epochs, up to this one, until those of n_kept epochs are left.
+
+    The first and the last one stay, and more of the early ones, where most happens.
+
+    Raises:
+        OSError: when one cannot be removed.
+    """
+    files: dict[int, list[Path]] = {}
+    for path in folder.glob(EPOCH_FILES):
+        number = int(re.match(r"epoch_(\d+)", path.name)[1])
+        if 0 < number <= epoch:
+            files.setdefault(number, []).append(path)
+    kept = sorted(files)
+    while len(kept) > n_kept:
+        # The one whose neighbours are closest, seen as shares of the training so far.
+        between = [(kept[i + 1] - kept[i - 1]) / kept[i + 1] for i in range(1, len(kept) - 1)]
+        for path in files[kept.pop(1 + between.index(min(between)))]:
+            path.unlink()
+
+
+@contextmanager
+def going_on_without(what: str) -> Iterator[None]:
+    """For pictures and sounds, without which training goes on: a line on stderr says so."""
+    try:
+        yield
+    except (DataError, OSError) as error:
+        said = f"{what} cannot be written: {error}; going on without"
+        print(f"train_taco.py: {said}", file=sys.stderr, flush=True)
 
 
 def read_frame(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Alignment (T_mel, T_text) and mel (T_mel, num_mels) of an epoch_N.npz; empty if broken.
+    """Alignment (T_mel, T_text) and mel (T_mel, num_mels) of a frame's file; empty if broken.
 
     numpy unpickles nothing here, as allow_pickle is off by default.
     """
@@ -246,33 +304,35 @@ def read_frame(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
 
 
-def make_film(folder: str | Path, history: list[dict], text: str, hop_seconds: float) -> None:
-    """alignment.gif, one validation sentence's alignment over the epochs, and loss.png.
+def make_film(folder: Path, history: list[dict], text: str, hop_seconds: float) -> None:
+    """alignment.gif: one validation sentence's alignment from before the first step on.
 
     Raises:
-        OSError: when one cannot be written.
+        OSError: when it cannot be written.
     """
-    folder = Path(folder)
-    epochs = [
-        row["epoch"] for row in history if "free_running_score" in row
-    ]  # those with a validation
-    epochs = [epoch for epoch in epochs if (folder / f"epoch_{epoch}.npz").is_file()]
-    if len(epochs) > FILM_FRAMES:  # alignment appears early: more frames there
-        picked = (len(epochs) - 1) * np.linspace(0, 1, FILM_FRAMES) ** 2
-        epochs = [epochs[i] for i in sorted(set(picked.round().astype(int)))]
-    frames = [(epoch, *read_frame(folder / f"epoch_{epoch}.npz")) for epoch in epochs]
-    # Those of the clip that the last one shows: the folder may hold what was there before the run.
+    validated = {row["epoch"] for row in history if "free_running_score" in row}
+    names = filter(None, (FRAME_NAME.fullmatch(path.name) for path in folder.iterdir()))
+    places = {(int(name[1]), int(name[2] or 0)): folder / name[0] for name in names}
+    frames = [
+        (f"epoch {epoch}" if epoch else f"step {step}", *read_frame(path))
+        for (epoch, step), path in sorted(places.items())
+        # The folder may hold epochs that the run has gone back behind.
+        if epoch in {0, *validated}
+    ]
+    # Those of the clip that the last one shows: it may have been another one before.
     frames = [frame for frame in frames if frame[1].size and frame[1].shape == frames[-1][1].shape]
     if frames:
-        epochs, alignments, mels = zip(*frames, strict=True)
-        alignment_film(
-            alignments,
-            folder / "alignment.gif",
-            text=text,
-            titles=[f"epoch {epoch}" for epoch in epochs],
-            hop_seconds=hop_seconds,
-            mels=mels,
-        )
+        titles, alignments, mels = zip(*frames, strict=True)
+        path = folder / "alignment.gif"
+        alignment_film(alignments, path, text, titles, hop_seconds, mels=mels)
+
+
+def draw_losses(folder: Path, history: list[dict]) -> None:
+    """loss.png, the losses and scores over the epochs.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
     save_figure(loss_figure(history), folder / "loss.png")
 
 

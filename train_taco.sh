@@ -47,6 +47,7 @@ arguments=(
     --wandb_log_iters 5
     --validation_epochs 1
     --checkpoint_epochs 25
+    --keep_pictures 30 # epochs; the film shows them
     --max_decoder_steps 2000
     --num_workers 32
     --seed 42

@@ -3,9 +3,11 @@
 Teacher forced over the whole validation set, free running over a few clips of it.
 """
 
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -15,7 +17,7 @@ from dataset import TTSCollator, TTSDataset, Utterance
 from files import DataError
 from model import tacotron2_loss
 from processes import Interrupt, raise_together, read_groups, stop_together, stop_within
-from reporting import draw_sample
+from reporting import FIRST_FRAMES, draw_frame, draw_sample, going_on_without, thin_out
 from scores import (
     ALIGNMENT_SCORES,
     FREE_RUNNING_SCORES,
@@ -27,6 +29,7 @@ from scores import (
 LOSSES = ("loss", "mel_before_loss", "mel_after_loss", "stop_loss", "guided_attention_loss")
 
 
+SAMPLE_SECONDS = 3.0  # of the clip that is shown, at least; a shorter one says little
 # Spoken freely where --free_running_clips is unset. The mean score of the most is stable to 0.02,
 # and still more would only take memory.
 LEAST_CLIPS, MOST_CLIPS = 16, 256
@@ -61,8 +64,15 @@ def is_new_best(history: list[dict], best_epoch: int) -> bool:
 
 
 def choose_sample(val_set: TTSDataset) -> Utterance:
-    """The validation clip that the pictures show, from the middle of the manifest."""
-    return val_set[len(val_set) // 2]
+    """The validation clip that the pictures show: of the median length, if that is 3 s or more.
+
+    Else the nearest to it that is. Only where all are shorter, one of them.
+    """
+    least = SAMPLE_SECONDS / val_set.audio_config.hop_seconds
+    frames = np.array(val_set.n_frames)
+    distance = np.abs(frames - np.median(frames))
+    distance[(frames < least) & (frames.max() >= least)] = np.inf
+    return val_set[int(distance.argmin())]
 
 
 @torch.no_grad()
@@ -143,6 +153,33 @@ def speak_freely(
     return dict(zip(FREE_RUNNING_SCORES, (value / n_scored for value in sums), strict=True))
 
 
+@contextmanager
+def same_random_numbers(accelerator: Accelerator, seed: int) -> Iterator[None]:
+    """Draws the same random numbers in the block every time, and leaves training's alone."""
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def film_first_epoch(
+    accelerator: Accelerator, model: torch.nn.Module, val_set: TTSDataset, config: TrainConfig,
+    pictures: Path, step: int, n_steps: int,
+) -> None:  # fmt: skip
+    """A frame of the film before a step of the first epoch, where one is due; training goes on.
+
+    That is before the first step, and FIRST_FRAMES times in all, as an alignment may be there at
+    the end of the first epoch.
+    """
+    due = step in {i * n_steps // FIRST_FRAMES for i in range(FIRST_FRAMES)}
+    if not (due and accelerator.is_main_process):
+        return
+    unwrapped = accelerator.unwrap_model(model).eval()
+    with same_random_numbers(accelerator, config.seed), going_on_without(f"a frame of step {step}"):
+        draw_frame(unwrapped, choose_sample(val_set), pictures, step)
+    unwrapped.train()
+
+
 def judge_epoch(
     accelerator: Accelerator, model: torch.nn.Module, val_loader: DataLoader, config: TrainConfig,
     pictures: Path, epoch: int, interrupt: Interrupt | None = None,
@@ -150,7 +187,8 @@ def judge_epoch(
     """All scores after an epoch, and on the main process its pictures and sound in a folder.
 
     The same dropout is drawn every time, and training's random numbers are left alone. Where the
-    pictures or the sound cannot be written, a line on stderr says so.
+    pictures or the sound cannot be written, a line on stderr says so. Files of past epochs beyond
+    --keep_pictures are removed.
 
     Returns:
         The scores by name, and the paths of the files as `draw_sample` names them, if written.
@@ -160,22 +198,18 @@ def judge_epoch(
         Interrupted: on every process, when a signal has come to one of them.
     """
     files, val_set = {}, val_loader.dataset
-    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(config.seed)
+    with same_random_numbers(accelerator, config.seed):
         scores = validate(accelerator, model, val_loader, interrupt)
         scores |= speak_freely(accelerator, model, val_set, config, interrupt)
         if accelerator.is_main_process:
             unwrapped = accelerator.unwrap_model(model).eval()
-            try:
+            with going_on_without(f"the pictures and the sound of epoch {epoch}"):
                 with stop_within(interrupt, unwrapped):
                     files = draw_sample(
                         unwrapped, choose_sample(val_set), val_set.audio_config,
                         val_set.tokenizer, config.max_decoder_steps, pictures, epoch,
                     )  # fmt: skip
-            except (DataError, OSError) as error:
-                said = f"the pictures and the sound of epoch {epoch} cannot be written: {error}"
-                print(f"train_taco.py: {said}; going on without", file=sys.stderr)
+                thin_out(pictures, epoch, config.keep_pictures)
             unwrapped.train()
         stop_together(accelerator, interrupt)
     return scores, files

@@ -18,6 +18,8 @@ def train(tiny_corpus, tmp_path, monkeypatch):
     """Trains in this process; validations give the free-running scores that they are told to."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(train_taco, "make_film", lambda *args: None)
+    drawn = []
+    monkeypatch.setattr(train_taco, "draw_losses", lambda folder, rows: drawn.append(len(rows)))
     folder = tmp_path / "work" / "tiny"
 
     def train(scores, *flags):
@@ -34,6 +36,10 @@ def train(tiny_corpus, tmp_path, monkeypatch):
         monkeypatch.setattr(train_taco, "judge_epoch", judge_epoch)
         train_taco.train(run, state)
         assert next(left, None) is None, "a validation too few"
+        rows = read_state(folder / "final_checkpoint")[0].history
+        epochs = [row["epoch"] for row in rows if "free_running_score" in row]
+        assert drawn == epochs[-len(scores) :], "after each validation"
+        drawn.clear()
         return folder
 
     return train

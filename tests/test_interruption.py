@@ -25,6 +25,7 @@ import torch
 from accelerate import Accelerator
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from PIL import Image
 
 import processes
 import train_taco
@@ -87,6 +88,9 @@ def test_a_signal_ends_with_a_checkpoint_that_resumes_exactly(many_steps, tmp_pa
     assert "go on with --resume_from_checkpoint latest" in output and "Traceback" not in errors
     checkpoint = find_checkpoint(tmp_path / "work" / "tiny", "latest")
     assert checkpoint.name == "checkpoint_0_step_11", "the step is finished, and no other begun"
+    film = tmp_path / "samples" / "alignment.gif"
+    assert Image.open(film).n_frames == 4, "steps 0, 3, 6 and 10 of 27"
+    assert f"pictures and wavs: {film.parent}" in output
     launch([*flags, "--resume_from_checkpoint", "latest"])
     assert_same_checkpoint(tmp_path / "work" / "tiny" / "final_checkpoint", straight)
 

@@ -124,7 +124,7 @@ def test_the_film_has_no_frame_of_an_epoch_without_a_validation(tmp_path):
     rng = np.random.default_rng(0)
     for epoch in (1, 2, 3):
         arrays = {"alignment": rng.random((5, 4)), "mel": rng.random((5, 80))}
-        np.savez(tmp_path / f"epoch_{epoch}.npz", **arrays)
+        np.savez(tmp_path / f"epoch_{epoch:03d}.npz", **arrays)
     rows = [{"epoch": epoch, "train_loss": 1.0} for epoch in (1, 2, 3)]
     for row in (rows[0], rows[2]):
         row["free_running_score"] = 0.0
@@ -200,13 +200,11 @@ def test_pictures_sounds_and_film_of_a_run(straight_run):
     """Which files there are; what they hold is tested in test_reporting.py."""
     samples = straight_run[0] / "samples"
     kinds = ("_teacher_forced.png", "_free_running.png", "_free_running.wav", ".npz")
-    names = {f"epoch_{epoch}{kind}" for epoch in (1, 2) for kind in kinds}
-    assert {path.name for path in samples.iterdir()} == names | {
-        "alignment.gif",
-        "loss.png",
-        "run.txt",
-    }
-    assert Image.open(samples / "alignment.gif").n_frames == 2
+    names = {f"epoch_{epoch:03d}{kind}" for epoch in (1, 2) for kind in kinds}
+    names |= {f"epoch_000_step_{step:06d}.npz" for step in range(5)}  # each of the first epoch's
+    names |= {"alignment.gif", "loss.png", "run.txt"}
+    assert {path.name for path in samples.iterdir()} == names
+    assert Image.open(samples / "alignment.gif").n_frames == 5 + 2
 
 
 def test_resuming_at_an_epochs_end_is_exact(straight_run, tiny_corpus, tmp_path):

@@ -15,12 +15,15 @@ import reporting
 import train_taco
 import validation
 from config import parse_args
+from dataset import AudioConfig
 from model import InferenceOutput
 from processes import Interrupted
 from test_processes import NO_DROPOUT
 from test_train_taco import run_flags
 from validation import (
+    choose_sample,
     count_free_running_clips,
+    film_first_epoch,
     is_new_best,
     judge_epoch,
     speak_freely,
@@ -208,7 +211,7 @@ def test_an_epoch_is_judged_the_same_twice_and_training_goes_on_as_if_it_were_no
     torch.rand(10)
     scores += [judge(run, 2)]
     assert scores[0] == scores[1]
-    samples = [tmp_path / "samples" / f"epoch_{epoch}" for epoch in (1, 2)]
+    samples = [tmp_path / "samples" / f"epoch_{epoch:03d}" for epoch in (1, 2)]
     for ending in ("_free_running.wav", ".npz"):
         assert len({path.with_name(path.name + ending).read_bytes() for path in samples}) == 1
     assert len(drawn) == 4
@@ -222,6 +225,51 @@ def test_an_epoch_is_judged_the_same_twice_and_training_goes_on_as_if_it_were_no
     assert judge(other, 3)["val_loss"] != scores[0]["val_loss"]
     interrupt.pending = True  # which from now on is for the steps of training to see
     clip_by_itself(run, run.val_set[0])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        ([1.0, 5.0, 9.0, 2.0, 8.0], 5.0),
+        ([6.0, 1.0, 1.5, 9.0, 2.0], 6.0),  # the median is 2 s: the nearest of 3 s or more
+        ([1.0, 2.9, 2.0], 2.0),
+        ([1.0, 3.0, 1.0], 3.0),
+    ],
+)
+def test_the_clip_that_is_shown_is_of_median_length_but_not_short(seconds, shown):
+    class Clips(list):
+        audio_config = AudioConfig()
+        n_frames = [x * 22050 / 256 for x in seconds]  # noqa: RUF012
+
+    assert choose_sample(Clips(seconds)) == shown
+
+
+def test_the_film_begins_before_the_first_step_and_training_goes_on_as_if_it_did_not(
+    begin, tmp_path
+):
+    """Eight frames of an epoch of 100 steps, as they would be drawn after an epoch."""
+    run = begin("--overwrite")
+    before, weights = random_states(), [p.clone() for p in run.model.state_dict().values()]
+    for step in range(100):
+        film_first_epoch(
+            run.accelerator, run.model, run.val_set, run.config, run.pictures, step, 100
+        )
+    steps = [0, 12, 25, 37, 50, 62, 75, 87]
+    frames = sorted((tmp_path / "samples").glob("*.npz"))
+    assert [path.name for path in frames] == [f"epoch_000_step_{step:06d}.npz" for step in steps]
+    assert len({path.read_bytes() for path in frames}) == 1, "with the same dropout"
+    assert random_states() == before and run.model.training
+    now = run.model.state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(now, weights, strict=True))
+    clip = run.val_set[1]
+    run.model.eval()
+    torch.manual_seed(run.config.seed)
+    lengths = torch.tensor([len(clip.tokens)]), torch.tensor([len(clip.mel)])
+    with torch.no_grad():
+        output = run.model(clip.tokens[None], lengths[0], clip.mel[None], lengths[1])
+    with np.load(frames[0]) as content:
+        for name, array in (("alignment", output.alignments), ("mel", output.mels_after)):
+            np.testing.assert_allclose(content[name], array[0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("stage", ["validate", "speak_freely", "draw_sample"])
