@@ -25,6 +25,7 @@ import torch
 from accelerate import Accelerator
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from PIL import Image
 
 import processes
 import train_taco
@@ -59,7 +60,7 @@ def many_steps(tiny_corpus, tmp_path_factory):
 def test_a_signal_ends_with_a_checkpoint_that_resumes_exactly(many_steps, tmp_path):
     corpus, straight = many_steps
     flags = run_flags(corpus, tmp_path, "--num_workers", 2)
-    run = ForkedRun(flags, before=partial(hold, 10))
+    run = ForkedRun(flags, before=partial(hold, 10), pictures=True)
     run.wait_for_line("held")
     run.send_signal(signal.SIGINT)
     done = run.wait()
@@ -68,6 +69,9 @@ def test_a_signal_ends_with_a_checkpoint_that_resumes_exactly(many_steps, tmp_pa
     assert "Traceback" not in done.stderr
     checkpoint = find_checkpoint(tmp_path / "work" / "tiny", "latest")
     assert checkpoint.name == "checkpoint_0_step_11", "the step is finished, and no other begun"
+    film = tmp_path / "samples" / "alignment.gif"
+    assert Image.open(film).n_frames == 4, "steps 0, 3, 6 and 10 of 27"
+    assert f"pictures and wavs: {film.parent}" in done.stdout
     train([*flags, "--resume_from_checkpoint", "latest"])
     assert_same_checkpoint(tmp_path / "work" / "tiny" / "final_checkpoint", straight)
 

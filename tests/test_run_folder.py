@@ -137,6 +137,62 @@ def test_another_model_or_audio_is_refused_with_a_list_of_the_differences(prepar
         prepare(*flags)
 
 
+def test_a_taken_folder_is_refused_with_the_safe_ways_first(prepare):
+    run, state = prepare()
+    train_taco.save(run, state, "checkpoint_1")
+    with pytest.raises(DataError) as refused:
+        prepare("--run_name", "second")
+    said = str(refused.value)
+    places = [said.index(flag) for flag in ("--resume_from", "--experiment_name", "--overwrite")]
+    assert places == sorted(places) and "would remove them" in said
+    beside, _ = prepare("--experiment_name", "second")
+    assert beside.folder == run.folder.with_name("second")
+
+
+def test_no_run_writes_over_the_pictures_of_another(prepare, tmp_path):
+    """A second one has a folder of its own, and each comes back to its own when it goes on."""
+    samples = tmp_path / "samples"
+    runs = {"tiny": samples, "second": samples / "second", "third": samples / "third"}
+    for name, pictures in runs.items():
+        run, state = prepare("--experiment_name", name)
+        assert run.pictures == pictures, "also before there is a picture"
+        train_taco.save(run, state, "checkpoint_1")
+    for name, pictures in runs.items():
+        (pictures / "epoch_001.npz").write_text(name)
+    for name, pictures in reversed(runs.items()):
+        run, _ = prepare("--experiment_name", name, "--resume_from_checkpoint", "latest")
+        assert run.pictures == pictures and (pictures / "epoch_001.npz").read_text() == name
+    elsewhere = ["--working_directory", tmp_path / "elsewhere"]
+    with pytest.raises(DataError, match=r"--save_audio_gen .*second in it hold the pictures of"):
+        prepare("--experiment_name", "second", *elsewhere)
+    assert not (tmp_path / "elsewhere").exists()
+    run, _ = prepare("--experiment_name", "second", "--overwrite")
+    assert names_in(samples / "second") == ["run.txt"], "its own of before go"
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("work", "samples"):
+        (tmp_path / name).rename(moved / name)
+    flags = ["--working_directory", moved / "work", "--save_audio_gen", moved / "samples"]
+    run, _ = prepare("--experiment_name", "third", "--resume_from_checkpoint", "latest", *flags)
+    assert run.pictures == moved / "samples" / "third"
+
+
+def test_pictures_that_nobody_has_claimed_are_a_resumed_runs_and_not_a_new_ones(prepare, tmp_path):
+    """Older versions did not say whose they are."""
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    for content in (None, b"a\0b"):
+        (samples / "epoch_1.npz").touch()
+        if content:
+            (samples / "run.txt").write_bytes(content)
+        run, state = prepare("--overwrite")
+        assert run.pictures == samples / "tiny" and names_in(samples)[0] == "epoch_1.npz"
+        train_taco.save(run, state, "checkpoint_1")
+        shutil.rmtree(samples / "tiny")
+    run, _ = prepare("--resume_from_checkpoint", "latest")
+    assert run.pictures == samples
+
+
 class Killed(BaseException):
     """In the place of SIGKILL: nothing catches it."""
 

@@ -40,6 +40,8 @@ def offline_run(tiny_corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("PROJECT", "NAME", "ENTITY", "RUN_GROUP"):
+        monkeypatch.setenv(f"WANDB_{name}", f"my_{name.lower()}")
     # Loader processes too: wandb refuses to be used, even by an import, in a forked process.
     flags = ["--log_wandb", "--wandb_log_iters", 2, "--num_workers", 1]
     flags = run_flags(tiny_corpus, tmp_path, *flags)
@@ -56,6 +58,10 @@ def test_an_offline_run_holds_flags_scalars_pictures_and_sound(offline_run):
         for record in read_records(next(folder.glob("*.wandb"))):
             for update in record.run.config.update if record.HasField("run") else ():
                 config[update.key] = json.loads(update.value_json)
+            if record.HasField("run"):
+                run = record.run
+                names = (run.project, run.display_name, run.entity, run.run_group)
+                assert names == ("my_project", "my_name", "my_entity", "my_run_group")
             if record.HasField("history"):
                 items = {
                     item.key or "/".join(item.nested_key): json.loads(item.value_json)
@@ -72,7 +78,7 @@ def test_an_offline_run_holds_flags_scalars_pictures_and_sound(offline_run):
         assert scalars[step]["train/frames_per_second"] > 0
     assert scalars[2]["train/learning_rate"] == scalars[6]["train/learning_rate"] == 0.001
     assert scalars[5]["epoch/epoch"] == 1 and scalars[10]["epoch/epoch"] == 2
-    assert 0 <= scalars[10]["epoch/free_score"] <= 1
+    assert 0 <= scalars[10]["epoch/free_running_score"] <= 1
 
     media = [path for folder in folders for path in (folder / "files").rglob("*.*")]
     pictures = [path for path in media if path.suffix == ".png"]
