@@ -43,16 +43,16 @@ class TrainConfig:
     learning_rate: Annotated[float, "Adam's learning rate until the decay begins"] = 1e-3
     min_learning_rate: Annotated[float, "learning rate that the decay ends at"] = 1e-5
     start_decay_epochs: Annotated[int | None, "epoch the decay begins; half of all if unset"] = None
-    warmup_steps: Annotated[int, "steps in which the rate rises from 0; 0 is off"] = 0
+    warmup_steps: Annotated[int, "steps in which the rate rises from 0; 0 is off"] = 100
     weight_decay: Annotated[float, "Adam's L2 penalty"] = 1e-6
     adam_eps: Annotated[float, "Adam's epsilon"] = 1e-6
     max_grad_norm: Annotated[float, "gradients are scaled down to this norm"] = 1.0
-    guided_attention_weight: Annotated[float, "guided attention's weight at step 0; 0 is off"] = 1.0
-    guided_attention_sigma: Annotated[float, "width of its diagonal, share of the clip"] = 0.4
+    guided_attention_weight: Annotated[float, "guided attention's weight at step 0; 0 is off"] = 5.0
+    guided_attention_sigma: Annotated[float, "width of its diagonal, share of the clip"] = 0.2
     guided_attention_steps: Annotated[int, "step at which its weight has fallen to 0"] = 300
     drop_frame_rate: Annotated[float, "share of teacher frames replaced by their mean"] = 0.0
     stop_positive_weight: Annotated[float, "weight of the frames at which to stop"] = 1.0
-    short_first_epochs: Annotated[int, "first epochs whose batches go from short to long"] = 0
+    short_first_epochs: Annotated[int, "first epochs whose batches go from short to long"] = 1
     alignment_warning_steps: Annotated[
         int, "steps without guided attention after which a missing alignment is said; 0 is off"
     ] = 2000

@@ -416,7 +416,7 @@ def guided_attention_penalty(
 def tacotron2_loss(
     output: Tacotron2Output, mels: Tensor, token_lengths: Tensor, mel_lengths: Tensor,
     stop_targets: Tensor, guided_attention_weight: float = 0.0,
-    guided_attention_sigma: float = 0.4, n_frames: Tensor | None = None,
+    guided_attention_sigma: float = 0.2, n_frames: Tensor | None = None,
     stop_positive_weight: float = 1.0,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The losses by name, each a mean over valid frames, and their sum, `loss`.

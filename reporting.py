@@ -353,7 +353,7 @@ def missing_alignment(row: dict[str, float], config: TrainConfig) -> str | None:
     score = math.prod(row[name] for name in ALIGNMENT_SCORES)
     if score >= ALIGNED:
         return None
-    guide = "guided attention: --guided_attention_weight 1, now 0"
+    guide = "guided attention: --guided_attention_weight 5, now 0"
     if config.guided_attention_weight > 0:
         n_steps = config.guided_attention_steps
         guide = f"guided attention for longer: --guided_attention_steps, now {n_steps}"
@@ -364,7 +364,7 @@ all the same, but the model will not speak. What usually helps:
   no silence at the edges of the clips: prep_splits.py --trim_db 40
   a learning rate near 1e-3: --learning_rate, now {config.learning_rate:g}
   {guide}
-  short clips first: --short_first_epochs 1, now {config.short_first_epochs}
+  short clips first, for longer: --short_first_epochs 2, now {config.short_first_epochs}
   less of the true previous frame: --drop_frame_rate 0.1, now {config.drop_frame_rate:g}"""
 
 

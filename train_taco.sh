@@ -32,16 +32,16 @@ arguments=(
     --learning_rate 0.001
     --min_learning_rate "1e-5"
     --start_decay_epochs 125
-    --warmup_steps 0 # of these, whatever the batch size; decay counts epochs
+    --warmup_steps 100 # of these, whatever the batch size; decay counts epochs
     --weight_decay "1e-6"
     --adam_eps "1e-6"
     --max_grad_norm 1.0
-    --guided_attention_weight 1.0
-    --guided_attention_sigma 0.4
+    --guided_attention_weight 5.0
+    --guided_attention_sigma 0.2
     --guided_attention_steps 300
     --drop_frame_rate 0.0 # 0.1 to 0.2 where attention does not align
     --stop_positive_weight 1.0 # 5 to 10 where free running does not stop
-    --short_first_epochs 0
+    --short_first_epochs 1
     --alignment_warning_steps 2000
     --console_out_iters 5
     --wandb_log_iters 5

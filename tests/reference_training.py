@@ -19,9 +19,9 @@ from tokenizer import Tokenizer
 DEFAULTS = {
     "training_epochs": 2, "batch_size": 2, "gradient_accumulation_steps": 1, "seed": 42,
     "learning_rate": 1e-3, "min_learning_rate": 1e-5, "start_decay_epochs": None,
-    "weight_decay": 1e-6, "adam_eps": 1e-6, "max_grad_norm": 1.0, "guided_attention_weight": 1.0,
-    "guided_attention_sigma": 0.4, "guided_attention_steps": 300, "warmup_steps": 0,
-    "drop_frame_rate": 0.0, "stop_positive_weight": 1.0, "short_first_epochs": 0,
+    "weight_decay": 1e-6, "adam_eps": 1e-6, "max_grad_norm": 1.0, "guided_attention_weight": 5.0,
+    "guided_attention_sigma": 0.2, "guided_attention_steps": 300, "warmup_steps": 100,
+    "drop_frame_rate": 0.0, "stop_positive_weight": 1.0, "short_first_epochs": 1,
 }  # fmt: skip
 
 

@@ -20,7 +20,11 @@ SIZES = {
 # A larger epsilon than the default: Adam divides by the gradient's size, so that where the true
 # gradient is 0 (a bias before a batch norm) the default would turn rounding errors into steps.
 # And no clipping but where it is asked for: it hides how large the losses are.
-COMMON = {"adam_eps": 3e-3, "batch_size": 4, "learning_rate": 2e-3, "max_grad_norm": 100.0}
+COMMON = {
+    "adam_eps": 3e-3, "batch_size": 4, "learning_rate": 2e-3, "max_grad_norm": 100.0,
+    "guided_attention_weight": 1.0, "guided_attention_sigma": 0.4, "warmup_steps": 0,
+    "short_first_epochs": 0,
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

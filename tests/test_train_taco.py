@@ -42,7 +42,7 @@ def run_flags(corpus, folder, *extra):
         "--path_to_val_manifest", str(corpus.test_manifest),
         "--experiment_name", "tiny", "--batch_size", "2", "--num_workers", "0",
         "--console_out_iters", "2", "--checkpoint_epochs", "1", "--training_epochs", "2",
-        *TINY_MODEL, *map(str, extra),
+        "--warmup_steps", "0", *TINY_MODEL, *map(str, extra),
     ]  # fmt: skip
 
 
@@ -391,8 +391,8 @@ def test_the_advice_fits_the_flags():
     row = {"step": 7, "focus": 0.1, "coverage": 1.0, "monotonicity": 0.9}
     said = missing_alignment(row, config)
     assert "monotonicity is 0.09" in said and "--learning_rate, now 3e-05" in said
-    assert "\n  guided attention: --guided_attention_weight 1, now 0\n" in said
-    assert "--short_first_epochs 1, now 0\n" in said and said.endswith("rate 0.1, now 0")
+    assert "\n  guided attention: --guided_attention_weight 5, now 0\n" in said
+    assert "--short_first_epochs 2, now 1\n" in said and said.endswith("rate 0.1, now 0")
     assert missing_alignment({**row, "focus": 0.27}, config)  # 0.243
     assert missing_alignment({**row, "focus": 0.29}, config) is None  # 0.261
 
