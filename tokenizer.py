@@ -5,8 +5,9 @@
     tokenizer.decode(tokens)                         # "printing, in fourteen sixty-five"
 
 `clean_text` keeps every character that the table of symbols holds, and makes the others plain:
-lower case, accents off, typographic punctuation to ASCII. Common abbreviations and numbers become
-English words, any white space one space. Characters that are then still unknown are left out, and
+lower case, accents off, typographic punctuation to ASCII. What is read aloud as words becomes
+English words (normalize.py: abbreviations, addresses, signs; numerals.py: all that has figures),
+any white space one space. Characters that are then still unknown are left out, and
 `unknown_characters` names them.
 """
 
@@ -17,8 +18,16 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import torch
-from num2words import num2words
 from torch import Tensor
+
+from normalize import (
+    expand_abbreviations,
+    expand_codes,
+    replace_characters,
+    spell_capitals,
+    spell_signs,
+)
+from numerals import spell_numerals
 
 PAD = "<pad>"
 DEFAULT_SYMBOLS = (PAD, *" !\"'(),-.:;?", *"abcdefghijklmnopqrstuvwxyz")
@@ -27,87 +36,23 @@ DEFAULT_CHARACTERS = frozenset(DEFAULT_SYMBOLS[1:])
 # no text has trained, because their cleaners make all text lower case.
 PHONEMES = {"AA", "@AA"}
 MAX_NAMED = 20  # characters that one line names
-PLAIN_PUNCTUATION = {
-    **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032`", "'"),
-    **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb", '"'),
-    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+PLAIN = {  # what has no equivalent in Unicode's own table (NFKD)
+    **dict.fromkeys("\u2032`", "'"),
+    "\u2033": '"',
+    **dict.fromkeys("\u2012\u2013\u2014\u2015\u2212", "-"),
     **dict.fromkeys("[{", "("),
     **dict.fromkeys("]}", ")"),
+    "/": " ",
     "\u00df": "ss",
     "\u00e6": "ae",
     "\u0153": "oe",
     "\u00f8": "o",
     "\u0142": "l",
-    "&": " and ",
-    "%": " percent",
-    "/": " ",
-    "\u2044": " ",
+    "\u0111": "d",
+    "\u00f0": "d",
+    "\u00fe": "th",
+    "\u0131": "i",
 }
-ABBREVIATIONS = {
-    "mr": "mister",
-    "mrs": "missus",
-    "dr": "doctor",
-    "st": "saint",
-    "co": "company",
-    "jr": "junior",
-    "sr": "senior",
-    "maj": "major",
-    "gen": "general",
-    "capt": "captain",
-    "lt": "lieutenant",
-    "col": "colonel",
-    "sgt": "sergeant",
-    "rev": "reverend",
-    "hon": "honorable",
-    "esq": "esquire",
-    "ltd": "limited",
-    "ft": "fort",
-}
-CURRENCIES = {
-    "$": ("dollar", "dollars"),
-    "\u00a3": ("pound", "pounds"),
-    "\u20ac": ("euro", "euros"),
-}
-
-_ABBREVIATION = re.compile(rf"\b({'|'.join(ABBREVIATIONS)})\.", re.IGNORECASE)
-_WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"  # a comma only before three figures
-_MONEY = re.compile(rf"([$\u00a3\u20ac])\s?({_WHOLE}(?:\.\d+)?)")
-_NUMBER = re.compile(rf"{_WHOLE}(?:\.\d+)?")
-_ORDINAL = re.compile(rf"\b({_WHOLE})(?:st|nd|rd|th)\b", re.IGNORECASE)
-MAX_FIGURES = 15  # longer numbers are read figure by figure
-
-
-def _spell_figures(figures: str) -> str:
-    return " ".join(num2words(int(figure)) for figure in figures)
-
-
-def _spell_number(number: str, may_be_year: bool = True) -> str:
-    """'1465' -> 'fourteen sixty-five'; '1,465' -> 'one thousand ...'; '2.5' -> 'two point five'."""
-    whole, _, decimals = number.replace(",", "").partition(".")
-    decimals = decimals.rstrip("0")
-    if len(whole) > MAX_FIGURES or (len(whole) > 1 and whole[0] == "0"):
-        words = _spell_figures(whole)
-    else:
-        # Four figures without a comma are read as LJSpeech's reader does, as a year.
-        is_year = may_be_year and number == whole and len(whole) == 4 and whole[1:3] != "00"
-        words = num2words(int(whole), to="year" if is_year else "cardinal")
-    return f"{words} point {_spell_figures(decimals)}" if decimals else words
-
-
-def _spell_money(match: re.Match) -> str:
-    singular, plural = CURRENCIES[match[1]]
-    words = _spell_number(match[2], may_be_year=False)
-    return f"{words} {singular if words == 'one' else plural}"
-
-
-def _spell_ordinal(match: re.Match) -> str:
-    whole = match[1].replace(",", "")
-    return match[0] if len(whole) > MAX_FIGURES else num2words(int(whole), to="ordinal")
-
-
-def _spell_abbreviation(match: re.Match) -> str:
-    word = ABBREVIATIONS.get(match[1].lower(), match[0])
-    return word.capitalize() if match[1][0].isupper() else word
 
 
 @lru_cache(maxsize=16)
@@ -138,7 +83,30 @@ def _make_plain(character: str, known: frozenset[str]) -> str:
     parts = _match_case(unicodedata.normalize("NFKD", character), known)
     parts = [part if part in known else part.lower() for part in parts]
     kept = (part for part in parts if part in known or not unicodedata.combining(part))
-    return "".join(part if part in known else PLAIN_PUNCTUATION.get(part, part) for part in kept)
+    return "".join(part if part in known else PLAIN.get(part, part) for part in kept)
+
+
+@lru_cache(maxsize=16)
+def _has_kinds(known: frozenset[str]) -> tuple[bool, bool]:
+    """Whether the table has capitals, and whether figures."""
+    return any(c != c.lower() for c in known), any(c.isdecimal() for c in known)
+
+
+def _normalize(text: str, known: frozenset[str]) -> str:
+    """The words that are read aloud, their case and accents as they are."""
+    text = _compose(text, known)
+    if not text.isascii():
+        text = replace_characters(text, known)
+    is_shouted = text.isupper() and len(text.split()) > 2
+    has_capitals, has_figures = _has_kinds(known)
+    text = expand_abbreviations(text)
+    if not has_capitals:
+        text = expand_codes(text)
+    if not has_figures:
+        text = spell_numerals(text)
+    if not has_capitals:
+        text = spell_capitals(text, is_shouted)
+    return spell_signs(text, known)
 
 
 def clean_text(text: str, known: frozenset[str] = DEFAULT_CHARACTERS) -> str:
@@ -147,23 +115,17 @@ def clean_text(text: str, known: frozenset[str] = DEFAULT_CHARACTERS) -> str:
     Args:
         known: the characters of the table, which are kept. A table with figures keeps numbers.
     """
-    text = _compose(text, known)
-    # A fraction or an exponent must not run into the number before it: 1\u00bd is not 11/2.
-    text = "".join(
-        f" {c}" if c not in known and c.isnumeric() and not c.isdecimal() else c for c in text
-    )
-    text = "".join(c if c in known else unicodedata.normalize("NFKD", c) for c in text)
+    text = _normalize(text, known)
+    if not text.isascii():
+        text = "".join(c if c in known else unicodedata.normalize("NFKD", c) for c in text)
     text = _compose(text, known)  # half-width katakana and their marks, for one, come together
-    if all(c == c.lower() for c in known):
+    if not _has_kinds(known)[0]:
         text = text.lower()  # as a whole: a sigma that ends a word has a form of its own
-    text = _match_case(text, known)
-    text = "".join(c if c in known else _make_plain(c, known) for c in text)
-    text = _ABBREVIATION.sub(_spell_abbreviation, text)
-    if not any(c.isdecimal() for c in known):
-        text = _MONEY.sub(_spell_money, text)
-        text = _ORDINAL.sub(_spell_ordinal, text)
-        text = _NUMBER.sub(lambda match: _spell_number(match[0]), text)
-    return re.sub(r"\s+", " ", _match_case(text, known)).strip()
+    if not known.issuperset(text):
+        text = _match_case(text, known)
+        text = "".join(c if c in known else _make_plain(c, known) for c in text)
+        text = _match_case(text, known)
+    return re.sub(r"\s+", " ", text).strip()
 
 
 class Tokenizer:
