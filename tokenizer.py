@@ -8,7 +8,8 @@
 lower case, accents off, typographic punctuation to ASCII. What is read aloud as words becomes
 English words (normalize.py: abbreviations, addresses, signs; numerals.py: all that has figures),
 any white space one space. Characters that are then still unknown are left out, and
-`unknown_characters` names them.
+`unknown_characters` names them. ARPAbet in braces, as in "{T ER1 N} left", is looked up as phonemes
+where the table has them (`with_phonemes`).
 """
 
 import re
@@ -16,6 +17,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -28,13 +30,16 @@ from normalize import (
     spell_signs,
 )
 from numerals import spell_numerals
+from phonemes import ARPABET, PHONEMES_IN_BRACES, find_odd_phoneme
 
 PAD = "<pad>"
 DEFAULT_SYMBOLS = (PAD, *" !\"'(),-.:;?", *"abcdefghijklmnopqrstuvwxyz")
 DEFAULT_CHARACTERS = frozenset(DEFAULT_SYMBOLS[1:])
-# ARPAbet as torchaudio and NVIDIA write it. In their tables capitals are phonemes, or letters that
-# no text has trained, because their cleaners make all text lower case.
-PHONEMES = {"AA", "@AA"}
+# A table has phonemes if it has one of these: ARPAbet as torchaudio and NVIDIA write it. In their
+# tables capitals are phonemes, or letters that no text has trained, because their cleaners make all
+# text lower case.
+SIGNS_OF_PHONEMES = {"AA", "@AA"}
+HELD_PLACE = "\U0010fffd"  # stands for a group in braces while the text around it is cleaned
 MAX_NAMED = 20  # characters that one line names
 PLAIN = {  # what has no equivalent in Unicode's own table (NFKD)
     **dict.fromkeys("\u2032`", "'"),
@@ -131,8 +136,8 @@ def clean_text(text: str, known: frozenset[str] = DEFAULT_CHARACTERS) -> str:
 class Tokenizer:
     """Looks characters up in a table of symbols; id 0, the first symbol, is padding.
 
-    Symbols of several characters, such as the phonemes in the tables of other Tacotron 2 weights,
-    keep their ids and are never produced from text.
+    Other symbols of several characters than phonemes keep their ids and are never produced from
+    text. `has_phonemes` says whether the table has ARPAbet, with or without "@" before it.
 
     Raises:
         ValueError: on a table that is no list of strings, an empty one, or a symbol that occurs
@@ -153,27 +158,50 @@ class Tokenizer:
         if len(set(self.symbols)) < len(self.symbols):
             twice = sorted({s for s in self.symbols if self.symbols.count(s) > 1})
             raise ValueError(f"symbols must be unique, found twice: {' '.join(twice)}")
-        has_phonemes = not PHONEMES.isdisjoint(self.symbols)
+        self.has_phonemes = not SIGNS_OF_PHONEMES.isdisjoint(self.symbols)
+        ids = {symbol: i for i, symbol in enumerate(self.symbols)}
+        self._phoneme_ids = {  # NVIDIA's table has a letter B beside the phoneme @B
+            name: ids.get(f"@{name}", ids.get(name))
+            for name in ARPABET
+            if self.has_phonemes and not ids.keys().isdisjoint((name, f"@{name}"))
+        }
+        self._phonemes = {i: name for name, i in self._phoneme_ids.items()}
         self._ids: dict[str, int] = {}  # of the characters that text is made of
         for i, symbol in enumerate(self.symbols[1:], start=1):
             # A letter and its accent may be written as two characters.
             character = symbol if len(symbol) == 1 else unicodedata.normalize("NFC", symbol)
-            if len(character) == 1 and not (has_phonemes and character.isupper()):
+            if len(character) == 1 and not (self.has_phonemes and character.isupper()):
                 self._ids.setdefault(character, i)
         self.known = frozenset(self._ids)
+        self.has_letters = any(character.isalpha() for character in self.known)
 
     @property
     def vocab_size(self) -> int:
         """Number of symbols, padding included."""
         return len(self.symbols)
 
+    def with_phonemes(self) -> "Tokenizer":
+        """The same table with what it lacks of ARPAbet at its end; itself if it lacks nothing."""
+        lacking = [f"@{name}" for name in ARPABET if name not in self._phoneme_ids]
+        return Tokenizer([*self.symbols, *lacking]) if lacking else self
+
+    def _split(self, text: str) -> list[str]:
+        """Text and ARPAbet in braces, in turn, beginning with text."""
+        return [text] if "{" in self.known else PHONEMES_IN_BRACES.split(text)
+
     def clean(self, text: str) -> str:
-        """The text as the table can have it: `clean_text` with the characters of the table."""
-        return clean_text(text, self.known)
+        """The text as the table can have it: `clean_text`, and ARPAbet in braces as it stands."""
+        parts = self._split(text.replace(HELD_PLACE, "") if "{" in text else text)
+        groups = [f"{{{' '.join(group[1:-1].split())}}}" for group in parts[1::2]]
+        cleaned = clean_text(HELD_PLACE.join(parts[::2]), self.known)
+        for group in groups:
+            cleaned = cleaned.replace(HELD_PLACE, group, 1)
+        return cleaned
 
     def unknown_characters(self, text: str) -> str:
         """The characters of the cleaned text that the table lacks, each once, in order."""
-        return "".join(dict.fromkeys(c for c in self.clean(text) if c not in self.known))
+        letters = "".join(self._split(self.clean(text))[::2])
+        return "".join(dict.fromkeys(c for c in letters if c not in self.known))
 
     def describe_unknown(self, texts: Iterable[str]) -> str:
         """A line on the characters that the table lacks and in how many texts; "" if it has all."""
@@ -196,14 +224,42 @@ class Tokenizer:
         """Token ids of the cleaned text, shape (T_text,), int64; unknown characters left out.
 
         Raises:
-            ValueError: when nothing is left to say.
+            ValueError: when nothing is left to say, or for what is in braces and is no phoneme of
+                ARPAbet, or none of the table.
         """
-        kept = [character for character in self.clean(text) if character in self.known]
-        if not any(character.isalpha() for character in kept):
+        if self.has_phonemes and (odd := find_odd_phoneme(text)):
+            raise ValueError(f"{odd} is no phoneme of ARPAbet")
+        ids: list[int] = []
+        has_sound = False
+        for i, part in enumerate(self._split(self.clean(text))):
+            if i % 2:
+                ids += self._encode_phonemes(part)
+                has_sound = True
+            else:
+                kept = [character for character in part if character in self.known]
+                ids += [self._ids[character] for character in kept]
+                has_sound |= any(character.isalpha() for character in kept)
+        if not has_sound:
             raise ValueError(f"text has no letter to speak: {text[:80]!r}")
-        return torch.tensor([self._ids[character] for character in kept], dtype=torch.int64)
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def _encode_phonemes(self, group: str) -> list[int]:
+        names = group[1:-1].split()
+        for name in names:
+            if name not in self._phoneme_ids:
+                raise ValueError(
+                    f"the symbols lack the phoneme {name} of {group[:60]}; a model trained with "
+                    "--phonemes has all of ARPAbet"
+                )
+        return [self._phoneme_ids[name] for name in names]
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
-        """The text of token ids, padding left out."""
+        """The text of token ids, padding left out; phonemes in braces."""
         ids = tokens.tolist() if isinstance(tokens, Tensor) else tokens
-        return "".join(self.symbols[i] for i in ids if i != self.pad_token_id)
+        parts = []
+        for is_phoneme, run in groupby(ids, key=self._phonemes.__contains__):
+            if is_phoneme:
+                parts.append(f"{{{' '.join(self._phonemes[i] for i in run)}}}")
+            else:
+                parts += [self.symbols[i] for i in run if i != self.pad_token_id]
+        return "".join(parts)
