@@ -29,7 +29,7 @@ from test_synthesize import SMALL
 from test_train_taco import run_flags
 from tokenizer import DEFAULT_SYMBOLS, Tokenizer
 
-DICTIONARY = {"turn": "T ER1 N", "left": "L EH1 F T", "don't": "D OW1 N T"}
+DICTIONARY = {"turn": "T ER1 N", "left": "L EH1 F T", "don't": "D OW1 N T", "t": "T IY1"}
 TABLE = Tokenizer().with_phonemes()
 
 
