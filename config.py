@@ -72,6 +72,7 @@ class TrainConfig:
     num_workers: Annotated[int, "processes that load data, per device"] = 2
     log_wandb: Annotated[bool, "log to Weights & Biases"] = False
     path_to_symbols: Annotated[str | None, "JSON list of symbols, padding first; built in"] = None
+    phonemes: Annotated[bool, "half the words of half the clips as CMUdict's phonemes"] = False
     warm_start: Annotated[str | None, "checkpoint to take weights from; all else is new"] = None
     warm_start_allow_mismatch: Annotated[bool, "warm-start what fits, list what does not"] = False
     resume_from_checkpoint: Annotated[str | None, "name, path, latest or latest_or_new"] = None

@@ -13,7 +13,8 @@ every 256, mel filters up to 8000 Hz, natural-log mels. torchaudio's weights for
 mels: for them, correct "audio" in the written config.json. The table of symbols follows from the
 number of embeddings (148: NVIDIA's; 38 and 96: torchaudio's characters and phonemes), or stands in
 --symbols, a JSON list, padding first. Text is lower-cased before it is looked up, so NVIDIA's
-capitals, and all phonemes, have ids that no text reaches.
+capitals have ids that no text reaches. Phonemes are said by ARPAbet in braces, "{T ER1 N} left", or
+for whole texts by `synthesize.py --phonemes`.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from checkpoints import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, write_config
 from dataset import AudioConfig
 from files import DataError, check_writable, file_errors, path_argument, read_json, write_whole
 from model import Tacotron2, Tacotron2Config
+from phonemes import ARPABET
 from tokenizer import Tokenizer
 
 LAYOUTS = ("torchaudio", "nvidia")
@@ -52,9 +54,6 @@ NVIDIA_CONV = re.compile(r"(convolutions\.\d+\.0|_conv)\.(weight|bias)$")
 NVIDIA_LINEAR = re.compile(r"(layers\.\d+|_layer|\.v|_dense|_projection)\.(weight|bias)$")
 
 LOWER_CASE = "abcdefghijklmnopqrstuvwxyz"
-VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
-CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH"
-ARPABET = sorted(CONSONANTS.split() + [v + s for v in VOWELS.split() for s in ("", *"012")])
 COMMON = ("_", *"-!'(),.:;? ")  # padding and punctuation
 SYMBOLS = {
     38: (*COMMON, *LOWER_CASE),  # torchaudio, characters
@@ -236,7 +235,8 @@ def import_peer(layout: str, source: Path, target: Path, symbols: str | None) ->
 
     write_target(target, write)
     if not any(symbol in LOWER_CASE for symbol in tokenizer.symbols[1:]):
-        print("warning: its symbols hold no lower-case letter, so text cannot be spoken with it")
+        but = " but as phonemes, by --phonemes" if tokenizer.has_phonemes else ""
+        print(f"warning: its symbols hold no lower-case letter, text cannot be spoken with it{but}")
     return f"{target}: {tokenizer.vocab_size} symbols, log mels"
 
 

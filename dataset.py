@@ -17,7 +17,7 @@ import math
 import os
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from files import DataError, write_whole
+from phonemes import to_phonemes
 from tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -394,35 +395,58 @@ class TTSDataset(Dataset):
 
     What can be known without the recordings is checked at once: later it would end a run midway.
 
+    Args:
+        manifest, audio_config, tokenizer: what is read, and how.
+        dictionary: of `load_dictionary`, to have half of the words of half of the clips in
+            phonemes; which ones follows from seed, epoch (`set_epoch`) and the clip alone.
+        seed: what these are drawn from.
+
     Raises:
         DataError: naming the manifest and the line; from [], naming the recording.
     """
 
     def __init__(
-        self, manifest: str | Path, audio_config: AudioConfig, tokenizer: Tokenizer
+        self,
+        manifest: str | Path,
+        audio_config: AudioConfig,
+        tokenizer: Tokenizer,
+        dictionary: Mapping[str, str] | None = None,
+        seed: int = 0,
     ) -> None:
         import_librosa()
         frame = read_manifest(manifest)
         self.audio_config = audio_config
         self.tokenizer = tokenizer
+        self.dictionary, self.seed = dictionary, seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # with loader processes
         self.paths: list[str] = frame["file_path"].tolist()
         self.texts: list[str] = frame["normalized_transcript"].tolist()
         self.n_frames: list[float] = (frame["duration"] / audio_config.hop_seconds).tolist()
-        for line, (text, duration) in enumerate(
-            zip(self.texts, frame["duration"], strict=True), start=2
-        ):
+        for line, duration in enumerate(frame["duration"], start=2):
             if round(min(duration, 1e6) * audio_config.sampling_rate) < audio_config.n_fft:
                 raise DataError(
                     f"{manifest}: line {line}: {duration} s are less than one window of "
                     f"{audio_config.n_fft} samples"
                 )
             try:
-                tokenizer.encode(text)
+                self._encode(line - 2)
             except ValueError as error:
                 raise DataError(f"{manifest}: line {line}: {error}") from None
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """From now on the words in phonemes are those of this epoch."""
+        self._epoch.fill_(epoch)
+
+    def _encode(self, index: int) -> torch.Tensor:
+        text = self.texts[index]
+        if self.dictionary is not None:
+            rng = np.random.default_rng([self.seed, int(self._epoch), index])
+            rng = rng if self.tokenizer.has_letters else None  # without letters, all words
+            text = to_phonemes(self.tokenizer.clean(text), self.dictionary, rng)
+        return self.tokenizer.encode(text)
 
     def __getitem__(self, index: int) -> Utterance:
         path, text = self.paths[index], self.texts[index]
@@ -431,7 +455,7 @@ class TTSDataset(Dataset):
             mel = audio_to_mel(wav, self.audio_config)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
-        return Utterance(self.tokenizer.encode(text), mel, text, path)
+        return Utterance(self._encode(index), mel, text, path)
 
 
 class TTSCollator:

@@ -100,7 +100,7 @@ def judge(
             "mcd_db": mel_cepstral_distortion(spoken, recording, voice.audio_config),
         }
         words = (word_times or {}).get(Path(path).stem, [])
-        if len(voice.tokenizer.clean(text)) != len(text):
+        if n_text != len(text):
             words = []  # their indices count characters that the model does not see
         errors = word_start_errors(
             forced.alignments[i, :n_frames, :n_text].cpu(), words, voice.audio_config.hop_seconds

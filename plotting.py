@@ -261,26 +261,34 @@ def _set_title(axes: Axes, title: str | None) -> None:
         axes.set_title(lines, fontsize=FONT_SIZE + 1, parse_math=False)  # "$5 or $6" is no formula
 
 
+def _split_symbols(text: str) -> list[str]:
+    """Characters, and of phonemes in braces, "{T ER1 N}", each phoneme."""
+    parts = re.split(r"\{([A-Z0-9 ]+)\}", text)
+    return [symbol for i, part in enumerate(parts) for symbol in (part.split() if i % 2 else part)]
+
+
 def _label_text(axes: Axes, text: str, n_characters: int) -> None:
     """Labels y with the characters where they fit, else with the words, each at its middle."""
-    if len(text) != n_characters:
+    symbols = _split_symbols(text)
+    if len(symbols) != n_characters:
         raise ValueError(
             f"text must have one character per alignment column ({n_characters}), "
-            f"got {len(text)} characters."
+            f"got {len(symbols)} characters."
         )
     axes.figure.get_layout_engine().execute(axes.figure)  # the height is known only after layout
     inches = axes.get_position().height * axes.figure.get_figheight()
-    points_per_character = inches * 72 / len(text)
+    points_per_character = inches * 72 / len(symbols)
     if points_per_character >= CHARACTER_SPACING:
-        places = list(range(len(text)))
-        labels = [VISIBLE_SPACE if character.isspace() else character for character in text]
+        places = list(range(len(symbols)))
+        labels = [VISIBLE_SPACE if symbol.isspace() else symbol for symbol in symbols]
     else:
         places, labels = [], []
-        for word in re.finditer(r"\S+", text):
+        in_place = "".join(" " if symbol.isspace() else "x" for symbol in symbols)
+        for word in re.finditer("x+", in_place):
             middle = (word.start() + word.end() - 1) / 2
             if not places or (middle - places[-1]) * points_per_character >= WORD_SPACING:
                 places.append(middle)
-                labels.append(word.group())
+                labels.append("".join(symbols[slice(*word.span())]))
     axes.set_yticks(places, labels, family=LABEL_FONT, fontsize=LABEL_SIZE, parse_math=False)
     axes.set_ylabel(None)
 

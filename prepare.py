@@ -22,6 +22,7 @@ from dataset import AudioConfig, BatchSampler, TTSCollator, TTSDataset
 from fast_decoder import speed_up
 from files import DataError, check_writable, file_errors, read_json
 from model import Tacotron2, Tacotron2Config
+from phonemes import load_dictionary
 from processes import Interrupt, on_main, refuse_sharding, seen_everywhere
 from reporting import choose_pictures_folder, claim_pictures_folder, start_wandb
 from resuming import (
@@ -187,18 +188,28 @@ def take_flags(configs: Configs, resumed: Path) -> Configs:
 def choose_tokenizer(config: TrainConfig, resumed: Path | None) -> Tokenizer:
     """The symbols of the run resumed, of --path_to_symbols, of the warm start, or the built-in.
 
+    With --phonemes, those of ARPAbet are added unless there are some.
+
     Raises:
-        DataError: when a file cannot be used.
+        DataError: when a file cannot be used, or the run resumed has no phonemes.
     """
     if resumed:
-        return read_config(resumed)[2]
+        tokenizer = read_config(resumed)[2]
+        if config.phonemes and tokenizer.with_phonemes() is not tokenizer:
+            raise DataError(
+                f"--phonemes: the symbols of {resumed} lack phonemes, and cannot change in "
+                "the course of a run; --warm_start takes its weights into a new one"
+            )
+        return tokenizer
     if path := config.path_to_symbols:
         symbols = read_json(path, f"--path_to_symbols {path}")
         try:
-            return Tokenizer(symbols)
+            tokenizer = Tokenizer(symbols)
         except ValueError as error:
             raise DataError(f"--path_to_symbols {path}: {error}") from None
-    return read_config(config.warm_start)[2] if config.warm_start else Tokenizer()
+    else:
+        tokenizer = read_config(config.warm_start)[2] if config.warm_start else Tokenizer()
+    return tokenizer.with_phonemes() if config.phonemes else tokenizer
 
 
 def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) -> Run:
@@ -214,8 +225,14 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
     _, audio_config, model_config, _ = configs
     tokenizer = choose_tokenizer(config, resumed)
     model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
-    train_set = TTSDataset(config.path_to_train_manifest, audio_config, tokenizer)
-    val_set = TTSDataset(config.path_to_val_manifest, audio_config, tokenizer)
+    dictionary = load_dictionary() if config.phonemes else None
+    train_set = TTSDataset(
+        config.path_to_train_manifest, audio_config, tokenizer, dictionary, config.seed
+    )
+    val_set = TTSDataset(
+        config.path_to_val_manifest, audio_config, tokenizer,
+        None if tokenizer.has_letters else dictionary,
+    )  # fmt: skip
     if config.free_running_clips is None:
         n_clips = count_free_running_clips(train_set, val_set)
         config = replace(config, free_running_clips=n_clips)

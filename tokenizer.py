@@ -5,9 +5,11 @@
     tokenizer.decode(tokens)                         # "printing, in fourteen sixty-five"
 
 `clean_text` keeps every character that the table of symbols holds, and makes the others plain:
-lower case, accents off, typographic punctuation to ASCII. Common abbreviations and numbers become
-English words, any white space one space. Characters that are then still unknown are left out, and
-`unknown_characters` names them.
+lower case, accents off, typographic punctuation to ASCII. What is read aloud as words becomes
+English words (normalize.py: abbreviations, addresses, signs; numerals.py: all that has figures),
+any white space one space. Characters that are then still unknown are left out, and
+`unknown_characters` names them. ARPAbet in braces, as in "{T ER1 N} left", is looked up as phonemes
+where the table has them (`with_phonemes`).
 """
 
 import re
@@ -15,99 +17,47 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import groupby
 
 import torch
-from num2words import num2words
 from torch import Tensor
+
+from normalize import (
+    expand_abbreviations,
+    expand_codes,
+    replace_characters,
+    spell_capitals,
+    spell_signs,
+)
+from numerals import spell_numerals
+from phonemes import ARPABET, PHONEMES_IN_BRACES, find_odd_phoneme
 
 PAD = "<pad>"
 DEFAULT_SYMBOLS = (PAD, *" !\"'(),-.:;?", *"abcdefghijklmnopqrstuvwxyz")
 DEFAULT_CHARACTERS = frozenset(DEFAULT_SYMBOLS[1:])
-# ARPAbet as torchaudio and NVIDIA write it. In their tables capitals are phonemes, or letters that
-# no text has trained, because their cleaners make all text lower case.
-PHONEMES = {"AA", "@AA"}
+# A table has phonemes if it has one of these: ARPAbet as torchaudio and NVIDIA write it. In their
+# tables capitals are phonemes, or letters that no text has trained, because their cleaners make all
+# text lower case.
+SIGNS_OF_PHONEMES = {"AA", "@AA"}
+HELD_PLACE = "\U0010fffd"  # stands for a group in braces while the text around it is cleaned
 MAX_NAMED = 20  # characters that one line names
-PLAIN_PUNCTUATION = {
-    **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032`", "'"),
-    **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb", '"'),
-    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+PLAIN = {  # what has no equivalent in Unicode's own table (NFKD)
+    **dict.fromkeys("\u2032`", "'"),
+    "\u2033": '"',
+    **dict.fromkeys("\u2012\u2013\u2014\u2015\u2212", "-"),
     **dict.fromkeys("[{", "("),
     **dict.fromkeys("]}", ")"),
+    "/": " ",
     "\u00df": "ss",
     "\u00e6": "ae",
     "\u0153": "oe",
     "\u00f8": "o",
     "\u0142": "l",
-    "&": " and ",
-    "%": " percent",
-    "/": " ",
-    "\u2044": " ",
+    "\u0111": "d",
+    "\u00f0": "d",
+    "\u00fe": "th",
+    "\u0131": "i",
 }
-ABBREVIATIONS = {
-    "mr": "mister",
-    "mrs": "missus",
-    "dr": "doctor",
-    "st": "saint",
-    "co": "company",
-    "jr": "junior",
-    "sr": "senior",
-    "maj": "major",
-    "gen": "general",
-    "capt": "captain",
-    "lt": "lieutenant",
-    "col": "colonel",
-    "sgt": "sergeant",
-    "rev": "reverend",
-    "hon": "honorable",
-    "esq": "esquire",
-    "ltd": "limited",
-    "ft": "fort",
-}
-CURRENCIES = {
-    "$": ("dollar", "dollars"),
-    "\u00a3": ("pound", "pounds"),
-    "\u20ac": ("euro", "euros"),
-}
-
-_ABBREVIATION = re.compile(rf"\b({'|'.join(ABBREVIATIONS)})\.", re.IGNORECASE)
-_WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"  # a comma only before three figures
-_MONEY = re.compile(rf"([$\u00a3\u20ac])\s?({_WHOLE}(?:\.\d+)?)")
-_NUMBER = re.compile(rf"{_WHOLE}(?:\.\d+)?")
-_ORDINAL = re.compile(rf"\b({_WHOLE})(?:st|nd|rd|th)\b", re.IGNORECASE)
-MAX_FIGURES = 15  # longer numbers are read figure by figure
-
-
-def _spell_figures(figures: str) -> str:
-    return " ".join(num2words(int(figure)) for figure in figures)
-
-
-def _spell_number(number: str, may_be_year: bool = True) -> str:
-    """'1465' -> 'fourteen sixty-five'; '1,465' -> 'one thousand ...'; '2.5' -> 'two point five'."""
-    whole, _, decimals = number.replace(",", "").partition(".")
-    decimals = decimals.rstrip("0")
-    if len(whole) > MAX_FIGURES or (len(whole) > 1 and whole[0] == "0"):
-        words = _spell_figures(whole)
-    else:
-        # Four figures without a comma are read as LJSpeech's reader does, as a year.
-        is_year = may_be_year and number == whole and len(whole) == 4 and whole[1:3] != "00"
-        words = num2words(int(whole), to="year" if is_year else "cardinal")
-    return f"{words} point {_spell_figures(decimals)}" if decimals else words
-
-
-def _spell_money(match: re.Match) -> str:
-    singular, plural = CURRENCIES[match[1]]
-    words = _spell_number(match[2], may_be_year=False)
-    return f"{words} {singular if words == 'one' else plural}"
-
-
-def _spell_ordinal(match: re.Match) -> str:
-    whole = match[1].replace(",", "")
-    return match[0] if len(whole) > MAX_FIGURES else num2words(int(whole), to="ordinal")
-
-
-def _spell_abbreviation(match: re.Match) -> str:
-    word = ABBREVIATIONS.get(match[1].lower(), match[0])
-    return word.capitalize() if match[1][0].isupper() else word
 
 
 @lru_cache(maxsize=16)
@@ -138,7 +88,30 @@ def _make_plain(character: str, known: frozenset[str]) -> str:
     parts = _match_case(unicodedata.normalize("NFKD", character), known)
     parts = [part if part in known else part.lower() for part in parts]
     kept = (part for part in parts if part in known or not unicodedata.combining(part))
-    return "".join(part if part in known else PLAIN_PUNCTUATION.get(part, part) for part in kept)
+    return "".join(part if part in known else PLAIN.get(part, part) for part in kept)
+
+
+@lru_cache(maxsize=16)
+def _has_kinds(known: frozenset[str]) -> tuple[bool, bool]:
+    """Whether the table has capitals, and whether figures."""
+    return any(c != c.lower() for c in known), any(c.isdecimal() for c in known)
+
+
+def _normalize(text: str, known: frozenset[str]) -> str:
+    """The words that are read aloud, their case and accents as they are."""
+    text = _compose(text, known)
+    if not text.isascii():
+        text = replace_characters(text, known)
+    is_shouted = text.isupper() and len(text.split()) > 2
+    has_capitals, has_figures = _has_kinds(known)
+    text = expand_abbreviations(text)
+    if not has_capitals:
+        text = expand_codes(text)
+    if not has_figures:
+        text = spell_numerals(text)
+    if not has_capitals:
+        text = spell_capitals(text, is_shouted)
+    return spell_signs(text, known)
 
 
 def clean_text(text: str, known: frozenset[str] = DEFAULT_CHARACTERS) -> str:
@@ -147,30 +120,24 @@ def clean_text(text: str, known: frozenset[str] = DEFAULT_CHARACTERS) -> str:
     Args:
         known: the characters of the table, which are kept. A table with figures keeps numbers.
     """
-    text = _compose(text, known)
-    # A fraction or an exponent must not run into the number before it: 1\u00bd is not 11/2.
-    text = "".join(
-        f" {c}" if c not in known and c.isnumeric() and not c.isdecimal() else c for c in text
-    )
-    text = "".join(c if c in known else unicodedata.normalize("NFKD", c) for c in text)
+    text = _normalize(text, known)
+    if not text.isascii():
+        text = "".join(c if c in known else unicodedata.normalize("NFKD", c) for c in text)
     text = _compose(text, known)  # half-width katakana and their marks, for one, come together
-    if all(c == c.lower() for c in known):
+    if not _has_kinds(known)[0]:
         text = text.lower()  # as a whole: a sigma that ends a word has a form of its own
-    text = _match_case(text, known)
-    text = "".join(c if c in known else _make_plain(c, known) for c in text)
-    text = _ABBREVIATION.sub(_spell_abbreviation, text)
-    if not any(c.isdecimal() for c in known):
-        text = _MONEY.sub(_spell_money, text)
-        text = _ORDINAL.sub(_spell_ordinal, text)
-        text = _NUMBER.sub(lambda match: _spell_number(match[0]), text)
-    return re.sub(r"\s+", " ", _match_case(text, known)).strip()
+    if not known.issuperset(text):
+        text = _match_case(text, known)
+        text = "".join(c if c in known else _make_plain(c, known) for c in text)
+        text = _match_case(text, known)
+    return re.sub(r"\s+", " ", text).strip()
 
 
 class Tokenizer:
     """Looks characters up in a table of symbols; id 0, the first symbol, is padding.
 
-    Symbols of several characters, such as the phonemes in the tables of other Tacotron 2 weights,
-    keep their ids and are never produced from text.
+    Other symbols of several characters than phonemes keep their ids and are never produced from
+    text. `has_phonemes` says whether the table has ARPAbet, with or without "@" before it.
 
     Raises:
         ValueError: on a table that is no list of strings, an empty one, or a symbol that occurs
@@ -191,27 +158,50 @@ class Tokenizer:
         if len(set(self.symbols)) < len(self.symbols):
             twice = sorted({s for s in self.symbols if self.symbols.count(s) > 1})
             raise ValueError(f"symbols must be unique, found twice: {' '.join(twice)}")
-        has_phonemes = not PHONEMES.isdisjoint(self.symbols)
+        self.has_phonemes = not SIGNS_OF_PHONEMES.isdisjoint(self.symbols)
+        ids = {symbol: i for i, symbol in enumerate(self.symbols)}
+        self._phoneme_ids = {  # NVIDIA's table has a letter B beside the phoneme @B
+            name: ids.get(f"@{name}", ids.get(name))
+            for name in ARPABET
+            if self.has_phonemes and not ids.keys().isdisjoint((name, f"@{name}"))
+        }
+        self._phonemes = {i: name for name, i in self._phoneme_ids.items()}
         self._ids: dict[str, int] = {}  # of the characters that text is made of
         for i, symbol in enumerate(self.symbols[1:], start=1):
             # A letter and its accent may be written as two characters.
             character = symbol if len(symbol) == 1 else unicodedata.normalize("NFC", symbol)
-            if len(character) == 1 and not (has_phonemes and character.isupper()):
+            if len(character) == 1 and not (self.has_phonemes and character.isupper()):
                 self._ids.setdefault(character, i)
         self.known = frozenset(self._ids)
+        self.has_letters = any(character.isalpha() for character in self.known)
 
     @property
     def vocab_size(self) -> int:
         """Number of symbols, padding included."""
         return len(self.symbols)
 
+    def with_phonemes(self) -> "Tokenizer":
+        """The same table with what it lacks of ARPAbet at its end; itself if it lacks nothing."""
+        lacking = [f"@{name}" for name in ARPABET if name not in self._phoneme_ids]
+        return Tokenizer([*self.symbols, *lacking]) if lacking else self
+
+    def _split(self, text: str) -> list[str]:
+        """Text and ARPAbet in braces, in turn, beginning with text."""
+        return [text] if "{" in self.known else PHONEMES_IN_BRACES.split(text)
+
     def clean(self, text: str) -> str:
-        """The text as the table can have it: `clean_text` with the characters of the table."""
-        return clean_text(text, self.known)
+        """The text as the table can have it: `clean_text`, and ARPAbet in braces as it stands."""
+        parts = self._split(text.replace(HELD_PLACE, "") if "{" in text else text)
+        groups = [f"{{{' '.join(group[1:-1].split())}}}" for group in parts[1::2]]
+        cleaned = clean_text(HELD_PLACE.join(parts[::2]), self.known)
+        for group in groups:
+            cleaned = cleaned.replace(HELD_PLACE, group, 1)
+        return cleaned
 
     def unknown_characters(self, text: str) -> str:
         """The characters of the cleaned text that the table lacks, each once, in order."""
-        return "".join(dict.fromkeys(c for c in self.clean(text) if c not in self.known))
+        letters = "".join(self._split(self.clean(text))[::2])
+        return "".join(dict.fromkeys(c for c in letters if c not in self.known))
 
     def describe_unknown(self, texts: Iterable[str]) -> str:
         """A line on the characters that the table lacks and in how many texts; "" if it has all."""
@@ -234,14 +224,42 @@ class Tokenizer:
         """Token ids of the cleaned text, shape (T_text,), int64; unknown characters left out.
 
         Raises:
-            ValueError: when nothing is left to say.
+            ValueError: when nothing is left to say, or for what is in braces and is no phoneme of
+                ARPAbet, or none of the table.
         """
-        kept = [character for character in self.clean(text) if character in self.known]
-        if not any(character.isalpha() for character in kept):
+        if self.has_phonemes and (odd := find_odd_phoneme(text)):
+            raise ValueError(f"{odd} is no phoneme of ARPAbet")
+        ids: list[int] = []
+        has_sound = False
+        for i, part in enumerate(self._split(self.clean(text))):
+            if i % 2:
+                ids += self._encode_phonemes(part)
+                has_sound = True
+            else:
+                kept = [character for character in part if character in self.known]
+                ids += [self._ids[character] for character in kept]
+                has_sound |= any(character.isalpha() for character in kept)
+        if not has_sound:
             raise ValueError(f"text has no letter to speak: {text[:80]!r}")
-        return torch.tensor([self._ids[character] for character in kept], dtype=torch.int64)
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def _encode_phonemes(self, group: str) -> list[int]:
+        names = group[1:-1].split()
+        for name in names:
+            if name not in self._phoneme_ids:
+                raise ValueError(
+                    f"the symbols lack the phoneme {name} of {group[:60]}; a model trained with "
+                    "--phonemes has all of ARPAbet"
+                )
+        return [self._phoneme_ids[name] for name in names]
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
-        """The text of token ids, padding left out."""
+        """The text of token ids, padding left out; phonemes in braces."""
         ids = tokens.tolist() if isinstance(tokens, Tensor) else tokens
-        return "".join(self.symbols[i] for i in ids if i != self.pad_token_id)
+        parts = []
+        for is_phoneme, run in groupby(ids, key=self._phonemes.__contains__):
+            if is_phoneme:
+                parts.append(f"{{{' '.join(self._phonemes[i] for i in run)}}}")
+            else:
+                parts += [self.symbols[i] for i in run if i != self.pad_token_id]
+        return "".join(parts)

@@ -254,6 +254,7 @@ def train_epoch(run: Run, state: TrainerState, saved_at: float) -> tuple[Trainer
     """
     config = run.config
     state = enter_epoch(run.train_loader.batch_sampler, state)
+    run.train_set.set_epoch(state.epoch)
     batch_sizes = iter(run.train_loader.batch_sampler.batch_sizes)
     n_steps = state.epoch_step + -(-len(run.train_loader) // config.gradient_accumulation_steps)
     meter = Meter(run.accelerator, config, run.wandb, state.epoch, state.epoch_step, n_steps)

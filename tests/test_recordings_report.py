@@ -225,7 +225,7 @@ def test_the_z_score_counts_standard_deviations_where_lengths_are_normal():
 
 def test_spaces_and_punctuation_are_not_spoken(tmp_path):
     corpus = make_voice(tmp_path / "lj")
-    replace_text(corpus, "clip00", "a . . . b , , , c - - - d : : : e ; ; ; fghij")
+    replace_text(corpus, "clip00", "a . ! . b , , , c - - - d : : : e ; ; ; fghij")
     report, clips = report_on(corpus, tmp_path / "out")
     assert report["suspects"] == 0
     assert list(clips.loc["clip00", ["characters", "letters"]]) == [45, 10]

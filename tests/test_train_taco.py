@@ -363,7 +363,7 @@ def test_learning_rate_is_constant_then_decays_to_its_minimum():
         "path_to_val_manifest",
     ]
     config = parse_args([*(f"--{name}=x" for name in paths), "--training_epochs=10"], "")[0]
-    rates = [learning_rate(9, epoch, config) for epoch in range(11)]
+    rates = [learning_rate(config.warmup_steps, epoch, config) for epoch in range(11)]
     assert rates[:6] == [1e-3] * 6
     np.testing.assert_allclose(np.diff(np.log(rates[5:])), np.log(0.01) / 5)
     assert rates[10] == pytest.approx(1e-5)
