@@ -359,7 +359,8 @@ def test_intervals_agree_with_those_of_the_normal_distribution():
         low, high = intervals[name]
         middle = np.median(column) if "median" in name else column.mean()
         error = 1.96 * wider * column.std() / np.sqrt(n)
-        assert high - low == pytest.approx(2 * error, rel=0.25), name
+        close = 0.3 if "median" in name else 0.1  # medians of 400 numbers jump
+        assert high - low == pytest.approx(2 * error, rel=close), name
         assert low < middle < high
     one_clip = make_intervals(rows[:1], {"word_start": [[0.1]]}, 0)
     assert one_clip["focus"] == [rows[0]["focus"]] * 2

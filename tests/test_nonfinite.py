@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 import train_taco
 from config import parse_args
 from dataset import BatchSampler, TTSDataset
+from failures import OutOfMemory
 from files import DataError
 from kill_and_resume import differences
 from prepare import make_loader
@@ -141,7 +142,7 @@ def test_one_process_of_several_ends_without_the_others(begin):
     """They wait in the middle of the step, so that nothing may be asked of them."""
     run, state = begin("bad")
     accelerator = SimpleNamespace(num_processes=2)
-    error = train_taco.OutOfMemory("sentence")
+    error = OutOfMemory("sentence")
     with pytest.raises(DataError, match=r"^sentence$"):
         train_taco.save_and_raise(run._replace(accelerator=accelerator), state, error)
     assert not list(run.folder.iterdir())
