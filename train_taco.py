@@ -16,7 +16,6 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable
 from itertools import islice
 from typing import NoReturn
 
@@ -26,6 +25,13 @@ from torch import Tensor
 
 from config import TrainConfig, parse_args
 from dataset import Batch
+from failures import (
+    OutOfMemory,
+    describe_out_of_memory,
+    refuse_nonfinite,
+    scaling_failure,
+    take_snapshot,
+)
 from files import DataError
 from model import build_padding_mask, tacotron2_loss
 from prepare import Run, announce, make_accelerator, prepare, set_optimizer
@@ -51,11 +57,6 @@ from reporting import (
 )
 from resuming import TrainerState, enter_epoch, prune_checkpoints, save_checkpoint
 from validation import LOSSES, choose_sample, film_first_epoch, is_new_best, judge_epoch
-
-# Of fp16. A scale too high for the gradients is found within some twenty steps; one below 1 would
-# make gradients smaller than they are.
-MAX_SKIPPED_IN_A_ROW = 50
-MIN_LOSS_SCALE = 1.0
 
 
 def learning_rate(step: int, epoch: float, config: TrainConfig) -> float:
@@ -87,9 +88,14 @@ def drop_frames(mels: Tensor, mel_lengths: Tensor, rate: float) -> Tensor:
 def save_and_raise(run: Run, state: TrainerState, error: DataError) -> NoReturn:
     """Ends the run, on every process, with a checkpoint of what came before the error.
 
+    One process of several that runs out of memory ends without one: the others, which would have
+    to save with it, wait in the middle of the step, until the launcher ends them.
+
     Raises:
         DataError: always.
     """
+    if isinstance(error, OutOfMemory) and run.accelerator.num_processes > 1:
+        raise error
     name = f"checkpoint_{state.epoch}_step_{state.step}"
     try:
         save(run, state, name)
@@ -119,43 +125,19 @@ def count_frames(run: Run, batches: list[Batch]) -> Tensor:
     return run.accelerator.reduce(torch.full((), count, device=run.accelerator.device), "sum")
 
 
-def take_snapshot(run: Run) -> Callable[[], None]:
-    """Copies what a forward pass changes: random states and the running means of batch norms.
+def add_gradients(run: Run, batches: list[Batch], step: int, n_frames: Tensor) -> Tensor:
+    """Backpropagates the losses of all `batches` of a step into the parameters' gradients.
 
     Returns:
-        A function that puts them back, for a step that turns out not to be finite.
-    """
-    device = run.accelerator.device
-    buffers = [(buffer, buffer.clone()) for buffer in run.model.buffers()]
-    random_state = torch.get_rng_state()
-    cuda_random_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def put_back() -> None:
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        torch.set_rng_state(random_state)
-        if cuda_random_state is not None:
-            torch.cuda.set_rng_state(cuda_random_state, device)
-
-    return put_back
-
-
-def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, float], Tensor, float]:
-    """One optimizer step on all of `batches`: losses by name, number of frames, gradient norm.
-
-    The losses are means over the valid frames of all batches on all processes, so that neither
-    how many processes there are nor how a batch is cut up changes the gradient. A step that
-    --skip_nonfinite or fp16's loss scaling skips has no losses.
+        The losses, (len(LOSSES),): this process's share of the means over n_frames, times the
+        number of processes.
 
     Raises:
-        DataError: on every process, when a loss or gradient is not finite, without
-            --skip_nonfinite. The run then stands where it stood before the step.
+        torch.cuda.OutOfMemoryError: with a part of the gradients.
     """
-    n_frames = count_frames(run, batches)
     decay = 1.0 - step / max(run.config.guided_attention_steps, 1)
     guided_weight = run.config.guided_attention_weight * max(decay, 0.0)
     totals = torch.zeros(len(LOSSES), device=run.accelerator.device)
-    put_back = take_snapshot(run)
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
@@ -171,6 +153,31 @@ def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, flo
             )  # fmt: skip
             run.accelerator.backward(losses["loss"])
         totals += torch.stack([losses[name].detach() for name in LOSSES])
+    return totals
+
+
+def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, float], Tensor, float]:
+    """One optimizer step on all of `batches`: losses by name, number of frames, gradient norm.
+
+    The losses are means over the valid frames of all batches on all processes, so that neither
+    how many processes there are nor how a batch is cut up changes the gradient. A step that
+    --skip_nonfinite or fp16's loss scaling skips has no losses.
+
+    Raises:
+        DataError: on every process, when a loss or gradient is not finite, without
+            --skip_nonfinite. The run then stands where it stood before the step.
+        OutOfMemory: on one process, likewise.
+    """
+    n_frames = count_frames(run, batches)
+    put_back = take_snapshot(run)
+    try:
+        totals = add_gradients(run, batches, step, n_frames)
+    except torch.cuda.OutOfMemoryError:
+        totals = None  # only after this block is the memory of the step free
+    if totals is None:
+        put_back()
+        run.optimizer.zero_grad()
+        raise describe_out_of_memory(run, batches, step)
     grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.max_grad_norm)
     totals = run.accelerator.reduce(totals, "mean")
     # The one place where the host waits for the device. All processes get the same numbers.
@@ -191,35 +198,6 @@ def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, flo
             named_losses = {}
     run.optimizer.zero_grad()
     return named_losses, n_frames, grad_norm
-
-
-def refuse_nonfinite(run: Run, batches: list[Batch], step: int, loss: float) -> None:
-    """Ends the run on a step that is not finite, or with --skip_nonfinite says that it is skipped.
-
-    Raises:
-        DataError: naming the step and the clips, without --skip_nonfinite.
-    """
-    paths = ", ".join(path for batch in batches for path in batch.paths)
-    what = "gradient" if math.isfinite(loss) else "loss"
-    sentence = f"step {step + 1}: the {what} is not finite, with the clips {paths}"
-    if not run.config.skip_nonfinite:
-        raise DataError(f"{sentence}; --skip_nonfinite skips such steps")
-    print(f"{sentence}: skipped", file=sys.stderr)
-
-
-def scaling_failure(run: Run, state: TrainerState) -> str | None:
-    """Why fp16 cannot go on when its loss scaling skips step after step, else None."""
-    scaler, n_skipped = run.accelerator.scaler, state.skipped_in_a_row
-    if scaler is None or n_skipped == 0:
-        return None
-    scale = scaler.get_scale()
-    if n_skipped < MAX_SKIPPED_IN_A_ROW and scale >= MIN_LOSS_SCALE:
-        return None
-    return (
-        f"step {state.step}: the gradient is not finite in fp16, with the loss scale down to "
-        f"{scale:g} and {n_skipped} steps skipped in a row; --mixed_precision bf16 (or no) needs "
-        "no loss scale"
-    )
 
 
 def count_step(state: TrainerState, losses: dict[str, float], n_clips: int) -> TrainerState:
@@ -382,6 +360,13 @@ def train(run: Run, state: TrainerState) -> None:
             save_and_leave(run, state)
         except DataError as error:
             save_and_raise(run, state, error)
+        except torch.cuda.OutOfMemoryError:
+            sentence = (
+                f"epoch {state.epoch + 1}: the GPU's memory ran out in its validation; lower "
+                f"--free_running_clips, now {config.free_running_clips}, or --batch_size, now "
+                f"{config.batch_size}"
+            )
+            save_and_raise(run, state, OutOfMemory(sentence))
         if is_new_best(state.history, state.best_epoch):
             state = state._replace(best_epoch=state.epoch)
             save(run, state, "best_checkpoint")

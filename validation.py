@@ -174,9 +174,13 @@ def film_first_epoch(
     due = step in {i * n_steps // FIRST_FRAMES for i in range(FIRST_FRAMES)}
     if not (due and accelerator.is_main_process):
         return
+    try:
+        clip = choose_sample(val_set)
+    except DataError:  # the validation will end the run with it, on all processes together
+        return
     unwrapped = accelerator.unwrap_model(model).eval()
     with same_random_numbers(accelerator, config.seed), going_on_without(f"a frame of step {step}"):
-        draw_frame(unwrapped, choose_sample(val_set), pictures, step)
+        draw_frame(unwrapped, clip, pictures, step)
     unwrapped.train()
 
 
