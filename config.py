@@ -30,8 +30,12 @@ class TrainConfig:
     save_audio_gen: Annotated[str, "folder for the pictures and wavs of each validation"]
     path_to_train_manifest: Annotated[str, "train_metadata.csv of prep_splits.py"]
     path_to_val_manifest: Annotated[str, "test_metadata.csv of prep_splits.py"]
-    experiment_name: Annotated[str, "folder in working_directory; wandb project"] = "tacotron2"
-    run_name: Annotated[str, "name of the wandb run"] = "tacotron2_trainer"
+    experiment_name: Annotated[
+        str, "folder in working_directory; wandb project, unless WANDB_PROJECT names one"
+    ] = "tacotron2"
+    run_name: Annotated[str, "wandb's name of the run, unless WANDB_NAME gives one"] = (
+        "tacotron2_trainer"
+    )
     training_epochs: Annotated[int, "passes over the training manifest"] = 250
     batch_size: Annotated[int, "clips per device and step"] = 64
     gradient_accumulation_steps: Annotated[int, "batches added up to one optimizer step"] = 1
@@ -58,8 +62,11 @@ class TrainConfig:
     checkpoint_epochs: Annotated[int, "epochs between two checkpoints"] = 25
     checkpoint_minutes: Annotated[float | None, "minutes between two more, also mid-epoch"] = None
     keep_checkpoints: Annotated[int | None, "checkpoints written last to keep; all if unset"] = None
+    keep_pictures: Annotated[int, "epochs whose pictures and sounds to keep, more early ones"] = 30
     skip_nonfinite: Annotated[bool, "skip steps with a non-finite loss instead of ending"] = False
-    free_running_clips: Annotated[int, "validation clips spoken freely after each epoch"] = 16
+    free_running_clips: Annotated[
+        int | None, "validation clips spoken freely; as many as take a tenth of an epoch if unset"
+    ] = None
     max_decoder_steps: Annotated[int, "frames after which free running is cut"] = 2000
     fast_decoder: Annotated[bool, "train with fast_decoder.py, not model.py's plain loops"] = True
     num_workers: Annotated[int, "processes that load data, per device"] = 2
@@ -78,6 +85,7 @@ class TrainConfig:
                  "console_out_iters", "wandb_log_iters", "validation_epochs", "checkpoint_epochs",
                  "max_decoder_steps", "keep_checkpoints", "free_running_clips"), 1
             ),
+            "keep_pictures": 2,
             **dict.fromkeys(
                 ("weight_decay", "guided_attention_weight", "guided_attention_steps",
                  "alignment_warning_steps", "num_workers", "seed", "start_decay_epochs",

@@ -39,6 +39,7 @@ from files import (
 )
 from scores import (
     ALIGNMENT_SCORES,
+    FREE_RUNNING_SCORES,
     alignment_scores,
     free_running_limit,
     free_running_scores,
@@ -79,8 +80,8 @@ def judge(
     free = voice.model.infer(tokens, batch.token_lengths, limit)
     forced = voice.model(tokens, batch.token_lengths, mels, batch.mel_lengths)
     scores = {
-        "forced": alignment_scores(forced.alignments, batch.token_lengths, batch.mel_lengths),
-        "free": free_running_scores(free, batch.token_lengths),
+        **alignment_scores(forced.alignments, batch.token_lengths, batch.mel_lengths),
+        **free_running_scores(free, batch.token_lengths),
     }
     judged = []
     for i, (text, path) in enumerate(zip(batch.texts, batch.paths, strict=True)):
@@ -95,13 +96,7 @@ def judge(
             "recording_frames": n_frames,
             "spoken_frames": n_spoken,
             "length_ratio": n_spoken / n_frames,
-            "stopped": not free.reached_limit[i],
-            **{
-                f"{kind}_{name}": scores[kind][name][i].item()
-                for kind in scores
-                for name in ALIGNMENT_SCORES
-            },
-            "score": scores["free"]["score"][i].item(),
+            **{name: values[i].item() for name, values in scores.items()},
             "mcd_db": mel_cepstral_distortion(spoken, recording, voice.audio_config),
         }
         words = (word_times or {}).get(Path(path).stem, [])
@@ -126,12 +121,9 @@ def make_report(rows: list[dict], errors: dict[str, list[float]] | None) -> dict
     close = (table["length_ratio"] - 1).abs() <= LENGTH_TOLERANCE
     report = {
         "clips": len(table),
-        "stopped_by_itself": table["stopped"].mean(),
-        "length_within_15_percent": (close & table["stopped"]).mean(),
+        "length_within_15_percent": (close & (table["stopped_by_itself"] == 1)).mean(),
         "length_ratio_median": table["length_ratio"].median(),
-        "free_running_score": table["score"].mean(),
-        **{name: table[f"forced_{name}"].mean() for name in ALIGNMENT_SCORES},
-        **{f"free_{name}": table[f"free_{name}"].mean() for name in ALIGNMENT_SCORES},
+        **{name: table[name].mean() for name in (*ALIGNMENT_SCORES, *FREE_RUNNING_SCORES)},
         "mcd_db_mean": table["mcd_db"].mean(),
         "mcd_db_median": table["mcd_db"].median(),
     }
@@ -152,7 +144,7 @@ def print_report(report: dict[str, float]) -> None:
         ("free-running score", f"{report['free_running_score']:.3f}"),
     ]
     for name in ALIGNMENT_SCORES:
-        pair = f"{report[name]:.3f} / {report[f'free_{name}']:.3f}"
+        pair = f"{report[name]:.3f} / {report[f'free_running_{name}']:.3f}"
         rows.append((f"{name}, teacher forced / free running", pair))
     distortion = f"{report['mcd_db_median']:.2f} / {report['mcd_db_mean']:.2f} dB"
     rows.append(("mel-cepstral distortion, median / mean", distortion))
@@ -175,8 +167,9 @@ def draw_worst(worst: list[Judged], voice: Voice, folder: str) -> None:
     for old in Path(folder).glob("worst_[0-9]*.png"):
         old.unlink()
     for number, clip in enumerate(worst, start=1):
-        ending = "stopped by itself" if clip.row["stopped"] else "reached the limit"
-        scores = f"score {clip.row['score']:.3f}, MCD {clip.row['mcd_db']:.2f} dB, {ending}"
+        ending = "stopped by itself" if clip.row["stopped_by_itself"] else "reached the limit"
+        score, distortion = clip.row["free_running_score"], clip.row["mcd_db"]
+        scores = f"free-running score {score:.3f}, MCD {distortion:.2f} dB, {ending}"
         figure = summary_figure(
             clip.recording,
             clip.mel,
@@ -271,7 +264,9 @@ def run(args: argparse.Namespace) -> dict[str, float]:
             errors["word_start"] += clip.word_errors
             errors["diagonal"] += clip.diagonal_errors
         worst += judged
-        worst = sorted(worst, key=lambda clip: (clip.row["score"], -clip.row["mcd_db"]))
+        worst = sorted(
+            worst, key=lambda clip: (clip.row["free_running_score"], -clip.row["mcd_db"])
+        )
         worst = worst[: args.worst]
     if word_times is not None and not errors["word_start"]:
         raise DataError("--word_times knows no word of these clips")

@@ -23,7 +23,7 @@ from fast_decoder import speed_up
 from files import DataError, check_writable, file_errors, read_json
 from model import Tacotron2, Tacotron2Config
 from processes import Interrupt, on_main, refuse_sharding, seen_everywhere
-from reporting import start_wandb
+from reporting import choose_pictures_folder, claim_pictures_folder, start_wandb
 from resuming import (
     RANDOM_STATES_FILE,
     STATE_FILE,
@@ -40,7 +40,7 @@ from resuming import (
     remove_checkpoint,
 )
 from tokenizer import Tokenizer
-from validation import LOSSES
+from validation import LOSSES, count_free_running_clips
 
 VALIDATION_WORKERS = 4  # at most; each reads some 200 clips a second (benchmarks/loader.py)
 
@@ -61,11 +61,21 @@ class Run(NamedTuple):
     val_loader: DataLoader
     wandb: Any  # wandb's run on the main process with --log_wandb, else None
     interrupt: Interrupt | None = None  # None: nobody listens for signals
+    pictures: Path | None = None  # folder of pictures and sounds, once it is chosen
 
     @property
     def folder(self) -> Path:
         """Of the checkpoints."""
         return self.config.folder
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The flags of the run, with those of the launcher that change what comes out."""
+        launcher = {
+            "mixed_precision": self.accelerator.mixed_precision,
+            "num_processes": self.accelerator.num_processes,
+        }
+        return {**asdict(self.config), **launcher}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -206,6 +216,9 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
     model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
     train_set = TTSDataset(config.path_to_train_manifest, audio_config, tokenizer)
     val_set = TTSDataset(config.path_to_val_manifest, audio_config, tokenizer)
+    if config.free_running_clips is None:
+        n_clips = count_free_running_clips(train_set, val_set)
+        config = replace(config, free_running_clips=n_clips)
     outline_model(model_config)  # refuses what is too large before it takes memory
     set_seed(config.seed)
     model = Tacotron2(model_config)
@@ -251,7 +264,7 @@ def resume(run: Run, path: Path) -> TrainerState:
         DataError: when the checkpoint cannot be used, or not with these flags.
     """
     config, accelerator = run.config, run.accelerator
-    changed = list_changed_flags(path, asdict(config))
+    changed = list_changed_flags(path, run.flags)
     state, saved_flags = read_state(path)
     if len(state.epoch_losses) != len(LOSSES):
         raise DataError(f"{path}: trainer_state.json: epoch_losses are not {len(LOSSES)}")
@@ -290,17 +303,18 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
     config = configs.train
     folder = config.folder
 
-    def choose() -> Path | None:
+    def choose() -> tuple[Path | None, Path]:
         check_writable("--save_audio_gen", config.save_audio_gen)
         clear_remains(folder)
-        return choose_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
+        chosen = choose_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
+        return chosen, choose_pictures_folder(config, is_new=chosen is None)
 
-    chosen = on_main(accelerator, choose)
+    chosen, pictures = on_main(accelerator, choose)
     with seen_everywhere(accelerator, chosen, STATE_FILE) as resumed:
         if resumed:
             configs = take_flags(configs, resumed)
             config = configs.train
-        run = build_run(configs, accelerator, resumed)
+        run = build_run(configs, accelerator, resumed)._replace(pictures=pictures)
         set_seed(config.seed, device_specific=True)  # each process draws its own dropout
         state = TrainerState(0, 0, 0, epoch_losses=[0.0] * len(LOSSES), history=[])
         if resumed:
@@ -312,10 +326,9 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
                 remove_checkpoint(path)
         with file_errors():
             folder.mkdir(parents=True, exist_ok=True)
-            Path(config.save_audio_gen).mkdir(parents=True, exist_ok=True)
+            claim_pictures_folder(pictures, folder, is_new=resumed is None)
     if config.log_wandb and accelerator.is_main_process:
-        parts = (config, run.audio_config, run.model_config)
-        flags = {name: value for part in parts for name, value in asdict(part).items()}
+        flags = {**run.flags, **asdict(run.audio_config), **asdict(run.model_config)}
         wandb_run = start_wandb(config.experiment_name, config.run_name, flags, state.wandb_run_id)
         run = run._replace(wandb=wandb_run)
         state = state._replace(wandb_run_id=run.wandb and run.wandb.id)
@@ -338,7 +351,8 @@ def announce(run: Run) -> None:
     n_parameters = sum(p.numel() for p in run.model.parameters())
     print(
         f"{n_parameters / 1e6:.1f} M parameters, {len(run.train_set):,} clips to train on, "
-        f"{len(run.val_set):,} to validate on, {run.steps_per_epoch:,} steps an epoch, "
+        f"{len(run.val_set):,} to validate on ({run.config.free_running_clips:,} of them spoken "
+        f"freely), {run.steps_per_epoch:,} steps an epoch, "
         f"mixed precision: {run.accelerator.mixed_precision}"
     )
     print(describe_batch(run), flush=True)

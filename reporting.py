@@ -1,11 +1,18 @@
 """What a run shows while it goes: console lines, pictures and sounds, the film, wandb.
 
-Files go to --save_audio_gen: epoch_N_teacher_forced.png, epoch_N_free_running.png and .wav,
-epoch_N.npz (what the film is made from), and at the end alignment.gif and loss.png.
+Files go to --save_audio_gen: loss.png, and for each validation epoch_001_teacher_forced.png,
+epoch_001_free_running.png and .wav, and epoch_001.npz, a frame of the film. The film has frames of
+the first epoch too, such as epoch_000_step_000025.npz. At the end of a run, also after Ctrl-C, it
+is alignment.gif.
 """
 
+import math
+import os
+import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,18 +26,69 @@ from tqdm import tqdm
 
 from config import TrainConfig
 from dataset import AudioConfig, Utterance, mel_to_audio, write_wav
-from files import write_whole
-from model import Tacotron2
+from files import DataError, write_whole
+from model import Tacotron2, Tacotron2Output
 from plotting import alignment_film, loss_figure, save_figure, summary_figure
+from scores import ALIGNMENT_SCORES, FREE_RUNNING_SCORES, free_running_limit
 from tokenizer import Tokenizer
 
-FILM_FRAMES = 40  # at most, in alignment.gif
+RUN_FILE = "run.txt"  # the path of the run's folder, from the folder of its pictures
+EPOCH_FILES = "epoch_[0-9]*"
+SCORES = (*ALIGNMENT_SCORES, *FREE_RUNNING_SCORES)
+FRAME_NAME = re.compile(r"epoch_(\d+)(?:_step_(\d+))?\.npz")
+FIRST_FRAMES = 8  # of the film, within the first epoch
 # Focus x coverage x monotonicity of teacher forcing. Measured on the demo corpus at batch 16: 0.09
 # untrained and at a hopeless learning rate; with guided attention 0.4 by step 50 and 0.5 after its
 # release; without it 0.15 to 0.25 until step 550, while the arg-max skips half of the characters,
 # and above 0.3 from step 650 on, as it comes to visit most of them.
 ALIGNED = 0.25
 UNGUIDED_PATIENCE = 10  # in that measurement, guided attention aligned ten times sooner
+
+
+def choose_pictures_folder(config: TrainConfig, is_new: bool) -> Path:
+    """Where a run's pictures and sounds go, so that no run writes over those of another.
+
+    That is --save_audio_gen; where another run has its own there, the folder in it that is named
+    after the experiment. RUN_FILE in such a folder says whose it is. Older versions wrote none:
+    where there are pictures without it, they may be those of a run that goes on, not of a new one.
+
+    Raises:
+        DataError: when both are another run's.
+    """
+    folders = [Path(config.save_audio_gen), Path(config.save_audio_gen) / config.experiment_name]
+    owners = [read_owner(folder) for folder in folders]
+    if config.folder.resolve() in owners:
+        return folders[owners.index(config.folder.resolve())]
+    for folder, owner in zip(folders, owners, strict=True):
+        if owner is None and not (is_new and any(folder.glob(EPOCH_FILES))):
+            return folder
+    raise DataError(
+        f"--save_audio_gen {config.save_audio_gen}: this folder and {folders[1].name} in it hold "
+        "the pictures of other runs; give another one"
+    )
+
+
+def read_owner(folder: Path) -> Path | None:
+    """The folder of the run whose pictures are in this one; None where none has claimed it."""
+    try:
+        return (folder / os.fsdecode((folder / RUN_FILE).read_bytes())).resolve()
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def claim_pictures_folder(folder: Path, run_folder: Path, is_new: bool) -> None:
+    """Makes the folder a run's own. What an earlier run of the same name left there goes.
+
+    Raises:
+        OSError: when it cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_new and read_owner(folder):
+        for path in filter(Path.is_file, folder.glob(EPOCH_FILES)):
+            path.unlink()
+    # Relative, so that both may be moved together.
+    relative = os.path.relpath(run_folder.resolve(), folder.resolve())
+    (folder / RUN_FILE).write_bytes(os.fsencode(relative))
 
 
 class Meter:
@@ -113,11 +171,18 @@ class Meter:
 
 def print_epoch(row: dict[str, float], n_skipped: int) -> None:
     """The line after an epoch: its losses and scores, and how many steps it skipped, if any."""
-    shown = [name for name in row if name.startswith(("val_", "free_"))]
+    shown = [name for name in row if name.startswith("val_") or name in SCORES]
     shown = "  ".join(f"{name} {row[name]:.3f}" for name in shown)
     if n_skipped:
         shown += f"  skipped_steps {n_skipped}"
     print(f"epoch {row['epoch']} done  train_loss {row['train_loss']:.3f}  {shown}", flush=True)
+
+
+def batch_of_one(model: Tacotron2, utterance: Utterance) -> tuple[Tensor, ...]:
+    """tokens (1, T_text), token_lengths, mels (1, T_mel, num_mels), mel_lengths for the model."""
+    device = next(model.parameters()).device
+    tokens, mels = utterance.tokens[None].to(device), utterance.mel[None].to(device)
+    return tokens, torch.tensor([tokens.shape[1]]), mels, torch.tensor([mels.shape[1]])
 
 
 @torch.no_grad()
@@ -140,12 +205,10 @@ def draw_sample(
     Raises:
         OSError: when one cannot be written; nothing half written is left.
     """
-    device = next(model.parameters()).device
-    tokens, mel = utterance.tokens[None].to(device), utterance.mel[None].to(device)
-    lengths = torch.tensor([tokens.shape[1]]), torch.tensor([mel.shape[1]])
-    forced = model(tokens, lengths[0], mel, lengths[1])
-    free = model.infer(tokens, lengths[0], min(max_decoder_steps, 2 * mel.shape[1] + 100))
-    text, stem = tokenizer.decode(utterance.tokens), f"{folder}/epoch_{epoch}"
+    batch = batch_of_one(model, utterance)
+    forced = model(*batch)
+    free = model.infer(*batch[:2], free_running_limit(len(utterance.mel), max_decoder_steps))
+    text, stem = tokenizer.decode(utterance.tokens), f"{folder}/epoch_{epoch:03d}"
 
     def draw(kind: str, mels: Tensor, alignments: Tensor, title: str) -> str:
         figure = summary_figure(
@@ -165,22 +228,69 @@ def draw_sample(
     }
     wav = mel_to_audio(free.mels[0].float(), audio_config, n_iter=30).cpu()
     write_wav(files["audio"], wav, audio_config.sampling_rate)
-    arrays = {
-        "alignment": forced.alignments[0].float().cpu().numpy().astype(np.float16),
-        "mel": forced.mels_after[0].float().cpu().numpy().astype(np.float16),
-    }
-    write_whole(f"{stem}.npz", lambda path: save_arrays(path, arrays))
+    write_frame(f"{stem}.npz", forced)
     return files
 
 
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """A compressed .npz of just this name."""
-    with open(path, "wb") as file:  # given a name, savez would add .npz to it
-        np.savez_compressed(file, **arrays)
+@torch.no_grad()
+def draw_frame(model: Tacotron2, utterance: Utterance, folder: str | Path, step: int) -> None:
+    """A frame of the film within the first epoch, before the step of this number.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    write_frame(f"{folder}/epoch_000_step_{step:06d}.npz", model(*batch_of_one(model, utterance)))
+
+
+def write_frame(path: str | Path, output: Tacotron2Output) -> None:
+    """The alignment and the mel of a batch of one clip, as a compressed .npz.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    arrays = {"alignment": output.alignments[0], "mel": output.mels_after[0]}
+    arrays = {name: x.float().cpu().numpy().astype(np.float16) for name, x in arrays.items()}
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as file:  # given a name, savez would add .npz to it
+            np.savez_compressed(file, **arrays)
+
+    write_whole(path, write)
+
+
+def thin_out(folder: Path, epoch: int, n_kept: int) -> None:
+    """Removes files of past epochs, up to this one, until those of n_kept epochs are left.
+
+    The first and the last one stay, and more of the early ones, where most happens.
+
+    Raises:
+        OSError: when one cannot be removed.
+    """
+    files: dict[int, list[Path]] = {}
+    for path in folder.glob(EPOCH_FILES):
+        number = int(re.match(r"epoch_(\d+)", path.name)[1])
+        if 0 < number <= epoch:
+            files.setdefault(number, []).append(path)
+    kept = sorted(files)
+    while len(kept) > n_kept:
+        # The one whose neighbours are closest, seen as shares of the training so far.
+        between = [(kept[i + 1] - kept[i - 1]) / kept[i + 1] for i in range(1, len(kept) - 1)]
+        for path in files[kept.pop(1 + between.index(min(between)))]:
+            path.unlink()
+
+
+@contextmanager
+def going_on_without(what: str) -> Iterator[None]:
+    """For pictures and sounds, without which training goes on: a line on stderr says so."""
+    try:
+        yield
+    except (DataError, OSError) as error:
+        said = f"{what} cannot be written: {error}; going on without"
+        print(f"train_taco.py: {said}", file=sys.stderr, flush=True)
 
 
 def read_frame(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Alignment (T_mel, T_text) and mel (T_mel, num_mels) of an epoch_N.npz; empty if broken.
+    """Alignment (T_mel, T_text) and mel (T_mel, num_mels) of a frame's file; empty if broken.
 
     numpy unpickles nothing here, as allow_pickle is off by default.
     """
@@ -194,31 +304,35 @@ def read_frame(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
 
 
-def make_film(folder: str | Path, history: list[dict], text: str, hop_seconds: float) -> None:
-    """alignment.gif, one validation sentence's alignment over the epochs, and loss.png.
+def make_film(folder: Path, history: list[dict], text: str, hop_seconds: float) -> None:
+    """alignment.gif: one validation sentence's alignment from before the first step on.
 
     Raises:
-        OSError: when one cannot be written.
+        OSError: when it cannot be written.
     """
-    folder = Path(folder)
-    epochs = [row["epoch"] for row in history if "free_score" in row]  # those with a validation
-    epochs = [epoch for epoch in epochs if (folder / f"epoch_{epoch}.npz").is_file()]
-    if len(epochs) > FILM_FRAMES:  # alignment appears early: more frames there
-        picked = (len(epochs) - 1) * np.linspace(0, 1, FILM_FRAMES) ** 2
-        epochs = [epochs[i] for i in sorted(set(picked.round().astype(int)))]
-    frames = [(epoch, *read_frame(folder / f"epoch_{epoch}.npz")) for epoch in epochs]
-    # Those of the clip that the last one shows: the folder may hold what was there before the run.
+    validated = {row["epoch"] for row in history if "free_running_score" in row}
+    names = filter(None, (FRAME_NAME.fullmatch(path.name) for path in folder.iterdir()))
+    places = {(int(name[1]), int(name[2] or 0)): folder / name[0] for name in names}
+    frames = [
+        (f"epoch {epoch}" if epoch else f"step {step}", *read_frame(path))
+        for (epoch, step), path in sorted(places.items())
+        # The folder may hold epochs that the run has gone back behind.
+        if epoch in {0, *validated}
+    ]
+    # Those of the clip that the last one shows: it may have been another one before.
     frames = [frame for frame in frames if frame[1].size and frame[1].shape == frames[-1][1].shape]
     if frames:
-        epochs, alignments, mels = zip(*frames, strict=True)
-        alignment_film(
-            alignments,
-            folder / "alignment.gif",
-            text=text,
-            titles=[f"epoch {epoch}" for epoch in epochs],
-            hop_seconds=hop_seconds,
-            mels=mels,
-        )
+        titles, alignments, mels = zip(*frames, strict=True)
+        path = folder / "alignment.gif"
+        alignment_film(alignments, path, text, titles, hop_seconds, mels=mels)
+
+
+def draw_losses(folder: Path, history: list[dict]) -> None:
+    """loss.png, the losses and scores over the epochs.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
     save_figure(loss_figure(history), folder / "loss.png")
 
 
@@ -236,7 +350,7 @@ def alignment_is_due(step: int, config: TrainConfig) -> bool:
 
 def missing_alignment(row: dict[str, float], config: TrainConfig) -> str | None:
     """What to say when the teacher-forced scores of a validation show no alignment, else None."""
-    score = row["val_focus"] * row["val_coverage"] * row["val_monotonicity"]
+    score = math.prod(row[name] for name in ALIGNMENT_SCORES)
     if score >= ALIGNED:
         return None
     guide = "guided attention: --guided_attention_weight 1, now 0"
@@ -255,12 +369,21 @@ all the same, but the model will not speak. What usually helps:
 
 
 def start_wandb(project: str, name: str, flags: dict[str, Any], resumed_id: str | None) -> Any:
-    """wandb's run, or None with a line on stderr where it cannot be had: training goes on."""
+    """wandb's run, or None with a line on stderr where it cannot be had: training goes on.
+
+    WANDB_PROJECT and WANDB_NAME win over `project` and `name`. wandb itself reads the others of
+    its environment, WANDB_ENTITY and WANDB_RUN_GROUP among them.
+    """
     try:
         import wandb
 
-        resume = "allow" if resumed_id else None
-        return wandb.init(project=project, name=name, config=flags, id=resumed_id, resume=resume)
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT") or project,
+            name=os.environ.get("WANDB_NAME") or name,
+            config=flags,
+            id=resumed_id,
+            resume="allow" if resumed_id else None,
+        )
     except Exception as error:
         print(f"train_taco.py: going on without wandb ({error})", file=sys.stderr)
         return None

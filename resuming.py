@@ -31,6 +31,7 @@ from config import MAX_INT, TrainConfig
 from dataset import AudioConfig, BatchSampler
 from files import DataError, file_errors, flush_to_disk, put_in_place
 from model import Tacotron2Config
+from scores import ALIGNMENT_SCORES
 from tokenizer import Tokenizer
 
 STATE_FILE = "trainer_state.json"
@@ -41,6 +42,11 @@ REPLACED_PREFIX = ".writing_replaced_"
 RANDOM_STATES_FILE = "random_states_{}.pkl"  # of each process
 RANDOM_STATES = {"random_state", "numpy_random_seed", "torch_manual_seed"}
 ORDER_FLAGS = ("seed", "short_first_epochs")  # decide the order of an epoch's clips
+OLD_SCORES = {  # as older versions named them in a history
+    **{f"val_{name}": name for name in ALIGNMENT_SCORES},
+    **{f"free_{name}": f"free_running_{name}" for name in (*ALIGNMENT_SCORES, "score")},
+    "free_stopped": "stopped_by_itself",
+}
 # Flags that only a new run reads, and the one that says what is resumed.
 NEW_RUN_FLAGS = (
     "resume_from_checkpoint", "overwrite", "path_to_symbols", "warm_start",
@@ -57,7 +63,7 @@ class TrainerState(NamedTuple):
     epoch_losses: list[float]  # sums over the steps of this epoch
     history: list[dict]  # losses and scores of each completed epoch
     epoch_skipped: int = 0  # steps of this epoch that --skip_nonfinite or loss scaling skipped
-    best_score: float = -1.0  # of free running, at the end of an epoch
+    best_epoch: int = 0  # the one whose weights are in best_checkpoint; 0 is none
     wandb_run_id: str | None = None
     alignment_judged: bool = False  # whether a missing alignment has been looked for
     skipped_in_a_row: int = 0  # steps just before this one that were skipped
@@ -82,7 +88,7 @@ def save_checkpoint(
     accelerator: Accelerator,
     path: Path,
     state: TrainerState,
-    train_config: dict,
+    flags: dict[str, Any],
     audio_config: AudioConfig,
     model_config: Tacotron2Config,
     tokenizer: Tokenizer,
@@ -109,7 +115,7 @@ def save_checkpoint(
             torch.save(states, temporary / f"random_states_{index}.pkl")
         write_config(temporary, model_config, audio_config, tokenizer)
         written_at = {"written_at": next_written_at(path.parent)}
-        content = {**state._asdict(), **written_at, "train_config": train_config}
+        content = {**state._asdict(), **written_at, "train_config": flags}
         (temporary / STATE_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
         for file in [*temporary.iterdir(), temporary]:  # on the disk before its name says so
             flush_to_disk(file)
@@ -263,7 +269,8 @@ def choose_checkpoint(folder: Path, resume_from: str | None, overwrite: bool) ->
     if find_checkpoint_folders(folder) and not overwrite:
         raise DataError(
             f"{folder} holds checkpoints already: --resume_from_checkpoint latest goes on with "
-            "them, --overwrite removes them"
+            "them, and another --experiment_name begins a run beside them; --overwrite would "
+            "remove them"
         )
     return None
 
@@ -289,10 +296,10 @@ def read_state_file(path: Path) -> tuple[TrainerState, dict, float]:
         train_config = content.pop("train_config")
         # Older versions wrote no time.
         written_at = content.pop("written_at", file.stat().st_mtime)
-        state = TrainerState(**content)
-        counts = (state.epoch, state.epoch_step, state.step, state.epoch_clips)
+        state = TrainerState(**rename_scores(content))
+        counts = (state.epoch, state.epoch_step, state.step, state.epoch_clips, state.best_epoch)
         counts = (*counts, state.order_batch_size, state.order_checksum)
-        numbers = (*state.epoch_losses, state.best_score, written_at)
+        numbers = (*state.epoch_losses, written_at)
         if not (
             all(type(count) is int and count >= 0 for count in counts)
             and all(type(number) in (int, float) for number in numbers)
@@ -306,6 +313,20 @@ def read_state_file(path: Path) -> tuple[TrainerState, dict, float]:
         OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError
     ) as error:  # fmt: skip
         raise DataError(f"{file}: cannot be read ({error})") from None
+
+
+def rename_scores(content: dict[str, Any]) -> dict[str, Any]:
+    """trainer_state.json of an older version with the scores of its history as they are now named.
+
+    It had the best epoch's score in the place of its number.
+    """
+    rows = [{OLD_SCORES.get(k, k): v for k, v in row.items()} for row in content["history"]]
+    content = {**content, "history": rows}
+    if "best_score" in content:
+        best = content.pop("best_score")
+        epochs = [row["epoch"] for row in rows if row.get("free_running_score") == best]
+        content["best_epoch"] = epochs[0] if epochs else 0
+    return content
 
 
 def read_flags(path: Path, given: Collection[str]) -> dict[str, Any]:
@@ -326,8 +347,10 @@ def read_flags(path: Path, given: Collection[str]) -> dict[str, Any]:
     return flags
 
 
-def list_changed_flags(path: Path, train_config: dict) -> list[str]:
+def list_changed_flags(path: Path, flags: dict[str, Any]) -> list[str]:
     """Flags of the run that a checkpoint was written with otherwise, a phrase for each.
+
+    Those of accelerate's launcher are listed too: unlike the others, they are given anew each time.
 
     Raises:
         DataError: when one decides the order of an epoch that the checkpoint stands within.
@@ -335,7 +358,7 @@ def list_changed_flags(path: Path, train_config: dict) -> list[str]:
     state, saved = read_state(path)
     changed = {
         name: f"--{name} was {saved[name]} and is now {value}"
-        for name, value in train_config.items()
+        for name, value in flags.items()
         if name in saved and saved[name] != value and name not in NEW_RUN_FLAGS
     }
     refused = [changed[name] for name in ORDER_FLAGS if name in changed]

@@ -12,7 +12,14 @@ from dataset import AudioConfig, to_log_mel
 from files import DataError
 from model import InferenceOutput
 
+# These names are those of training, its pictures and checkpoints, wandb and evaluate.py. Without
+# "free_running_", an alignment is teacher forced.
 ALIGNMENT_SCORES = ("focus", "coverage", "monotonicity")
+FREE_RUNNING_SCORES = (
+    *(f"free_running_{name}" for name in ALIGNMENT_SCORES),
+    "stopped_by_itself",
+    "free_running_score",
+)
 COVERED = 0.5  # frames' worth of attention that counts a character as visited
 N_CEPSTRA = 13  # c_1 to c_13; c_0 is loudness
 
@@ -54,15 +61,15 @@ def free_running_limit(n_frames: int, max_decoder_steps: int) -> int:
 
 
 def free_running_scores(output: InferenceOutput, token_lengths: Tensor) -> dict[str, Tensor]:
-    """`alignment_scores` of free running, per item, with `stopped` and one `score`.
+    """FREE_RUNNING_SCORES, per item: its alignment's, whether it stopped by itself, one score.
 
-    The score is the product of all: near 0 when an item does not stop, babbles, skips or goes
-    back, 0.5 to 0.8 when all is well.
+    The score is the product of the others: near 0 when an item does not stop, babbles, skips or
+    goes back, 0.5 to 0.8 when all is well.
     """
     scores = alignment_scores(output.alignments, token_lengths, output.mel_lengths)
-    scores["stopped"] = (~output.reached_limit).float()
-    scores["score"] = torch.stack(list(scores.values())).prod(dim=0)
-    return scores
+    values = [*scores.values(), (~output.reached_limit).float()]
+    values.append(torch.stack(values).prod(dim=0))
+    return dict(zip(FREE_RUNNING_SCORES, values, strict=True))
 
 
 def mel_cepstral_distortion(mel: Tensor, reference: Tensor, audio_config: AudioConfig) -> float:

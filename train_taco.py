@@ -17,7 +17,6 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from itertools import islice
 from typing import NoReturn
 
@@ -43,13 +42,15 @@ from processes import (
 from reporting import (
     Meter,
     alignment_is_due,
+    draw_losses,
+    going_on_without,
     log_validation,
     make_film,
     missing_alignment,
     print_epoch,
 )
 from resuming import TrainerState, enter_epoch, prune_checkpoints, save_checkpoint
-from validation import LOSSES, choose_sample, judge_epoch
+from validation import LOSSES, choose_sample, film_first_epoch, is_new_best, judge_epoch
 
 # Of fp16. A scale too high for the gradients is found within some twenty steps; one below 1 would
 # make gradients smaller than they are.
@@ -106,6 +107,7 @@ def save_and_leave(run: Run, state: TrainerState) -> NoReturn:
     """
     name = f"checkpoint_{state.epoch}_step_{state.step}"
     save(run, state, name)
+    finish_pictures(run, state)
     end_group(run.accelerator)
     raise Interrupted(name) from None
 
@@ -220,6 +222,21 @@ def scaling_failure(run: Run, state: TrainerState) -> str | None:
     )
 
 
+def count_step(state: TrainerState, losses: dict[str, float], n_clips: int) -> TrainerState:
+    """The state after a step on so many clips of all processes; a skipped one has no losses."""
+    sums = state.epoch_losses
+    if losses:
+        sums = [a + b for a, b in zip(sums, losses.values(), strict=True)]
+    return state._replace(
+        epoch_step=state.epoch_step + 1,
+        epoch_clips=state.epoch_clips + n_clips,
+        step=state.step + 1,
+        epoch_losses=sums,
+        epoch_skipped=state.epoch_skipped + (not losses),
+        skipped_in_a_row=0 if losses else state.skipped_in_a_row + 1,
+    )
+
+
 def train_epoch(run: Run, state: TrainerState, saved_at: float) -> tuple[TrainerState, float]:
     """What is left of an epoch, with the checkpoints that fall due in it.
 
@@ -250,6 +267,11 @@ def train_epoch(run: Run, state: TrainerState, saved_at: float) -> tuple[Trainer
         if due:
             save(run, state, f"checkpoint_{state.epoch}_step_{state.step}")
             saved_at = time.monotonic()
+        if state.epoch == 0:
+            film_first_epoch(
+                run.accelerator, run.model, run.val_set, config, run.pictures,
+                state.epoch_step, n_steps,
+            )  # fmt: skip
         try:
             if broken:
                 raise_together(run.accelerator, batches)
@@ -259,17 +281,7 @@ def train_epoch(run: Run, state: TrainerState, saved_at: float) -> tuple[Trainer
             losses, n_frames, grad_norm = train_step(run, batches, state.step)
         except DataError as error:
             save_and_raise(run, state, error)
-        sums = state.epoch_losses
-        if losses:
-            sums = [a + b for a, b in zip(sums, losses.values(), strict=True)]
-        state = state._replace(
-            epoch_step=state.epoch_step + 1,
-            epoch_clips=state.epoch_clips + sum(islice(batch_sizes, len(batches))),
-            step=state.step + 1,
-            epoch_losses=sums,
-            epoch_skipped=state.epoch_skipped + (not losses),
-            skipped_in_a_row=0 if losses else state.skipped_in_a_row + 1,
-        )
+        state = count_step(state, losses, sum(islice(batch_sizes, len(batches))))
         if failure := scaling_failure(run, state):
             save_and_raise(run, state, DataError(failure))
         scalars = {"learning_rate": rate, "grad_norm": grad_norm}
@@ -295,14 +307,19 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
     scores, files = {}, {}
     if due:
         scores, files = judge_epoch(
-            run.accelerator, run.model, run.val_loader, run.config, epoch, run.interrupt
-        )
+            run.accelerator, run.model, run.val_loader, run.config, run.pictures, epoch,
+            run.interrupt,
+        )  # fmt: skip
     row = {"epoch": epoch, "step": state.step, **train_means, **scores}
     if run.config.skip_nonfinite or run.accelerator.scaler is not None:
         row["skipped_steps"] = state.epoch_skipped
     row["learning_rate"] = learning_rate(state.step, epoch, run.config)
+    history = [*state.history, row]
     if run.accelerator.is_main_process:
         print_epoch(row, state.epoch_skipped)
+        if due:
+            with going_on_without("loss.png"):
+                draw_losses(run.pictures, history)
         if run.wandb:
             log_validation(run.wandb, row, files, run.audio_config.sampling_rate)
     judged = state.alignment_judged
@@ -318,7 +335,7 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
         epoch_clips=0,
         epoch_losses=[0.0] * len(LOSSES),
         epoch_skipped=0,
-        history=[*state.history, row],
+        history=history,
     )
 
 
@@ -329,11 +346,20 @@ def save(run: Run, state: TrainerState, name: str) -> None:
         DataError: on every process, when it cannot be written.
     """
     save_checkpoint(
-        run.accelerator, run.folder / name, state, asdict(run.config),
+        run.accelerator, run.folder / name, state, run.flags,
         run.audio_config, run.model_config, run.tokenizer,
     )  # fmt: skip
     if run.config.keep_checkpoints and run.accelerator.is_main_process:
         prune_checkpoints(run.folder, run.config.keep_checkpoints)
+
+
+def finish_pictures(run: Run, state: TrainerState) -> None:
+    """The film, on the main process, and where all pictures are."""
+    if run.accelerator.is_main_process:
+        with going_on_without("the film"):
+            text = run.tokenizer.decode(choose_sample(run.val_set).tokens)
+            make_film(run.pictures, state.history, text, run.audio_config.hop_seconds)
+        print(f"pictures and wavs: {run.pictures}", flush=True)
 
 
 def train(run: Run, state: TrainerState) -> None:
@@ -355,22 +381,21 @@ def train(run: Run, state: TrainerState) -> None:
             save_and_leave(run, state)
         except DataError as error:
             save_and_raise(run, state, error)
-        score = state.history[-1].get("free_score", -1.0)  # an epoch may have no validation
-        if score > state.best_score:
-            state = state._replace(best_score=score)
+        if is_new_best(state.history, state.best_epoch):
+            state = state._replace(best_epoch=state.epoch)
             save(run, state, "best_checkpoint")
+            score, loss = (state.history[-1][k] for k in ("free_running_score", "val_loss"))
+            accelerator.print(
+                f"best so far: free-running score {score:.3f}, validation loss {loss:.3f}, kept in "
+                f"{run.folder / 'best_checkpoint'}",
+                flush=True,
+            )
         if state.epoch % config.checkpoint_epochs == 0:
             save(run, state, f"checkpoint_{state.epoch}")
             saved_at = time.monotonic()
     save(run, state, "final_checkpoint")
-    if accelerator.is_main_process:
-        try:
-            text = run.tokenizer.decode(choose_sample(run.val_set).tokens)
-            make_film(config.save_audio_gen, state.history, text, run.audio_config.hop_seconds)
-        except (DataError, OSError) as error:
-            print(f"train_taco.py: the film cannot be written: {error}", file=sys.stderr)
-        print(f"checkpoint: {run.folder / 'final_checkpoint'}")
-        print(f"pictures and wavs: {config.save_audio_gen}")
+    accelerator.print(f"checkpoint: {run.folder / 'final_checkpoint'}")
+    finish_pictures(run, state)
     if run.wandb:
         run.wandb.finish()
     end_group(accelerator)

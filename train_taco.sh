@@ -47,7 +47,7 @@ arguments=(
     --wandb_log_iters 5
     --validation_epochs 1
     --checkpoint_epochs 25
-    --free_running_clips 16
+    --keep_pictures 30 # epochs; the film shows them
     --max_decoder_steps 2000
     --num_workers 32
     --seed 42
@@ -57,6 +57,7 @@ arguments=(
     # --overwrite                     # start anew in a folder that holds checkpoints
     # --checkpoint_minutes 30         # checkpoints in the middle of an epoch too
     # --keep_checkpoints 3            # numbered ones, those written last
+    # --free_running_clips 16         # fewer than a tenth of an epoch's time allows
     # --skip_nonfinite                # leave out steps that are not finite, and count them
     # --path_to_symbols symbols.json  # another table of symbols
     # --warm_start voices/nvidia      # begin with a checkpoint's weights

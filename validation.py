@@ -3,8 +3,11 @@
 Teacher forced over the whole validation set, free running over a few clips of it.
 """
 
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -14,9 +17,10 @@ from dataset import TTSCollator, TTSDataset, Utterance
 from files import DataError
 from model import tacotron2_loss
 from processes import Interrupt, raise_together, read_groups, stop_together, stop_within
-from reporting import draw_sample
+from reporting import FIRST_FRAMES, draw_frame, draw_sample, going_on_without, thin_out
 from scores import (
     ALIGNMENT_SCORES,
+    FREE_RUNNING_SCORES,
     alignment_scores,
     free_running_limit,
     free_running_scores,
@@ -25,9 +29,50 @@ from scores import (
 LOSSES = ("loss", "mel_before_loss", "mel_after_loss", "stop_loss", "guided_attention_loss")
 
 
+SAMPLE_SECONDS = 3.0  # of the clip that is shown, at least; a shorter one says little
+# Spoken freely where --free_running_clips is unset. The mean score of the most is stable to 0.02,
+# and still more would only take memory.
+LEAST_CLIPS, MOST_CLIPS = 16, 256
+NEAR_TIE = 0.02  # of free-running scores: closer ones may be apart by chance
+
+
+def count_free_running_clips(train_set: TTSDataset, val_set: TTSDataset) -> int:
+    """How many validation clips can be spoken freely, in one batch, in a tenth of an epoch's time.
+
+    An epoch takes every frame forwards and backwards, which is three times the work of forwards
+    alone; in free running, every clip goes on until the longest has ended.
+    """
+    limit = 2 * max(val_set.n_frames) + 100
+    affordable = int(0.1 * 3 * sum(train_set.n_frames) / limit)
+    return min(max(affordable, LEAST_CLIPS), MOST_CLIPS, len(val_set.n_frames))
+
+
+def is_new_best(history: list[dict], best_epoch: int) -> bool:
+    """Whether the last epoch of a history is better than best_epoch, the one kept; 0: none is.
+
+    The free-running score decides. Among scores that are within NEAR_TIE of each other and of the
+    highest that there was, it is the validation loss, which is far less a matter of chance.
+    """
+    rows = {row["epoch"]: row for row in history if "free_running_score" in row}
+    last, best = history[-1], rows.get(best_epoch)
+    if last["epoch"] not in rows or best is None:
+        return last["epoch"] in rows
+    score, highest = last["free_running_score"], max(r["free_running_score"] for r in rows.values())
+    if score > best["free_running_score"] + NEAR_TIE:
+        return True
+    return score >= highest - NEAR_TIE and last["val_loss"] < best["val_loss"]
+
+
 def choose_sample(val_set: TTSDataset) -> Utterance:
-    """The validation clip that the pictures show, from the middle of the manifest."""
-    return val_set[len(val_set) // 2]
+    """The validation clip that the pictures show: of the median length, if that is 3 s or more.
+
+    Else the nearest to it that is. Only where all are shorter, one of them.
+    """
+    least = SAMPLE_SECONDS / val_set.audio_config.hop_seconds
+    frames = np.array(val_set.n_frames)
+    distance = np.abs(frames - np.median(frames))
+    distance[(frames < least) & (frames.max() >= least)] = np.inf
+    return val_set[int(distance.argmin())]
 
 
 @torch.no_grad()
@@ -63,9 +108,10 @@ def validate(
     sums[: len(LOSSES)] /= weights[0]
     sums[len(LOSSES) :] /= weights[1]
     model.train()
-    names = (*LOSSES, *ALIGNMENT_SCORES)
+    names = (*(f"val_{name}" for name in LOSSES), *ALIGNMENT_SCORES)
     values = dict(zip(names, sums.tolist(), strict=True))
-    return {f"val_{name}": v for name, v in values.items() if name != "guided_attention_loss"}
+    del values["val_guided_attention_loss"]
+    return values
 
 
 @torch.no_grad()
@@ -73,7 +119,7 @@ def speak_freely(
     accelerator: Accelerator, model: torch.nn.Module, val_set: TTSDataset, config: TrainConfig,
     interrupt: Interrupt | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Scores of free running over --free_running_clips clips spread over the validation set.
+    """Scores of free running over clips spread over the validation set, in one batch.
 
     Raises:
         DataError: on every process, when one of them cannot read a clip.
@@ -88,8 +134,9 @@ def speak_freely(
     except DataError as error:
         unread = error
     raise_together(accelerator, unread)
-    names = (*ALIGNMENT_SCORES, "stopped", "score")
-    sums = torch.zeros(len(names) + 1, device=accelerator.device)  # the last one: clips
+    sums = torch.zeros(
+        len(FREE_RUNNING_SCORES) + 1, device=accelerator.device
+    )  # the last one: clips
     if mine:
         batch = TTSCollator(val_set.audio_config, val_set.tokenizer)(clips)
         unwrapped = accelerator.unwrap_model(model).eval()
@@ -103,17 +150,45 @@ def speak_freely(
         unwrapped.train()
     stop_together(accelerator, interrupt)
     *sums, n_scored = accelerator.reduce(sums, "sum").tolist()
-    return {f"free_{name}": value / n_scored for name, value in zip(names, sums, strict=True)}
+    return dict(zip(FREE_RUNNING_SCORES, (value / n_scored for value in sums), strict=True))
+
+
+@contextmanager
+def same_random_numbers(accelerator: Accelerator, seed: int) -> Iterator[None]:
+    """Draws the same random numbers in the block every time, and leaves training's alone."""
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def film_first_epoch(
+    accelerator: Accelerator, model: torch.nn.Module, val_set: TTSDataset, config: TrainConfig,
+    pictures: Path, step: int, n_steps: int,
+) -> None:  # fmt: skip
+    """A frame of the film before a step of the first epoch, where one is due; training goes on.
+
+    That is before the first step, and FIRST_FRAMES times in all, as an alignment may be there at
+    the end of the first epoch.
+    """
+    due = step in {i * n_steps // FIRST_FRAMES for i in range(FIRST_FRAMES)}
+    if not (due and accelerator.is_main_process):
+        return
+    unwrapped = accelerator.unwrap_model(model).eval()
+    with same_random_numbers(accelerator, config.seed), going_on_without(f"a frame of step {step}"):
+        draw_frame(unwrapped, choose_sample(val_set), pictures, step)
+    unwrapped.train()
 
 
 def judge_epoch(
     accelerator: Accelerator, model: torch.nn.Module, val_loader: DataLoader, config: TrainConfig,
-    epoch: int, interrupt: Interrupt | None = None,
+    pictures: Path, epoch: int, interrupt: Interrupt | None = None,
 ) -> tuple[dict[str, float], dict[str, str]]:  # fmt: skip
-    """All scores after an epoch, and on the main process its pictures and sound.
+    """All scores after an epoch, and on the main process its pictures and sound in a folder.
 
     The same dropout is drawn every time, and training's random numbers are left alone. Where the
-    pictures or the sound cannot be written, a line on stderr says so.
+    pictures or the sound cannot be written, a line on stderr says so. Files of past epochs beyond
+    --keep_pictures are removed.
 
     Returns:
         The scores by name, and the paths of the files as `draw_sample` names them, if written.
@@ -123,22 +198,18 @@ def judge_epoch(
         Interrupted: on every process, when a signal has come to one of them.
     """
     files, val_set = {}, val_loader.dataset
-    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(config.seed)
+    with same_random_numbers(accelerator, config.seed):
         scores = validate(accelerator, model, val_loader, interrupt)
         scores |= speak_freely(accelerator, model, val_set, config, interrupt)
         if accelerator.is_main_process:
             unwrapped = accelerator.unwrap_model(model).eval()
-            try:
+            with going_on_without(f"the pictures and the sound of epoch {epoch}"):
                 with stop_within(interrupt, unwrapped):
                     files = draw_sample(
                         unwrapped, choose_sample(val_set), val_set.audio_config,
-                        val_set.tokenizer, config.max_decoder_steps, config.save_audio_gen, epoch,
+                        val_set.tokenizer, config.max_decoder_steps, pictures, epoch,
                     )  # fmt: skip
-            except (DataError, OSError) as error:
-                said = f"the pictures and the sound of epoch {epoch} cannot be written: {error}"
-                print(f"train_taco.py: {said}; going on without", file=sys.stderr)
+                thin_out(pictures, epoch, config.keep_pictures)
             unwrapped.train()
         stop_together(accelerator, interrupt)
     return scores, files

@@ -151,6 +151,7 @@ SLOW_FILES = (  # begun first, or the last of them would leave a core idle for m
     "test_make_voices", "test_reference_training", "test_interruption", "test_train_taco",
     "test_bad_input", "test_odd_input", "test_epochs", "test_processes", "test_fast_gpu",
     "test_launching", "test_resuming", "test_nonfinite", "test_full_disk", "test_benchmarks",
+    "test_wandb", "test_compile_export", "test_run_folder",
 )  # fmt: skip
 
 

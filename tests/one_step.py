@@ -3,7 +3,7 @@
     python tests/one_step.py OUTPUT.pt FLAGS_OF_TRAIN_TACO...
 
 Batch norm is frozen, because its statistics are each process's own. Run by test_processes.py,
-alone and through accelerate's launcher.
+in its own process and through accelerate's launcher.
 """
 
 import sys

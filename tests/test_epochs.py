@@ -18,22 +18,28 @@ def train(tiny_corpus, tmp_path, monkeypatch):
     """Trains in this process; validations give the free-running scores that they are told to."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(train_taco, "make_film", lambda *args: None)
+    drawn = []
+    monkeypatch.setattr(train_taco, "draw_losses", lambda folder, rows: drawn.append(len(rows)))
     folder = tmp_path / "work" / "tiny"
 
     def train(scores, *flags):
         """The run's folder, after so many epochs with a validation as there are scores."""
         left = iter(scores)
-        blurred = {"val_focus": 0.1, "val_coverage": 1.0, "val_monotonicity": 1.0}
+        blurred = {"val_loss": 2.0, "focus": 0.1, "coverage": 1.0, "monotonicity": 1.0}
         flags = run_flags(tiny_corpus, tmp_path, "--batch_size", 4, *flags)
         run, state = train_taco.prepare(parse_args(flags, ""), Accelerator())
 
         def judge_epoch(accelerator, model, val_loader, *_):
             assert (model, val_loader) == (run.model, run.val_loader)
-            return {**blurred, "free_score": next(left)}, {}
+            return {**blurred, "free_running_score": next(left)}, {}
 
         monkeypatch.setattr(train_taco, "judge_epoch", judge_epoch)
         train_taco.train(run, state)
         assert next(left, None) is None, "a validation too few"
+        rows = read_state(folder / "final_checkpoint")[0].history
+        epochs = [row["epoch"] for row in rows if "free_running_score" in row]
+        assert drawn == epochs[-len(scores) :], "after each validation"
+        drawn.clear()
         return folder
 
     return train
@@ -44,19 +50,25 @@ def epochs_in(folder):
     return {path.name: read_state(path)[0].epoch for path in list_checkpoints(folder)}
 
 
-def test_the_best_epoch_is_kept_also_after_resuming(train):
+def test_the_best_epoch_is_kept_also_after_resuming(train, capsys):
     """The first of two that are equal; and every second epoch, as --checkpoint_epochs says."""
     flags = ["--training_epochs", 5, "--checkpoint_epochs", 2]
     folder = train([0.2, 0.5, 0.4, 0.5, 0.1], *flags)
     numbered = {"checkpoint_2": 2, "checkpoint_4": 4, "final_checkpoint": 5}
     assert epochs_in(folder) == {**numbered, "best_checkpoint": 2}
-    assert read_state(folder / "best_checkpoint")[0].best_score == 0.5
+    assert read_state(folder / "best_checkpoint")[0].best_epoch == 2
+    said = [line for line in capsys.readouterr().out.splitlines() if "best so far" in line]
+    assert said == [
+        f"best so far: free-running score {score}, validation loss 2.000, kept in "
+        f"{folder / 'best_checkpoint'}"
+        for score in ("0.200", "0.500")
+    ]
     train([0.4, 0.3, 0.2], *flags, "--resume_from_checkpoint", "checkpoint_2")
     assert epochs_in(folder) == {**numbered, "best_checkpoint": 2}
     train([0.6], *flags, "--resume_from_checkpoint", "checkpoint_4")
     assert epochs_in(folder) == {**numbered, "best_checkpoint": 5}
     rows = read_state(folder / "final_checkpoint")[0].history
-    assert [row["free_score"] for row in rows] == [0.2, 0.5, 0.4, 0.3, 0.6]
+    assert [row["free_running_score"] for row in rows] == [0.2, 0.5, 0.4, 0.3, 0.6]
 
 
 def test_validation_and_checkpoints_come_when_they_are_due(train, capsys):
@@ -68,7 +80,7 @@ def test_validation_and_checkpoints_come_when_they_are_due(train, capsys):
     assert epochs_in(folder) == {"checkpoint_3": 3, "best_checkpoint": 5, "final_checkpoint": 5}
     rows = read_state(folder / "final_checkpoint")[0].history
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
-    assert [row["epoch"] for row in rows if "free_score" in row] == [2, 4, 5]
+    assert [row["epoch"] for row in rows if "free_running_score" in row] == [2, 4, 5]
     said = capsys.readouterr()
     for epoch in range(1, 6):
         assert f"epoch {epoch}  step 3/3  loss" in said.out
@@ -113,7 +125,7 @@ def test_wandb_gets_each_step_and_epoch_with_its_numbers(train, monkeypatch):
             assert found[f"epoch/train_{name}"] == pytest.approx(mean), name
         assert len({values["train/loss"] for values in of_epoch}) == 3
         assert (found["epoch/epoch"], found["epoch/step"]) == (epoch + 1, 3 * epoch + 3)
-        assert found["epoch/free_score"] == (0.5, 0.25)[epoch]
+        assert found["epoch/free_running_score"] == (0.5, 0.25)[epoch]
         assert found["epoch/learning_rate"] == pytest.approx((1e-3, 1e-5)[epoch])
 
     train([0.5], *flags, "--resume_from_checkpoint", "checkpoint_1")

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 import train_taco
 from config import parse_args
 from files import DataError
+from forked_run import train
 from kill_and_resume import differences
-from test_train_taco import REPO, launch, run_flags
+from test_train_taco import REPO, run_flags
 
 
 @pytest.fixture
@@ -93,19 +94,25 @@ def test_training_ends_with_one_sentence(tiny_corpus, tmp_path):
 def test_a_picture_or_film_that_cannot_be_written_is_said_and_training_goes_on(
     tiny_corpus, tmp_path
 ):
-    launch(run_flags(tiny_corpus, tmp_path / "free"))
+    train(run_flags(tiny_corpus, tmp_path / "free"))
     flags = run_flags(tiny_corpus, tmp_path)
     samples = tmp_path / "samples"
-    in_the_way = [samples / name for name in ("epoch_1_free_running.wav", "alignment.gif")]
+    in_the_way = [samples / name for name in ("epoch_001_free_running.wav", "alignment.gif")]
     for path in in_the_way:
         path.mkdir(parents=True)
-    done = launch(flags)
+    (samples / "run.txt").write_text("../work/tiny")  # as after a run that was killed
+    flags += ["--resume_from_checkpoint", "latest_or_new"]
+    done = train(flags, pictures=True)
     message = [line for line in done.stderr.split("\n") if line.startswith("train_taco.py: ")]
     assert len(message) == 2 and "Traceback" not in done.stderr
     assert "of epoch 1 cannot be written" in message[0] and in_the_way[0].name in message[0]
     assert "the film cannot be written" in message[1] and in_the_way[1].name in message[1]
     written = {path.name for path in samples.iterdir() if path.is_file()}
-    assert written >= {"epoch_1_teacher_forced.png", "epoch_2_free_running.wav", "epoch_2.npz"}
+    assert written >= {
+        "epoch_001_teacher_forced.png",
+        "epoch_002_free_running.wav",
+        "epoch_002.npz",
+    }
     assert not [name for name in written if name.endswith(".tmp")]
     final, undisturbed = (
         folder / "work" / "tiny" / "final_checkpoint" for folder in (tmp_path, tmp_path / "free")

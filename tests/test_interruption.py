@@ -1,7 +1,6 @@
 """What a run leaves behind when it is stopped, killed or fed something broken."""
 
 import fcntl
-import functools
 import gc
 import json
 import multiprocessing
@@ -16,6 +15,7 @@ import sys
 import termios
 import threading
 import time
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,11 +25,15 @@ import torch
 from accelerate import Accelerator
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from PIL import Image
 
 import processes
 import train_taco
+import validation
 from config import parse_args
+from fast_decoder import FastDecoder
 from files import DataError
+from forked_run import ForkedRun, hold, train
 from kill_and_resume import EVERY_STEP
 from processes import SECOND_SIGNAL_SECONDS, Interrupt, read_groups
 from resuming import (
@@ -39,31 +43,7 @@ from resuming import (
     list_changed_flags,
     list_checkpoints,
 )
-from test_train_taco import REPO, assert_same_checkpoint, launch, launcher_words, run_flags
-
-
-def start(words, flags):
-    """A script on the CPU, in the background: `words` for python, then the flags."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(
-        [sys.executable, "-u", *map(str, words), *flags], cwd=REPO, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def start_held(flags, step, release=os.devnull + "/none", launcher=()):
-    """A run that waits in a step for a signal or for the file `release`; see held_run.py."""
-    process = start([*launcher, REPO / "tests" / "held_run.py", step, release], flags)
-    wait_for_line(process, "held")
-    return process
-
-
-def wait_for_line(process, words):
-    timer = threading.Timer(300, process.kill)
-    timer.start()
-    found = any(words in line for line in process.stdout)  # two processes may share a line
-    timer.cancel()
-    assert found, f"no line {words!r}: {process.stderr.read()[-2000:]}"
+from test_train_taco import REPO, assert_same_checkpoint, launcher_words, run_flags
 
 
 @pytest.fixture(scope="module")
@@ -73,21 +53,26 @@ def many_steps(tiny_corpus, tmp_path_factory):
     frame = pd.concat([pd.read_csv(tiny_corpus.train_manifest)] * 6)
     frame.to_csv(folder / "train.csv", index=False)
     corpus = tiny_corpus._replace(train_manifest=folder / "train.csv")
-    launch(run_flags(corpus, folder))
+    train(run_flags(corpus, folder))
     return corpus, folder / "work" / "tiny" / "final_checkpoint"
 
 
 def test_a_signal_ends_with_a_checkpoint_that_resumes_exactly(many_steps, tmp_path):
     corpus, straight = many_steps
     flags = run_flags(corpus, tmp_path, "--num_workers", 2)
-    process = start_held(flags, step=10)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert "go on with --resume_from_checkpoint latest" in output and "Traceback" not in errors
+    run = ForkedRun(flags, before=partial(hold, 10), pictures=True)
+    run.wait_for_line("held")
+    run.send_signal(signal.SIGINT)
+    done = run.wait()
+    assert done.returncode == 0, done.stderr
+    assert "go on with --resume_from_checkpoint latest" in done.stdout
+    assert "Traceback" not in done.stderr
     checkpoint = find_checkpoint(tmp_path / "work" / "tiny", "latest")
     assert checkpoint.name == "checkpoint_0_step_11", "the step is finished, and no other begun"
-    launch([*flags, "--resume_from_checkpoint", "latest"])
+    film = tmp_path / "samples" / "alignment.gif"
+    assert Image.open(film).n_frames == 4, "steps 0, 3, 6 and 10 of 27"
+    assert f"pictures and wavs: {film.parent}" in done.stdout
+    train([*flags, "--resume_from_checkpoint", "latest"])
     assert_same_checkpoint(tmp_path / "work" / "tiny" / "final_checkpoint", straight)
 
 
@@ -96,17 +81,26 @@ def test_two_processes_stop_together_and_resume_exactly(many_steps, tmp_path):
     flags = ["--training_epochs", 1, "--num_workers", 1]
     flags += ["--guided_attention_steps", 1, "--alignment_warning_steps", 2]
     straight = run_flags(many_steps[0], tmp_path / "straight", *flags)
-    done = launch(straight, processes=2)
+    done = train(straight, processes=2)
     assert done.stdout.count("epoch 1 done") == 1, "only one process reports"
     assert done.stderr.count("attention has not begun to align") == 1, "only one process warns"
     flags = run_flags(many_steps[0], tmp_path / "stopped", *flags)
-    process = start_held(flags, step=3, launcher=launcher_words(2))
+    process = subprocess.Popen(
+        [sys.executable, "-u", *launcher_words(2), REPO / "tests" / "held_run.py", "3", *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    timer = threading.Timer(300, process.kill)
+    timer.start()
+    found = any("held" in line for line in process.stdout)
+    timer.cancel()
+    assert found, process.stderr.read()[-2000:]
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=300)
     assert output.count("go on with --resume_from_checkpoint latest") == 1, errors
     folder = tmp_path / "stopped" / "work" / "tiny"
     assert [path.name for path in list_checkpoints(folder)] == ["checkpoint_0_step_4"]
-    launch([*flags, "--resume_from_checkpoint", "latest"], processes=2)
+    train([*flags, "--resume_from_checkpoint", "latest"], processes=2)
     final = folder / "final_checkpoint"
     assert (final / "random_states_1.pkl").is_file()
     assert_same_checkpoint(final, tmp_path / "straight" / "work" / "tiny" / "final_checkpoint")
@@ -138,51 +132,59 @@ def test_a_second_signal_ends_at_once_unless_it_is_the_first_passed_on(monkeypat
             signal.signal(n, handler)
 
 
-SLOW_VALIDATION = f"""
-import sys, time
-sys.path.insert(0, {str(REPO)!r})
-import train_taco, validation
-from fast_decoder import FastDecoder
+def hold_stage(stage):
+    """For a ForkedRun: one stage of validation waits in its first batch or decoder step.
 
-slow_stage, *flags = sys.argv[1:]
-is_slow = False
+    It prints "held" and waits for a signal. If any batch or decoder step of validation is begun
+    after that, it prints "went on".
+    """
+    now = SimpleNamespace(stage=None, interrupt=None)
+    judge_epoch = train_taco.judge_epoch
 
-def announce(stage, function):
-    def call(*args):
-        global is_slow
-        is_slow = stage == slow_stage
-        if is_slow:
-            print("now " + stage, flush=True)
-        return function(*args)
-    return call
+    def judge(*args):
+        now.interrupt = args[-1]
+        return judge_epoch(*args)
 
-def slow_down(seconds, function):
-    def call(*args, **options):
-        time.sleep(seconds * is_slow)
-        return function(*args, **options)
-    return call
+    def announce(name, function):
+        def call(*args):
+            now.stage = name
+            return function(*args)
 
-validation.validate = announce("validating", validation.validate)
-validation.speak_freely = announce("speaking", validation.speak_freely)
-validation.draw_sample = announce("drawing", validation.draw_sample)
-validation.tacotron2_loss = slow_down(5.0, validation.tacotron2_loss)
-FastDecoder.run_steps = slow_down(0.3, FastDecoder.run_steps)
-train_taco.main(flags)
-"""
+        return call
+
+    def wait_within(function):
+        def call(*args, **options):
+            if now.interrupt and now.interrupt.pending:
+                print("went on", flush=True)
+            elif now.stage == stage:
+                print("held", flush=True)
+                end = time.monotonic() + 60
+                while not now.interrupt.pending and time.monotonic() < end:
+                    time.sleep(0.01)
+            return function(*args, **options)
+
+        return call
+
+    train_taco.judge_epoch = judge
+    validation.validate = announce("validating", validation.validate)
+    validation.speak_freely = announce("speaking", validation.speak_freely)
+    validation.draw_sample = announce("drawing", validation.draw_sample)
+    validation.tacotron2_loss = wait_within(validation.tacotron2_loss)
+    FastDecoder.run_steps = wait_within(FastDecoder.run_steps)
 
 
 @pytest.fixture(scope="module")
 def longer_validation(tiny_corpus, tmp_path_factory):
-    """A manifest of 24 validation clips, and the end of an undisturbed run by so many processes."""
+    """A manifest of 9 validation clips, and the end of an undisturbed run by so many processes."""
     folder = tmp_path_factory.mktemp("longer_validation")
-    frame = pd.concat([pd.read_csv(tiny_corpus.test_manifest)] * 8)
+    frame = pd.concat([pd.read_csv(tiny_corpus.test_manifest)] * 3)
     frame.to_csv(folder / "test.csv", index=False)
     corpus = tiny_corpus._replace(test_manifest=folder / "test.csv")
 
-    @functools.cache
+    @cache
     def run(processes):
         place = folder / str(processes)
-        launch(run_flags(corpus, place, "--training_epochs", 1), processes)
+        train(run_flags(corpus, place, "--training_epochs", 1), processes)
         return place / "work" / "tiny" / "final_checkpoint"
 
     return corpus, run
@@ -198,26 +200,23 @@ def longer_validation(tiny_corpus, tmp_path_factory):
         ("speaking", signal.SIGTERM, 2),
     ],
 )
-def test_a_signal_during_a_slow_validation_ends_within_seconds(
+def test_a_signal_during_validation_ends_it_with_the_batch_or_decoder_step(
     longer_validation, tmp_path, stage, number, processes
 ):
     corpus, undisturbed = longer_validation
-    script = tmp_path / "slow_validation.py"
-    script.write_text(SLOW_VALIDATION)
     flags = run_flags(corpus, tmp_path, "--training_epochs", 1)
-    words = launcher_words(processes) if processes > 1 else []
-    process = start([*words, script, stage], flags)
-    wait_for_line(process, f"now {stage}")
-    time.sleep(1)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=20)  # where the stage would take 30 or more
-    assert output.count("go on with --resume_from_checkpoint latest") == 1, errors
-    assert "Traceback" not in errors or processes > 1  # the launcher's own
+    run = ForkedRun(flags, processes, partial(hold_stage, stage), pictures=stage == "drawing")
+    run.wait_for_line("held", processes)
+    run.send_signal(number)
+    done = run.wait(20)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert "went on" not in done.stdout
+    assert done.stdout.count("go on with --resume_from_checkpoint latest") == 1, done.stderr
     folder = tmp_path / "work" / "tiny"
     assert [path.name for path in list_checkpoints(folder)] == [
         f"checkpoint_0_step_{3 if processes == 2 else 5}"
     ]
-    launch([*flags, "--resume_from_checkpoint", "latest"], processes)
+    train([*flags, "--resume_from_checkpoint", "latest"], processes)
     assert_same_checkpoint(folder / "final_checkpoint", undisturbed(processes))
 
 
@@ -271,10 +270,11 @@ def test_nohup_is_respected():
 
 def test_kill_9_at_any_moment():
     """A short run of the script that a user can run for longer."""
-    command = [sys.executable, str(REPO / "tests" / "kill_and_resume.py"), "--times", "3"]
+    script = REPO / "tests" / "kill_and_resume.py"
     done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
+        [sys.executable, script, "--times", "3", "--no_pictures"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 kills" in done.stdout and ", all with the same final checkpoint" in done.stdout
 
@@ -311,15 +311,17 @@ def test_flags_that_would_reorder_a_begun_epoch_are_refused(tmp_path):
 def test_a_loader_process_that_is_killed_ends_the_run_with_a_checkpoint(many_steps, tmp_path):
     corpus, _ = many_steps
     release = tmp_path / "release"
-    process = start_held(run_flags(corpus, tmp_path, "--num_workers", 2), 4, release)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    flags = run_flags(corpus, tmp_path, "--num_workers", 2)
+    run = ForkedRun(flags, before=partial(hold, 4, release))
+    run.wait_for_line("held")
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     assert len(children) == 2
     os.kill(int(children[0]), signal.SIGKILL)
     release.touch()
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 1, errors
-    message = [line for line in errors.split("\n") if line.startswith("train_taco.py: ")]
-    assert len(message) == 1 and "Traceback" not in errors
+    done = run.wait()
+    assert done.returncode == 1, done.stderr
+    message = [line for line in done.stderr.split("\n") if line.startswith("train_taco.py: ")]
+    assert len(message) == 1 and "Traceback" not in done.stderr
     # Killed while it handed over a batch, it is not known which one it was.
     assert children[0] in message[0] or "a loader process exited" in message[0]
     checkpoint = find_checkpoint(tmp_path / "work" / "tiny", "latest")
@@ -398,7 +400,7 @@ def test_checkpoint_minutes_count_across_epochs(tiny_corpus, tmp_path, monkeypat
 def test_only_the_newest_checkpoints_are_kept(many_steps, tmp_path):
     corpus, _ = many_steps
     flags = ["--checkpoint_minutes", EVERY_STEP, "--keep_checkpoints", 2, "--training_epochs", 1]
-    launch(run_flags(corpus, tmp_path, *flags))
+    train(run_flags(corpus, tmp_path, *flags))
     names = [path.name for path in list_checkpoints(tmp_path / "work" / "tiny")]
     names.remove("best_checkpoint")
     assert names == ["checkpoint_0_step_26", "checkpoint_1", "final_checkpoint"]
@@ -416,7 +418,7 @@ def test_a_clip_that_breaks_is_named_and_the_run_ends_with_a_checkpoint(
     broken = wavs / Path(frame["file_path"][4]).name
     broken.write_bytes(b"RIFF")
     corpus = tiny_corpus._replace(train_manifest=tmp_path / "train.csv")
-    done = launch(run_flags(corpus, tmp_path, "--num_workers", n_workers), check=False)
+    done = train(run_flags(corpus, tmp_path, "--num_workers", n_workers), check=False)
     assert done.returncode != 0
     message = next(line for line in done.stderr.split("\n") if line.startswith("train_taco.py: "))
     assert message.startswith(f"train_taco.py: {broken}: ")

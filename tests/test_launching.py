@@ -231,7 +231,7 @@ def test_what_is_said_at_the_start(world, capsys):
     train_taco.announce(prepared)
     said = capsys.readouterr()
     assert ", 1 steps an epoch, " in said.out  # of two batches
-    assert "3 clips to train on" in said.out and "3 to validate on" in said.out
+    assert "3 clips to train on" in said.out and "3 to validate on (3 of" in said.out
     assert "1 process (cpu) x 2 clips a batch x 3 accumulated = 6 clips a step\n" in said.out
     assert said.err == (
         "characters that have no symbol are left out of 2 of 6 clips: '\u2603' in 2, "

@@ -154,7 +154,7 @@ def test_odd_paths_and_numbers_train(world, capsys, monkeypatch):
     assert code == 0, said
     final = world.folder / "work dir/ein Versüch/final_checkpoint"
     assert json.loads((final / STATE).read_text())["step"] == 1
-    assert (world.folder / "sämples/epoch_1_free_running.wav").is_file()
+    assert (world.folder / "sämples/epoch_001_free_running.wav").is_file()
     resume = ["--resume_from_checkpoint", f"~/work dir/ein Versüch/{final.name}/"]
     code, said = run("train_taco", *flags, "--training_epochs", 2, *resume, capsys=capsys)
     assert code == 0, said

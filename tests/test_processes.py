@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+import one_step
 from test_train_taco import REPO, run_flags
 
 N_CLIPS = 5  # uneven for two processes, and for two accumulated batches
@@ -42,11 +43,15 @@ def one_batch(tiny_corpus, tmp_path_factory):
         "GLOO_SOCKET_IFNAME": "lo",
     }
 
-    def take_step(name, batch_size, accumulated=1, launchers=([],)):
+    def take_step(name, batch_size, accumulated=1, launchers=()):
         output = folder / f"{name}.pt"
         flags = [str(output), *run_flags(corpus, folder / name), *NO_DROPOUT,
                  "--batch_size", str(batch_size),
                  "--gradient_accumulation_steps", str(accumulated)]  # fmt: skip
+        if not launchers:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("ACCELERATE_USE_CPU", "true")
+                one_step.main(*flags)
         commands = [
             [sys.executable, *launcher, str(REPO / "tests" / "one_step.py"), *flags]
             for launcher in launchers

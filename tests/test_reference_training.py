@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import forked_run
 import train_taco
 import validation
 from kill_and_resume import TINY_MODEL
 from reference_training import train
-from test_train_taco import launch, run_flags
+from test_train_taco import run_flags
 
 SIZES = {
     name: int(size) for name, size in (flag.removeprefix("--").split("=") for flag in TINY_MODEL)
@@ -90,7 +91,7 @@ def test_two_processes_with_accumulation_equal_the_reference(tiny_corpus, tmp_pa
     changes = {**COMMON, "batch_size": 2, "gradient_accumulation_steps": 2}
     expected = train(tiny_corpus.train_manifest, SIZES, n_processes=2, **changes)
     flags = run_flags(tiny_corpus, tmp_path, *as_flags(changes), "--validation_epochs=2")
-    launch(flags, processes=2)
+    forked_run.train(flags, processes=2)
     assert largest_difference(final_weights(tmp_path), expected) < 1e-6
 
 

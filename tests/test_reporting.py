@@ -13,7 +13,16 @@ from config import TrainConfig
 from conftest import SENTENCES, speak
 from dataset import AudioConfig, Utterance, audio_to_mel
 from model import Tacotron2Output
-from reporting import Meter, draw_sample, log_validation, make_film, print_epoch, start_wandb
+from reporting import (
+    Meter,
+    draw_losses,
+    draw_sample,
+    log_validation,
+    make_film,
+    print_epoch,
+    start_wandb,
+    thin_out,
+)
 from stub_model import StubModel, free_running
 from tokenizer import Tokenizer
 
@@ -101,10 +110,10 @@ def test_scalars_in_wandb(show_steps):
 
 def test_the_line_after_an_epoch(capsys):
     row = {"epoch": 3, "step": 30, "train_loss": 1.25, "train_stop_loss": 9.0, "val_loss": 2.5}
-    print_epoch({**row, "free_score": 0.125, "learning_rate": 0.5}, n_skipped=0)
+    print_epoch({**row, "free_running_score": 0.125, "learning_rate": 0.5}, n_skipped=0)
     print_epoch(row, n_skipped=2)
     assert capsys.readouterr().out.splitlines() == [
-        "epoch 3 done  train_loss 1.250  val_loss 2.500  free_score 0.125",
+        "epoch 3 done  train_loss 1.250  val_loss 2.500  free_running_score 0.125",
         "epoch 3 done  train_loss 1.250  val_loss 2.500  skipped_steps 2",
     ]
 
@@ -149,7 +158,7 @@ def test_sample_of_an_epoch(drawn, tmp_path, max_decoder_steps, limit, stopped):
     assert all(torch.equal(a, b) for a, b in zip(infer[:2], expected[:2], strict=True))
     assert infer[2:] == (limit,)
 
-    stem = f"{tmp_path}/epoch_7"
+    stem = f"{tmp_path}/epoch_007"
     assert files == {
         "teacher_forced": f"{stem}_teacher_forced.png",
         "free_running": f"{stem}_free_running.png",
@@ -178,56 +187,88 @@ def test_sample_of_an_epoch(drawn, tmp_path, max_decoder_steps, limit, stopped):
 
 @pytest.fixture
 def films(monkeypatch):
-    """The arguments of every film, in place of the film."""
+    """Titles, alignments and mels of every film, in place of the film."""
     films = []
-    monkeypatch.setattr(
-        reporting,
-        "alignment_film",
-        lambda alignments, path, **rest: films.append((alignments, path, rest)),
-    )
+
+    def film(alignments, path, text, titles, hop_seconds, mels):
+        assert (path.name, text, hop_seconds) == ("alignment.gif", "hi", 0.5)
+        films.append((titles, alignments, mels))
+
+    monkeypatch.setattr(reporting, "alignment_film", film)
     return films
 
 
-def write_frame(folder, epoch, n_characters=2):
-    """An epoch's arrays, which hold its number."""
-    arrays = {"alignment": (3, n_characters), "mel": (3, 4)}
-    arrays = {name: np.full(shape, epoch / 100) for name, shape in arrays.items()}
-    reporting.save_arrays(folder / f"epoch_{epoch}.npz", arrays)
+def write_frame(folder, epoch, n_characters=2, step=None):
+    """An epoch's arrays, which hold its number, or those of a step of the first epoch."""
+    shapes = {"alignments": (1, 3, n_characters), "mels_after": (1, 3, 4)}
+    arrays = {name: torch.full(shape, (step or epoch) / 100) for name, shape in shapes.items()}
+    name = f"epoch_{epoch:03d}" if step is None else f"epoch_000_step_{step:06d}"
+    reporting.write_frame(folder / f"{name}.npz", SimpleNamespace(**arrays))
 
 
-@pytest.mark.parametrize("n_epochs", [3, 40, 90])
-def test_film_shows_the_epochs_in_order_and_more_of_the_early_ones(
-    films, drawn, tmp_path, n_epochs
-):
-    for epoch in range(2, n_epochs + 2):
+def rows(epochs):
+    return [{"epoch": epoch, "free_running_score": 0.5} for epoch in epochs]
+
+
+def test_film_goes_from_the_first_step_through_the_first_epoch_to_the_last(films, tmp_path):
+    for step in (0, 25, 50):
+        write_frame(tmp_path, 0, step=step)
+    numbers = [2, 999, 1000]  # in the order of numbers, not of letters
+    for epoch in [*numbers, 1001, 3]:
         write_frame(tmp_path, epoch)
-    history = [{"epoch": epoch, "free_score": 0.5} for epoch in range(1, n_epochs + 2)]
-    make_film(tmp_path, history, "hi", 0.5)
-    ((alignments, path, rest),) = films
-    epochs = [int(title.removeprefix("epoch ")) for title in rest.pop("titles")]
-    for arrays, shape in ((alignments, (3, 2)), (rest.pop("mels"), (3, 4))):
-        for epoch, array in zip(epochs, arrays, strict=True):
-            np.testing.assert_allclose(array, np.full(shape, epoch / 100), atol=1e-3)
-    assert path == tmp_path / "alignment.gif" and rest == {"text": "hi", "hop_seconds": 0.5}
-    assert drawn == {tmp_path / "loss.png": history}
-    if n_epochs <= 40:
-        assert epochs == list(range(2, n_epochs + 2))  # the first epoch has no arrays
-    else:
-        assert epochs == sorted(epochs) and (epochs[0], epochs[-1]) == (2, n_epochs + 1)
-        assert 30 < len(epochs) <= 40
-        assert epochs[len(epochs) // 2] < 0.4 * n_epochs
+    make_film(tmp_path, [*rows([1, *numbers]), {"epoch": 3, "train_loss": 1.0}], "hi", 0.5)
+    ((titles, alignments, mels),) = films
+    assert titles == ("step 0", "step 25", "step 50", "epoch 2", "epoch 999", "epoch 1000")
+    for arrays, shape in ((alignments, (3, 2)), (mels, (3, 4))):
+        for value, array in zip((0, 25, 50, *numbers), arrays, strict=True):
+            np.testing.assert_allclose(array, np.full(shape, value / 100), rtol=1e-3)
 
 
-def test_film_is_of_the_clip_of_the_last_epoch(films, drawn, tmp_path):
-    """Other text lengths are remains of an earlier run; what cannot be read is left out."""
+def test_film_is_of_the_clip_of_the_last_epoch(films, tmp_path):
+    """Other text lengths are those of an earlier choice; what cannot be read is left out."""
     for epoch, n_characters in ((1, 5), (2, 5), (3, 2), (5, 2)):
         write_frame(tmp_path, epoch, n_characters)
-    (tmp_path / "epoch_4.npz").write_bytes(b"broken")
-    make_film(tmp_path, [{"epoch": epoch, "free_score": 0.5} for epoch in range(1, 6)], "hi", 0.5)
-    assert films[0][2]["titles"] == ["epoch 3", "epoch 5"]
+    (tmp_path / "epoch_004.npz").write_bytes(b"broken")
+    make_film(tmp_path, rows(range(1, 6)), "hi", 0.5)
+    assert films[0][0] == ("epoch 3", "epoch 5")
+
+
+def test_there_is_no_film_of_nothing(films, tmp_path):
+    make_film(tmp_path, rows([1]), "hi", 0.5)
+    assert films == []
+
+
+def test_losses_are_drawn(drawn, tmp_path):
+    draw_losses(tmp_path, rows([1, 2]))
+    assert drawn == {tmp_path / "loss.png": rows([1, 2])}
+
+
+def test_files_of_old_epochs_thin_out(tmp_path):
+    """The first and the last stay, half of the others are of the first tenth of the training."""
+    kinds = ("_free_running.wav", "_teacher_forced.png", ".npz")
+    others = {"loss.png", "epoch_000_step_000025.npz", *(f"epoch_300{kind}" for kind in kinds)}
+    for name in others:
+        (tmp_path / name).touch()
+    seen = set()
+    for epoch in range(1, 251):
+        for kind in kinds:
+            (tmp_path / f"epoch_{epoch:03d}{kind}").touch()
+        thin_out(tmp_path, epoch, 30)
+        names = {path.name for path in tmp_path.iterdir()}
+        epochs = {int(name[6:9]) for name in names - others}
+        assert names == others | {f"epoch_{e:03d}{kind}" for e in epochs for kind in kinds}
+        assert len(epochs) == min(epoch, 30) and {1, epoch} <= epochs
+        seen |= epochs
+    assert seen == set(range(1, 251))
+    epochs = sorted(epochs)
+    assert set(range(1, 9)) <= set(epochs) and 20 < epochs[15] < 50
+    gaps = np.diff(epochs)
+    assert max(gaps) < 50 and all(gaps[i] <= 2 * gaps[i + 1] for i in range(len(gaps) - 2))
 
 
 def test_wandb_gets_the_run_and_every_score_picture_and_sound(monkeypatch):
+    for name in ("WANDB_PROJECT", "WANDB_NAME"):
+        monkeypatch.delenv(name, raising=False)
     calls, logged = [], []
     stub = SimpleNamespace(
         init=lambda **arguments: calls.append(arguments),
@@ -241,12 +282,12 @@ def test_wandb_gets_the_run_and_every_score_picture_and_sound(monkeypatch):
     assert calls == [first, {**first, "id": "abc", "resume": "allow"}]
 
     run = SimpleNamespace(log=lambda values, step: logged.append((step, values)))
-    row = {"epoch": 2, "step": 30, "train_loss": 1.0, "free_score": 0.5}
+    row = {"epoch": 2, "step": 30, "train_loss": 1.0, "free_running_score": 0.5}
     files = {"teacher_forced": "forced.png", "free_running": "free.png", "audio": "free.wav"}
     log_validation(run, row, files, 24000)
     values = {
-        "epoch/epoch": 2, "epoch/step": 30, "epoch/train_loss": 1.0, "epoch/free_score": 0.5,
-        "teacher_forced": ("image", "forced.png"), "free_running": ("image", "free.png"),
-        "audio": ("audio", "free.wav", 24000),
+        "epoch/epoch": 2, "epoch/step": 30, "epoch/train_loss": 1.0,
+        "epoch/free_running_score": 0.5, "teacher_forced": ("image", "forced.png"),
+        "free_running": ("image", "free.png"), "audio": ("audio", "free.wav", 24000),
     }  # fmt: skip
     assert logged == [(30, values)]

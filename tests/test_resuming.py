@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 import train_taco
 from config import parse_args
 from files import DataError
+from forked_run import train
 from kill_and_resume import differences
 from test_nonfinite import StopAfter
-from test_train_taco import launch, run_flags
+from test_train_taco import run_flags
 
 N_CLIPS = 9  # of the tiny corpus: 5 steps an epoch at its batch size of 2
 NEW_KEYS = ("epoch_clips", "order_batch_size", "order_checksum", "order_recut")
@@ -138,6 +139,32 @@ def test_weights_that_share_one_memory_are_all_in_the_checkpoint(begin):
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=0, msg=name)
 
 
+def test_another_precision_decoder_or_number_of_processes_is_listed(begin, capsys):
+    """The launcher's two are given anew each time; older checkpoints do not say them."""
+    run, state, _ = begin("--no-fast_decoder")
+    name = stop_in_epoch(run, state, 1)
+    file = run.folder / name / "trainer_state.json"
+    content = json.loads(file.read_text())
+    flags = content["train_config"]
+    assert (flags.pop("mixed_precision"), flags.pop("num_processes")) == ("no", 1)
+    for launched, listed in (
+        ({}, []),
+        ({"mixed_precision": "no", "num_processes": 1}, []),
+        (
+            {"mixed_precision": "bf16", "num_processes": 2},
+            ["--mixed_precision was bf16 and is now no", "--num_processes was 2 and is now 1"],
+        ),
+    ):
+        file.write_text(json.dumps({**content, "train_config": flags | launched}))
+        for given, decoder in ((["--fast_decoder"], ["--fast_decoder was False and is now True"]),
+                               ([], [])):  # fmt: skip
+            capsys.readouterr()
+            run, _, _ = begin(*given, "--resume_from_checkpoint", name)
+            said = capsys.readouterr().out.splitlines()[1:]
+            assert [line.strip() for line in said] == decoder + listed
+            assert run.config.fast_decoder == bool(given)
+
+
 @pytest.mark.parametrize(
     "flags", [["--batch_size", 3], ["--batch_size", 1], ["--gradient_accumulation_steps", 2]]
 )
@@ -168,7 +195,7 @@ def test_more_processes_go_on_in_the_middle_of_an_epoch(begin, tiny_corpus, tmp_
     before = draws_of(0)
     flags = ["--training_epochs", 2, "--resume_from_checkpoint", name, "--validation_epochs", 2]
     flags += ["--checkpoint_minutes", 1e-7]  # writes it once more, before the first step
-    done = launch(run_flags(tiny_corpus, tmp_path, *flags), processes=2)
+    done = train(run_flags(tiny_corpus, tmp_path, *flags), processes=2)
     assert "the 5 clips that are left of the epoch are in batches of 4" in done.stdout
     assert "1 of 2 processes had none there" in done.stdout
     state = json.loads((run.folder / "final_checkpoint" / "trainer_state.json").read_text())
@@ -223,6 +250,25 @@ def test_checkpoints_of_older_versions_resume_at_the_same_clip(begin, accumulate
     state, _ = train_taco.train_epoch(run, state, 0.0)
     train_taco.save(run, state, "straight")
     assert differences(run.folder / "resumed", run.folder / "straight") == []
+
+
+def test_scores_of_older_checkpoints_have_their_present_names(begin):
+    run, state, _ = begin()
+    name = stop_in_epoch(run, state, 1)
+    path = run.folder / name / "trainer_state.json"
+    names = ("focus", "coverage", "monotonicity")
+    old = [*(f"val_{x}" for x in names), *(f"free_{x}" for x in (*names, "stopped", "score"))]
+    row = {"epoch": 1, "val_loss": 0.5, **{x: i for i, x in enumerate(old)}}
+    content = {**json.loads(path.read_text()), "history": [row]}
+    del content["best_epoch"]
+    path.write_text(json.dumps({**content, "best_score": row["free_score"]}))
+    new = [*names, *(f"free_running_{x}" for x in names)]
+    new += ["stopped_by_itself", "free_running_score"]
+    by_hand = {"epoch": 1, "val_loss": 0.5, **{x: i for i, x in enumerate(new)}}
+    state = begin("--resume_from_checkpoint", name)[1]
+    assert (state.history, state.best_epoch) == ([by_hand], 1)
+    path.write_text(json.dumps({**content, "history": [], "best_score": -1.0}))
+    assert begin("--resume_from_checkpoint", name)[1].best_epoch == 0
 
 
 def test_an_older_checkpoint_whose_place_is_unclear_is_refused(begin):

@@ -8,7 +8,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from accelerate import Accelerator
 
 import train_taco
 from files import DataError
+from forked_run import ForkedRun, hold, train
 from processes import hold_folder, lock_folder
 from resuming import (
     clear_remains,
@@ -27,8 +30,7 @@ from resuming import (
     read_state,
     remove_checkpoint,
 )
-from test_interruption import start_held
-from test_train_taco import REPO, assert_same_checkpoint, launch, launcher_words, run_flags
+from test_train_taco import assert_same_checkpoint, run_flags
 from world import snapshot
 
 STATE_FILE = "trainer_state.json"
@@ -135,6 +137,62 @@ def test_another_model_or_audio_is_refused_with_a_list_of_the_differences(prepar
         prepare(*flags)
 
 
+def test_a_taken_folder_is_refused_with_the_safe_ways_first(prepare):
+    run, state = prepare()
+    train_taco.save(run, state, "checkpoint_1")
+    with pytest.raises(DataError) as refused:
+        prepare("--run_name", "second")
+    said = str(refused.value)
+    places = [said.index(flag) for flag in ("--resume_from", "--experiment_name", "--overwrite")]
+    assert places == sorted(places) and "would remove them" in said
+    beside, _ = prepare("--experiment_name", "second")
+    assert beside.folder == run.folder.with_name("second")
+
+
+def test_no_run_writes_over_the_pictures_of_another(prepare, tmp_path):
+    """A second one has a folder of its own, and each comes back to its own when it goes on."""
+    samples = tmp_path / "samples"
+    runs = {"tiny": samples, "second": samples / "second", "third": samples / "third"}
+    for name, pictures in runs.items():
+        run, state = prepare("--experiment_name", name)
+        assert run.pictures == pictures, "also before there is a picture"
+        train_taco.save(run, state, "checkpoint_1")
+    for name, pictures in runs.items():
+        (pictures / "epoch_001.npz").write_text(name)
+    for name, pictures in reversed(runs.items()):
+        run, _ = prepare("--experiment_name", name, "--resume_from_checkpoint", "latest")
+        assert run.pictures == pictures and (pictures / "epoch_001.npz").read_text() == name
+    elsewhere = ["--working_directory", tmp_path / "elsewhere"]
+    with pytest.raises(DataError, match=r"--save_audio_gen .*second in it hold the pictures of"):
+        prepare("--experiment_name", "second", *elsewhere)
+    assert not (tmp_path / "elsewhere").exists()
+    run, _ = prepare("--experiment_name", "second", "--overwrite")
+    assert names_in(samples / "second") == ["run.txt"], "its own of before go"
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("work", "samples"):
+        (tmp_path / name).rename(moved / name)
+    flags = ["--working_directory", moved / "work", "--save_audio_gen", moved / "samples"]
+    run, _ = prepare("--experiment_name", "third", "--resume_from_checkpoint", "latest", *flags)
+    assert run.pictures == moved / "samples" / "third"
+
+
+def test_pictures_that_nobody_has_claimed_are_a_resumed_runs_and_not_a_new_ones(prepare, tmp_path):
+    """Older versions did not say whose they are."""
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    for content in (None, b"a\0b"):
+        (samples / "epoch_1.npz").touch()
+        if content:
+            (samples / "run.txt").write_bytes(content)
+        run, state = prepare("--overwrite")
+        assert run.pictures == samples / "tiny" and names_in(samples)[0] == "epoch_1.npz"
+        train_taco.save(run, state, "checkpoint_1")
+        shutil.rmtree(samples / "tiny")
+    run, _ = prepare("--resume_from_checkpoint", "latest")
+    assert run.pictures == samples
+
+
 class Killed(BaseException):
     """In the place of SIGKILL: nothing catches it."""
 
@@ -235,12 +293,13 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tiny_corpus, tmp_path):
     """It touches nothing; after a kill it need not wait for the loader processes left behind."""
     flags = run_flags(tiny_corpus, tmp_path, "--training_epochs", 1)
     folder = tmp_path / "work" / "tiny"
-    first = start_held([*flags, "--num_workers", "2"], step=0)
+    first = ForkedRun([*flags, "--num_workers", 2], before=partial(hold, 0))
     try:
+        first.wait_for_line("held")
         (folder / ".writing_checkpoint_1").mkdir()  # as while it writes a checkpoint
         before = snapshot(folder)
         for more in ([], ["--overwrite"], ["--resume_from_checkpoint", "latest_or_new"]):
-            second = launch([*flags, *more], check=False)
+            second = train([*flags, *more], check=False)
             assert second.returncode == 1 and second.stderr.count("\n") == 1, second.stderr
             assert f"process {first.pid} on " in second.stderr and str(folder) in second.stderr
             assert snapshot(folder) == before
@@ -248,9 +307,8 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tiny_corpus, tmp_path):
         assert len(children) == 2
     finally:
         first.kill()
-        first.wait()
     assert all(Path(f"/proc/{child}").exists() for child in children), "they outlive it"
-    done = launch([*flags, "--resume_from_checkpoint", "latest_or_new"])
+    done = train([*flags, "--resume_from_checkpoint", "latest_or_new"])
     assert "checkpoint: " in done.stdout
     assert names_in(folder) == ["best_checkpoint", "checkpoint_1", "final_checkpoint"]
 
@@ -265,19 +323,14 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys)
     assert "No locks available" in said and str(tmp_path) in said and said.count("\n") == 1
 
 
-OWN_FOLDERS = f"""
-import os, sys
-sys.path.insert(0, {str(REPO)!r})
-import train_taco
-os.chdir("machine_" + os.environ["RANK"])
-train_taco.main(sys.argv[1:])
-"""
+def use_own_folder(folder):
+    """For a ForkedRun: each process sees a folder of its own as the current one."""
+    os.chdir(folder / f"machine_{os.environ['RANK']}")
+    tempfile.tempdir = str(folder / "temporary")
 
 
 def test_machines_without_a_shared_disk_resume_exactly(tiny_corpus, tmp_path):
     """Two processes that see other folders under one name; the main process's counts."""
-    script = tmp_path / "own_folders.py"
-    script.write_text(OWN_FOLDERS)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
 
@@ -286,14 +339,7 @@ def test_machines_without_a_shared_disk_resume_exactly(tiny_corpus, tmp_path):
 
     def run(*more):
         flags = run_flags(tiny_corpus, Path(), "--checkpoint_minutes", "1e-7")
-        done = subprocess.run(
-            [sys.executable, *launcher_words(2), str(script), *flags, *more],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary),
-                 "ACCELERATE_USE_CPU": "true"},
-            cwd=tmp_path, capture_output=True, text=True, timeout=180,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
+        return train([*flags, *more], 2, before=partial(use_own_folder, tmp_path)).stdout
 
     run()
     folder = tmp_path / "machine_0" / "work" / "tiny"

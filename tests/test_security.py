@@ -188,20 +188,20 @@ def test_a_pickle_for_a_json_is_refused(world, marker, capsys):
 def test_a_pickle_for_a_frame_of_the_film_is_left_out(tmp_path, marker, capsys):
     hostile = np.empty((5, 4), dtype=object)
     hostile[0, 0] = Payload(marker)
-    np.savez(tmp_path / "epoch_1.npz", alignment=hostile, mel=hostile)
+    np.savez(tmp_path / "epoch_001.npz", alignment=hostile, mel=hostile)
     rng = np.random.default_rng(0)
     sound = {"alignment": rng.random((5, 4)), "mel": rng.random((5, 80))}
-    np.savez(tmp_path / "epoch_2.npz", **sound)
-    np.savez(tmp_path / "epoch_3.npz", **sound)
-    pickle_plainly(Payload(marker), tmp_path / "epoch_4.npz")
-    np.savez(tmp_path / "epoch_5.npz", alignment=rng.random((9, 4)), mel=rng.random((9, 80)))
-    np.savez(tmp_path / "epoch_6.npz", **sound)
-    rows = [{"epoch": epoch, "train_loss": 1.0, "free_score": 0.0} for epoch in range(1, 7)]
+    np.savez(tmp_path / "epoch_002.npz", **sound)
+    np.savez(tmp_path / "epoch_003.npz", **sound)
+    pickle_plainly(Payload(marker), tmp_path / "epoch_004.npz")
+    np.savez(tmp_path / "epoch_005.npz", alignment=rng.random((9, 4)), mel=rng.random((9, 80)))
+    np.savez(tmp_path / "epoch_006.npz", **sound)
+    rows = [{"epoch": epoch, "train_loss": 1.0, "free_running_score": 0.0} for epoch in range(1, 7)]
     reporting.make_film(tmp_path, rows, "abcd", 0.01)
     assert (tmp_path / "alignment.gif").is_file() and not marker.exists()
     said = capsys.readouterr().err
-    assert "epoch_1.npz" in said and "epoch_4.npz" in said and said.count("\n") == 2
-    np.load(tmp_path / "epoch_1.npz", allow_pickle=True)["alignment"]
+    assert "epoch_001.npz" in said and "epoch_004.npz" in said and said.count("\n") == 2
+    np.load(tmp_path / "epoch_001.npz", allow_pickle=True)["alignment"]
     assert marker.exists(), "the payload is real: opened carelessly it runs"
 
 

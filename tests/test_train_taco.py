@@ -15,12 +15,15 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
+import prep_splits
+import synthesize
 import train_taco
 import validation
 from checkpoints import load_checkpoint
 from config import parse_args
 from dataset import TTSCollator, TTSDataset
 from files import DataError
+from forked_run import train
 from kill_and_resume import TINY_MODEL, differences
 from model import Tacotron2, Tacotron2Config, tacotron2_loss
 from reporting import alignment_is_due, make_film, missing_alignment
@@ -94,10 +97,10 @@ def test_a_run_leaves_what_the_readme_says(straight_run):
     assert "1 process (cpu) x 2 clips a batch x 1 accumulated = 2 clips a step" in done.stdout
     assert "step 4/5" in done.stdout and "frames/s" in done.stdout and "left" in done.stdout
     shown = next(line for line in done.stdout.split("\n") if line.startswith("epoch 2 done"))
-    for kind in ("val", "free"):
+    for kind in ("", "free_running_"):
         for name in ("focus", "coverage", "monotonicity"):
-            assert f"{kind}_{name} {state['history'][1][f'{kind}_{name}']:.3f}" in shown
-    assert "free_stopped " in shown and "free_score " in shown
+            assert f" {kind}{name} {state['history'][1][f'{kind}{name}']:.3f}" in shown
+    assert "stopped_by_itself " in shown and "free_running_score " in shown
     assert "begun to align" not in done.stderr, "too early to say"
 
 
@@ -124,10 +127,10 @@ def test_the_film_has_no_frame_of_an_epoch_without_a_validation(tmp_path):
     rng = np.random.default_rng(0)
     for epoch in (1, 2, 3):
         arrays = {"alignment": rng.random((5, 4)), "mel": rng.random((5, 80))}
-        np.savez(tmp_path / f"epoch_{epoch}.npz", **arrays)
+        np.savez(tmp_path / f"epoch_{epoch:03d}.npz", **arrays)
     rows = [{"epoch": epoch, "train_loss": 1.0} for epoch in (1, 2, 3)]
     for row in (rows[0], rows[2]):
-        row["free_score"] = 0.0
+        row["free_running_score"] = 0.0
     make_film(tmp_path, rows, "abcd", 0.01)
     assert Image.open(tmp_path / "alignment.gif").n_frames == 2
 
@@ -200,17 +203,19 @@ def test_pictures_sounds_and_film_of_a_run(straight_run):
     """Which files there are; what they hold is tested in test_reporting.py."""
     samples = straight_run[0] / "samples"
     kinds = ("_teacher_forced.png", "_free_running.png", "_free_running.wav", ".npz")
-    names = {f"epoch_{epoch}{kind}" for epoch in (1, 2) for kind in kinds}
-    assert {path.name for path in samples.iterdir()} == names | {"alignment.gif", "loss.png"}
-    assert Image.open(samples / "alignment.gif").n_frames == 2
+    names = {f"epoch_{epoch:03d}{kind}" for epoch in (1, 2) for kind in kinds}
+    names |= {f"epoch_000_step_{step:06d}.npz" for step in range(5)}  # each of the first epoch's
+    names |= {"alignment.gif", "loss.png", "run.txt"}
+    assert {path.name for path in samples.iterdir()} == names
+    assert Image.open(samples / "alignment.gif").n_frames == 5 + 2
 
 
 def test_resuming_at_an_epochs_end_is_exact(straight_run, tiny_corpus, tmp_path):
-    launch(run_flags(tiny_corpus, tmp_path))
+    train(run_flags(tiny_corpus, tmp_path))
     checkpoints = tmp_path / "work" / "tiny"
     for name in ("checkpoint_2", "best_checkpoint", "final_checkpoint"):
         shutil.rmtree(checkpoints / name)
-    done = launch(
+    done = train(
         run_flags(tiny_corpus, tmp_path, "--resume_from_checkpoint", "latest", "--num_workers", 1)
     )
     assert "resumed from" in done.stdout and "epoch 1, step 5" in done.stdout
@@ -221,7 +226,7 @@ def test_resuming_at_an_epochs_end_is_exact(straight_run, tiny_corpus, tmp_path)
 def test_a_taken_folder_is_refused_and_can_be_overwritten(straight_run, tiny_corpus):
     folder, _ = straight_run
     before = list_checkpoints(folder / "work" / "tiny")
-    done = launch(run_flags(tiny_corpus, folder), check=False)
+    done = train(run_flags(tiny_corpus, folder), check=False)
     assert done.returncode != 0 and "--overwrite" in done.stderr
     assert list_checkpoints(folder / "work" / "tiny") == before
 
@@ -383,23 +388,23 @@ def test_the_advice_fits_the_flags():
     paths = ["--working_directory=w", "--save_audio_gen=s", "--path_to_train_manifest=t",
              "--path_to_val_manifest=v"]  # fmt: skip
     config = parse_args([*paths, "--guided_attention_weight=0", "--learning_rate=3e-5"], "")[0]
-    row = {"step": 7, "val_focus": 0.1, "val_coverage": 1.0, "val_monotonicity": 0.9}
+    row = {"step": 7, "focus": 0.1, "coverage": 1.0, "monotonicity": 0.9}
     said = missing_alignment(row, config)
     assert "monotonicity is 0.09" in said and "--learning_rate, now 3e-05" in said
     assert "\n  guided attention: --guided_attention_weight 1, now 0\n" in said
     assert "--short_first_epochs 1, now 0\n" in said and said.endswith("rate 0.1, now 0")
-    assert missing_alignment({**row, "val_focus": 0.27}, config)  # 0.243
-    assert missing_alignment({**row, "val_focus": 0.29}, config) is None  # 0.261
+    assert missing_alignment({**row, "focus": 0.27}, config)  # 0.243
+    assert missing_alignment({**row, "focus": 0.29}, config) is None  # 0.261
 
 
 def test_a_missing_alignment_is_looked_for_once(tiny_corpus, tmp_path, monkeypatch, capsys):
     """Silent before its time, for a good alignment, and for what happens to a good one later."""
-    good = {"val_focus": 0.5, "val_coverage": 0.98, "val_monotonicity": 0.99}
-    stuck = {"val_focus": 0.9, "val_coverage": 0.05, "val_monotonicity": 1.0}
-    blurred = {"val_focus": 0.2, "val_coverage": 1.0, "val_monotonicity": 0.87}
-    broken = {**good, "val_focus": float("nan")}
+    good = {"focus": 0.5, "coverage": 0.98, "monotonicity": 0.99}
+    stuck = {"focus": 0.9, "coverage": 0.05, "monotonicity": 1.0}
+    blurred = {"focus": 0.2, "coverage": 1.0, "monotonicity": 0.87}
+    broken = {**good, "focus": float("nan")}
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(validation, "speak_freely", lambda *_: {"free_score": 0.0})
+    monkeypatch.setattr(validation, "speak_freely", lambda *_: {"free_running_score": 0.0})
     monkeypatch.setattr(validation, "draw_sample", lambda *args: {})
     flags = run_flags(tiny_corpus, tmp_path, "--alignment_warning_steps", 10)
 
@@ -430,30 +435,34 @@ def test_a_missing_alignment_is_looked_for_once(tiny_corpus, tmp_path, monkeypat
     assert finish(state, 320, stuck)[1] == ""
 
 
-def test_training_on_real_clips(ljspeech_dir, tmp_path):
+def test_training_on_real_clips(ljspeech_dir, tmp_path, capsys):
     """The default model on real speech: prep_splits, training, checkpoint, synthesis."""
-    python = [sys.executable]
-    subprocess.run(
-        [*python, "prep_splits.py", "--path_to_ljspech", ljspeech_dir, "--path_to_save", tmp_path,
-         "--test_split_pct", "0.2"],
-        cwd=REPO, check=True,
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "wavs").symlink_to(ljspeech_dir / "wavs")
+    lines = (ljspeech_dir / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    shortest = sorted(lines, key=len)[:6]
+    (corpus / "metadata.csv").write_text("\n".join(shortest), encoding="utf-8")
+    prep_splits.main(
+        ["--path_to_ljspech", str(corpus), "--path_to_save", str(tmp_path),
+         "--test_split_pct", "0.2"]
     )  # fmt: skip
-    launch(
-        ["--working_directory", str(tmp_path), "--save_audio_gen", str(tmp_path / "samples"),
-         "--path_to_train_manifest", str(tmp_path / "train_metadata.csv"),
-         "--path_to_val_manifest", str(tmp_path / "test_metadata.csv"),
-         "--training_epochs", "2", "--batch_size", "4", "--num_workers", "0",
-         "--checkpoint_epochs", "5", "--max_decoder_steps", "60", "--free_running_clips", "2"]
+    train(
+        ["--working_directory", tmp_path, "--save_audio_gen", tmp_path / "samples",
+         "--path_to_train_manifest", tmp_path / "train_metadata.csv",
+         "--path_to_val_manifest", tmp_path / "test_metadata.csv",
+         "--training_epochs", 2, "--batch_size", 2, "--num_workers", 0,
+         "--checkpoint_epochs", 5, "--max_decoder_steps", 60, "--free_running_clips", 2],
+        pictures=True,
     )  # fmt: skip
     final = tmp_path / "tacotron2" / "final_checkpoint"
     history = json.loads((final / "trainer_state.json").read_text())["history"]
     losses = [row["train_loss"] for row in history]
     assert np.isfinite(losses).all() and losses[1] < 0.8 * losses[0]
-    done = subprocess.run(
-        [*python, "synthesize.py", "--checkpoint", final, "--text", "Printing, in 1465.",
-         "--output_dir", tmp_path / "spoken", "--max_decoder_steps", "80"],
-        cwd=REPO, capture_output=True, text=True, check=True,
+    synthesize.main(
+        ["--checkpoint", str(final), "--text", "Printing, in 1465.",
+         "--output_dir", str(tmp_path / "spoken"), "--max_decoder_steps", "80"]
     )  # fmt: skip
-    assert "001.wav" in done.stdout
+    assert "001.wav" in capsys.readouterr().out
     mel = np.load(tmp_path / "spoken" / "001.npy")
     assert mel.shape[0] == 80 and mel.dtype == np.float32

@@ -15,11 +15,20 @@ import reporting
 import train_taco
 import validation
 from config import parse_args
+from dataset import AudioConfig
 from model import InferenceOutput
 from processes import Interrupted
 from test_processes import NO_DROPOUT
 from test_train_taco import run_flags
-from validation import judge_epoch, speak_freely, validate
+from validation import (
+    choose_sample,
+    count_free_running_clips,
+    film_first_epoch,
+    is_new_best,
+    judge_epoch,
+    speak_freely,
+    validate,
+)
 
 
 @pytest.fixture
@@ -75,7 +84,7 @@ def test_losses_are_means_over_frames_and_scores_means_over_clips(begin):
     run.model.register_forward_hook(lambda *call: graphs.append(call[2].mels_after.requires_grad))
     n_frames = sum(len(clip.mel) for clip in clips)
     by_hand = {f"val_{name}": sum(row[name] for row in losses) / n_frames for name in losses[0]}
-    by_hand |= {f"val_{name}": sum(row[name] for row in scores) / 3 for name in scores[0]}
+    by_hand |= {name: sum(row[name] for row in scores) / 3 for name in scores[0]}
     assert len({row["coverage"] for row in scores}) == 3, "each clip counts"
     measured = validate(run.accelerator, run.model, run.val_loader)
     assert measured == pytest.approx(by_hand, rel=1e-5)
@@ -120,14 +129,59 @@ def test_free_running_speaks_clips_from_all_over_the_set(
     output, rows = spoken(torch.tensor([len(clip.tokens) for clip in wanted])), []
     for i, clip in enumerate(wanted):
         alignment = output.alignments[i, : output.mel_lengths[i], : len(clip.tokens)].numpy()
-        row = alignment_scores(alignment) | {"stopped": float(i != 1)}
-        rows.append(row | {"score": np.prod(list(row.values()))})
-    by_hand = {f"free_{name}": np.mean([row[name] for row in rows]) for name in rows[0]}
+        row = {f"free_running_{name}": x for name, x in alignment_scores(alignment).items()}
+        row["stopped_by_itself"] = float(i != 1)
+        rows.append(row | {"free_running_score": np.prod(list(row.values()))})
+    by_hand = {name: np.mean([row[name] for row in rows]) for name in rows[0]}
     assert scores == pytest.approx(by_hand, rel=1e-5)
 
 
+def test_as_many_clips_are_spoken_as_take_a_tenth_of_an_epoch(begin):
+    """LJSpeech: 131 clips to validate on, of 10 s at most, beside 23.7 hours to train on."""
+
+    def count(train_frames, val_frames):
+        return count_free_running_clips(
+            *(SimpleNamespace(n_frames=frames) for frames in (train_frames, val_frames))
+        )
+
+    assert count([574] * 12969, [869] * 131) == 131
+    # 1,000 clips of 300 frames are worth 900,000 frames forwards. A clip of 200 frames may take
+    # 500, so 180 of them take a tenth of that.
+    assert count([300] * 1000, [100] * 999 + [200]) == 180
+    assert count([300] * 9, [100] * 999) == 16 and count([300] * 9, [100] * 5) == 5
+    assert count([300] * 99999, [100] * 999) == 256
+    assert begin(clips=range(3)).config.free_running_clips == 3
+    assert begin("--overwrite", "--free_running_clips", 2).config.free_running_clips == 2
+
+
+@pytest.mark.parametrize(
+    ("epochs", "kept"),
+    [  # the free-running score and the validation loss of each, and which of them is kept
+        ([(0.2, 1.0), (0.5, 2.0), (0.4, 0.5), None, (0.5, 2.0)], 2),
+        ([(0.0, 3.0), (0.0, 2.0), (0.0, 2.5)], 2),
+        ([(0.605, 0.788), (0.6, 0.724)], 2),
+        ([(0.605, 0.788), (0.58, 0.724)], 1),
+        ([(0.60, 0.724), (0.615, 0.788)], 1),
+        ([(0.60, 0.724), (0.625, 0.788)], 2),
+        # No epoch may be far below the highest, however small the steps down are.
+        ([(0.60, 0.9), (0.585, 0.8), (0.57, 0.7)], 2),
+        ([(0.60, 0.7), (0.615, 0.8), (0.59, 0.6)], 1),
+        ([None, (0.1, 1.0), None], 2),
+        ([None], 0),
+    ],
+)
+def test_near_ties_are_decided_by_the_validation_loss(epochs, kept):
+    history, best = [], 0
+    for epoch, values in enumerate(epochs, start=1):
+        row = dict(zip(("free_running_score", "val_loss"), values or (), strict=False))
+        history.append({"epoch": epoch, "train_loss": 1.0, **row})
+        if is_new_best(history, best):
+            best = epoch
+    assert best == kept
+
+
 def judge(run, epoch: int) -> dict[str, float]:
-    parts = run.accelerator, run.model, run.val_loader, run.config
+    parts = run.accelerator, run.model, run.val_loader, run.config, run.pictures
     return judge_epoch(*parts, epoch, run.interrupt)[0]
 
 
@@ -157,7 +211,7 @@ def test_an_epoch_is_judged_the_same_twice_and_training_goes_on_as_if_it_were_no
     torch.rand(10)
     scores += [judge(run, 2)]
     assert scores[0] == scores[1]
-    samples = [tmp_path / "samples" / f"epoch_{epoch}" for epoch in (1, 2)]
+    samples = [tmp_path / "samples" / f"epoch_{epoch:03d}" for epoch in (1, 2)]
     for ending in ("_free_running.wav", ".npz"):
         assert len({path.with_name(path.name + ending).read_bytes() for path in samples}) == 1
     assert len(drawn) == 4
@@ -173,13 +227,59 @@ def test_an_epoch_is_judged_the_same_twice_and_training_goes_on_as_if_it_were_no
     clip_by_itself(run, run.val_set[0])
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        ([1.0, 5.0, 9.0, 2.0, 8.0], 5.0),
+        ([6.0, 1.0, 1.5, 9.0, 2.0], 6.0),  # the median is 2 s: the nearest of 3 s or more
+        ([1.0, 2.9, 2.0], 2.0),
+        ([1.0, 3.0, 1.0], 3.0),
+    ],
+)
+def test_the_clip_that_is_shown_is_of_median_length_but_not_short(seconds, shown):
+    class Clips(list):
+        audio_config = AudioConfig()
+        n_frames = [x * 22050 / 256 for x in seconds]  # noqa: RUF012
+
+    assert choose_sample(Clips(seconds)) == shown
+
+
+def test_the_film_begins_before_the_first_step_and_training_goes_on_as_if_it_did_not(
+    begin, tmp_path
+):
+    """Eight frames of an epoch of 100 steps, as they would be drawn after an epoch."""
+    run = begin("--overwrite")
+    before, weights = random_states(), [p.clone() for p in run.model.state_dict().values()]
+    for step in range(100):
+        film_first_epoch(
+            run.accelerator, run.model, run.val_set, run.config, run.pictures, step, 100
+        )
+    steps = [0, 12, 25, 37, 50, 62, 75, 87]
+    frames = sorted((tmp_path / "samples").glob("*.npz"))
+    assert [path.name for path in frames] == [f"epoch_000_step_{step:06d}.npz" for step in steps]
+    assert len({path.read_bytes() for path in frames}) == 1, "with the same dropout"
+    assert random_states() == before and run.model.training
+    now = run.model.state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(now, weights, strict=True))
+    clip = run.val_set[1]
+    run.model.eval()
+    torch.manual_seed(run.config.seed)
+    lengths = torch.tensor([len(clip.tokens)]), torch.tensor([len(clip.mel)])
+    with torch.no_grad():
+        output = run.model(clip.tokens[None], lengths[0], clip.mel[None], lengths[1])
+    with np.load(frames[0]) as content:
+        for name, array in (("alignment", output.alignments), ("mel", output.mels_after)):
+            np.testing.assert_allclose(content[name], array[0], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("stage", ["validate", "speak_freely", "draw_sample"])
 def test_a_signal_ends_each_stage_at_once(begin, monkeypatch, tmp_path, stage):
     run = begin()
+    before = set((tmp_path / "samples").iterdir())
     stages, steps = ("validate", "speak_freely"), []
     for name in stages[: stages.index(stage) if stage in stages else 2]:
         monkeypatch.setattr(validation, name, lambda *_: {})
     run.model.decoder.prenet.register_forward_hook(lambda *_: steps.append(None))
     with pytest.raises(Interrupted):
         judge(run._replace(interrupt=SimpleNamespace(pending=True)), 1)
-    assert not steps and not list((tmp_path / "samples").iterdir())
+    assert not steps and set((tmp_path / "samples").iterdir()) == before

@@ -9,6 +9,7 @@ import soundfile
 from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
+from forked_run import train
 from test_train_taco import launch, run_flags
 
 BLOCK, HEADER = 32768, struct.Struct("<IHB")  # of the LevelDB log that a .wandb file is
@@ -39,6 +40,8 @@ def offline_run(tiny_corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("PROJECT", "NAME", "ENTITY", "RUN_GROUP"):
+        monkeypatch.setenv(f"WANDB_{name}", f"my_{name.lower()}")
     # Loader processes too: wandb refuses to be used, even by an import, in a forked process.
     flags = ["--log_wandb", "--wandb_log_iters", 2, "--num_workers", 1]
     flags = run_flags(tiny_corpus, tmp_path, *flags)
@@ -55,6 +58,10 @@ def test_an_offline_run_holds_flags_scalars_pictures_and_sound(offline_run):
         for record in read_records(next(folder.glob("*.wandb"))):
             for update in record.run.config.update if record.HasField("run") else ():
                 config[update.key] = json.loads(update.value_json)
+            if record.HasField("run"):
+                run = record.run
+                names = (run.project, run.display_name, run.entity, run.run_group)
+                assert names == ("my_project", "my_name", "my_entity", "my_run_group")
             if record.HasField("history"):
                 items = {
                     item.key or "/".join(item.nested_key): json.loads(item.value_json)
@@ -71,7 +78,7 @@ def test_an_offline_run_holds_flags_scalars_pictures_and_sound(offline_run):
         assert scalars[step]["train/frames_per_second"] > 0
     assert scalars[2]["train/learning_rate"] == scalars[6]["train/learning_rate"] == 0.001
     assert scalars[5]["epoch/epoch"] == 1 and scalars[10]["epoch/epoch"] == 2
-    assert 0 <= scalars[10]["epoch/free_score"] <= 1
+    assert 0 <= scalars[10]["epoch/free_running_score"] <= 1
 
     media = [path for folder in folders for path in (folder / "files").rglob("*.*")]
     pictures = [path for path in media if path.suffix == ".png"]
@@ -83,13 +90,13 @@ def test_an_offline_run_holds_flags_scalars_pictures_and_sound(offline_run):
 
 def test_without_the_flag_wandb_is_not_imported(tiny_corpus, tmp_path, monkeypatch):
     (tmp_path / "wandb.py").write_text("raise RuntimeError('wandb was imported')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    launch(run_flags(tiny_corpus, tmp_path, "--training_epochs", 1))
+    monkeypatch.syspath_prepend(tmp_path)
+    train(run_flags(tiny_corpus, tmp_path, "--training_epochs", 1), pictures=True)
 
 
 def test_training_goes_on_without_wandb(tiny_corpus, tmp_path, monkeypatch):
     (tmp_path / "wandb.py").write_text("raise RuntimeError('no wandb today')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    done = launch(run_flags(tiny_corpus, tmp_path, "--training_epochs", 1, "--log_wandb"))
+    monkeypatch.syspath_prepend(tmp_path)
+    done = train(run_flags(tiny_corpus, tmp_path, "--training_epochs", 1, "--log_wandb"))
     assert "going on without wandb (no wandb today)" in done.stderr
     assert "epoch 1 done" in done.stdout
