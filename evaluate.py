@@ -16,7 +16,9 @@ scores.
 import argparse
 import json
 import os
+import platform
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from checkpoints import Voice, device_argument, load_checkpoint
 from dataset import Batch, BatchSampler, TTSCollator, TTSDataset
@@ -49,6 +52,7 @@ from scores import (
 from synthesize import MAX_DECODER_STEPS
 
 LENGTH_TOLERANCE = 0.15  # share of the recording's length
+N_RESAMPLES = 1000  # of the bootstrap
 
 
 class Judged(NamedTuple):
@@ -113,29 +117,96 @@ def judge(
     return judged
 
 
-def make_report(rows: list[dict], errors: dict[str, list[float]] | None) -> dict[str, float]:
-    """Means over the clips, and with word times the errors of all words, in seconds, by name."""
-    import pandas as pd  # slow to import
+def make_report(
+    rows: list[dict], errors: dict[str, list[list[float]]] | None
+) -> dict[str, float | int]:
+    """Means over the clips, and with word times the errors of all words.
 
-    table = pd.DataFrame(rows)
-    close = (table["length_ratio"] - 1).abs() <= LENGTH_TOLERANCE
-    report = {
-        "clips": len(table),
-        "length_within_15_percent": (close & (table["stopped_by_itself"] == 1)).mean(),
-        "length_ratio_median": table["length_ratio"].median(),
-        **{name: table[name].mean() for name in (*ALIGNMENT_SCORES, *FREE_RUNNING_SCORES)},
-        "mcd_db_mean": table["mcd_db"].mean(),
-        "mcd_db_median": table["mcd_db"].median(),
+    Args:
+        rows: one for each clip, as `judge` makes them.
+        errors: by name, the errors of each clip's words in seconds, clip by clip.
+    """
+    report = {"clips": len(rows), **summarize(*make_arrays(rows, errors))}
+    if errors:
+        report["words"] = sum(map(len, errors["word_start"]))
+    return report
+
+
+def make_intervals(
+    rows: list[dict], errors: dict[str, list[list[float]]] | None, seed: int
+) -> dict[str, list[float]]:
+    """95 % bootstrap intervals, [low, high], of the numbers that `make_report` makes of the same.
+
+    Whole clips are drawn with replacement, because the words of one clip are not independent.
+    """
+    columns, words = make_arrays(rows, errors)
+    generator, drawn = np.random.default_rng(seed), []
+    for _ in range(N_RESAMPLES):
+        picked = generator.integers(len(rows), size=len(rows))
+        drawn.append(
+            summarize(
+                {name: values[picked] for name, values in columns.items()},
+                {name: [clips[i] for i in picked] for name, clips in words.items()},
+            )
+        )
+    return {
+        name: np.nanpercentile([report[name] for report in drawn], [2.5, 97.5]).tolist()
+        for name in drawn[0]
     }
-    for name, values in (errors or {}).items():
-        milliseconds = np.abs(values) * 1000
+
+
+def make_arrays(
+    rows: list[dict], errors: dict[str, list[list[float]]] | None
+) -> tuple[dict[str, np.ndarray], dict[str, list[np.ndarray]]]:
+    """What `summarize` takes: by name, the numbers of all clips, and of each clip's words."""
+    names = ("length_ratio", *ALIGNMENT_SCORES, *FREE_RUNNING_SCORES, "mcd_db")
+    columns = {name: np.array([row[name] for row in rows], dtype=float) for name in names}
+    words = {name: [np.abs(clip) * 1000 for clip in x] for name, x in (errors or {}).items()}
+    return columns, words
+
+
+def summarize(
+    columns: dict[str, np.ndarray], words: dict[str, list[np.ndarray]]
+) -> dict[str, float]:
+    """Means, medians and 90th percentiles over clips, and over words in milliseconds."""
+    close = np.abs(columns["length_ratio"] - 1) <= LENGTH_TOLERANCE
+    report = {
+        "length_within_15_percent": (close & (columns["stopped_by_itself"] == 1)).mean(),
+        "length_ratio_median": np.median(columns["length_ratio"]),
+        **{name: columns[name].mean() for name in (*ALIGNMENT_SCORES, *FREE_RUNNING_SCORES)},
+        "mcd_db_mean": columns["mcd_db"].mean(),
+        "mcd_db_median": np.median(columns["mcd_db"]),
+    }
+    for name, clips in words.items():
+        milliseconds = np.concatenate(clips)
+        if not len(milliseconds):  # clips without a word that can be judged
+            milliseconds = np.array([np.nan])
         report[f"{name}_median_ms"] = np.median(milliseconds)
         report[f"{name}_p90_ms"] = np.percentile(milliseconds, 90)
-        report["words"] = len(values)
-    return {name: int(x) if name in ("clips", "words") else float(x) for name, x in report.items()}
+    return {name: float(value) for name, value in report.items()}
 
 
-def print_report(report: dict[str, float]) -> None:
+def describe_evaluation(args: argparse.Namespace) -> dict[str, Any]:
+    """What was judged, on what and with what, so that the numbers can be cited and had again.
+
+    Raises:
+        DataError: when the checkpoint's trainer_state.json is broken.
+    """
+    path = Path(args.checkpoint) / "trainer_state.json"  # which weights from elsewhere lack
+    state = read_json(path, str(path)) if path.is_file() else {}
+    return {
+        "checkpoint": os.path.abspath(args.checkpoint),
+        "step": state.get("step") if isinstance(state, dict) else None,
+        "manifest": os.path.abspath(args.path_to_manifest),
+        "seed": args.seed,
+        "precision": "float32",
+        "device": args.device,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def print_report(report: dict[str, Any]) -> None:
     """The numbers as a table for people."""
     rows = [
         ("clips", f"{report['clips']}"),
@@ -238,13 +309,14 @@ def check_outputs(args: argparse.Namespace) -> None:
         check_writable("--save_worst", args.save_worst)
 
 
-def run(args: argparse.Namespace) -> dict[str, float]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """The report of `args`, also written to where its flags say.
 
     Raises:
         DataError: when a file cannot be used or not be written.
     """
     check_outputs(args)
+    described = describe_evaluation(args)
     voice = load_checkpoint(args.checkpoint, args.device)
     clips = TTSDataset(args.path_to_manifest, voice.audio_config, voice.tokenizer)
     word_times = read_word_times(args.word_times, clips) if args.word_times else None
@@ -255,22 +327,31 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     )
     torch.manual_seed(args.seed)
     rows: list[dict] = []
-    errors: dict[str, list[float]] = {"word_start": [], "diagonal": []}
+    errors: dict[str, list[list[float]]] = {"word_start": [], "diagonal": []}  # clip by clip
+    bar = tqdm(total=len(clips), unit="clip", disable=None)  # on stderr, if that is a terminal
     worst: list[Judged] = []  # no more than are drawn: a manifest's mels may not fit in memory
     for batch in batches:
         judged = judge(voice, batch, args.max_decoder_steps, word_times)
         for clip in judged:
             rows.append(clip.row)
-            errors["word_start"] += clip.word_errors
-            errors["diagonal"] += clip.diagonal_errors
+            errors["word_start"].append(clip.word_errors)
+            errors["diagonal"].append(clip.diagonal_errors)
+        bar.update(len(judged))
         worst += judged
         worst = sorted(
             worst, key=lambda clip: (clip.row["free_running_score"], -clip.row["mcd_db"])
         )
         worst = worst[: args.worst]
-    if word_times is not None and not errors["word_start"]:
+    bar.close()
+    if word_times is None:
+        errors = None
+    elif not any(errors["word_start"]):
         raise DataError("--word_times knows no word of these clips")
-    report = make_report(rows, errors if word_times is not None else None)
+    report = {
+        **described,
+        **make_report(rows, errors),
+        "intervals": make_intervals(rows, errors, args.seed),
+    }
     with file_errors():
         if args.output_json:
             text = json.dumps(report, indent=2)

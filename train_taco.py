@@ -58,6 +58,10 @@ MAX_SKIPPED_IN_A_ROW = 50
 MIN_LOSS_SCALE = 1.0
 
 
+class OutOfMemory(DataError):
+    """The GPU's memory has run out, on one process."""
+
+
 def learning_rate(step: int, epoch: float, config: TrainConfig) -> float:
     """At a step of a (fractional) epoch: a linear rise, constant, then exponential decay."""
     start = config.start_decay_epochs
@@ -87,9 +91,14 @@ def drop_frames(mels: Tensor, mel_lengths: Tensor, rate: float) -> Tensor:
 def save_and_raise(run: Run, state: TrainerState, error: DataError) -> NoReturn:
     """Ends the run, on every process, with a checkpoint of what came before the error.
 
+    One process of several that runs out of memory ends without one: the others, which would have
+    to save with it, wait in the middle of the step, until the launcher ends them.
+
     Raises:
         DataError: always.
     """
+    if isinstance(error, OutOfMemory) and run.accelerator.num_processes > 1:
+        raise error
     name = f"checkpoint_{state.epoch}_step_{state.step}"
     try:
         save(run, state, name)
@@ -140,22 +149,19 @@ def take_snapshot(run: Run) -> Callable[[], None]:
     return put_back
 
 
-def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, float], Tensor, float]:
-    """One optimizer step on all of `batches`: losses by name, number of frames, gradient norm.
+def add_gradients(run: Run, batches: list[Batch], step: int, n_frames: Tensor) -> Tensor:
+    """Backpropagates the losses of all `batches` of a step into the parameters' gradients.
 
-    The losses are means over the valid frames of all batches on all processes, so that neither
-    how many processes there are nor how a batch is cut up changes the gradient. A step that
-    --skip_nonfinite or fp16's loss scaling skips has no losses.
+    Returns:
+        The losses, (len(LOSSES),): this process's share of the means over n_frames, times the
+        number of processes.
 
     Raises:
-        DataError: on every process, when a loss or gradient is not finite, without
-            --skip_nonfinite. The run then stands where it stood before the step.
+        torch.cuda.OutOfMemoryError: with a part of the gradients.
     """
-    n_frames = count_frames(run, batches)
     decay = 1.0 - step / max(run.config.guided_attention_steps, 1)
     guided_weight = run.config.guided_attention_weight * max(decay, 0.0)
     totals = torch.zeros(len(LOSSES), device=run.accelerator.device)
-    put_back = take_snapshot(run)
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
@@ -171,6 +177,31 @@ def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, flo
             )  # fmt: skip
             run.accelerator.backward(losses["loss"])
         totals += torch.stack([losses[name].detach() for name in LOSSES])
+    return totals
+
+
+def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, float], Tensor, float]:
+    """One optimizer step on all of `batches`: losses by name, number of frames, gradient norm.
+
+    The losses are means over the valid frames of all batches on all processes, so that neither
+    how many processes there are nor how a batch is cut up changes the gradient. A step that
+    --skip_nonfinite or fp16's loss scaling skips has no losses.
+
+    Raises:
+        DataError: on every process, when a loss or gradient is not finite, without
+            --skip_nonfinite. The run then stands where it stood before the step.
+        OutOfMemory: on one process, likewise.
+    """
+    n_frames = count_frames(run, batches)
+    put_back = take_snapshot(run)
+    try:
+        totals = add_gradients(run, batches, step, n_frames)
+    except torch.cuda.OutOfMemoryError:
+        totals = None  # only after this block is the memory of the step free
+    if totals is None:
+        put_back()
+        run.optimizer.zero_grad()
+        raise describe_out_of_memory(run, batches, step)
     grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.max_grad_norm)
     totals = run.accelerator.reduce(totals, "mean")
     # The one place where the host waits for the device. All processes get the same numbers.
@@ -191,6 +222,18 @@ def train_step(run: Run, batches: list[Batch], step: int) -> tuple[dict[str, flo
             named_losses = {}
     run.optimizer.zero_grad()
     return named_losses, n_frames, grad_norm
+
+
+def describe_out_of_memory(run: Run, batches: list[Batch], step: int) -> OutOfMemory:
+    """What the largest batch of a step was like, and which flags make it smaller."""
+    batch = max(batches, key=lambda batch: batch.mels.numel())
+    config = run.config
+    return OutOfMemory(
+        f"step {step + 1}: the GPU's memory ran out on {len(batch.texts)} clips of up to "
+        f"{batch.mels.shape[1]} frames and {batch.tokens.shape[1]} characters; lower --batch_size, "
+        f"now {config.batch_size}, and raise --gradient_accumulation_steps, now "
+        f"{config.gradient_accumulation_steps}, which keeps the clips of a step"
+    )
 
 
 def refuse_nonfinite(run: Run, batches: list[Batch], step: int, loss: float) -> None:
@@ -381,6 +424,13 @@ def train(run: Run, state: TrainerState) -> None:
             save_and_leave(run, state)
         except DataError as error:
             save_and_raise(run, state, error)
+        except torch.cuda.OutOfMemoryError:
+            sentence = (
+                f"epoch {state.epoch + 1}: the GPU's memory ran out in its validation; lower "
+                f"--free_running_clips, now {config.free_running_clips}, or --batch_size, now "
+                f"{config.batch_size}"
+            )
+            save_and_raise(run, state, OutOfMemory(sentence))
         if is_new_best(state.history, state.best_epoch):
             state = state._replace(best_epoch=state.epoch)
             save(run, state, "best_checkpoint")

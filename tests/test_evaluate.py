@@ -1,8 +1,11 @@
 """The numbers that a checkpoint is judged by, on alignments whose scores are known."""
 
 import json
+import platform
 import re
 import shutil
+import sys
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,7 @@ import evaluate
 import plotting
 from checkpoints import Voice
 from dataset import AudioConfig, Batch, audio_to_mel, load_wav, to_log_mel
-from evaluate import judge, make_report, print_report
+from evaluate import judge, make_intervals, make_report, print_report
 from files import DataError
 from model import InferenceOutput, Tacotron2Output
 from plotting import summary_figure
@@ -257,8 +260,8 @@ def test_report_and_its_table_of_made_up_clips(capsys):
     for row, *values in zip(rows, ratios, stopped, scores, distortions, strict=True):
         row.update(zip(TABLE[:4], values, strict=True))
     errors = {
-        "word_start": [-0.01 * i for i in range(1, 11)] + [0.2],
-        "diagonal": [0.3, -0.1, -0.2] * 3 + [0.25] * 2,
+        "word_start": [[-0.01 * i for i in range(1, 11)], [], [0.2], [], []],
+        "diagonal": [[0.3, -0.1, -0.2] * 3, [0.25] * 2, [], [], []],
     }
     report = make_report(rows, errors)
     means = {name: (k + 1) * 3 / (5 * n) for k, name in enumerate(TABLE)}  # of i + 1: 3
@@ -304,14 +307,25 @@ def test_files_hold_the_report_of_their_table_and_follow_from_the_seed(
     for seed in ("1", "1", "2"):
         evaluate.main([*flags, "--seed", seed])
         reports.append(json.loads(numbers.read_text()))
+        date = datetime.fromisoformat(reports[-1].pop("date"))
+        assert abs((datetime.now(timezone.utc) - date).total_seconds()) < 60
         printed.append(capsys.readouterr().out)
     assert reports[0] == reports[1] and printed[0] == printed[1]
     assert reports[0]["focus"] != reports[2]["focus"]
 
     clips, manifest = pd.read_csv(table), pd.read_csv(tmp_path / "manifest.csv")
     expected = make_report(clips.to_dict("records"), None)
+    described = {
+        "checkpoint": str(tmp_path), "step": None, "manifest": str(tmp_path / "manifest.csv"),
+        "seed": 2, "precision": "float32", "device": "cpu",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }  # fmt: skip
+    assert {name: reports[2].pop(name) for name in described} == described
+    intervals = reports[2].pop("intervals")
     word_numbers = {name: x for name, x in reports[2].items() if name not in expected}
     assert {**expected, **word_numbers} == pytest.approx(reports[2])
+    assert intervals.keys() == reports[2].keys() - {"clips", "words"}
+    assert all(low <= reports[2][name] <= high for name, (low, high) in intervals.items())
     assert set(clips["path"]) == set(manifest["file_path"])
     assert set(clips["text"]) == set(manifest["normalized_transcript"])
     assert (clips["spoken_frames"] == 12).all() and not clips["stopped_by_itself"].any()
@@ -326,6 +340,46 @@ def test_files_hold_the_report_of_their_table_and_follow_from_the_seed(
     assert word_numbers["diagonal_median_ms"] == pytest.approx(1000 * diagonal)
     print_report(reports[2])
     assert capsys.readouterr().out == printed[2]
+
+
+def test_intervals_agree_with_those_of_the_normal_distribution():
+    """Of 400 clips; the errors of a clip's three words are the same, so they count as one."""
+    rng, n = np.random.default_rng(0), 400
+    values = {name: rng.normal(1 + i, 0.1 + i / 100, n) for i, name in enumerate(TABLE)}
+    rows = [{name: x[i] for name, x in values.items()} for i in range(n)]
+    word_errors = rng.normal(0.05, 0.01, n)
+    intervals = make_intervals(rows, {"word_start": [[x] * 3 for x in word_errors]}, 0)
+    for name, column, wider in (
+        *((name, values[name], 1.0) for name in TABLE[4:]),
+        ("mcd_db_mean", values["mcd_db"], 1.0),
+        ("mcd_db_median", values["mcd_db"], np.sqrt(np.pi / 2)),
+        ("length_ratio_median", values["length_ratio"], np.sqrt(np.pi / 2)),
+        ("word_start_median_ms", 1000 * word_errors, np.sqrt(np.pi / 2)),
+    ):
+        low, high = intervals[name]
+        middle = np.median(column) if "median" in name else column.mean()
+        error = 1.96 * wider * column.std() / np.sqrt(n)
+        assert high - low == pytest.approx(2 * error, rel=0.25), name
+        assert low < middle < high
+    one_clip = make_intervals(rows[:1], {"word_start": [[0.1]]}, 0)
+    assert one_clip["focus"] == [rows[0]["focus"]] * 2
+
+
+def test_the_step_is_the_checkpoints(flags, untrained, tmp_path, capsys):
+    (untrained / "trainer_state.json").write_text('{"step": 1234}')
+    evaluate.main([*flags, "--output_json", str(tmp_path / "x.json")])
+    assert json.loads((tmp_path / "x.json").read_text())["step"] == 1234
+    assert capsys.readouterr().err == "", "no bar where nobody looks"
+    (untrained / "trainer_state.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"trainer_state\.json: cannot be read"):
+        evaluate.main(flags)
+
+
+def test_a_bar_on_a_terminal(flags, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    evaluate.main(flags)
+    said = capsys.readouterr()
+    assert "3/3" in said.err and "clip" in said.err and "3/3" not in said.out
 
 
 def test_the_worst_clips_are_drawn_worst_first(flags, tmp_path, monkeypatch):

@@ -1,8 +1,9 @@
-"""A step whose loss or gradient is not finite: what it stops, and what it leaves unharmed."""
+"""A step that is not finite, or for which memory runs out: what it stops, and leaves unharmed."""
 
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,6 +87,64 @@ def test_the_run_ends_at_the_state_before_the_step(begin, spoil):
     assert all(path in str(error.value) for path in bad_paths)
     assert "--skip_nonfinite" in str(error.value) and good.name in str(error.value)
     assert differences(run.folder / good.name, good) == []
+
+
+@pytest.fixture
+def run_out(monkeypatch):
+    """Lets the GPU's memory run out in the loss of one step's second batch."""
+    loss, calls = train_taco.tacotron2_loss, iter(range(100))
+
+    def too_large(*arguments, **options):
+        if next(calls) == 2 * BAD_STEP + 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return loss(*arguments, **options)
+
+    return lambda: monkeypatch.setattr(train_taco, "tacotron2_loss", too_large)
+
+
+def test_a_run_out_of_memory_ends_at_the_state_before_the_step(begin, run_out):
+    flags = ["--batch_size", 1, "--gradient_accumulation_steps", 2]
+    run, state = begin("good", *flags)
+    with pytest.raises(train_taco.Interrupted):
+        train_taco.train_epoch(run._replace(interrupt=StopAfter(BAD_STEP)), state, 0.0)
+    good = run.folder / f"checkpoint_0_step_{BAD_STEP}"
+
+    run, state = begin("bad", *flags)
+    order = BatchSampler(run.train_set.n_frames, 1, seed=run.config.seed, epoch=0).batches
+    clips = [run.train_set[i] for (i,) in order[2 * BAD_STEP : 2 * BAD_STEP + 2]]
+    largest = max(clips, key=lambda clip: len(clip.mel))
+    run_out()
+    with pytest.raises(DataError) as error:
+        train_taco.train_epoch(run, state, 0.0)
+    assert str(error.value) == (
+        f"step {BAD_STEP + 1}: the GPU's memory ran out on 1 clips of up to {len(largest.mel)} "
+        f"frames and {len(largest.tokens)} characters; lower --batch_size, now 1, and raise "
+        f"--gradient_accumulation_steps, now 2, which keeps the clips of a step; {good.name} "
+        "holds the run before it"
+    )
+    assert differences(run.folder / good.name, good) == []
+    assert all(p.grad is None for p in run.model.parameters()), "their memory is free"
+
+
+def test_memory_that_runs_out_in_a_validation_is_named(begin, monkeypatch):
+    def speak_freely(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("validation.speak_freely", speak_freely)
+    run, state = begin("bad", "--training_epochs", 1, "--free_running_clips", 3)
+    sentence = r"epoch 1: .* ran out in its validation; lower --free_running_clips, now 3"
+    with pytest.raises(DataError, match=sentence + ".*checkpoint_0_step_5 holds"):
+        train_taco.train(run, state)
+
+
+def test_one_process_of_several_ends_without_the_others(begin):
+    """They wait in the middle of the step, so that nothing may be asked of them."""
+    run, state = begin("bad")
+    accelerator = SimpleNamespace(num_processes=2)
+    error = train_taco.OutOfMemory("sentence")
+    with pytest.raises(DataError, match=r"^sentence$"):
+        train_taco.save_and_raise(run._replace(accelerator=accelerator), state, error)
+    assert not list(run.folder.iterdir())
 
 
 def test_a_skipped_step_is_counted_and_leaves_no_trace(begin, spoil, capsys):
