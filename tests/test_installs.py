@@ -24,8 +24,8 @@ PINS = [  # one for each package, or several whose markers exclude each other
 
 
 def ranges() -> list[Requirement]:
-    """What requirements-dev.txt and requirements.txt ask for."""
-    files = ("requirements.txt", "requirements-dev.txt")
+    """What requirements-dev.txt asks for, with the files that it names."""
+    files = [path.name for path in REPO.glob("requirements*.txt")]
     lines = "\n".join((REPO / name).read_text(encoding="utf-8") for name in files).splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith("-r")]
 
