@@ -2,15 +2,20 @@
 # make my_voice RECORDINGS=DIR   a voice from your own recordings, out of the demo's
 # make rehearsal  the reference recipe at full size, on sentences of LJSpeech's lengths
 # make test       the tests; LJSPEECH_DIR=... adds those on real speech
+# make test_latest   the tests on the newest versions that requirements.txt allows, in .venv-latest
 # make mutants    which of more than 500 deliberate defects the tests notice
 # make lint       ruff
 # make bench      speed and memory beside torchaudio's Tacotron2, in turn in one run
 # make bench_gpu  the same at a GPU's sizes, and frames per second of training from loader to
 #                 optimizer; CSVs go to benchmarks/results/gpu
-# Each sets up .venv itself when it is missing.
+# make lock       requirements.lock anew, with the newest versions that requirements.txt allows
+# Each sets up .venv itself when it is missing: from requirements.lock where that has been tried
+# (Linux, Python 3.10 to 3.13), elsewhere, or with LOCKED=no, from the ranges of requirements.txt.
 
 PYTHON ?= python3
-BIN := .venv/bin
+VENV := .venv
+BIN := $(VENV)/bin
+LOCKED := yes
 
 DEMO := demo
 DEMO_CHECKPOINT := $(DEMO)/work_dir/demo/final_checkpoint
@@ -29,7 +34,7 @@ REHEARSAL_STEPS ?= 1000
 REHEARSAL_SENTENCES ?= 4200
 REHEARSAL_FLAGS ?=
 
-.PHONY: demo my_voice rehearsal test mutants lint bench bench_gpu clean
+.PHONY: demo my_voice rehearsal test test_latest mutants lint lock bench bench_gpu clean
 
 demo: $(DEMO)/report.json
 	@cat $(DEMO)/report.txt
@@ -77,10 +82,14 @@ $(REHEARSAL)/corpus/metadata.csv: | $(BIN)/installed
 	$(BIN)/python make_demo_corpus.py --path_to_save $(REHEARSAL)/corpus \
 		--n_sentences $(REHEARSAL_SENTENCES) --min_chars 12 --max_chars 187
 
-test: $(BIN)/installed-dev
+test: $(BIN)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-mutants: $(BIN)/installed-dev
+test_latest:
+	rm -f .venv-latest/bin/installed
+	$(MAKE) test VENV=.venv-latest LOCKED=no
+
+mutants: $(BIN)/installed
 	$(BIN)/python tests/mutants.py --jobs 2
 
 bench: $(BIN)/installed
@@ -96,19 +105,28 @@ bench_gpu: $(BIN)/installed
 		--dtype bfloat16 --repeats 10 --sweep 300x128 900x128 600x32 $(GPU_FLAGS)
 	$(BIN)/python benchmarks/inference.py --batch_size 1 16 --n_steps 400 --repeats 9 $(GPU_FLAGS)
 
-lint: $(BIN)/installed-dev
+lint: $(BIN)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-$(BIN)/installed: requirements.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -r requirements.txt
-	@touch $@
+lock: $(BIN)/installed
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --upgrade --quiet \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		requirements-dev.txt --output-file requirements.lock
 
-$(BIN)/installed-dev: requirements-dev.txt requirements.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
-	@touch $(BIN)/installed $@
+LOCK_FITS := import sys; \
+	sys.exit(sys.platform != "linux" or not (3, 10) <= sys.version_info[:2] <= (3, 13))
+
+$(BIN)/installed: requirements.lock requirements-dev.txt requirements-tensorboard.txt requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if [ $(LOCKED) = yes ] && $(BIN)/python -c '$(LOCK_FITS)'; then set -x; \
+		$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock; \
+	else set -x; \
+		$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager \
+			-r requirements-dev.txt; \
+	fi
+	@touch $@
 
 clean:
 	rm -rf $(DEMO)

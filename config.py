@@ -57,7 +57,7 @@ class TrainConfig:
         int, "steps without guided attention after which a missing alignment is said; 0 is off"
     ] = 2000
     console_out_iters: Annotated[int, "steps between two lines of losses"] = 5
-    wandb_log_iters: Annotated[int, "steps between two points in wandb"] = 5
+    wandb_log_iters: Annotated[int, "steps between two points in wandb and TensorBoard"] = 5
     validation_epochs: Annotated[int, "validate after every so many epochs, and the last"] = 1
     checkpoint_epochs: Annotated[int, "epochs between two checkpoints"] = 25
     checkpoint_minutes: Annotated[float | None, "minutes between two more, also mid-epoch"] = None
@@ -71,6 +71,7 @@ class TrainConfig:
     fast_decoder: Annotated[bool, "train with fast_decoder.py, not model.py's plain loops"] = True
     num_workers: Annotated[int, "processes that load data, per device"] = 2
     log_wandb: Annotated[bool, "log to Weights & Biases"] = False
+    log_tensorboard: Annotated[bool, "log to the folder tensorboard beside the checkpoints"] = False
     path_to_symbols: Annotated[str | None, "JSON list of symbols, padding first; built in"] = None
     phonemes: Annotated[bool, "half the words of half the clips as CMUdict's phonemes"] = False
     warm_start: Annotated[str | None, "checkpoint to take weights from; all else is new"] = None

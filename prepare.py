@@ -24,7 +24,7 @@ from files import DataError, check_writable, file_errors, read_json
 from model import Tacotron2, Tacotron2Config
 from phonemes import load_dictionary
 from processes import Interrupt, on_main, refuse_sharding, seen_everywhere
-from reporting import choose_pictures_folder, claim_pictures_folder, start_wandb
+from reporting import choose_pictures_folder, claim_pictures_folder
 from resuming import (
     RANDOM_STATES_FILE,
     STATE_FILE,
@@ -41,6 +41,7 @@ from resuming import (
     remove_checkpoint,
 )
 from tokenizer import Tokenizer
+from tracking import Tracking, clear_events, start_tracking
 from validation import LOSSES, count_free_running_clips
 
 VALIDATION_WORKERS = 4  # at most; each reads some 200 clips a second (benchmarks/loader.py)
@@ -60,7 +61,7 @@ class Run(NamedTuple):
     val_set: TTSDataset
     train_loader: DataLoader  # its BatchSampler goes from epoch to epoch
     val_loader: DataLoader
-    wandb: Any  # wandb's run on the main process with --log_wandb, else None
+    tracking: Tracking  # has trackers on the main process only
     interrupt: Interrupt | None = None  # None: nobody listens for signals
     pictures: Path | None = None  # folder of pictures and sounds, once it is chosen
 
@@ -255,7 +256,7 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
     )
     run = Run(
         *(config, audio_config, model_config, tokenizer, accelerator),
-        *(model, optimizer, train_set, val_set, None, None, None),
+        *(model, optimizer, train_set, val_set, None, None, Tracking()),
     )
     model, optimizer = accelerator.prepare(model, optimizer)
     return run._replace(
@@ -342,13 +343,15 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
             for path in find_checkpoint_folders(folder):
                 remove_checkpoint(path)
         with file_errors():
+            if resumed is None:
+                clear_events(folder)
             folder.mkdir(parents=True, exist_ok=True)
             claim_pictures_folder(pictures, folder, is_new=resumed is None)
-    if config.log_wandb and accelerator.is_main_process:
+    if accelerator.is_main_process:
         flags = {**run.flags, **asdict(run.audio_config), **asdict(run.model_config)}
-        wandb_run = start_wandb(config.experiment_name, config.run_name, flags, state.wandb_run_id)
-        run = run._replace(wandb=wandb_run)
-        state = state._replace(wandb_run_id=run.wandb and run.wandb.id)
+        tracking = start_tracking(config, flags, state.step, state.wandb_run_id)
+        run = run._replace(tracking=tracking)
+        state = state._replace(wandb_run_id=tracking.wandb_run_id or state.wandb_run_id)
     return run, state
 
 

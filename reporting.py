@@ -1,4 +1,4 @@
-"""What a run shows while it goes: console lines, pictures and sounds, the film, wandb.
+"""What a run shows while it goes: console lines, pictures and sounds, the film.
 
 Files go to --save_audio_gen: loss.png, and for each validation epoch_001_teacher_forced.png,
 epoch_001_free_running.png and .wav, and epoch_001.npz, a frame of the film. The film has frames of
@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -31,6 +30,7 @@ from model import Tacotron2, Tacotron2Output
 from plotting import alignment_film, loss_figure, save_figure, summary_figure
 from scores import ALIGNMENT_SCORES, FREE_RUNNING_SCORES, free_running_limit
 from tokenizer import Tokenizer
+from tracking import Tracking
 
 RUN_FILE = "run.txt"  # the path of the run's folder, from the folder of its pictures
 EPOCH_FILES = "epoch_[0-9]*"
@@ -94,19 +94,20 @@ def claim_pictures_folder(folder: Path, run_folder: Path, is_new: bool) -> None:
 class Meter:
     """Means over the steps of an epoch since they were last shown.
 
-    The main process shows them: in a bar on a terminal, as plain lines elsewhere, and in wandb.
+    The main process shows them, in a bar on a terminal and as plain lines elsewhere, and hands them
+    to wandb and TensorBoard.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
         config: TrainConfig,
-        wandb_run: Any,
+        tracking: Tracking,
         epoch: int,
         epoch_step: int,
         steps_per_epoch: int,
     ) -> None:
-        self.accelerator, self.config, self.wandb_run = accelerator, config, wandb_run
+        self.accelerator, self.config, self.tracking = accelerator, config, tracking
         self.epoch, self.steps_per_epoch = epoch, steps_per_epoch
         self.begun_at, self.begun_step = time.perf_counter(), epoch_step
         self.bar = tqdm(
@@ -141,16 +142,17 @@ class Meter:
         self.n_frames = self.n_frames + n_frames
         self.bar.update()
         to_console = step % self.config.console_out_iters == 0
-        to_wandb = self.config.log_wandb and step % self.config.wandb_log_iters == 0
-        if not (to_console or to_wandb):
+        tracked = self.config.log_wandb or self.config.log_tensorboard
+        to_trackers = tracked and step % self.config.wandb_log_iters == 0
+        if not (to_console or to_trackers):
             return
         means = {name: total / max(self.n_steps, 1) for name, total in self.losses.items()}
         frames_per_second = float(self.n_frames) / (time.perf_counter() - self.since)
         if to_console and self.accelerator.is_main_process:
             self.show(epoch_step, means, frames_per_second)
-        if to_wandb and self.wandb_run:
+        if to_trackers:
             values = {**means, **scalars, "frames_per_second": frames_per_second}
-            self.wandb_run.log({f"train/{name}": v for name, v in values.items()}, step=step)
+            self.tracking.log({f"train/{name}": value for name, value in values.items()}, step)
         self.restart()
 
     def show(self, epoch_step: int, means: dict[str, float], frames_per_second: float) -> None:
@@ -366,40 +368,3 @@ all the same, but the model will not speak. What usually helps:
   {guide}
   short clips first, for longer: --short_first_epochs 2, now {config.short_first_epochs}
   less of the true previous frame: --drop_frame_rate 0.1, now {config.drop_frame_rate:g}"""
-
-
-def start_wandb(project: str, name: str, flags: dict[str, Any], resumed_id: str | None) -> Any:
-    """wandb's run, or None with a line on stderr where it cannot be had: training goes on.
-
-    WANDB_PROJECT and WANDB_NAME win over `project` and `name`. wandb itself reads the others of
-    its environment, WANDB_ENTITY and WANDB_RUN_GROUP among them.
-    """
-    try:
-        import wandb
-
-        return wandb.init(
-            project=os.environ.get("WANDB_PROJECT") or project,
-            name=os.environ.get("WANDB_NAME") or name,
-            config=flags,
-            id=resumed_id,
-            resume="allow" if resumed_id else None,
-        )
-    except Exception as error:
-        print(f"train_taco.py: going on without wandb ({error})", file=sys.stderr)
-        return None
-
-
-def log_validation(
-    wandb_run: Any, row: dict[str, float], files: dict[str, str], sampling_rate: int
-) -> None:
-    """One epoch's losses, and its scores, pictures and sound if it has some, to wandb."""
-    import wandb
-
-    values = {f"epoch/{name}": value for name, value in row.items()}
-    if files:
-        values |= {
-            "teacher_forced": wandb.Image(files["teacher_forced"]),
-            "free_running": wandb.Image(files["free_running"]),
-            "audio": wandb.Audio(files["audio"], sample_rate=sampling_rate),
-        }
-    wandb_run.log(values, step=row["step"])

@@ -50,7 +50,6 @@ from reporting import (
     alignment_is_due,
     draw_losses,
     going_on_without,
-    log_validation,
     make_film,
     missing_alignment,
     print_epoch,
@@ -235,7 +234,7 @@ def train_epoch(run: Run, state: TrainerState, saved_at: float) -> tuple[Trainer
     run.train_set.set_epoch(state.epoch)
     batch_sizes = iter(run.train_loader.batch_sampler.batch_sizes)
     n_steps = state.epoch_step + -(-len(run.train_loader) // config.gradient_accumulation_steps)
-    meter = Meter(run.accelerator, config, run.wandb, state.epoch, state.epoch_step, n_steps)
+    meter = Meter(run.accelerator, config, run.tracking, state.epoch, state.epoch_step, n_steps)
     for batches in read_groups(run.train_loader, config.gradient_accumulation_steps):
         minutes = (time.monotonic() - saved_at) / 60
         due = config.checkpoint_minutes is not None and minutes >= config.checkpoint_minutes
@@ -299,8 +298,7 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
         if due:
             with going_on_without("loss.png"):
                 draw_losses(run.pictures, history)
-        if run.wandb:
-            log_validation(run.wandb, row, files, run.audio_config.sampling_rate)
+        run.tracking.log_epoch(row, files)
     judged = state.alignment_judged
     if scores and not judged and alignment_is_due(state.step, run.config):
         judged = True
@@ -382,8 +380,7 @@ def train(run: Run, state: TrainerState) -> None:
     save(run, state, "final_checkpoint")
     accelerator.print(f"checkpoint: {run.folder / 'final_checkpoint'}")
     finish_pictures(run, state)
-    if run.wandb:
-        run.wandb.finish()
+    run.tracking.finish()
     end_group(accelerator)
 
 

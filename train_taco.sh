@@ -53,6 +53,7 @@ arguments=(
     --seed 42
     --log_wandb
     # Off, because only some runs want them
+    # --log_tensorboard               # needs pip install -r requirements-tensorboard.txt
     # --resume_from_checkpoint latest # or latest_or_new, a checkpoint's name, its path
     # --overwrite                     # start anew in a folder that holds checkpoints
     # --checkpoint_minutes 30         # checkpoints in the middle of an epoch too

@@ -1,4 +1,4 @@
-"""The commands that the README, the Makefile and train_taco.sh show, read as they will be read.
+"""The commands that the documents, the Makefile and the scripts show, read as they will be read.
 
 None is run: a script's own parser takes its flags, accelerate's those of its launcher, and make
 says what it would do.
@@ -16,9 +16,17 @@ from accelerate.commands.launch import launch_command_parser
 from test_launching import MAKEFILE, README, SCRIPT
 from test_train_taco import REPO
 
+CONTRIBUTING = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
+WORKFLOW = (REPO / ".github/workflows/tests.yml").read_text(encoding="utf-8")
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 PROSE = FENCED.sub("", README)  # tables too
-IN_BACKTICKS = [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", PROSE)]
+
+
+def in_backticks(prose: str) -> list[str]:
+    return [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", prose)]
+
+
+IN_BACKTICKS = in_backticks(PROSE)
 SCRIPTS = [
     str(path.relative_to(REPO))
     for folder in (REPO, REPO / "benchmarks")
@@ -47,6 +55,10 @@ def make(*words: str) -> str:
 TARGETS = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split()
 COMMANDS = {
     "README": commands_of("\n".join([*FENCED.findall(README), *IN_BACKTICKS])),
+    "CONTRIBUTING.md": commands_of(
+        "\n".join([*FENCED.findall(CONTRIBUTING), *in_backticks(FENCED.sub("", CONTRIBUTING))])
+    ),
+    "the workflow": re.findall(r"^ +- run: (.+)$", WORKFLOW, re.MULTILINE),
     "Makefile": commands_of("\n".join(map(make, TARGETS))),
     "train_taco.sh": commands_of("\n".join(re.findall(r"^# +(.+)", SCRIPT, re.MULTILINE))),
 }

@@ -99,8 +99,8 @@ def test_wandb_gets_each_step_and_epoch_with_its_numbers(train, monkeypatch):
         log=lambda values, step: logged.append((step, values)),
         finish=lambda: ends.append(len(logged)),
     )
-    monkeypatch.setattr("prepare.start_wandb", lambda *what: begun.append(what) or run)
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace())
+    stub = SimpleNamespace(init=lambda **what: begun.append(what) or run, Image=None, Audio=None)
+    monkeypatch.setitem(sys.modules, "wandb", stub)
     clip_grad_norm = Accelerator.clip_grad_norm_
 
     def recorded_norm(accelerator, parameters, max_norm):
@@ -131,8 +131,10 @@ def test_wandb_gets_each_step_and_epoch_with_its_numbers(train, monkeypatch):
         assert found["epoch/learning_rate"] == pytest.approx((1e-3, 1e-5)[epoch])
 
     train([0.5], *flags, "--resume_from_checkpoint", "checkpoint_1")
-    assert [what[:2] for what in begun] == [("tiny", "tacotron2_trainer")] * 2
-    assert [what[3] for what in begun] == [None, "abc"], "a resumed run goes on with its curves"
-    sent = begun[0][2]
+    assert [(what["project"], what["name"]) for what in begun] == [
+        ("tiny", "tacotron2_trainer")
+    ] * 2
+    assert [what["id"] for what in begun] == [None, "abc"], "a resumed run goes on with its curves"
+    sent = begun[0]["config"]
     assert (sent["max_grad_norm"], sent["min_db"], sent["attention_dim"]) == (0.5, -100, 8)
     assert read_state(folder / "final_checkpoint")[0].wandb_run_id == "abc"

@@ -17,10 +17,8 @@ from reporting import (
     Meter,
     draw_losses,
     draw_sample,
-    log_validation,
     make_film,
     print_epoch,
-    start_wandb,
     thin_out,
 )
 from stub_model import StubModel, free_running
@@ -41,15 +39,18 @@ STEPS = (  # seconds, losses, frames; a step without losses was skipped
 def show_steps(monkeypatch):
     """Steps 25 to 30 of a run, 5 to 10 of the third of five epochs, on a clock set by hand."""
 
-    def show_steps(is_main_process: bool = True) -> tuple[Meter, list[tuple]]:
+    def show_steps(
+        is_main_process: bool = True, flag: str | None = "log_wandb"
+    ) -> tuple[Meter, list[tuple]]:
         now, logged = [50.0], []
         monkeypatch.setattr(reporting, "time", SimpleNamespace(perf_counter=lambda: now[0]))
         accelerator = SimpleNamespace(is_main_process=is_main_process)
+        flags = {flag: True} if flag else {}
         config = TrainConfig(
-            *"wstv", training_epochs=5, console_out_iters=3, log_wandb=True, wandb_log_iters=2
+            *"wstv", training_epochs=5, console_out_iters=3, wandb_log_iters=2, **flags
         )
-        wandb_run = SimpleNamespace(log=lambda values, step: logged.append((step, values)))
-        meter = Meter(accelerator, config, wandb_run, epoch=2, epoch_step=4, steps_per_epoch=10)
+        tracking = SimpleNamespace(log=lambda values, step: logged.append((step, values)))
+        meter = Meter(accelerator, config, tracking, epoch=2, epoch_step=4, steps_per_epoch=10)
         for i, (seconds, losses, n_frames) in enumerate(STEPS, start=5):
             now[0] += seconds
             scalars = {"learning_rate": i / 1000, "grad_norm": i / 10}
@@ -90,8 +91,9 @@ def test_bar_on_a_terminal(show_steps, capsys, monkeypatch):
     assert meter.bar.initial == 4
 
 
-def test_scalars_in_wandb(show_steps):
-    _, logged = show_steps()
+@pytest.mark.parametrize("flag", ["log_wandb", "log_tensorboard"])
+def test_scalars_of_the_trackers(show_steps, flag):
+    _, logged = show_steps(flag=flag)
     by_hand = {26: (1.5, 0.375, 100.0), 28: (3.0, 1.0, 40.0), 30: (6.0, 8.0, 600.0)}
     assert logged == [
         (
@@ -264,30 +266,3 @@ def test_files_of_old_epochs_thin_out(tmp_path):
     assert set(range(1, 9)) <= set(epochs) and 20 < epochs[15] < 50
     gaps = np.diff(epochs)
     assert max(gaps) < 50 and all(gaps[i] <= 2 * gaps[i + 1] for i in range(len(gaps) - 2))
-
-
-def test_wandb_gets_the_run_and_every_score_picture_and_sound(monkeypatch):
-    for name in ("WANDB_PROJECT", "WANDB_NAME"):
-        monkeypatch.delenv(name, raising=False)
-    calls, logged = [], []
-    stub = SimpleNamespace(
-        init=lambda **arguments: calls.append(arguments),
-        Image=lambda path: ("image", path),
-        Audio=lambda path, sample_rate: ("audio", path, sample_rate),
-    )
-    monkeypatch.setitem(sys.modules, "wandb", stub)
-    start_wandb("project", "run", {"flag": 1}, None)
-    start_wandb("project", "run", {"flag": 1}, "abc")
-    first = {"project": "project", "name": "run", "config": {"flag": 1}, "id": None, "resume": None}
-    assert calls == [first, {**first, "id": "abc", "resume": "allow"}]
-
-    run = SimpleNamespace(log=lambda values, step: logged.append((step, values)))
-    row = {"epoch": 2, "step": 30, "train_loss": 1.0, "free_running_score": 0.5}
-    files = {"teacher_forced": "forced.png", "free_running": "free.png", "audio": "free.wav"}
-    log_validation(run, row, files, 24000)
-    values = {
-        "epoch/epoch": 2, "epoch/step": 30, "epoch/train_loss": 1.0,
-        "epoch/free_running_score": 0.5, "teacher_forced": ("image", "forced.png"),
-        "free_running": ("image", "free.png"), "audio": ("audio", "free.wav", 24000),
-    }  # fmt: skip
-    assert logged == [(30, values)]

@@ -10,6 +10,7 @@ from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
 from forked_run import train
+from resuming import read_state
 from test_train_taco import launch, run_flags
 
 BLOCK, HEADER = 32768, struct.Struct("<IHB")  # of the LevelDB log that a .wandb file is
@@ -94,9 +95,15 @@ def test_without_the_flag_wandb_is_not_imported(tiny_corpus, tmp_path, monkeypat
     train(run_flags(tiny_corpus, tmp_path, "--training_epochs", 1), pictures=True)
 
 
-def test_training_goes_on_without_wandb(tiny_corpus, tmp_path, monkeypatch):
+def test_training_goes_on_without_wandb(offline_run, tiny_corpus, tmp_path, monkeypatch):
+    """And a run that goes on for a while without it keeps its id."""
+    before = read_state(tmp_path / "work/tiny/final_checkpoint")[0]
     (tmp_path / "wandb.py").write_text("raise RuntimeError('no wandb today')")
     monkeypatch.syspath_prepend(tmp_path)
-    done = train(run_flags(tiny_corpus, tmp_path, "--training_epochs", 1, "--log_wandb"))
+    flags = ["--training_epochs", 3, "--log_wandb", "--resume_from_checkpoint", "latest"]
+    done = train(run_flags(tiny_corpus, tmp_path, *flags))
     assert "going on without wandb (no wandb today)" in done.stderr
-    assert "epoch 1 done" in done.stdout
+    assert "epoch 3 done" in done.stdout
+    after = read_state(tmp_path / "work/tiny/final_checkpoint")[0]
+    assert (before.epoch, after.epoch) == (2, 3) and before.wandb_run_id
+    assert after.wandb_run_id == before.wandb_run_id
