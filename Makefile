@@ -121,7 +121,7 @@ lock: $(BIN)/installed
 LOCK_FITS := import sys; \
 	sys.exit(sys.platform != "linux" or not (3, 10) <= sys.version_info[:2] <= (3, 13))
 
-$(BIN)/installed: requirements.lock requirements-dev.txt requirements-tensorboard.txt requirements.txt
+$(BIN)/installed: requirements.lock $(wildcard requirements*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@if [ $(LOCKED) = yes ] && $(BIN)/python -c '$(LOCK_FITS)'; then set -x; \
 		$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock; \

@@ -153,6 +153,22 @@ def test_training_goes_on_without_tensorboard(tiny_corpus, tmp_path, monkeypatch
     assert "epoch 1 done" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ({}, []),
+        ({"log_wandb": True}, ["wandb"]),
+        ({"log_tensorboard": True}, ["TensorBoard"]),
+        ({"log_wandb": True, "log_tensorboard": True}, ["wandb", "TensorBoard"]),
+    ],
+)
+def test_each_flag_asks_for_its_own(tmp_path, monkeypatch, flags, names):
+    for kind in (Wandb, TensorBoard):
+        monkeypatch.setattr(kind, "__init__", lambda self, *_: None)
+    tracking = start_tracking(TrainConfig(str(tmp_path), *"stv", **flags), {}, 0, None)
+    assert list(tracking.trackers) == names
+
+
 def test_a_folder_that_cannot_be_written_ends_no_run(tmp_path, capsys):
     pytest.importorskip("tensorboard")
     config = TrainConfig(str(tmp_path), *"stv", experiment_name="e", log_tensorboard=True)
