@@ -33,6 +33,7 @@ from files import (
     seed_argument,
     write_whole,
 )
+from flags import FlagParser
 from phonemes import load_dictionary, to_phonemes
 from scores import COVERED, describe_score, free_running_scores
 
@@ -227,7 +228,7 @@ def say_in_phonemes(sentences: list[Sentence], voice: Voice) -> list[Sentence]:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The flags; argparse ends the program on a mistake."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = FlagParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
     add("--text", nargs="+", help="one or several sentences, each in quotes")
