@@ -52,7 +52,7 @@ $(DEMO)/report.json: $(DEMO)/spoken/done
 		--output_csv $(DEMO)/clips.csv --save_worst $(DEMO)/worst > $(DEMO)/report.txt
 
 $(DEMO)/spoken/done: $(DEMO_CHECKPOINT)/model.safetensors
-	$(BIN)/python synthesize.py --checkpoint $(DEMO_CHECKPOINT) --output_dir $(DEMO)/spoken --text \
+	$(BIN)/python synthesize.py --checkpoint $(DEMO_CHECKPOINT) --output_dir $(DEMO)/spoken --overwrite --text \
 		"Can you hear my new voice?" "The quick fox naps." "Hello, I learned to speak."
 	@touch $@
 

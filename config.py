@@ -5,12 +5,13 @@ AudioConfig stands in dataset.py and Tacotron2Config in model.py, beside what th
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
-from dataset import AudioConfig
+from dataset import MEL_SCALINGS, AudioConfig
 from files import path_argument
+from flags import FlagParser
 from model import Tacotron2Config
 from tokenizer import Tokenizer
 
@@ -26,21 +27,31 @@ PATHS = (
 class TrainConfig:
     """The run. Raises ValueError naming the flag that is off."""
 
-    working_directory: Annotated[str, "checkpoints go to a folder in here"]
+    working_directory: Annotated[str, "folder in which every experiment has its own"]
     save_audio_gen: Annotated[str, "folder for the pictures and wavs of each validation"]
     path_to_train_manifest: Annotated[str, "train_metadata.csv of prep_splits.py"]
     path_to_val_manifest: Annotated[str, "test_metadata.csv of prep_splits.py"]
     experiment_name: Annotated[
-        str, "folder in working_directory; wandb project, unless WANDB_PROJECT names one"
+        str,
+        "folder of checkpoints in working_directory, another one for each run that you want to "
+        "keep; wandb project, unless WANDB_PROJECT names one",
     ] = "tacotron2"
-    run_name: Annotated[str, "wandb's name of the run, unless WANDB_NAME gives one"] = (
-        "tacotron2_trainer"
-    )
-    training_epochs: Annotated[int, "passes over the training manifest"] = 250
-    batch_size: Annotated[int, "clips per device and step"] = 64
+    run_name: Annotated[
+        str, "wandb's name of the run, unless WANDB_NAME gives one; says nothing about checkpoints"
+    ] = "tacotron2_trainer"
+    training_epochs: Annotated[
+        int, "passes over the training manifest; fewer also make the rate decay sooner"
+    ] = 250
+    batch_size: Annotated[
+        int,
+        "clips per device and step; where memory is short, halve it and double "
+        "--gradient_accumulation_steps, because small batches align later",
+    ] = 64
     gradient_accumulation_steps: Annotated[int, "batches added up to one optimizer step"] = 1
     sync_batch_norm: Annotated[bool, "batch norm over the batches of all GPUs together"] = False
-    learning_rate: Annotated[float, "Adam's learning rate until the decay begins"] = 1e-3
+    learning_rate: Annotated[
+        float, "Adam's learning rate until the decay begins; far from 1e-3 attention may not align"
+    ] = 1e-3
     min_learning_rate: Annotated[float, "learning rate that the decay ends at"] = 1e-5
     start_decay_epochs: Annotated[int | None, "epoch the decay begins; half of all if unset"] = None
     warmup_steps: Annotated[int, "steps in which the rate rises from 0; 0 is off"] = 100
@@ -49,9 +60,19 @@ class TrainConfig:
     max_grad_norm: Annotated[float, "gradients are scaled down to this norm"] = 1.0
     guided_attention_weight: Annotated[float, "guided attention's weight at step 0; 0 is off"] = 5.0
     guided_attention_sigma: Annotated[float, "width of its diagonal, share of the clip"] = 0.2
-    guided_attention_steps: Annotated[int, "step at which its weight has fallen to 0"] = 300
-    drop_frame_rate: Annotated[float, "share of teacher frames replaced by their mean"] = 0.0
-    stop_positive_weight: Annotated[float, "weight of the frames at which to stop"] = 1.0
+    guided_attention_steps: Annotated[
+        int,
+        "step at which its weight has fallen to 0; held on for long it draws a straight line that "
+        "does not follow the speech",
+    ] = 300
+    drop_frame_rate: Annotated[
+        float,
+        "share of teacher frames replaced by their mean, 0 to 1; 0.1 to 0.2 where attention does "
+        "not align",
+    ] = 0.0
+    stop_positive_weight: Annotated[
+        float, "weight of the frames at which to stop; 5 to 10 where free running does not stop"
+    ] = 1.0
     short_first_epochs: Annotated[int, "first epochs whose batches go from short to long"] = 1
     alignment_warning_steps: Annotated[
         int, "steps without guided attention after which a missing alignment is said; 0 is off"
@@ -60,24 +81,42 @@ class TrainConfig:
     wandb_log_iters: Annotated[int, "steps between two points in wandb and TensorBoard"] = 5
     validation_epochs: Annotated[int, "validate after every so many epochs, and the last"] = 1
     checkpoint_epochs: Annotated[int, "epochs between two checkpoints"] = 25
-    checkpoint_minutes: Annotated[float | None, "minutes between two more, also mid-epoch"] = None
-    keep_checkpoints: Annotated[int | None, "checkpoints written last to keep; all if unset"] = None
+    checkpoint_minutes: Annotated[
+        float | None, "minutes between two more, also mid-epoch; none if unset"
+    ] = None
+    keep_checkpoints: Annotated[
+        int | None,
+        "checkpoints written last to keep; all if unset, which at the default sizes are 340 MB "
+        "each",
+    ] = None
     keep_pictures: Annotated[int, "epochs whose pictures and sounds to keep, more early ones"] = 30
     skip_nonfinite: Annotated[bool, "skip steps with a non-finite loss instead of ending"] = False
     free_running_clips: Annotated[
         int | None, "validation clips spoken freely; as many as take a tenth of an epoch if unset"
     ] = None
-    max_decoder_steps: Annotated[int, "frames after which free running is cut"] = 2000
+    max_decoder_steps: Annotated[
+        int, "frames after which free running is cut (86 are 1 s at the default audio settings)"
+    ] = 2000
     fast_decoder: Annotated[bool, "train with fast_decoder.py, not model.py's plain loops"] = True
-    num_workers: Annotated[int, "processes that load data, per device"] = 2
+    num_workers: Annotated[
+        int, "processes that load data, per device; with 0, the training itself does"
+    ] = 2
     log_wandb: Annotated[bool, "log to Weights & Biases"] = False
     log_tensorboard: Annotated[bool, "log to the folder tensorboard beside the checkpoints"] = False
-    path_to_symbols: Annotated[str | None, "JSON list of symbols, padding first; built in"] = None
+    path_to_symbols: Annotated[
+        str | None, "JSON list of symbols, padding first; English letters if unset"
+    ] = None
     phonemes: Annotated[bool, "half the words of half the clips as CMUdict's phonemes"] = False
-    warm_start: Annotated[str | None, "checkpoint to take weights from; all else is new"] = None
+    warm_start: Annotated[
+        str | None, "checkpoint to take weights from, for another voice; all else is new"
+    ] = None
     warm_start_allow_mismatch: Annotated[bool, "warm-start what fits, list what does not"] = False
-    resume_from_checkpoint: Annotated[str | None, "name, path, latest or latest_or_new"] = None
-    overwrite: Annotated[bool, "start anew in a folder that holds checkpoints"] = False
+    resume_from_checkpoint: Annotated[
+        str | None, "checkpoint to go on from: a name, a path, latest or latest_or_new"
+    ] = None
+    overwrite: Annotated[
+        bool, "start anew in a folder that holds checkpoints, which are deleted"
+    ] = False
     seed: Annotated[int, "seed of weights, order and dropout"] = 42
 
     def __post_init__(self) -> None:
@@ -143,28 +182,74 @@ class Configs(NamedTuple):
 
 CONFIG_CLASSES = (TrainConfig, AudioConfig, Tacotron2Config)
 FROM_TOKENIZER = ("vocab_size", "pad_token_id")  # fields that are no flags
+CHOICES = {"mel_scaling": MEL_SCALINGS}
+TRAIN_GROUPS = {  # as --help shows the fields of TrainConfig
+    "data": (
+        "path_to_train_manifest", "path_to_val_manifest", "path_to_symbols", "phonemes",
+        "batch_size", "short_first_epochs", "num_workers",
+    ),
+    "optimiser": (
+        "training_epochs", "learning_rate", "min_learning_rate", "start_decay_epochs",
+        "warmup_steps", "gradient_accumulation_steps", "max_grad_norm", "weight_decay", "adam_eps",
+        "stop_positive_weight", "sync_batch_norm", "skip_nonfinite", "fast_decoder", "seed",
+    ),
+    "attention": (
+        "guided_attention_weight", "guided_attention_sigma", "guided_attention_steps",
+        "drop_frame_rate", "alignment_warning_steps",
+    ),
+    "checkpoints and resume": (
+        "working_directory", "experiment_name", "checkpoint_epochs", "checkpoint_minutes",
+        "keep_checkpoints", "resume_from_checkpoint", "overwrite", "warm_start",
+        "warm_start_allow_mismatch",
+    ),
+    "validation and logging": (
+        "save_audio_gen", "keep_pictures", "validation_epochs", "free_running_clips",
+        "max_decoder_steps", "console_out_iters", "log_wandb", "log_tensorboard", "wandb_log_iters", "run_name",
+    ),
+}  # fmt: skip
+TITLES = {AudioConfig: "audio", Tacotron2Config: "model"}
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
     """One flag for each field of a config, with its type, default and help line."""
-    group = parser.add_argument_group(config_class.__name__)
-    hints = get_type_hints(config_class, include_extras=True)
-    taken = {action.dest for action in parser._actions}
-    for field in fields(config_class):
-        if field.name in FROM_TOKENIZER or field.name in taken:
-            continue
-        kind, help_line = hints[field.name].__args__[0], hints[field.name].__metadata__[0]
-        kind = getattr(kind, "__args__", (kind,))[0]  # int | None is an int
-        convert = path_argument if field.name in PATHS else kind
-        required = field.default is MISSING
-        options: dict[str, Any] = {"required": required, "help": help_line.replace("%", "%%")}
-        if not required:
-            options |= {"default": field.default}
-            options["help"] += " (default: %(default)s)"
-        if kind is bool:
-            group.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, **options)
-        else:
-            group.add_argument(f"--{field.name}", type=convert, metavar=kind.__name__, **options)
+    by_name = {field.name: field for field in fields(config_class)}
+    taken = {action.dest for action in parser._actions}.union(FROM_TOKENIZER)
+    groups = {TITLES[config_class]: by_name} if config_class in TITLES else TRAIN_GROUPS
+    for title, names in groups.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            if name not in taken:
+                add_field(group, by_name[name], get_hint(config_class, name))
+
+
+def get_hint(config_class: type, name: str) -> tuple[type, str]:
+    """A field's type, of int | None the int, and its help line."""
+    hint = get_type_hints(config_class, include_extras=True)[name]
+    kind = hint.__args__[0]
+    return getattr(kind, "__args__", (kind,))[0], hint.__metadata__[0]
+
+
+def add_field(group: Any, field: Field, hint: tuple[type, str]) -> None:
+    """A field's flag; what it is unset or by default stands at the end of its help line."""
+    kind, help_line = hint
+    required, default = field.default is MISSING, field.default
+    if required:
+        help_line += " (required)"
+    elif default is not None:
+        shown = {True: "on", False: "off"}[default] if kind is bool else default
+        help_line += f" (default: {shown})"
+    options: dict[str, Any] = {"required": required, "help": help_line.replace("%", "%%")}
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif field.name in CHOICES:
+        options["choices"] = CHOICES[field.name]
+    else:
+        is_path = field.name in PATHS
+        options["type"] = path_argument if is_path else kind
+        options["metavar"] = "path" if is_path else kind.__name__
+    action = group.add_argument(f"--{field.name}", **options)
+    if not required:  # set here, because BooleanOptionalAction would add it to the help line
+        action.default = default
 
 
 def find_given(parser: argparse.ArgumentParser, argv: list[str] | None) -> frozenset[str]:
@@ -197,7 +282,8 @@ def make_configs(
 
 def parse_args(argv: list[str] | None, description: str) -> Configs:
     """Flags to the three configs; a mistake ends the program with one sentence."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    usage = "%(prog)s --flag value --flag value ..."  # argparse's own would be 40 lines
+    parser = FlagParser(description=description, usage=usage)
     for config_class in CONFIG_CLASSES:
         add_config_arguments(parser, config_class)
     given = find_given(parser, argv)

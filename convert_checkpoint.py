@@ -32,6 +32,7 @@ from torch import Tensor
 from checkpoints import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, write_config
 from dataset import AudioConfig
 from files import DataError, check_writable, file_errors, path_argument, read_json, write_whole
+from flags import FlagParser
 from model import Tacotron2, Tacotron2Config
 from phonemes import ARPABET
 from tokenizer import Tokenizer
@@ -291,7 +292,7 @@ def run(args: argparse.Namespace) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs with these flags (default: the command line's); bad input ends in one sentence."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = FlagParser(description=__doc__.split("\n")[0])
     ends = {"nargs": "+", "required": True, "metavar": "DIR | LAYOUT FILE"}
     parser.add_argument("--from", dest="source", help="what to read", **ends)
     parser.add_argument("--to", dest="target", help="what to write", **ends)

@@ -47,6 +47,7 @@ MAX_SIZES = {
     "window_size": 16384,
     "hop_size": 16384,
 }
+MEL_SCALINGS = ("scaled_db", "log")
 MAX_OVERLAP = 64  # frames that a sample is part of
 LENGTH_JITTER = 0.03  # share of a clip's length; what reshuffles batches, at about 3 % padding
 
@@ -55,15 +56,21 @@ LENGTH_JITTER = 0.03  # share of a clip's length; what reshuffles batches, at ab
 class AudioConfig:
     """How wav becomes mel. Raises ValueError naming the flag that is off."""
 
-    sampling_rate: Annotated[int, "audio samples per second; other rates are resampled"] = 22050
+    sampling_rate: Annotated[
+        int, "audio samples per second (Hz); files of other rates are resampled"
+    ] = 22050
     num_mels: Annotated[int, "mel bins"] = 80
-    n_fft: Annotated[int, "FFT size in samples"] = 1024
-    window_size: Annotated[int, "length of the Hann window in samples"] = 1024
-    hop_size: Annotated[int, "samples from one frame to the next"] = 256
-    min_db: Annotated[float, "floor of the mel in decibels"] = -100.0
+    n_fft: Annotated[int, "FFT size in samples (1024 are 46 ms at 22,050 Hz)"] = 1024
+    window_size: Annotated[int, "length of the Hann window in samples, at most n_fft"] = 1024
+    hop_size: Annotated[
+        int, "samples from one frame to the next (256 are 11.6 ms at 22,050 Hz)"
+    ] = 256
+    min_db: Annotated[float, "floor of the mel in dB; what is softer is silence"] = -100.0
     max_scaled_abs: Annotated[float, "mels are scaled to -max_scaled_abs .. max_scaled_abs"] = 4.0
     fmin: Annotated[float, "lowest frequency of the mel filters in Hz"] = 0.0
-    fmax: Annotated[float, "highest frequency of the mel filters in Hz"] = 8000.0
+    fmax: Annotated[
+        float, "highest frequency of the mel filters in Hz, at most half of sampling_rate"
+    ] = 8000.0
     mel_scaling: Annotated[str, "scaled_db, or log for natural-log mels as NVIDIA has them"] = (
         "scaled_db"
     )
@@ -102,7 +109,7 @@ class AudioConfig:
             raise ValueError(f"--min_db must be below 0 and at least -1000, found {self.min_db}")
         if not 0 < self.max_scaled_abs < math.inf:
             raise ValueError(f"--max_scaled_abs must be above 0, found {self.max_scaled_abs}")
-        if self.mel_scaling not in ("scaled_db", "log"):
+        if self.mel_scaling not in MEL_SCALINGS:
             raise ValueError(f"--mel_scaling must be scaled_db or log, found {self.mel_scaling}")
 
     @property

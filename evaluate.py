@@ -40,6 +40,7 @@ from files import (
     seed_argument,
     write_whole,
 )
+from flags import FlagParser
 from scores import (
     ALIGNMENT_SCORES,
     FREE_RUNNING_SCORES,
@@ -254,7 +255,7 @@ def draw_worst(worst: list[Judged], voice: Voice, folder: str) -> None:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The flags; argparse ends the program on a mistake."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = FlagParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
     add("--path_to_manifest", type=path_argument, required=True, help="CSV of prep_splits.py")
@@ -264,11 +265,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     worst_help = "folder for pictures of the worst clips"
     add("--save_worst", type=path_argument, metavar="DIR", help=worst_help)
     add("--worst", type=count_argument, default=5, help="how many (default: %(default)s)")
-    add("--batch_size", type=count_argument, default=32)
-    add("--max_decoder_steps", type=count_argument, default=MAX_DECODER_STEPS)
-    add("--seed", type=seed_argument, default=42, help="seed of the prenet's dropout")
+    batch_help = "clips at once (default: %(default)s)"
+    add("--batch_size", type=count_argument, default=32, help=batch_help)
+    steps_help = "frames after which free running is cut (default: %(default)s)"
+    add("--max_decoder_steps", type=count_argument, default=MAX_DECODER_STEPS, help=steps_help)
+    seed_help = "seed of the prenet's dropout (default: %(default)s)"
+    add("--seed", type=seed_argument, default=42, help=seed_help)
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", type=device_argument, default=default_device)
+    device_help = "such as cpu, cuda or cuda:1 (default: cuda where there is one)"
+    add("--device", type=device_argument, default=default_device, help=device_help)
     return parser.parse_args(argv)
 
 

@@ -40,6 +40,7 @@ from tqdm import tqdm
 
 from demo_sentences import WORD, CorpusError, make_sentences, read_sentences
 from files import DataError, file_errors, path_argument, write_whole
+from flags import FlagParser
 
 SAMPLING_RATE = 22050  # Hz, what espeak-ng's own synthesizer produces
 N_SENTENCES, MIN_CHARS, MAX_CHARS, SEED = 3300, 10, 32, 42
@@ -342,9 +343,7 @@ def build_corpus(args: argparse.Namespace) -> str:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The flags; argparse ends the program on a mistake."""
-    parser = argparse.ArgumentParser(
-        description="Speak an LJSpeech-shaped corpus with espeak-ng.", allow_abbrev=False
-    )
+    parser = FlagParser(description="Speak an LJSpeech-shaped corpus with espeak-ng.")
     add = parser.add_argument
     add("--path_to_save", type=path_argument, required=True, help="folder to make")
     add(
@@ -352,12 +351,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=path_argument,
         help="UTF-8 text to speak, one sentence a line (default: the grammar's)",
     )
-    add("--n_sentences", type=int, help=f"default: {N_SENTENCES}, or all lines of --sentences")
-    add("--min_chars", type=int, help=f"grammar only (default: {MIN_CHARS})")
-    add("--max_chars", type=int, help=f"grammar only (default: {MAX_CHARS})")
-    add("--seed", type=int, help=f"grammar only (default: {SEED})")
+    add("--n_sentences", type=int, help=f"how many (default: {N_SENTENCES}, or all of --sentences)")
+    add("--min_chars", type=int, help=f"shortest, grammar only (default: {MIN_CHARS})")
+    add("--max_chars", type=int, help=f"longest, grammar only (default: {MAX_CHARS})")
+    add("--seed", type=int, help=f"of the sentences, grammar only (default: {SEED})")
     add("--voice", default="en-us", help="an espeak-ng voice (default: %(default)s)")
-    add("--words_per_minute", type=int, default=WORDS_PER_MINUTE, help="default: %(default)s")
+    rate_help = "how fast it speaks (default: %(default)s)"
+    add("--words_per_minute", type=int, default=WORDS_PER_MINUTE, help=rate_help)
     add("--overwrite", action="store_true", help="replace another corpus at path_to_save")
     args = parser.parse_args(argv)
     for name, default in (("min_chars", MIN_CHARS), ("max_chars", MAX_CHARS), ("seed", SEED)):

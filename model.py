@@ -33,7 +33,9 @@ class Tacotron2Config:
     pad_token_id: Annotated[int, "token id of padding"] = 0
     num_mels: Annotated[int, "mel bins"] = 80
     character_embed_dim: Annotated[int, "size of a character's embedding"] = 512
-    encoder_kernel_size: Annotated[int, "width of the encoder's convolutions, odd"] = 5
+    encoder_kernel_size: Annotated[
+        int, "width of the encoder's convolutions in characters, odd"
+    ] = 5
     encoder_n_convolutions: Annotated[int, "convolutions in the encoder"] = 3
     encoder_embed_dim: Annotated[int, "size of encoder_outputs, both directions, even"] = 512
     encoder_dropout_p: Annotated[float, "dropout after each encoder convolution"] = 0.5
@@ -41,15 +43,19 @@ class Tacotron2Config:
     decoder_dropout_p: Annotated[float, "dropout on the decoder LSTM's output"] = 0.1
     decoder_prenet_dim: Annotated[int, "size of the prenet's layers"] = 256
     decoder_prenet_depth: Annotated[int, "number of prenet layers"] = 2
-    decoder_prenet_dropout_p: Annotated[float, "prenet dropout, also at inference"] = 0.5
+    decoder_prenet_dropout_p: Annotated[float, "prenet dropout, also when speaking"] = 0.5
     decoder_postnet_num_convs: Annotated[int, "convolutions in the postnet"] = 5
     decoder_postnet_n_filters: Annotated[int, "channels of the postnet's convolutions"] = 512
-    decoder_postnet_kernel_size: Annotated[int, "width of the postnet's convolutions, odd"] = 5
+    decoder_postnet_kernel_size: Annotated[
+        int, "width of the postnet's convolutions in frames, odd"
+    ] = 5
     decoder_postnet_dropout_p: Annotated[float, "dropout after each postnet convolution"] = 0.5
     attention_dim: Annotated[int, "size of the attention's hidden layer"] = 128
     attention_dropout_p: Annotated[float, "dropout on the attention LSTM's output"] = 0.1
     attention_location_n_filters: Annotated[int, "channels of the location convolution"] = 32
-    attention_location_kernel_size: Annotated[int, "width of the location convolution, odd"] = 31
+    attention_location_kernel_size: Annotated[
+        int, "width of the location convolution in characters, odd"
+    ] = 31
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

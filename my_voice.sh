@@ -60,7 +60,7 @@ python evaluate.py --checkpoint "$checkpoint" --path_to_manifest "$VOICE/test_me
     --save_worst "$VOICE/worst" | tee "$VOICE/report.txt"
 python evaluate.py --checkpoint "$checkpoint" --path_to_manifest "$VOICE/train_metadata.csv" \
     --output_csv "$VOICE/suspects.csv" --save_worst "$VOICE/suspects" >/dev/null
-python synthesize.py --checkpoint "$checkpoint" --output_dir "$VOICE/spoken" --text \
+python synthesize.py --checkpoint "$checkpoint" --output_dir "$VOICE/spoken" --overwrite --text \
     "Can you hear my new voice?" "Please hold the line, I will be with you in a moment."
 echo
 echo "Look at    $VOICE/recordings/recordings.png, $VOICE/samples/alignment.gif, $VOICE/worst/*.png"

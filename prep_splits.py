@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 from corpus import CORPUS_NAME, Clip, check_corpus, describe_problems, read_clips
 from files import DataError, check_writable, file_errors, path_argument
+from flags import FlagParser
 
 ARCHIVE_NAME = f"{CORPUS_NAME}.tar.bz2"
 LJSPEECH_URL = f"https://data.keithito.com/data/speech/{ARCHIVE_NAME}"
@@ -300,7 +301,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the flags; argparse exits with code 2 on a mistake."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = FlagParser(description=__doc__.splitlines()[0])
     corpus_flags, add = ("--path_to_ljspech", "--path_to_ljspeech"), parser.add_argument
     corpus_help = "folder of metadata.csv and wavs/, or of NAME.wav and NAME.txt"
     add(*corpus_flags, type=path_argument, required=True, help=corpus_help)

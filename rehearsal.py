@@ -13,7 +13,6 @@ learned on the sentences held out. Stopped, it goes on where it stood when calle
     samples/alignment.gif    how the alignment came about
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 
 from files import DataError, count_argument, file_errors, path_argument, read_json, write_whole
+from flags import FlagParser
 
 REPO = Path(__file__).resolve().parent
 CLIPS_PER_STEP = 16  # over all processes
@@ -183,9 +183,12 @@ def rehearse(folder: Path, steps: int, extra: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs with these flags (default: the command line's); what fails ends in one sentence."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--folder", type=path_argument, required=True, help="with the manifests")
-    parser.add_argument("--steps", type=count_argument, default=1000, help="default: %(default)s")
+    parser = FlagParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--folder", type=path_argument, required=True, help="the one with the manifests"
+    )
+    steps_help = "optimizer steps in all (default: %(default)s)"
+    parser.add_argument("--steps", type=count_argument, default=1000, help=steps_help)
     parser.add_argument("--train_flags", default="", help="further flags for train_taco.sh")
     args = parser.parse_args(argv)
     try:

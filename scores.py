@@ -21,6 +21,7 @@ FREE_RUNNING_SCORES = (
     "free_running_score",
 )
 COVERED = 0.5  # frames' worth of attention that counts a character as visited
+GOOD_SCORE = 0.5  # free running, from here on; half of it is fair
 N_CEPSTRA = 13  # c_1 to c_13; c_0 is loudness
 
 
@@ -70,6 +71,13 @@ def free_running_scores(output: InferenceOutput, token_lengths: Tensor) -> dict[
     values = [*scores.values(), (~output.reached_limit).float()]
     values.append(torch.stack(values).prod(dim=0))
     return dict(zip(FREE_RUNNING_SCORES, values, strict=True))
+
+
+def describe_score(score: float) -> str:
+    """What a free-running score means, in a word, and what it should be where it is not good."""
+    if score >= GOOD_SCORE:
+        return "good"
+    return f"{'fair' if score >= GOOD_SCORE / 2 else 'poor'}: {GOOD_SCORE} to 0.8 is good"
 
 
 def mel_cepstral_distortion(mel: Tensor, reference: Tensor, audio_config: AudioConfig) -> float:

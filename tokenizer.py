@@ -240,7 +240,9 @@ class Tokenizer:
                 ids += [self._ids[character] for character in kept]
                 has_sound |= any(character.isalpha() for character in kept)
         if not has_sound:
-            raise ValueError(f"text has no letter to speak: {text[:80]!r}")
+            letters = "".join(filter(str.isalpha, self.unknown_characters(text)))[:MAX_NAMED]
+            lacking = f"that a symbol stands for, only {letters!r}" if letters else "to speak"
+            raise ValueError(f"text has no letter {lacking}: {text[:80]!r}")
         return torch.tensor(ids, dtype=torch.int64)
 
     def _encode_phonemes(self, group: str) -> list[int]:

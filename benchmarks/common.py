@@ -23,6 +23,7 @@ import torchaudio
 from checkpoints import DTYPES, device_argument
 from config import add_config_arguments, make_configs
 from files import count_argument
+from flags import FlagParser
 from model import Tacotron2Config
 
 OURS, PLAIN, TORCHAUDIO = "ours", "ours, plain loops", "torchaudio"
@@ -36,8 +37,8 @@ Flags = tuple[argparse.Namespace, Tacotron2Config]
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     """Shows a script's docstring as it stands, and takes no abbreviated flags."""
-    options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = argparse.ArgumentParser(description=description, **options)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = FlagParser(description=description, formatter_class=formatter)
     folder = Path(__file__).resolve().parent / "results"
     parser.add_argument("--output_dir", type=Path, default=folder, help="folder for the CSVs")
     return parser
@@ -49,9 +50,19 @@ def read_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> F
     A mistake ends the program with one sentence, as do sizes that torchaudio's model cannot have.
     """
     add, device = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", type=device_argument, default=device, help=f"default: {device}")
+    add(
+        "--device",
+        type=device_argument,
+        default=device,
+        help=f"where the models run (default: {device})",
+    )
     add("--threads", type=count_argument, help="CPU threads of torch; torch's own if unset")
-    add("--only", choices=(*MODELS, "both"), default="both", help="default: both")
+    add(
+        "--only",
+        choices=(*MODELS, "both"),
+        default="both",
+        help="one of the models (default: both)",
+    )
     add_config_arguments(parser, Tacotron2Config)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads or torch.get_num_threads())

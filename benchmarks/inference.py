@@ -101,10 +101,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs with these flags (default: the command line's)."""
     parser = common.make_parser(__doc__)
     add = parser.add_argument
-    add("--batch_size", type=count_argument, nargs="+", default=[1, 16], help="default: 1 16")
+    add(
+        "--batch_size",
+        type=count_argument,
+        nargs="+",
+        default=[1, 16],
+        help="texts at once (default: 1 16)",
+    )
     add("--n_text", type=count_argument, default=80, help="characters (default: 80)")
     add("--n_steps", type=count_argument, default=200, help="frames (default: 200)")
-    add("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES), help="default: both")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        nargs="+",
+        default=list(DTYPES),
+        help="of products (default: both)",
+    )
     add("--repeats", type=count_argument, default=5, help="timed runs (default: 5)")
     measure(*common.read_flags(parser, argv))
 

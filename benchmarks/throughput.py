@@ -128,7 +128,7 @@ def parse_args(argv: Sequence[str] | None) -> common.Flags:
     clips_help = "of noise (default: LJSpeech's %(default)s)"
     add("--n_clips", type=count_argument, default=LJSPEECH_CLIPS, help=clips_help)
     add("--batch_size", type=count_argument, default=128, help="clips (default: 128)")
-    add("--dtype", choices=DTYPES, default="bfloat16", help="default: bfloat16")
+    add("--dtype", choices=DTYPES, default="bfloat16", help="of products (default: bfloat16)")
     n_workers = min((os.cpu_count() or 1) - 1, MOST_WORKERS)
     worker_count = partial(count_argument, least=0, most=MAX_WORKERS)
     workers_help = "loader processes (default: a core each but one, at most 8; here %(default)s)"

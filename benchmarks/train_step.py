@@ -181,7 +181,7 @@ def parse_args(argv: Sequence[str] | None) -> common.Flags:
     add("--batch_size", type=count_argument, default=16, help="clips (default: 16)")
     add("--n_text", type=count_argument, default=80, help="characters (default: 80)")
     add("--n_mel", type=count_argument, default=300, help="frames (default: 300)")
-    add("--dtype", choices=DTYPES, default="float32", help="default: float32")
+    add("--dtype", choices=DTYPES, default="float32", help="of products (default: float32)")
     add("--repeats", type=count_argument, default=5, help="timed steps (default: 5)")
     sweep_help = "further sizes, N_MELxBATCH_SIZE, to see what a frame costs at each"
     add("--sweep", type=sweep_size, nargs="+", default=[], metavar="SIZE", help=sweep_help)

@@ -207,8 +207,16 @@ row("text: no file", say("--text_file", "/nowhere.txt"), "--text_file", "/nowher
 row("text: a folder", say("--text_file", lambda w: w.folder), "--text_file", "ünïque")
 row("text: Latin-1", say("--text_file", lambda w: w.file("t", b"caf\xe9")), "--text_file", "UTF-8")
 row(
-    "text: a bad line in a file",
-    say("--text_file", lambda w: w.file("t", "Fine.\n?!\n")), "no letter", "?!",
+    "text: a bad line beside a file",
+    say("--text_file", lambda w: w.file("t", "Fine.\n"), "--text", "?!"), "no letter", "?!",
+)  # fmt: skip
+row(
+    "text: only bad lines in a file",
+    lambda w: (
+        *("synthesize", "--checkpoint", w.voice, "--output_dir", w.out, "--device", "cpu"),
+        *("--text_file", w.file("t", "\n?!\n...\n")),
+    ),
+    "nothing to say", "line 2", "no letter", "?!",
 )  # fmt: skip
 
 

@@ -129,7 +129,7 @@ def test_odd_texts_are_spoken(world, capsys):
         *("--device", "cpu", "--max_decoder_steps", 4, "--text_file", path), capsys=capsys,
     )  # fmt: skip
     assert code == 0, said
-    names = [f"{i:03d}.{kind}" for i in range(1, 5) for kind in ("npy", "png", "wav")]
+    names = [f"{i:03d}.{kind}" for i in range(1, 5) for kind in ("npy", "png", "txt", "wav")]
     assert sorted(file.name for file in world.out.iterdir()) == names
     for i in range(1, 5):
         assert soundfile.info(world.out / f"{i:03d}.wav").frames == 4 * 256

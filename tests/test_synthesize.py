@@ -57,13 +57,111 @@ def test_files_of_each_sentence(checkpoint, tmp_path, capsys):
     text_file.write_text("A second line.\n\n  And a third \u2603 one\r\n", encoding="utf-8")
     speak(checkpoint, tmp_path / "out", "--text", "Hello.", "--text_file", str(text_file))
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [f"00{i}.{kind}" for i in (1, 2, 3) for kind in ("npy", "png", "wav")]
-    printed = capsys.readouterr().out.splitlines()
-    assert "left out '\u2603'" in printed.pop(2)
-    for i, text in enumerate(("Hello.", "A second line.", "And a third \u2603 one"), start=1):
+    assert names == [f"00{i}.{kind}" for i in (1, 2, 3) for kind in ("npy", "png", "txt", "wav")]
+    printed = capsys.readouterr().out
+    blocks = [block.splitlines() for block in printed.split(f"{tmp_path / 'out'}/")[1:]]
+    for i, said in enumerate(("hello.", "a second line.", "and a third  one"), start=1):
         assert Image.open(tmp_path / "out" / f"00{i}.png").size[0] > 300
-        place = f"{tmp_path / 'out'}/00{i}.wav: 0.35 s"
-        assert printed[i - 1] == f"{place}, cut at the limit of 30 steps without a stop: {text}"
+        verdict = "did not stop, free-running score 0.00 (poor: 0.5 to 0.8 is good)"
+        assert blocks[i - 1][:2] == [f"00{i}.wav: 0.35 s, {verdict}", f"    as spoken: {said}"]
+        assert (tmp_path / "out" / f"00{i}.txt").read_text() == f"{said}\n"
+        assert "it did not stop, and was cut at the limit of 30 steps" in "".join(blocks[i - 1])
+    assert printed.count("left out") == 1
+    assert blocks[2][2].startswith("    warning: left out '\u2603'")
+
+
+def test_numbers_go_on_from_those_in_the_folder(checkpoint, tmp_path):
+    out = tmp_path / "out"
+
+    def spoken():
+        return {path.stem: path.read_text() for path in sorted(out.glob("*.txt"))}
+
+    speak(checkpoint, out, "--text", "One.", "Two.")
+    first = (out / "001.wav").read_bytes()
+    (out / "007.npy").touch()  # what is left of another call
+    (out / "2023.txt.bak").touch()
+    speak(checkpoint, out, "--text", "Three.")
+    assert spoken() == {"001": "one.\n", "002": "two.\n", "008": "three.\n"}
+    assert (out / "001.wav").read_bytes() == first
+    speak(checkpoint, out, "--text", "Four.", "--overwrite")
+    assert spoken() == {"001": "four.\n", "002": "two.\n", "008": "three.\n"}
+    assert (out / "001.wav").read_bytes() != first
+
+
+def test_lines_that_cannot_be_spoken_are_named_and_the_others_spoken(checkpoint, tmp_path, capsys):
+    text_file = tmp_path / "story.txt"
+    lines = "Chapter 2\n***\n\n\u041f\u0440\u0438\nIt rained.\n"
+    text_file.write_text(lines, encoding="utf-8")
+    speak(checkpoint, tmp_path / "out", "--text_file", str(text_file))
+    said = [(tmp_path / "out" / f"00{i}.txt").read_text() for i in (1, 2)]
+    assert said == ["chapter two\n", "it rained.\n"]
+    assert not (tmp_path / "out" / "003.txt").exists()
+    second, fourth = capsys.readouterr().err.splitlines()
+    place = f"synthesize.py: --text_file {text_file}, line"
+    assert second == f"{place} 2: text has no letter to speak: '***'; the line is left out"
+    assert fourth.startswith(f"{place} 4: text has no letter that a symbol stands for, only")
+
+
+def test_a_file_given_as_text_is_hinted_at(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "story.txt").write_text("It rained.")
+    speak(checkpoint, tmp_path / "out", "--text", "story.txt", "other.txt")
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and "--text_file story.txt speaks the lines" in said.err
+    assert "as spoken: story dot t x t" in said.out
+
+
+def path_over(positions, n_text):
+    """An alignment (T_mel, n_text) that is sharp at these characters, one a frame."""
+    return torch.nn.functional.one_hot(torch.tensor(positions), n_text).float()
+
+
+@pytest.mark.parametrize(
+    ("positions", "stopped", "score", "faults"),
+    [
+        ([0, 1, 2, 3, 4, 5, 6, 7], True, "1.00 (good)", []),
+        ([*[0] * 99, 1, 2, 3, 2, 3, 4, 5, 6, 7], True, "0.99 (good)", []),
+        ([0, 1, 2, 3, 4, 5, 6, 7], False, "0.00 (poor: 0.5 to 0.8 is good)", ["did not stop"]),
+        (
+            [0, 1, 2, 5, 6, 7],
+            True,
+            "0.75 (good)",
+            ["2 of 8 characters get no attention, and may not be heard: 'gh'"],
+        ),
+        (
+            [0, 0, 0, 0, 0, 0],
+            True,
+            "0.12 (poor: 0.5 to 0.8 is good)",
+            ["7 of 8 characters get no attention, and may not be heard: 'efghijk'"],
+        ),
+        (
+            [*[0] * 99, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 6, 7],
+            True,
+            "0.99 (good)",
+            ["goes back at 1 of 110 steps, furthest at 1.04 s by 4 characters"],
+        ),
+        (
+            [0, 1, 2, 1, 2, 1, 2, 3, 4, 5, 6, 7],
+            True,
+            "0.82 (good)",
+            ["goes back at 2 of 11 steps, furthest at 0.03 s by 1 characters"],
+        ),
+    ],
+)
+def test_the_verdict_names_what_looks_wrong(
+    tmp_path, monkeypatch, capsys, positions, stopped, score, faults
+):
+    """One frame is 0.01 s."""
+    config, tokenizer = AudioConfig(16000, hop_size=160), Tokenizer()
+    mel = torch.full((len(positions), 80), -4.0)
+    model = StubModel(None, free_running(mel, path_over(positions, 8), stopped))
+    monkeypatch.setattr(synthesize, "load_checkpoint", lambda *_: Voice(model, config, tokenizer))
+    speak("any", tmp_path, "--text", "defghijk")
+    first, _, *warnings = capsys.readouterr().out.splitlines()
+    assert first.endswith(f"free-running score {score}")
+    assert len(warnings) == len(faults)
+    for warning, fault in zip(warnings, faults, strict=True):
+        assert warning.startswith("    warning: ") and fault in warning
 
 
 @pytest.mark.parametrize("mel_scaling", ["scaled_db", "log"])
@@ -86,7 +184,7 @@ def test_files_hold_what_is_spoken(tmp_path, monkeypatch, capsys, mel_scaling):
     speak("any", tmp_path, "--text", text)
 
     place = f"{tmp_path}/001.wav: {len(mel) * 200 / 16000:.2f} s"
-    assert capsys.readouterr().out == f"{place}, stopped by itself: {text}\n"
+    assert capsys.readouterr().out.startswith(f"{place}, stopped by itself, free-running score ")
     exported = np.load(tmp_path / "001.npy")
     scaled = audio_to_mel(torch.from_numpy(wav).float(), replace(config, mel_scaling="scaled_db"))
     assert exported.dtype == np.float32
@@ -167,7 +265,7 @@ def test_the_stop_threshold_ends_a_sentence(checkpoint, tmp_path, capsys):
         (["--stop_threshold", "0.35"], "cut at the limit of 30 steps", 30),
         ([], "cut at the limit of 30 steps", 30),
     ):
-        speak(checkpoint, tmp_path / "out", "--text", "Hello.", *flags)
+        speak(checkpoint, tmp_path / "out", "--overwrite", "--text", "Hello.", *flags)
         assert ending in capsys.readouterr().out
         assert np.load(tmp_path / "out" / "001.npy").shape == (80, n_frames)
 
@@ -295,7 +393,7 @@ def test_a_folder_of_save_pretrained_is_told_what_it_lacks(checkpoint, tmp_path,
     [
         (["--text", "?!"], "no letter"),
         (["--text", " "], "nothing to say"),
-        (["--text", "Fine.", "123 \u4f60\u597d", "\u4f60"], "no letter"),
+        (["--text", "Fine.", "123 \u4f60\u597d", "\u4f60"], "only '\u4f60'"),
         (["--text_file", "/nowhere/at/all"], "--text_file"),
     ],
 )

@@ -168,12 +168,18 @@ def test_unknown_characters_are_named_once_in_order_and_left_out():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "   ", "\n", "...", "?!", "\U0001f600", "\u4e2d\u6587", "\u041f\u0440\u0438", "\0"]
-)
-def test_text_without_a_letter_is_refused_in_one_sentence(text):
+    ("text", "letters"),
+    [*((text, "") for text in ("", "   ", "\n", "...", "?!", "\U0001f600", "\0")),
+     ("\u4e2d\u6587", "\u4e2d\u6587"), ("\u041f\u0440\u0438, \u043f", "\u043f\u0440\u0438"),
+     ("\u4e2d!" * 9 + "".join(map(chr, range(0x4e2e, 0x4e60))),
+      "".join(map(chr, range(0x4e2d, 0x4e41))))],
+)  # fmt: skip
+def test_text_without_a_letter_is_refused_in_one_sentence(text, letters):
+    """Letters that no symbol stands for are named, the first 20."""
     with pytest.raises(ValueError) as refusal:
         Tokenizer().encode(text)
-    assert str(refusal.value) == f"text has no letter to speak: {text!r}"
+    what = f"that a symbol stands for, only {letters!r}" if letters else "to speak"
+    assert str(refusal.value) == f"text has no letter {what}: {text!r}"
 
 
 def test_the_refusal_of_a_long_text_stays_short():
