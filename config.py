@@ -204,7 +204,8 @@ TRAIN_GROUPS = {  # as --help shows the fields of TrainConfig
     ),
     "validation and logging": (
         "save_audio_gen", "keep_pictures", "validation_epochs", "free_running_clips",
-        "max_decoder_steps", "console_out_iters", "log_wandb", "log_tensorboard", "wandb_log_iters", "run_name",
+        "max_decoder_steps", "console_out_iters", "log_wandb", "log_tensorboard",
+        "wandb_log_iters", "run_name",
     ),
 }  # fmt: skip
 TITLES = {AudioConfig: "audio", Tacotron2Config: "model"}
