@@ -28,13 +28,12 @@ from dataset import AudioConfig, Utterance, mel_to_audio, write_wav
 from files import DataError, write_whole
 from model import Tacotron2, Tacotron2Output
 from plotting import alignment_film, loss_figure, save_figure, summary_figure
-from scores import ALIGNMENT_SCORES, FREE_RUNNING_SCORES, free_running_limit
+from scores import ALIGNMENT_SCORES, describe_score, free_running_limit
 from tokenizer import Tokenizer
 from tracking import Tracking
 
 RUN_FILE = "run.txt"  # the path of the run's folder, from the folder of its pictures
 EPOCH_FILES = "epoch_[0-9]*"
-SCORES = (*ALIGNMENT_SCORES, *FREE_RUNNING_SCORES)
 FRAME_NAME = re.compile(r"epoch_(\d+)(?:_step_(\d+))?\.npz")
 FIRST_FRAMES = 8  # of the film, within the first epoch
 # Focus x coverage x monotonicity of teacher forcing. Measured on the demo corpus at batch 16: 0.09
@@ -172,12 +171,30 @@ class Meter:
 
 
 def print_epoch(row: dict[str, float], n_skipped: int) -> None:
-    """The line after an epoch: its losses and scores, and how many steps it skipped, if any."""
-    shown = [name for name in row if name.startswith("val_") or name in SCORES]
-    shown = "  ".join(f"{name} {row[name]:.3f}" for name in shown)
+    """The two lines after an epoch: its losses, and scores if it has some, in aligned columns.
+
+    The first ends with the free-running score and what it means, or with how many steps were
+    skipped, if any.
+    """
+    begin = f"epoch {row['epoch']} done".ljust(14)
+    losses = [name for name in ("train_loss", "val_loss") if name in row]
+    parts = [begin, *(f"{name} {row[name]:6.3f}" for name in losses)]
+    if "free_running_score" in row:
+        score = row["free_running_score"]
+        parts.append(f"free_running_score {score:.3f} ({describe_score(score)})")
     if n_skipped:
-        shown += f"  skipped_steps {n_skipped}"
-    print(f"epoch {row['epoch']} done  train_loss {row['train_loss']:.3f}  {shown}", flush=True)
+        parts.append(f"skipped_steps {n_skipped}")
+    print("  ".join(parts), flush=True)
+    if "free_running_score" in row:
+        pairs = [f"{n} {row[n]:.3f} / {row[f'free_running_{n}']:.3f}" for n in ALIGNMENT_SCORES]
+        stopped = f"stopped_by_itself {row['stopped_by_itself']:.3f}"
+        print("  ".join(["forced / free".ljust(len(begin)), *pairs, stopped]), flush=True)
+
+
+def print_saved(said: str, path: Path) -> None:
+    """A line with the path of a checkpoint, above the bar of the epoch if one is shown."""
+    tqdm.write(f"{said} {path}")
+    sys.stdout.flush()
 
 
 def batch_of_one(model: Tacotron2, utterance: Utterance) -> tuple[Tensor, ...]:

@@ -53,6 +53,7 @@ from reporting import (
     make_film,
     missing_alignment,
     print_epoch,
+    print_saved,
 )
 from resuming import TrainerState, enter_epoch, prune_checkpoints, save_checkpoint
 from validation import LOSSES, choose_sample, film_first_epoch, is_new_best, judge_epoch
@@ -316,8 +317,8 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
     )
 
 
-def save(run: Run, state: TrainerState, name: str) -> None:
-    """Writes a checkpoint of the run, then removes those beyond --keep_checkpoints.
+def save(run: Run, state: TrainerState, name: str, said: str = "checkpoint:") -> None:
+    """Writes a checkpoint, says so and where, and removes those beyond --keep_checkpoints.
 
     Raises:
         DataError: on every process, when it cannot be written.
@@ -326,8 +327,10 @@ def save(run: Run, state: TrainerState, name: str) -> None:
         run.accelerator, run.folder / name, state, run.flags,
         run.audio_config, run.model_config, run.tokenizer,
     )  # fmt: skip
-    if run.config.keep_checkpoints and run.accelerator.is_main_process:
-        prune_checkpoints(run.folder, run.config.keep_checkpoints)
+    if run.accelerator.is_main_process:
+        print_saved(said, run.folder / name)
+        if run.config.keep_checkpoints:
+            prune_checkpoints(run.folder, run.config.keep_checkpoints)
 
 
 def finish_pictures(run: Run, state: TrainerState) -> None:
@@ -367,18 +370,13 @@ def train(run: Run, state: TrainerState) -> None:
             save_and_raise(run, state, OutOfMemory(sentence))
         if is_new_best(state.history, state.best_epoch):
             state = state._replace(best_epoch=state.epoch)
-            save(run, state, "best_checkpoint")
             score, loss = (state.history[-1][k] for k in ("free_running_score", "val_loss"))
-            accelerator.print(
-                f"best so far: free-running score {score:.3f}, validation loss {loss:.3f}, kept in "
-                f"{run.folder / 'best_checkpoint'}",
-                flush=True,
-            )
+            best = f"free-running score {score:.3f}, validation loss {loss:.3f}"
+            save(run, state, "best_checkpoint", f"best so far: {best}, kept in")
         if state.epoch % config.checkpoint_epochs == 0:
             save(run, state, f"checkpoint_{state.epoch}")
             saved_at = time.monotonic()
     save(run, state, "final_checkpoint")
-    accelerator.print(f"checkpoint: {run.folder / 'final_checkpoint'}")
     finish_pictures(run, state)
     run.tracking.finish()
     end_group(accelerator)

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 import train_taco
 from config import parse_args
 from resuming import list_checkpoints, read_state
+from scores import FREE_RUNNING_SCORES
 from test_train_taco import run_flags
 
 
@@ -32,8 +33,8 @@ def train(tiny_corpus, tmp_path, monkeypatch):
         def judge_epoch(accelerator, model, val_loader, *_):
             assert (model, val_loader) == (run.model, run.val_loader)
             score = next(left)
-            whole = {"free_running_coverage": 1.0, "free_running_monotonicity": 1.0}
-            return {**blurred, **whole, "stopped_by_itself": score, "free_running_score": score}, {}
+            free = dict.fromkeys(FREE_RUNNING_SCORES, 1.0)
+            return {**blurred, **free, "stopped_by_itself": score, "free_running_score": score}, {}
 
         monkeypatch.setattr(train_taco, "judge_epoch", judge_epoch)
         train_taco.train(run, state)
@@ -50,6 +51,14 @@ def train(tiny_corpus, tmp_path, monkeypatch):
 def epochs_in(folder):
     """The epoch at which each checkpoint stands."""
     return {path.name: read_state(path)[0].epoch for path in list_checkpoints(folder)}
+
+
+def test_each_checkpoint_is_said_with_its_path(train, capsys):
+    folder = train([0.2, 0.1, 0.1, 0.1], "--training_epochs", 4, "--checkpoint_epochs", 2)
+    lines = capsys.readouterr().out.splitlines()
+    said = [line.removeprefix("checkpoint: ") for line in lines if line.startswith("checkpoint:")]
+    names = ("checkpoint_2", "checkpoint_4", "final_checkpoint")
+    assert said == [str(folder / name) for name in names]
 
 
 def test_the_best_epoch_is_kept_also_after_resuming(train, capsys):
@@ -86,7 +95,7 @@ def test_validation_and_checkpoints_come_when_they_are_due(train, capsys):
     said = capsys.readouterr()
     for epoch in range(1, 6):
         assert f"epoch {epoch}  step 3/3  loss" in said.out
-        assert f"epoch {epoch} done  train_loss {rows[epoch - 1]['train_loss']:.3f}" in said.out
+        assert f"epoch {epoch} done    train_loss {rows[epoch - 1]['train_loss']:6.3f}" in said.out
     # It would be due after the first epoch, and comes with the first scores.
     assert said.err.count("has not begun to align") == 1 and "step 6: attention" in said.err
 

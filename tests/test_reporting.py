@@ -110,14 +110,30 @@ def test_scalars_of_the_trackers(show_steps, flag):
     ]
 
 
-def test_the_line_after_an_epoch(capsys):
-    row = {"epoch": 3, "step": 30, "train_loss": 1.25, "train_stop_loss": 9.0, "val_loss": 2.5}
-    print_epoch({**row, "free_running_score": 0.125, "learning_rate": 0.5}, n_skipped=0)
-    print_epoch(row, n_skipped=2)
-    assert capsys.readouterr().out.splitlines() == [
-        "epoch 3 done  train_loss 1.250  val_loss 2.500  free_running_score 0.125",
-        "epoch 3 done  train_loss 1.250  val_loss 2.500  skipped_steps 2",
+def test_the_lines_after_an_epoch(capsys):
+    """Aligned from epoch to epoch; no longer than a terminal of 110 columns."""
+    row = {"train_loss": 1.25, "train_stop_loss": 9.0, "val_loss": 2.5, "val_stop_loss": 9.0}
+    scores = {"focus": 0.75, "coverage": 0.875, "monotonicity": 1.0, "stopped_by_itself": 0.9375}
+    scores |= {"free_running_focus": 0.5, "free_running_coverage": 0.625}
+    scores |= {"free_running_monotonicity": 0.125, "free_running_score": 0.625}
+    print_epoch({"epoch": 3, "step": 30, **row, **scores, "learning_rate": 0.5}, n_skipped=0)
+    print_epoch({"epoch": 4, "step": 40, "train_loss": 1.125}, n_skipped=0)
+    scores["free_running_score"] = 0.375
+    print_epoch({"epoch": 250, **row, **scores, "train_loss": 12.5}, n_skipped=2)
+    second = (
+        "forced / free   focus 0.750 / 0.500  coverage 0.875 / 0.625  monotonicity 1.000 / 0.125"
+        "  stopped_by_itself 0.938"
+    )
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "epoch 3 done    train_loss  1.250  val_loss  2.500  free_running_score 0.625 (good)",
+        second,
+        "epoch 4 done    train_loss  1.125",
+        "epoch 250 done  train_loss 12.500  val_loss  2.500  free_running_score 0.375 "
+        "(fair: 0.5 to 0.8 is good)  skipped_steps 2",
+        second,
     ]
+    assert len(second) <= 112 and len(said[0]) <= 90
 
 
 @pytest.fixture
