@@ -194,7 +194,7 @@ def describe_evaluation(args: argparse.Namespace) -> dict[str, Any]:
         DataError: when the checkpoint's trainer_state.json is broken.
     """
     path = Path(args.checkpoint) / "trainer_state.json"  # which weights from elsewhere lack
-    state = read_json(path, str(path)) if path.is_file() else {}
+    state = read_json(path, str(path)) if os.path.isfile(path) else {}
     return {
         "checkpoint": os.path.abspath(args.checkpoint),
         "step": state.get("step") if isinstance(state, dict) else None,

@@ -354,7 +354,8 @@ def test_flag_mistake_exits_with_2_and_names_the_flag(tmp_path, capsys, flags):
     with pytest.raises(SystemExit) as stop:
         run(corpus, tmp_path / "out", *flags)
     assert stop.value.code == 2
-    message = capsys.readouterr().err.rsplit("error:", 1)[1]
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1, "one line, without the usage"
     assert any(flag in message for flag in flags if flag.startswith("--"))
     assert not (tmp_path / "out").exists()
 

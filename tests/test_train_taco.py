@@ -43,7 +43,7 @@ def run_flags(corpus, folder, *extra):
         "--path_to_val_manifest", str(corpus.test_manifest),
         "--experiment_name", "tiny", "--batch_size", "2", "--num_workers", "0",
         "--console_out_iters", "2", "--checkpoint_epochs", "1", "--training_epochs", "2",
-        "--warmup_steps", "0", *TINY_MODEL, *map(str, extra),
+        "--warmup_steps", "0", "--short_first_epochs", "0", *TINY_MODEL, *map(str, extra),
     ]  # fmt: skip
 
 
@@ -454,7 +454,7 @@ def test_training_on_real_clips(ljspeech_dir, tmp_path, capsys):
         ["--working_directory", tmp_path, "--save_audio_gen", tmp_path / "samples",
          "--path_to_train_manifest", tmp_path / "train_metadata.csv",
          "--path_to_val_manifest", tmp_path / "test_metadata.csv",
-         "--training_epochs", 2, "--batch_size", 2, "--num_workers", 0,
+         "--training_epochs", 2, "--batch_size", 2, "--num_workers", 0, "--warmup_steps", 0,
          "--checkpoint_epochs", 5, "--max_decoder_steps", 60, "--free_running_clips", 2],
         pictures=True,
     )  # fmt: skip
