@@ -267,7 +267,7 @@ _RULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
     ),
     (rf"(?<![\w.,/$+-])(?:{_PHONE})(?![\w/-])", _spell_phone),
     (
-        r"(?<![\w.])(?:(?P<name>[Vv]ersion |[Vv]er\. ?|v\.? ?)(?=\d)|(?=\d+\.\d+\.))"
+        r"(?<![\w.])(?:(?P<name>[Vv]ersion |[Vv]er\. ?|v\.? ?)(?=\d)|(?=\d+\.\d+\.\d))"
         r"(?P<parts>\d+(?:\.\d+)*)(?!\w)",
         _spell_version,
     ),
