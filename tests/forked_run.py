@@ -35,10 +35,14 @@ def process_variables(rank: int, processes: int, port: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def draw_nothing() -> None:
-    """From now on, runs in this process write no pictures, sounds or films."""
-    validation.draw_sample = lambda *_: {}
-    train_taco.make_film = lambda *_: None
+def draw_nothing(set_attribute: Callable = setattr) -> None:
+    """From now on, runs in this process write no pictures, sounds or films.
+
+    A test that trains in its own process gives monkeypatch.setattr, which is undone.
+    """
+    set_attribute(validation, "draw_sample", lambda *_: {})
+    for name in ("film_first_epoch", "draw_losses", "make_film"):
+        set_attribute(train_taco, name, lambda *_: None)
 
 
 def run_here(

@@ -11,6 +11,7 @@ import model as model_module
 import train_taco
 from checkpoints import load_checkpoint
 from fast_decoder import speed_up
+from forked_run import draw_nothing
 from model import Decoder, Tacotron2, Tacotron2Config, build_padding_mask, tacotron2_loss
 from synthesize import synthesize
 from test_launching import README
@@ -110,6 +111,7 @@ def test_it_learns_and_speaks(attention_class, capsys):
 def test_in_the_decoders_place_all_scripts_use_it(attention_class, monkeypatch, world, capsys):
     """As where `Decoder` itself builds it: a run is trained, and its checkpoint speaks."""
     monkeypatch.setattr(model_module, "LocationSensitiveAttention", attention_class)
+    draw_nothing(monkeypatch.setattr)
     train_taco.main(run_flags(world.corpus, world.out, "--training_epochs", 1))
     said = capsys.readouterr().err
     assert said.startswith("fast_decoder.py does not fit this model: AttributeError: ")

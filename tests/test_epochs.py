@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 import train_taco
 from config import parse_args
+from forked_run import draw_nothing
 from resuming import list_checkpoints, read_state
 from scores import FREE_RUNNING_SCORES
 from test_train_taco import run_flags
@@ -18,7 +19,7 @@ from test_train_taco import run_flags
 def train(tiny_corpus, tmp_path, monkeypatch):
     """Trains in this process; validations give the free-running scores that they are told to."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(train_taco, "make_film", lambda *args: None)
+    draw_nothing(monkeypatch.setattr)
     drawn = []
     monkeypatch.setattr(train_taco, "draw_losses", lambda folder, rows: drawn.append(len(rows)))
     folder = tmp_path / "work" / "tiny"

@@ -15,6 +15,7 @@ from config import parse_args
 from dataset import BatchSampler, TTSDataset
 from failures import OutOfMemory
 from files import DataError
+from forked_run import draw_nothing
 from kill_and_resume import differences
 from prepare import make_loader
 from processes import read_groups
@@ -39,6 +40,7 @@ class StopAfter:
 @pytest.fixture
 def begin(tiny_corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    draw_nothing(monkeypatch.setattr)
 
     def begin(name, *flags):
         configs = parse_args(run_flags(tiny_corpus, tmp_path / name, *flags), "")
@@ -183,6 +185,7 @@ def begin_fp16(tiny_corpus, tmp_path, monkeypatch):
     """A run in fp16 with the loss scaling of a GPU, which accelerate gives no CPU."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    draw_nothing(monkeypatch.setattr)
 
     def begin(name, scale):
         AcceleratorState._reset_state(reset_partial_state=True)  # keeps the first precision

@@ -20,6 +20,7 @@ from config import parse_args
 from convert_checkpoint import SYMBOLS
 from dataset import AudioConfig, TTSCollator, TTSDataset
 from files import DataError
+from forked_run import draw_nothing
 from model import Tacotron2, Tacotron2Config
 from phonemes import ARPABET, find_odd_phoneme, load_dictionary, to_phonemes
 from plotting import summary_figure
@@ -206,6 +207,7 @@ def test_a_table_without_letters_gets_all_words_in_phonemes(tiny_corpus):
 @pytest.fixture
 def prepare(tiny_corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    draw_nothing(monkeypatch.setattr)
 
     def prepare(*flags):
         configs = parse_args(run_flags(tiny_corpus, tmp_path, *flags), "")

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 
 import forked_run
 import train_taco
-import validation
 from kill_and_resume import TINY_MODEL
 from reference_training import train
 from test_train_taco import run_flags
@@ -31,8 +30,7 @@ COMMON = {
 def quickly(monkeypatch):
     """Training in this process and without pictures; its signal handlers are undone."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(validation, "draw_sample", lambda *args: {})
-    monkeypatch.setattr(train_taco, "make_film", lambda *args: None)
+    forked_run.draw_nothing(monkeypatch.setattr)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGCHLD)
     handlers = {number: signal.getsignal(number) for number in numbers}
     yield

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import train_taco
 from config import parse_args
 from files import DataError
-from forked_run import train
+from forked_run import draw_nothing, train
 from kill_and_resume import differences
 from test_nonfinite import StopAfter
 from test_train_taco import run_flags
@@ -26,6 +26,7 @@ NEW_KEYS = ("epoch_clips", "order_batch_size", "order_checksum", "order_recut")
 def begin(tiny_corpus, tmp_path, monkeypatch):
     """A run prepared in this process; `steps` is filled with the rate and the clips of each."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    draw_nothing(monkeypatch.setattr)
     train_step = train_taco.train_step
 
     def begin(*flags, corpus=tiny_corpus):

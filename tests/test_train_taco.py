@@ -23,7 +23,7 @@ from checkpoints import load_checkpoint
 from config import parse_args
 from dataset import TTSCollator, TTSDataset
 from files import DataError
-from forked_run import train
+from forked_run import draw_nothing, train
 from kill_and_resume import TINY_MODEL, differences
 from model import Tacotron2, Tacotron2Config, tacotron2_loss
 from reporting import alignment_is_due, make_film, missing_alignment
@@ -408,7 +408,7 @@ def test_a_missing_alignment_is_looked_for_once(tiny_corpus, tmp_path, monkeypat
     monkeypatch.setattr(
         validation, "speak_freely", lambda *_: dict.fromkeys(FREE_RUNNING_SCORES, 0.0)
     )
-    monkeypatch.setattr(validation, "draw_sample", lambda *args: {})
+    draw_nothing(monkeypatch.setattr)
     flags = run_flags(tiny_corpus, tmp_path, "--alignment_warning_steps", 10)
 
     def prepare(flags):
