@@ -41,7 +41,8 @@ WORD_SPACING = 7.0  # points; a word closer than this to the label below it goes
 TITLE_CHARACTERS_PER_INCH = 11  # where a title wraps
 COLOUR_MAP = "magma"  # one for mels and alignments, so that a film's small palette is enough
 PATH_COLOUR = "#4de3ff"  # of the arg-max; not in COLOUR_MAP
-PATH_BELOW = 6.0  # pixels; where a character's row is less high, the arg-max is marked
+PATH_BELOW = 6.0  # pixels; where a character's row is less high, the arg-max is marked,
+PATH_SHARE = 0.1  # if it has as much attention: one that is spread out must not look sharp
 TRAIN_COLOUR, VAL_COLOUR, OTHER_COLOUR, FREE_COLOUR = "#3b6fb6", "#e07b39", "#555555", "#2f9e6e"
 
 SHEET_WIDTH, SHEET_COLUMNS = 11.0, 3  # inches; the first panel is two columns wide
@@ -276,8 +277,9 @@ def _show_alignment(axes: Axes, alignment: np.ndarray, hop_seconds: float | None
         path.remove()
     if axes.bbox.height < PATH_BELOW * n:
         middles = (np.arange(n_frames) + 0.5) * hop
+        marked = alignment.max(axis=1) >= PATH_SHARE
         # Single pixels: a line would also join the two ends of a jump.
-        axes.plot(middles, alignment.argmax(axis=1), ",", color=PATH_COLOUR)
+        axes.plot(middles[marked], alignment.argmax(axis=1)[marked], ",", color=PATH_COLOUR)
 
 
 def _label_time(axes: Axes, hop_seconds: float | None) -> None:

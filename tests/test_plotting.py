@@ -254,11 +254,13 @@ def test_arg_max_of_long_alignments_is_marked():
         assert is_near(PATH, figure, time, character, pixels)
         assert not is_near(PATH, figure, time, (character + 90) % 187, pixels)
     assert len(draw_alignment(soft_alignment(300, 60)).axes[-1].lines) == 0  # it is seen without
+    wide = draw_alignment(soft_alignment(1000, 187, width=12))
+    assert not (figure_to_array(wide) == PATH).all(axis=-1).any()
 
 
 def test_film_marks_the_arg_max_of_each_frame(tmp_path):
     alignments = [np.zeros((300, 100)), np.zeros((300, 100))]
-    alignments[0][:, 20] = alignments[1][:, 70] = 0.1
+    alignments[0][:, 20] = alignments[1][:, 70] = 0.2
     film = make_film(tmp_path / "film.gif", alignments)
     for pixels, marked, free in zip(film.frames, (20, 70), (70, 20), strict=True):
         assert is_near(PATH, film.figure, 150, marked, pixels)
