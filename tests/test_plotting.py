@@ -231,7 +231,7 @@ def is_near(
 def test_a_single_cell_of_many_keeps_its_colour(cell, monkeypatch):
     """A mean over the cells of its pixel would be a quarter of it."""
     monkeypatch.setattr(plotting, "PATH_BELOW", 0.0)
-    alignment = np.zeros((2003, 642))
+    alignment = np.zeros((2003, 641))
     alignment[cell] = 1.0
     figure = draw_alignment(alignment, hop_seconds=0.5)
     pixels, axes, (frame, character) = figure_to_array(figure), figure.axes[-1], cell
@@ -239,7 +239,8 @@ def test_a_single_cell_of_many_keeps_its_colour(cell, monkeypatch):
     inner = pixels[inside(figure, 1)][5:-5, 5:-5].astype(int)
     lit = np.abs(inner - colour_of(0.0)).sum(axis=-1) > 50
     assert lit.sum() <= 16  # and nothing else is lit
-    assert axes.get_xlim() == (0, 2003 * 0.5) and axes.get_ylim() == (-0.5, 641.5)
+    assert axes.get_xlim() == (0, 2003 * 0.5) and axes.get_ylim() == (-0.5, 640.5)
+    assert axes.images[0].get_extent() == [0, 2004 * 0.5, -0.5, 641.5]  # whole blocks of 3 by 2
     rows, columns = axes.images[0].get_array().shape
     assert axes.bbox.height / 2 < rows <= axes.bbox.height
     assert axes.bbox.width / 2 < columns <= axes.bbox.width
