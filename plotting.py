@@ -20,7 +20,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 from PIL import Image
@@ -41,7 +40,14 @@ CHARACTER_SPACING = 6.2  # points; characters closer than this are labelled word
 WORD_SPACING = 7.0  # points; a word closer than this to the label below it goes without
 TITLE_CHARACTERS_PER_INCH = 11  # where a title wraps
 COLOUR_MAP = "magma"  # one for mels and alignments, so that a film's small palette is enough
-TRAIN_COLOUR, VAL_COLOUR, OTHER_COLOUR = "#3b6fb6", "#e07b39", "#555555"
+PATH_COLOUR = "#4de3ff"  # of the arg-max; not in COLOUR_MAP
+PATH_BELOW = 6.0  # pixels; where a character's row is less high, the arg-max is marked,
+PATH_SHARE = 0.1  # if it has as much attention: one that is spread out must not look sharp
+TRAIN_COLOUR, VAL_COLOUR, OTHER_COLOUR, FREE_COLOUR = "#3b6fb6", "#e07b39", "#555555", "#2f9e6e"
+
+SHEET_WIDTH, SHEET_COLUMNS = 11.0, 3  # inches; the first panel is two columns wide
+SHEET_ROW, SHEET_HEIGHT = 2.2, 18.0  # inches; rows are less high where the sheet would be higher
+SCORES = ("score", "focus", "coverage", "monotonicity", "stopped_by_itself")  # between 0 and 1
 
 FILM_SIZE = (6.4, 4.0)  # inches
 FILM_COLOURS, FILM_GREYS = 48, 15  # of COLOUR_MAP, and for text; a smaller palette compresses more
@@ -76,20 +82,23 @@ def summary_figure(
 def loss_figure(history: Sequence[dict]) -> Figure:
     """Curves over epochs. Each dict is an epoch: "epoch" and any numbers, of which some may lack.
 
-    `train_X` and `val_X` share a panel, any other number has its own; "loss" is the large one.
+    `train_X` and `val_X` share a panel, so do a score `X` and `free_running_X`, and any other
+    number has its own; "loss" is the large one. A legend ends with the curve's last value. Scores
+    are drawn from 0 to 1: magnified, a coverage that goes from 1 to 0.996 would look like a
+    collapse.
     """
     if not history:
         raise ValueError("history must hold at least one epoch, got an empty list.")
     keys = {key for row in history for key, value in row.items() if _is_number(value)}
-    names = {re.sub("^(train|val)_", "", key) for key in keys - {"epoch", "step"}}
+    names = {re.sub("^(train|val|free_running)_", "", key) for key in keys - {"epoch", "step"}}
     if not names:
         raise ValueError(f"history must hold numbers to draw, got only {sorted(history[0])}.")
-    names = sorted(names, key=lambda name: (name != "loss", not name.endswith("loss"), name))
-    n_rows = 1 + len(names) // 2  # the first panel has a row of its own, then two per row
-    figure = _new_figure(MARGIN_HEIGHT + 1.0 + 1.7 * n_rows)
-    grid = figure.add_gridspec(n_rows, 2, height_ratios=[1.6] + [1.0] * (n_rows - 1))
-    for i, name in enumerate(names):
-        cell = grid[0, :] if i == 0 else grid[(i + 1) // 2, (i + 1) % 2]
+    names = sorted(names, key=_place_in_sheet)
+    n_rows = math.ceil((1 + len(names)) / SHEET_COLUMNS)
+    figure = _new_figure(min(SHEET_ROW * n_rows + MARGIN_HEIGHT, SHEET_HEIGHT), SHEET_WIDTH)
+    grid = figure.add_gridspec(n_rows, SHEET_COLUMNS, height_ratios=[1.3] + [1.0] * (n_rows - 1))
+    for i, name in enumerate(names, start=1):
+        cell = grid[0, :2] if i == 1 else grid[i // SHEET_COLUMNS, i % SHEET_COLUMNS]
         _draw_curves(figure.add_subplot(cell), name, history)
     _settle_layout(figure)
     return figure
@@ -129,22 +138,21 @@ def alignment_film(
     colour range, so that nothing moves but what the model learnt. The last frame stays longer.
     """
     alignments = _checked_frames("alignments", alignments, "(T_mel, T_text)", len(alignments))
-    frames = [[alignment] for alignment in alignments]
     if mels is not None:
         mels = _checked_frames("mels", mels, "(T_mel, num_mels)", len(alignments))
-        frames = [[mel, alignment] for mel, alignment in zip(mels, alignments, strict=True)]
-    if titles is not None and len(titles) != len(frames):
-        raise ValueError(f"titles must be one per frame ({len(frames)}), got {len(titles)}.")
-    titles = titles or [None] * len(frames)
+    if titles is not None and len(titles) != len(alignments):
+        raise ValueError(f"titles must be one per frame ({len(alignments)}), got {len(titles)}.")
+    titles = titles or [None] * len(alignments)
 
     figure = _new_figure(FILM_SIZE[1], FILM_SIZE[0])
     first_mel = {"mel": mels[0]} if mels else {}
-    images = _draw_stack(figure, first_mel, alignments[0], text, titles[0], hop_seconds, mels)
+    panels = _draw_stack(figure, first_mel, alignments[0], text, titles[0], hop_seconds, mels)
     pictures = []
-    for frame, title in zip(frames, titles, strict=True):
-        for image, values in zip(images, frame, strict=True):
-            image.set_data(values.T)
-        _set_title(figure.axes[0], title)
+    for i, title in enumerate(titles):
+        if mels:
+            panels[0].images[0].set_data(mels[i].T)
+        _show_alignment(panels[-1], alignments[i], hop_seconds)
+        _set_title(panels[0], title)
         picture = Image.fromarray(figure_to_array(figure))
         # Dither would be noise, which GIF cannot compress.
         pictures.append(picture.quantize(palette=_film_palette(), dither=Image.Dither.NONE))
@@ -187,7 +195,7 @@ def _film_palette() -> Image.Image:
     """Every colour a film needs, known beforehand: a palette of a frame's own would flicker."""
     colours = colormaps[COLOUR_MAP](np.linspace(0, 1, FILM_COLOURS))
     greys = [to_rgba(str(grey)) for grey in np.linspace(0, 1, FILM_GREYS)]
-    palette = np.array([*colours, *greys])[:, :3]
+    palette = np.array([*colours, *greys, to_rgba(PATH_COLOUR)])[:, :3]
     picture = Image.new("P", (1, 1))
     picture.putpalette((255 * palette).round().astype(np.uint8).tobytes())
     return picture
@@ -205,8 +213,8 @@ def _draw_stack(
     title: str | None,
     hop_seconds: float | None,
     mels_of_range: Sequence[np.ndarray] | None = None,
-) -> list[AxesImage]:
-    """Named mels, the last of them the alignment's, then the alignment. Returns their images.
+) -> list[Axes]:
+    """Named mels, the last of them the alignment's, then the alignment. Returns their panels.
 
     The mels' colours span all `mels_of_range`, or else the mels drawn.
     """
@@ -220,10 +228,8 @@ def _draw_stack(
     panels = figure.subplots(len(heights), squeeze=False, sharex=True, gridspec_kw=grid)[:, 0]
     # 0 to 1 always, so that an alignment that is spread out looks dark and not like a sharp one.
     ranges = [_finite_range(mels_of_range or arrays[:-1])] * len(mels) + [(0.0, 1.0)]
-    images = [
+    for axes, array, colour_range in zip(panels, arrays, ranges, strict=True):
         _draw_image(axes, array, hop_seconds, *colour_range)
-        for axes, array, colour_range in zip(panels, arrays, ranges, strict=True)
-    ]
     for axes, name in zip(panels, [*(f"{name} (bin)" for name in mels), "character"], strict=True):
         axes.set_ylabel(name, fontsize=FONT_SIZE)
     panels[-1].set_xlim(0, max(map(len, arrays)) * (hop_seconds or 1))
@@ -232,12 +238,13 @@ def _draw_stack(
     if text is not None:
         _label_text(panels[-1], text, alignment.shape[1])
     _settle_layout(figure)
-    return images
+    _show_alignment(panels[-1], alignment, hop_seconds)
+    return list(panels)
 
 
 def _draw_image(
     axes: Axes, values: np.ndarray, hop_seconds: float | None, vmin: float, vmax: float
-) -> AxesImage:
+) -> None:
     """values (T_mel, n): frame t covers t to t + 1 hops on x, row k is centred on k, upwards."""
     n_frames, n = values.shape
     extent = (0, n_frames * (hop_seconds or 1), -0.5, n - 0.5)
@@ -247,7 +254,32 @@ def _draw_image(
     for ticks in (axes, bar.ax):
         ticks.tick_params(labelsize=FONT_SIZE - 1, length=2)
         ticks.yaxis.set_major_locator(MaxNLocator(5, integer=ticks is axes))
-    return image
+
+
+def _show_alignment(axes: Axes, alignment: np.ndarray, hop_seconds: float | None) -> None:
+    """Puts an alignment (T_mel, T_text) into its panel, when the layout is settled.
+
+    Where cells are smaller than pixels, a pixel shows their maximum, as their mean would darken
+    the line that matters; where rows are narrow, the arg-max of each frame is marked.
+    """
+    (n_frames, n), hop = alignment.shape, hop_seconds or 1
+    # A block of cells for each pixel, filled up with zeros at the end.
+    frames = math.ceil(n_frames / axes.bbox.width)
+    characters = math.ceil(n / axes.bbox.height)
+    padded = np.pad(alignment, ((0, -n_frames % frames), (0, -n % characters)))
+    blocks = padded.reshape(len(padded) // frames, frames, -1, characters)
+    axes.set_ylim(-0.5, n - 0.5)
+    image = axes.images[0]
+    image.set_data(blocks.max(axis=(1, 3)).T)
+    image.set_extent((0, len(padded) * hop, -0.5, padded.shape[1] - 0.5))
+    image.set_interpolation("nearest")  # the default takes a mean where cells are a pixel or two
+    for path in axes.lines:
+        path.remove()
+    if axes.bbox.height < PATH_BELOW * n:
+        middles = (np.arange(n_frames) + 0.5) * hop
+        marked = alignment.max(axis=1) >= PATH_SHARE
+        # Single pixels: a line would also join the two ends of a jump.
+        axes.plot(middles[marked], alignment.argmax(axis=1)[marked], ",", color=PATH_COLOUR)
 
 
 def _label_time(axes: Axes, hop_seconds: float | None) -> None:
@@ -293,31 +325,52 @@ def _label_text(axes: Axes, text: str, n_characters: int) -> None:
     axes.set_ylabel(None)
 
 
+def _place_in_sheet(name: str) -> tuple:
+    """Sorts panels: loss and score beside each other, the losses, what is no score, the scores."""
+    order = (name == "loss", name == "score", name.endswith("loss"), not name.endswith(SCORES))
+    return *(not first for first in order), name
+
+
 def _draw_curves(axes: Axes, name: str, history: Sequence[dict]) -> None:
-    drawn = []
-    styles = {f"train_{name}": TRAIN_COLOUR, f"val_{name}": VAL_COLOUR, name: OTHER_COLOUR}
-    for key, colour in styles.items():
+    is_score, free = name.endswith(SCORES), f"free_running_{name}"
+    is_free_too = any(_is_number(row.get(free)) for row in history)
+    styles = {
+        f"train_{name}": (TRAIN_COLOUR, "training"),
+        f"val_{name}": (VAL_COLOUR, "validation"),
+        name: (OTHER_COLOUR, "teacher forced" if is_free_too else None),
+        free: (FREE_COLOUR, "free running"),
+    }
+    drawn = {}  # the values by key
+    for key, (colour, label) in styles.items():
         points = [
             (row.get("epoch", i + 1), row[key])
             for i, row in enumerate(history)
             if _is_number(row.get(key))
         ]
         if points:
-            epochs, values = zip(*points, strict=True)
-            label = {f"train_{name}": "training", f"val_{name}": "validation"}.get(key)
+            epochs, drawn[key] = zip(*points, strict=True)
+            last = drawn[key][-1]
+            number = f"{last:.3f}" if is_score else f"{last:.3g}"
+            label = label and f"{label} {number}"
             marker = "o" if len(points) <= 30 else None  # a single epoch would draw no line
-            axes.plot(epochs, values, color=colour, label=label, marker=marker, ms=2.5, lw=1.2)
-            drawn += values
+            look = {"color": colour, "label": label, "marker": marker, "ms": 2.5, "lw": 1.2}
+            axes.plot(epochs, drawn[key], **look)
+    values = [value for curve in drawn.values() for value in curve]
     if name.endswith("loss") or name == "learning_rate":
-        _use_log_scale(axes, drawn)
+        _use_log_scale(axes, values)
+    elif is_score and min(values) >= 0 and max(values) <= 1:
+        axes.set_ylim(-0.03, 1.03)  # with room for a line along 0 or 1
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch", fontsize=FONT_SIZE)
-    axes.set_title(name.replace("_", " "), fontsize=FONT_SIZE + 1, loc="left")
+    title = free if list(drawn) == [free] else name
+    axes.set_title(title.replace("_", " "), fontsize=FONT_SIZE + 1, loc="left")
     axes.tick_params(labelsize=FONT_SIZE - 1, length=2)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=FONT_SIZE - 1, frameon=False)
+        # Losses fall and scores rise, so this is where the end of the curves is not.
+        place = "lower right" if is_score and values[-1] > 0.5 else "upper right"
+        axes.legend(fontsize=FONT_SIZE - 1, frameon=False, loc=place)
 
 
 def _use_log_scale(axes: Axes, values: list[float]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import colormaps, font_manager
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
@@ -26,6 +27,7 @@ from plotting import (
     save_figure,
     summary_figure,
 )
+from scores import ALIGNMENT_SCORES, FREE_RUNNING_SCORES
 
 pytestmark = pytest.mark.filterwarnings("error")  # a missing glyph is a warning
 
@@ -208,22 +210,120 @@ def test_torch_tensors_draw_like_arrays():
     )
 
 
+# Long alignments: more cells than pixels
+
+
+PATH = np.round(255 * np.array(to_rgb(plotting.PATH_COLOUR)))
+
+
+def is_near(
+    colour: np.ndarray, figure: Figure, x: float, y: float, pixels: np.ndarray | None = None
+) -> bool:
+    """Whether the colour is among the 3 by 3 pixels about data point (x, y) of the last panel."""
+    pixels = figure_to_array(figure) if pixels is None else pixels
+    column, row = (int(place) for place in figure.axes[-1].transData.transform((x, y)))
+    row = pixels.shape[0] - 1 - row
+    patch = pixels[row - 1 : row + 2, column - 1 : column + 2].astype(int)
+    return bool((np.abs(patch - colour).max(axis=-1) <= 4).any())
+
+
+@pytest.mark.parametrize("cell", [(10, 5), (1501, 333), (1990, 630)])
+def test_a_single_cell_of_many_keeps_its_colour(cell, monkeypatch):
+    """A mean over the cells of its pixel would be a quarter of it."""
+    monkeypatch.setattr(plotting, "PATH_BELOW", 0.0)
+    alignment = np.zeros((2003, 641))
+    alignment[cell] = 1.0
+    figure = draw_alignment(alignment, hop_seconds=0.5)
+    pixels, axes, (frame, character) = figure_to_array(figure), figure.axes[-1], cell
+    assert is_near(colour_of(1.0), figure, (frame + 0.5) * 0.5, character, pixels)
+    inner = pixels[inside(figure, 1)][5:-5, 5:-5].astype(int)
+    lit = np.abs(inner - colour_of(0.0)).sum(axis=-1) > 50
+    assert lit.sum() <= 16  # and nothing else is lit
+    assert axes.get_xlim() == (0, 2003 * 0.5) and axes.get_ylim() == (-0.5, 640.5)
+    assert axes.images[0].get_extent() == [0, 2004 * 0.5, -0.5, 641.5]  # whole blocks of 3 by 2
+    rows, columns = axes.images[0].get_array().shape
+    assert axes.bbox.height / 2 < rows <= axes.bbox.height
+    assert axes.bbox.width / 2 < columns <= axes.bbox.width
+
+
+def test_arg_max_of_long_alignments_is_marked():
+    alignment = soft_alignment(1000, 187)
+    figure = draw_alignment(alignment, hop_seconds=HOP_SECONDS)
+    pixels = figure_to_array(figure)
+    for frame in range(5, 995, 99):
+        time, character = (frame + 0.5) * HOP_SECONDS, alignment[frame].argmax()
+        assert is_near(PATH, figure, time, character, pixels)
+        assert not is_near(PATH, figure, time, (character + 90) % 187, pixels)
+    assert len(draw_alignment(soft_alignment(300, 60)).axes[-1].lines) == 0  # it is seen without
+    wide = draw_alignment(soft_alignment(1000, 187, width=12))
+    assert not (figure_to_array(wide) == PATH).all(axis=-1).any()
+
+
+def test_film_marks_the_arg_max_of_each_frame(tmp_path):
+    alignments = [np.zeros((300, 100)), np.zeros((300, 100))]
+    alignments[0][:, 20] = alignments[1][:, 70] = 0.2
+    film = make_film(tmp_path / "film.gif", alignments)
+    for pixels, marked, free in zip(film.frames, (20, 70), (70, 20), strict=True):
+        assert is_near(PATH, film.figure, 150, marked, pixels)
+        assert not is_near(PATH, film.figure, 150, free, pixels)
+
+
 # Losses
 
 
 def test_loss_figure_has_a_panel_per_quantity():
     figure = loss_figure(HISTORY)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles == ["loss", "attention loss", "alignment score", "learning rate"]
+    assert titles == ["loss", "attention loss", "learning rate", "alignment score"]
     total = figure.axes[0]
     assert total.get_yscale() == "log"
-    assert [line.get_label() for line in total.lines] == ["training", "validation"]
+    assert [line.get_label() for line in total.lines] == ["training 1", "validation 1.2"]
     np.testing.assert_allclose(total.lines[1].get_ydata(), [row["val_loss"] for row in HISTORY])
     np.testing.assert_allclose(total.lines[0].get_xdata(), [1, 2, 3, 4, 5])
     bottom, top = total.get_ylim()
     assert sum(bottom <= tick <= top for tick in total.get_yticks()) >= 3  # though in one decade
-    assert figure.axes[2].get_yscale() == "linear"
+    assert figure.axes[3].get_yscale() == "linear"
     figure_to_array(figure)
+
+
+def score_panels() -> dict:
+    """The panels of a run's scores, by title. Free running skips characters at the end."""
+    names = [*ALIGNMENT_SCORES, *FREE_RUNNING_SCORES]
+    history = [dict.fromkeys(names, 0.6) | {"epoch": epoch} for epoch in (1, 2, 3)]
+    for row, coverage in zip(history, (1.0, 0.998, 0.996), strict=True):
+        row |= {"coverage": 1.0, "free_running_coverage": coverage}
+    return {axes.get_title(loc="left"): axes for axes in loss_figure(history).axes}
+
+
+def test_scores_are_drawn_from_0_to_1():
+    for axes in score_panels().values():
+        bottom, top = axes.get_ylim()
+        assert -0.1 < bottom < 0 and 1 < top < 1.1
+    (beyond,) = loss_figure([{"free_running_score": 1.5}, {"free_running_score": 2.0}]).axes
+    assert beyond.get_ylim()[1] > 2
+    assert loss_figure(HISTORY).axes[0].get_ylim()[1] > 5
+
+
+def test_teacher_forced_and_free_running_share_a_panel():
+    panels = score_panels()
+    titles = ["free running score", "coverage", "focus", "monotonicity", "stopped by itself"]
+    assert list(panels) == titles
+    forced, free = panels["coverage"].lines
+    assert forced.get_label() == "teacher forced 1.000" and free.get_label() == "free running 0.996"
+    assert list(forced.get_ydata()) == [1, 1, 1] and list(free.get_ydata()) == [1, 0.998, 0.996]
+    assert forced.get_color() != free.get_color()
+    assert panels["coverage"].get_legend() is not None
+    assert panels["stopped by itself"].get_legend() is None
+
+
+@pytest.mark.parametrize("n_panels", [1, 2, 11, 30])
+def test_sheet_is_at_most_two_screens_high(n_panels):
+    history = [{f"val_{i}_loss": 1.0 for i in range(n_panels)}, {"epoch": 2}]
+    figure = loss_figure(history)
+    assert len(figure.axes) == n_panels
+    assert figure.bbox.height <= (1000 if n_panels == 11 else 2000)
+    places = [axes.get_position().bounds for axes in figure.axes]
+    assert len(set(places)) == n_panels
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""README's "Speak without training", run on files of the published ones' names and layout.
+
+The published files themselves are too large to come with the tests. The stand-ins have their
+entries, symbols and file format, but are small and untrained.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio
+
+import convert_checkpoint
+import synthesize
+from checkpoints import load_checkpoint
+from convert_checkpoint import peer_name
+from model import Tacotron2
+from peer_weights import OUR_SIZES, PEER_SIZES
+from test_commands import commands_of
+from test_launching import README
+
+SECTION = re.search(r"^## Speak without training\n(.*?)^## ", README, re.DOTALL | re.MULTILINE)[1]
+CONVERT, SPEAK = commands_of("\n".join(re.findall(r"```bash\n(.*?)```", SECTION, re.DOTALL)))
+ROWS = re.findall(
+    r"^\| (\S+?),?(?: no ending)? \|.*`--from (\w+) (\S+)` \|$", SECTION, re.MULTILINE
+)
+N_SYMBOLS = {"characters": 38, "phonemes": 96}  # torchaudio's; NVIDIA's are 148
+MINIMUM = np.log(1e-5)  # of HiFi-GAN's mels
+
+
+def write_stand_in(path: Path) -> None:
+    """A small untrained file, as the repository that publishes the one of this name writes it."""
+    n_symbols = next((n for name, n in N_SYMBOLS.items() if name in path.name), 148)
+    torch.manual_seed(0)
+    sizes = PEER_SIZES | {"n_symbol": n_symbols, "n_mels": 80}
+    state = torchaudio.models.Tacotron2(**sizes).state_dict()
+    state["decoder.gate_layer.bias"].fill_(-1.0)
+    if path.name.endswith("ljspeech.pth"):  # torchaudio's
+        torch.save(state, path)
+        return
+    names = Tacotron2(OUR_SIZES).state_dict()
+    state = {peer_name(name, "nvidia"): state[peer_name(name, "torchaudio")] for name in names}
+    content = {"state_dict": state, "iteration": 5, "learning_rate": 1e-3, "optimizer": {}}
+    if "pyt_fp32" in path.name:  # what DeepLearningExamples' train.py saves of a parallel model
+        state = {f"module.{name}": tensor for name, tensor in state.items()}
+        generator = {"cuda_rng_state_all": [torch.zeros(4, dtype=torch.uint8)]}
+        content = {"state_dict": state, "epoch": 5, "config": {"n_symbols": 148}, **generator}
+    torch.save(content, path, _use_new_zipfile_serialization=False)  # as PyTorch did until 1.6
+
+
+def run(command: str, *flags: str) -> None:
+    """A command of the README, in this process."""
+    program, script, *words = shlex.split(command)
+    assert program == "python"
+    scripts = {"convert_checkpoint.py": convert_checkpoint, "synthesize.py": synthesize}
+    scripts[script].main([*words, *flags])
+
+
+def test_table_names_the_file_that_its_command_converts():
+    assert len(ROWS) == 4
+    assert all(name == file for name, _, file in ROWS)
+    assert f"--from {ROWS[0][1]} {ROWS[0][2]} " in CONVERT
+
+
+def test_names_are_torchaudios():
+    bundles = {
+        "CHAR": torchaudio.pipelines.TACOTRON2_GRIFFINLIM_CHAR_LJSPEECH,
+        "PHONE": torchaudio.pipelines.TACOTRON2_GRIFFINLIM_PHONE_LJSPEECH,
+    }
+    for kind, bundle in bundles.items():
+        row = f"| {bundle._tacotron2_path} | torchaudio, "
+        assert f"TACOTRON2_GRIFFINLIM_{kind}_LJSPEECH" in SECTION.split(row)[1].split("\n")[0]
+        other = getattr(torchaudio.pipelines, f"TACOTRON2_WAVERNN_{kind}_LJSPEECH")
+        assert "wavernn" in other._tacotron2_path  # which the section warns of
+
+
+@pytest.mark.parametrize(("name", "layout"), [row[:2] for row in ROWS])
+def test_section_speaks_with_each_file(name, layout, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_stand_in(Path(name))
+    run(re.sub(r"--from \w+ \S+", f"--from {layout} {name}", CONVERT))
+    flags = ["--phonemes"] if "phonemes" in name else []
+    run(SPEAK, *flags, "--max_decoder_steps", "60")  # an untrained one may not stop
+    said = capsys.readouterr().out
+    assert "as spoken: " in said and "left out" not in said
+    words = "P R IH1 N T IH0 NG" if flags else "printing, in the only sense"
+    assert words in Path("spoken/001.txt").read_text()
+
+    mel = np.load("spoken/001.npy")
+    wav, rate = soundfile.read("spoken/001.wav")
+    assert mel.dtype == np.float32 and mel.shape[0] == 80 and mel.shape[1] > 0
+    assert mel.min() >= MINIMUM - 1e-4
+    assert rate == 22050 and len(wav) == 256 * mel.shape[1] and np.abs(wav).max() > 0
+
+    audio = load_checkpoint("voices/nvidia").audio_config
+    sizes = (audio.sampling_rate, audio.n_fft, audio.window_size, audio.hop_size, audio.fmin)
+    assert sizes == (22050, 1024, 1024, 256, 0) and audio.fmax == 8000  # as the section says
