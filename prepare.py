@@ -41,7 +41,7 @@ from resuming import (
     remove_checkpoint,
 )
 from tokenizer import Tokenizer
-from tracking import Tracking, clear_events, start_tracking
+from tracking import Tracking, clear_events, describe_run, start_tracking
 from validation import LOSSES, count_free_running_clips
 
 VALIDATION_WORKERS = 4  # at most; each reads some 200 clips a second (benchmarks/loader.py)
@@ -349,6 +349,7 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
             claim_pictures_folder(pictures, folder, is_new=resumed is None)
     if accelerator.is_main_process:
         flags = {**run.flags, **asdict(run.audio_config), **asdict(run.model_config)}
+        flags |= describe_run(run.model, run.train_set, run.val_set)
         tracking = start_tracking(config, flags, state.step, state.wandb_run_id)
         run = run._replace(tracking=tracking)
         state = state._replace(wandb_run_id=tracking.wandb_run_id or state.wandb_run_id)
