@@ -2,9 +2,9 @@
 
     voice = load_checkpoint("work_dir/tacotron2/final_checkpoint")
 
-config.json holds the sizes of the model, the audio settings and the symbols, which is all that
-speaking needs beside the weights. What training keeps in the same folder is in resuming.py. Here
-too: the types and devices that a model speaks in and on.
+config.json holds the sizes of the model, the audio settings, the symbols and how text is cleaned,
+which is all that speaking needs beside the weights. What training keeps in the same folder is in
+resuming.py. Here too: the types and devices that a model speaks in and on.
 """
 
 import argparse
@@ -51,6 +51,7 @@ def write_config(
         **asdict(model_config),
         "audio": asdict(audio_config),
         "symbols": list(tokenizer.symbols),
+        "cleaner": tokenizer.cleaner,
     }
     (Path(directory) / CONFIG_FILE).write_text(
         json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8"
@@ -115,10 +116,11 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
                 f"{path}: format_version {version!r:.40} is not the {FORMAT_VERSION} read here"
             )
         audio, symbols = config.pop("audio"), config.pop("symbols")
+        cleaner = config.pop("cleaner", "english")  # older versions had no other
         config.pop("fast_decoder", None)  # older versions wrote it here
         for given, config_class in ((config, Tacotron2Config), (audio, AudioConfig)):
             check_fields(path, given, config_class)
-        result = Tacotron2Config(**config), AudioConfig(**audio), Tokenizer(symbols)
+        result = Tacotron2Config(**config), AudioConfig(**audio), Tokenizer(symbols, cleaner)
     except DataError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -207,6 +209,10 @@ def list_differences(
     if saved_tokenizer.symbols != tokenizer.symbols:
         n_saved, n_given = saved_tokenizer.vocab_size, tokenizer.vocab_size
         differences.append(f"the symbols differ ({n_saved} were saved, {n_given} are given)")
+    if saved_tokenizer.cleaner != tokenizer.cleaner:
+        differences.append(
+            f"--cleaner was {saved_tokenizer.cleaner} and is now {tokenizer.cleaner}"
+        )
     return differences
 
 
@@ -242,7 +248,8 @@ def warm_start(
 ) -> list[str]:
     """Copies the weights of a checkpoint into `model`; optimizer and step count stay new.
 
-    Embeddings are copied symbol by symbol, whatever their order and number. With allow_mismatch,
+    Embeddings are copied symbol by symbol, whatever their order and number, and text may be cleaned
+    in another way. With allow_mismatch,
     what else does not fit keeps its fresh initialisation.
 
     Returns:
@@ -254,10 +261,12 @@ def warm_start(
     voice = load_checkpoint(path)
     saved, own = voice.model.state_dict(), model.state_dict()
     misfits = list_differences(path, model.config, audio_config, voice.tokenizer)
-    symbols_said, name = [], "encoder.embedding.weight"
+    text_said, name = [], "encoder.embedding.weight"
     if saved[name].shape[1] == own[name].shape[1]:
         tables = voice.tokenizer.symbols, tokenizer.symbols
-        saved[name], symbols_said = move_embeddings(saved[name], own[name], *tables)
+        saved[name], text_said = move_embeddings(saved[name], own[name], *tables)
+    if voice.tokenizer.cleaner != tokenizer.cleaner:
+        text_said.append(f"--cleaner was {voice.tokenizer.cleaner} and is now {tokenizer.cleaner}")
     fitting = {}
     for name, weight in own.items():
         if name not in saved:
@@ -274,4 +283,4 @@ def warm_start(
             "what fits"
         )
     model.load_state_dict(fitting, strict=False)
-    return symbols_said + misfits
+    return text_said + misfits

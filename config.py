@@ -13,7 +13,7 @@ from dataset import MEL_SCALINGS, AudioConfig
 from files import path_argument
 from flags import FlagParser
 from model import Tacotron2Config
-from tokenizer import Tokenizer
+from tokenizer import CLEANERS, Tokenizer
 
 MAX_INT = 2**31 - 1  # numpy takes no seed above twice this
 MAX_WORKERS = 1024  # loader processes; more are a slip of the finger, and a machine that hangs
@@ -106,6 +106,14 @@ class TrainConfig:
     path_to_symbols: Annotated[
         str | None, "JSON list of symbols, padding first; English letters if unset"
     ] = None
+    extra_symbols: Annotated[
+        str | None, "characters to add to the table of symbols, such as \u00e4\u00f6\u00fc\u00df"
+    ] = None
+    cleaner: Annotated[
+        str,
+        "english reads numbers and abbreviations as English words, basic leaves them alone; with "
+        "--warm_start the checkpoint's, unless given",
+    ] = "english"
     phonemes: Annotated[bool, "half the words of half the clips as CMUdict's phonemes"] = False
     warm_start: Annotated[
         str | None, "checkpoint to take weights from, for another voice; all else is new"
@@ -138,6 +146,13 @@ class TrainConfig:
             if value is not None and not bound <= value <= MAX_INT:
                 bounds = f"at most {MAX_INT}" if value > MAX_INT else f"at least {bound}"
                 raise ValueError(f"--{name} must be {bounds}, found {value}")
+        extra = self.extra_symbols
+        if extra is not None and not (extra.strip() and extra.isprintable()):
+            raise ValueError(f"--extra_symbols must be visible characters, found {extra!r:.40}")
+        if self.cleaner not in CLEANERS:
+            raise ValueError(
+                f"--cleaner must be {' or '.join(CLEANERS)}, found {self.cleaner!r:.40}"
+            )
         if self.num_workers > MAX_WORKERS:
             raise ValueError(
                 f"--num_workers must be at most {MAX_WORKERS}, found {self.num_workers}"
@@ -182,11 +197,11 @@ class Configs(NamedTuple):
 
 CONFIG_CLASSES = (TrainConfig, AudioConfig, Tacotron2Config)
 FROM_TOKENIZER = ("vocab_size", "pad_token_id")  # fields that are no flags
-CHOICES = {"mel_scaling": MEL_SCALINGS}
+CHOICES = {"mel_scaling": MEL_SCALINGS, "cleaner": CLEANERS}
 TRAIN_GROUPS = {  # as --help shows the fields of TrainConfig
     "data": (
-        "path_to_train_manifest", "path_to_val_manifest", "path_to_symbols", "phonemes",
-        "batch_size", "short_first_epochs", "num_workers",
+        "path_to_train_manifest", "path_to_val_manifest", "path_to_symbols", "extra_symbols",
+        "cleaner", "phonemes", "batch_size", "short_first_epochs", "num_workers",
     ),
     "optimiser": (
         "training_epochs", "learning_rate", "min_learning_rate", "start_decay_epochs",

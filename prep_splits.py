@@ -106,13 +106,16 @@ def print_table(splits: dict[str, list[Clip]]) -> None:
 
 
 def say_unknown(clips: list[Clip]) -> None:
-    """Say which characters of the transcripts training will leave out, on stderr, if any."""
+    """Say which characters of the transcripts training leaves out or replaces, on stderr."""
     from tokenizer import Tokenizer
 
-    unknown = Tokenizer().describe_unknown(clip.transcript for clip in clips)
-    if unknown:
+    texts = [clip.transcript for clip in clips]
+    if unknown := Tokenizer().describe_unknown(texts):
         hint = "train_taco.py's --path_to_symbols takes another table"
         print(f"{unknown}; {hint}", file=sys.stderr)
+    if folded := Tokenizer().describe_folded(texts):
+        hint = "train_taco.py's --extra_symbols adds symbols for them"
+        print(f"{folded}; {hint}", file=sys.stderr)
 
 
 def trim_clip(clip: Clip, scratch: Path, trimmed: Path, trim_db: float) -> Clip:

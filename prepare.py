@@ -41,7 +41,7 @@ from resuming import (
     remove_checkpoint,
 )
 from tokenizer import Tokenizer
-from tracking import Tracking, clear_events, start_tracking
+from tracking import Tracking, clear_events, describe_run, start_tracking
 from validation import LOSSES, count_free_running_clips
 
 VALIDATION_WORKERS = 4  # at most; each reads some 200 clips a second (benchmarks/loader.py)
@@ -186,30 +186,43 @@ def take_flags(configs: Configs, resumed: Path) -> Configs:
         raise DataError(f"{resumed}: {error}") from None
 
 
-def choose_tokenizer(config: TrainConfig, resumed: Path | None) -> Tokenizer:
+def choose_tokenizer(configs: Configs, resumed: Path | None) -> Tokenizer:
     """The symbols of the run resumed, of --path_to_symbols, of the warm start, or the built-in.
 
-    With --phonemes, those of ARPAbet are added unless there are some.
+    Those of --extra_symbols are added, and with --phonemes those of ARPAbet unless there are some.
+    The cleaner is --cleaner, or the warm start's where that flag is not given.
 
     Raises:
-        DataError: when a file cannot be used, or the run resumed has no phonemes.
+        DataError: when a file cannot be used, or the run resumed lacks symbols that are asked for.
     """
+    config = configs.train
     if resumed:
-        tokenizer = read_config(resumed)[2]
-        if config.phonemes and tokenizer.with_phonemes() is not tokenizer:
+        tokenizer = Tokenizer(read_config(resumed)[2].symbols, config.cleaner)
+        extended = add_symbols(tokenizer, config)
+        if extended is not tokenizer:
+            lacking = extended.symbols[tokenizer.vocab_size :]
+            flag = "phonemes" if len(lacking[-1]) > 1 else "extra_symbols"
             raise DataError(
-                f"--phonemes: the symbols of {resumed} lack phonemes, and cannot change in "
-                "the course of a run; --warm_start takes its weights into a new one"
+                f"--{flag}: the symbols of {resumed} lack {' '.join(lacking)[:40]}, and cannot "
+                "change in the course of a run; --warm_start takes its weights into a new one"
             )
         return tokenizer
+    begun_with = read_config(config.warm_start)[2] if config.warm_start else Tokenizer()
+    symbols, cleaner = begun_with.symbols, begun_with.cleaner
     if path := config.path_to_symbols:
         symbols = read_json(path, f"--path_to_symbols {path}")
-        try:
-            tokenizer = Tokenizer(symbols)
-        except ValueError as error:
-            raise DataError(f"--path_to_symbols {path}: {error}") from None
-    else:
-        tokenizer = read_config(config.warm_start)[2] if config.warm_start else Tokenizer()
+    if "cleaner" in configs.given:
+        cleaner = config.cleaner
+    try:
+        tokenizer = Tokenizer(symbols, cleaner)
+    except ValueError as error:
+        raise DataError(f"--path_to_symbols {path}: {error}") from None
+    return add_symbols(tokenizer, config)
+
+
+def add_symbols(tokenizer: Tokenizer, config: TrainConfig) -> Tokenizer:
+    """With the symbols of --extra_symbols and --phonemes; itself if it lacks none of them."""
+    tokenizer = tokenizer.with_characters(config.extra_symbols or "")
     return tokenizer.with_phonemes() if config.phonemes else tokenizer
 
 
@@ -224,7 +237,8 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
     if source:
         configs = take_sizes(configs, source)
     _, audio_config, model_config, _ = configs
-    tokenizer = choose_tokenizer(config, resumed)
+    tokenizer = choose_tokenizer(configs, resumed)
+    config = replace(config, cleaner=tokenizer.cleaner)
     model_config = replace(model_config, vocab_size=tokenizer.vocab_size)
     dictionary = load_dictionary() if config.phonemes else None
     train_set = TTSDataset(
@@ -349,6 +363,7 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
             claim_pictures_folder(pictures, folder, is_new=resumed is None)
     if accelerator.is_main_process:
         flags = {**run.flags, **asdict(run.audio_config), **asdict(run.model_config)}
+        flags |= describe_run(run.model, run.train_set, run.val_set)
         tracking = start_tracking(config, flags, state.step, state.wandb_run_id)
         run = run._replace(tracking=tracking)
         state = state._replace(wandb_run_id=tracking.wandb_run_id or state.wandb_run_id)
@@ -376,6 +391,9 @@ def announce(run: Run) -> None:
         f"mixed precision: {run.accelerator.mixed_precision}"
     )
     print(describe_batch(run), flush=True)
-    unknown = run.tokenizer.describe_unknown([*run.train_set.texts, *run.val_set.texts])
-    if unknown:
+    texts = [*run.train_set.texts, *run.val_set.texts]
+    if unknown := run.tokenizer.describe_unknown(texts):
         print(unknown, file=sys.stderr, flush=True)
+    if folded := run.tokenizer.describe_folded(texts):
+        hint = "--extra_symbols adds symbols for them"
+        print(f"{folded}; {hint}", file=sys.stderr, flush=True)

@@ -30,7 +30,7 @@ from model import Tacotron2, Tacotron2Output
 from plotting import alignment_film, loss_figure, save_figure, summary_figure
 from scores import ALIGNMENT_SCORES, describe_score, free_running_limit
 from tokenizer import Tokenizer
-from tracking import Tracking
+from tracking import Media, Tracking
 
 RUN_FILE = "run.txt"  # the path of the run's folder, from the folder of its pictures
 EPOCH_FILES = "epoch_[0-9]*"
@@ -151,7 +151,7 @@ class Meter:
             self.show(epoch_step, means, frames_per_second)
         if to_trackers:
             values = {**means, **scalars, "frames_per_second": frames_per_second}
-            self.tracking.log({f"train/{name}": value for name, value in values.items()}, step)
+            self.tracking.log_step(values, step, self.epoch + epoch_step / self.steps_per_epoch)
         self.restart()
 
     def show(self, epoch_step: int, means: dict[str, float], frames_per_second: float) -> None:
@@ -213,13 +213,13 @@ def draw_sample(
     max_decoder_steps: int,
     folder: str | Path,
     epoch: int,
-) -> dict[str, str]:
+) -> dict[str, Media]:
     """Pictures and wav of one clip, teacher forced and free running.
 
     Free running is cut at twice the recording's length, so that an untrained model costs little.
 
     Returns:
-        The files' paths: teacher_forced, free_running, audio.
+        These files with captions, teacher_forced, free_running and spoken, and the recording.
 
     Raises:
         OSError: when one cannot be written; nothing half written is left.
@@ -229,26 +229,28 @@ def draw_sample(
     free = model.infer(*batch[:2], free_running_limit(len(utterance.mel), max_decoder_steps))
     text, stem = tokenizer.decode(utterance.tokens), f"{folder}/epoch_{epoch:03d}"
 
-    def draw(kind: str, mels: Tensor, alignments: Tensor, title: str) -> str:
+    def draw(kind: str, mels: Tensor, alignments: Tensor, title: str) -> Media:
         figure = summary_figure(
             utterance.mel, mels[0].float().cpu(), alignments[0].float().cpu(), text,
             audio_config.hop_seconds, title=f"epoch {epoch}, {title}",
         )  # fmt: skip
         save_figure(figure, f"{stem}_{kind}.png")
-        return f"{stem}_{kind}.png"
+        return Media(f"{stem}_{kind}.png", f"epoch {epoch}, {title}: {text}")
 
     ending = "reached the limit" if free.reached_limit else "stopped by itself"
-    files = {
+    freely = f"free running, {ending}"
+    media = {
         "teacher_forced": draw(
             "teacher_forced", forced.mels_after, forced.alignments, "teacher forced"
         ),
-        "free_running": draw("free_running", free.mels, free.alignments, f"free running, {ending}"),
-        "audio": f"{stem}_free_running.wav",
+        "free_running": draw("free_running", free.mels, free.alignments, freely),
+        "spoken": Media(f"{stem}_free_running.wav", f"epoch {epoch}, {freely}: {text}"),
+        "recording": Media(utterance.path, f"recording: {text}"),
     }
     wav = mel_to_audio(free.mels[0].float(), audio_config, n_iter=30).cpu()
-    write_wav(files["audio"], wav, audio_config.sampling_rate)
+    write_wav(media["spoken"].path, wav, audio_config.sampling_rate)
     write_frame(f"{stem}.npz", forced)
-    return files
+    return media
 
 
 @torch.no_grad()

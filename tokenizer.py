@@ -5,11 +5,12 @@
     tokenizer.decode(tokens)                         # "printing, in fourteen sixty-five"
 
 `clean_text` keeps every character that the table of symbols holds, and makes the others plain:
-lower case, accents off, typographic punctuation to ASCII. What is read aloud as words becomes
-English words (normalize.py: abbreviations, addresses, signs; numerals.py: all that has figures),
-any white space one space. Characters that are then still unknown are left out, and
-`unknown_characters` names them. ARPAbet in braces, as in "{T ER1 N} left", is looked up as phonemes
-where the table has them (`with_phonemes`).
+lower case, accents off, typographic punctuation to ASCII, any white space one space. The cleaner
+"english" first turns what is read aloud as words into English words (normalize.py: abbreviations,
+addresses, signs; numerals.py: all that has figures); "basic", for other languages, does not.
+Characters that are then still unknown are left out, and `unknown_characters` names them. ARPAbet in
+braces, as in "{T ER1 N} left", is looked up as phonemes where the table has them
+(`with_phonemes`).
 """
 
 import re
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from normalize import (
+    CHARACTERS,
     expand_abbreviations,
     expand_codes,
     replace_characters,
@@ -32,6 +34,7 @@ from normalize import (
 from numerals import spell_numerals
 from phonemes import ARPABET, PHONEMES_IN_BRACES, find_odd_phoneme
 
+CLEANERS = ("english", "basic")
 PAD = "<pad>"
 DEFAULT_SYMBOLS = (PAD, *" !\"'(),-.:;?", *"abcdefghijklmnopqrstuvwxyz")
 DEFAULT_CHARACTERS = frozenset(DEFAULT_SYMBOLS[1:])
@@ -114,13 +117,23 @@ def _normalize(text: str, known: frozenset[str]) -> str:
     return spell_signs(text, known)
 
 
-def clean_text(text: str, known: frozenset[str] = DEFAULT_CHARACTERS) -> str:
+def _replace_punctuation(text: str, known: frozenset[str]) -> str:
+    """Typographic quotes, dashes and the like as a keyboard has them; all else as it is."""
+    text = _compose(text, known)
+    return "".join(c if c in known else CHARACTERS.get(c) or c for c in text)
+
+
+def clean_text(
+    text: str, known: frozenset[str] = DEFAULT_CHARACTERS, cleaner: str = "english"
+) -> str:
     """Text as `Tokenizer.encode` looks it up, character by character.
 
     Args:
         known: the characters of the table, which are kept. A table with figures keeps numbers.
+        cleaner: one of CLEANERS.
     """
-    text = _normalize(text, known)
+    english = cleaner == "english"
+    text = _normalize(text, known) if english else _replace_punctuation(text, known)
     if not text.isascii():
         text = "".join(c if c in known else unicodedata.normalize("NFKD", c) for c in text)
     text = _compose(text, known)  # half-width katakana and their marks, for one, come together
@@ -133,20 +146,35 @@ def clean_text(text: str, known: frozenset[str] = DEFAULT_CHARACTERS) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
+def _describe(what: str, found: Sequence[Sequence[str]]) -> str:
+    """A line that says what happens in how many texts, and in how many each thing found in them."""
+    counts = Counter(thing for of_text in found for thing in of_text)
+    if not counts:
+        return ""
+    named = [f"{thing} in {n:,}" for thing, n in counts.most_common(MAX_NAMED)]
+    if len(counts) > MAX_NAMED:
+        named.append(f"and {len(counts) - MAX_NAMED:,} more")
+    clips = f"{sum(map(bool, found)):,} of {len(found):,} clips"
+    return f"{what} {clips}: {', '.join(named)}"
+
+
 class Tokenizer:
-    """Looks characters up in a table of symbols; id 0, the first symbol, is padding.
+    """Cleans text, and looks its characters up in a table of symbols; id 0, the first, is padding.
 
     Other symbols of several characters than phonemes keep their ids and are never produced from
     text. `has_phonemes` says whether the table has ARPAbet, with or without "@" before it.
 
     Raises:
         ValueError: on a table that is no list of strings, an empty one, or a symbol that occurs
-            twice.
+            twice; on a cleaner that is none of CLEANERS.
     """
 
     pad_token_id = 0
 
-    def __init__(self, symbols: Sequence[str] = DEFAULT_SYMBOLS) -> None:
+    def __init__(self, symbols: Sequence[str] = DEFAULT_SYMBOLS, cleaner: str = "english") -> None:
+        if cleaner not in CLEANERS:
+            raise ValueError(f"cleaner must be {' or '.join(CLEANERS)}, found {cleaner!r:.40}")
+        self.cleaner = cleaner
         if not isinstance(symbols, (list, tuple)):
             raise ValueError(f"symbols must be a list of strings, found {type(symbols).__name__}")
         self.symbols = tuple(symbols)
@@ -183,7 +211,19 @@ class Tokenizer:
     def with_phonemes(self) -> "Tokenizer":
         """The same table with what it lacks of ARPAbet at its end; itself if it lacks nothing."""
         lacking = [f"@{name}" for name in ARPABET if name not in self._phoneme_ids]
-        return Tokenizer([*self.symbols, *lacking]) if lacking else self
+        return Tokenizer([*self.symbols, *lacking], self.cleaner) if lacking else self
+
+    def with_characters(self, characters: str) -> "Tokenizer":
+        """The same table with what it lacks of these at its end; itself if it lacks nothing.
+
+        White space is passed over. Letters are taken in lower case, as text is, unless the table
+        has capitals.
+        """
+        if not _has_kinds(self.known)[0]:
+            characters = characters.lower()
+        characters = _compose("".join(characters.split()), self.known)
+        lacking = [c for c in dict.fromkeys(characters) if c not in self.known]
+        return Tokenizer([*self.symbols, *lacking], self.cleaner) if lacking else self
 
     def _split(self, text: str) -> list[str]:
         """Text and ARPAbet in braces, in turn, beginning with text."""
@@ -193,7 +233,7 @@ class Tokenizer:
         """The text as the table can have it: `clean_text`, and ARPAbet in braces as it stands."""
         parts = self._split(text.replace(HELD_PLACE, "") if "{" in text else text)
         groups = [f"{{{' '.join(group[1:-1].split())}}}" for group in parts[1::2]]
-        cleaned = clean_text(HELD_PLACE.join(parts[::2]), self.known)
+        cleaned = clean_text(HELD_PLACE.join(parts[::2]), self.known, self.cleaner)
         for group in groups:
             cleaned = cleaned.replace(HELD_PLACE, group, 1)
         return cleaned
@@ -203,22 +243,29 @@ class Tokenizer:
         letters = "".join(self._split(self.clean(text))[::2])
         return "".join(dict.fromkeys(c for c in letters if c not in self.known))
 
+    def folded_letters(self, text: str) -> dict[str, str]:
+        """Letters and accents that the table lacks, in order, by the letters that it has for them.
+
+        'Sch\u00f6n' -> {'\u00f6': 'o'}; of an accent on its own, {'\u0303': ''}.
+        """
+        composed = _compose("".join(self._split(text)[::2]), self.known)
+        letters = (c for c in composed if not c.isascii() and unicodedata.category(c)[0] in "LM")
+        lacking = [c.lower() for c in letters if _match_case(c, self.known) not in self.known]
+        plain = {c: _make_plain(c, self.known) for c in lacking}
+        return {c: others for c, others in plain.items() if self.known.issuperset(others)}
+
     def describe_unknown(self, texts: Iterable[str]) -> str:
         """A line on the characters that the table lacks and in how many texts; "" if it has all."""
-        counts: Counter[str] = Counter()
-        n_texts = n_affected = 0
+        found = [[repr(c) for c in self.unknown_characters(text)] for text in texts]
+        return _describe("characters that have no symbol are left out of", found)
+
+    def describe_folded(self, texts: Iterable[str]) -> str:
+        """A line on the letters that become others, and in how many texts; "" if none does."""
+        found = []
         for text in texts:
-            unknown = self.unknown_characters(text)
-            counts.update(unknown)
-            n_texts += 1
-            n_affected += bool(unknown)
-        if not counts:
-            return ""
-        named = [f"{c!r} in {n:,}" for c, n in counts.most_common(MAX_NAMED)]
-        if len(counts) > MAX_NAMED:
-            named.append(f"and {len(counts) - MAX_NAMED:,} more")
-        clips = f"{n_affected:,} of {n_texts:,} clips"
-        return f"characters that have no symbol are left out of {clips}: {', '.join(named)}"
+            folded = {} if text.isascii() else self.folded_letters(text)
+            found.append([f"{c!r} as {letters!r}" for c, letters in folded.items()])
+        return _describe("letters that have no symbol are replaced in", found)
 
     def encode(self, text: str) -> Tensor:
         """Token ids of the cleaned text, shape (T_text,), int64; unknown characters left out.

@@ -3,28 +3,53 @@
 Neither is imported unless its flag asks for it. Where one fails, at the start or later, a line on
 stderr says so, and the run goes on without it.
 
+Both show the same names:
+
+    train/loss, train/grad_norm, ...     means over --wandb_log_iters steps of training
+    train/epoch_loss, ...                means over an epoch
+    val/loss, val/focus, ...             teacher forcing on the validation set
+    free/free_running_score, ...         free running on the validation set
+    media/teacher_forced, ...            pictures, the spoken sample, and its recording
+    epoch                                passes over the training set, with a fraction
+
 accelerate's trackers would not do: they log no sound, their TensorBoard one begins another run for
 the flags at every start, and what fails in them ends the training.
 """
 
 import json
 import os
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import accelerate
+import torch
 
 from config import TrainConfig
+from dataset import TTSDataset
+from scores import ALIGNMENT_SCORES, FREE_RUNNING_SCORES
 
 EVENTS_FOLDER = "tensorboard"  # in the run's folder
 EVENT_FILES = "events.out.tfevents.*"
 
 
+class Media(NamedTuple):
+    """A picture (.png) or a sound (.wav, .flac), and what it shows."""
+
+    path: str
+    caption: str
+
+
 class Tracker(Protocol):
     """What logs a run. Any method may raise anything."""
 
-    def log(self, values: dict[str, float], step: int, media: dict[str, str]) -> None:
-        """Numbers by name, and PNG and WAV files by name, of an optimizer step."""
+    def log(self, values: dict[str, float], step: int, media: dict[str, Media]) -> None:
+        """Numbers, and pictures and sounds, by name, of an optimizer step."""
+
+    def note_best(self, values: dict[str, float]) -> None:
+        """Numbers, by name, of the best epoch so far."""
 
     def finish(self) -> None:
         """After the last step of the run."""
@@ -35,6 +60,10 @@ class Wandb:
 
     WANDB_PROJECT and WANDB_NAME win over `project` and `name`. wandb itself reads the others of
     its environment, WANDB_ENTITY and WANDB_RUN_GROUP among them.
+
+    wandb drops what is logged under a lower step than its last one, as a run would that goes on
+    from an older checkpoint. So the optimizer step is a number of its own, `step`, against which
+    the charts are drawn, and wandb's step counts on where it has to.
     """
 
     def __init__(
@@ -46,16 +75,27 @@ class Wandb:
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or project,
             name=os.environ.get("WANDB_NAME") or name,
-            config=flags,
+            config={**flags, "versions": {**flags["versions"], "wandb": wandb.__version__}},
             id=resumed_id,
             resume="allow" if resumed_id else None,
         )
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
 
-    def log(self, values: dict[str, float], step: int, media: dict[str, str]) -> None:
+    def log(self, values: dict[str, float], step: int, media: dict[str, Media]) -> None:
         """Numbers, pictures and sounds of a step."""
-        kinds = {".png": self.wandb.Image, ".wav": self.wandb.Audio}
-        logged = {name: kinds[Path(path).suffix](path) for name, path in media.items()}
-        self.run.log({**values, **logged}, step=step)
+        shown = {
+            name: (self.wandb.Image if path.endswith(".png") else self.wandb.Audio)(
+                path, caption=caption
+            )
+            for name, (path, caption) in media.items()
+        }
+        wandb_step = max(step, self.run.step)
+        self.run.log({"step": step, **values, **shown}, step=wandb_step, commit=True)
+
+    def note_best(self, values: dict[str, float]) -> None:
+        """Into the run's summary, which tables of runs show."""
+        self.run.summary.update({f"best/{name}": value for name, value in values.items()})
 
     def finish(self) -> None:
         """Waits until all has been sent."""
@@ -80,23 +120,28 @@ class TensorBoard:
         self.writer.add_text("flags", code_block, step)
         self.writer.flush()
 
-    def log(self, values: dict[str, float], step: int, media: dict[str, str]) -> None:
-        """Numbers, pictures and sounds of a step."""
+    def log(self, values: dict[str, float], step: int, media: dict[str, Media]) -> None:
+        """Numbers, pictures and sounds of a step, and as a text each, what they show."""
         import numpy as np
         import soundfile
         from PIL import Image
 
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
-        for name, path in media.items():
+        for name, (path, caption) in media.items():
+            self.writer.add_text(name, caption, step)
             if path.endswith(".png"):
                 with Image.open(path) as picture:
                     pixels = np.asarray(picture.convert("RGB"))
                 self.writer.add_image(name, pixels, step, dataformats="HWC")
             else:
-                samples, sampling_rate = soundfile.read(path, dtype="float32")
-                self.writer.add_audio(name, samples[None], step, sampling_rate)
+                samples, sampling_rate = soundfile.read(path, dtype="float32", always_2d=True)
+                mono = samples.mean(axis=1)  # a recording may have several channels
+                self.writer.add_audio(name, mono[None], step, sampling_rate)
         self.writer.flush()  # a run that is killed has logged what came before
+
+    def note_best(self, values: dict[str, float]) -> None:
+        """Nothing: TensorBoard shows the curves."""
 
     def finish(self) -> None:
         """Closes the event file."""
@@ -116,13 +161,22 @@ class Tracking:
         except Exception as error:
             self.leave_out(name, error)
 
-    def log(self, values: dict[str, float], step: int, media: dict[str, str] | None = None) -> None:
-        """Numbers by name, and PNG and WAV files by name, of an optimizer step."""
-        self.tell_each(lambda tracker: tracker.log(values, step, media or {}))
+    def log_step(self, means: dict[str, float], step: int, epoch: float) -> None:
+        """Means over the last steps of training; `epoch` has a fraction."""
+        named = {f"train/{name}": value for name, value in means.items()}
+        self.tell_each(lambda tracker: tracker.log({"epoch": epoch, **named}, step, {}))
 
-    def log_epoch(self, row: dict[str, float], files: dict[str, str]) -> None:
-        """One epoch's losses, and its scores, pictures and sound if it has some."""
-        self.log({f"epoch/{name}": value for name, value in row.items()}, int(row["step"]), files)
+    def log_epoch(self, row: dict[str, float], media: dict[str, Media]) -> None:
+        """One epoch's losses, and its scores, pictures and sounds if it has some."""
+        values = {"epoch": row["epoch"], **name_scores(row)}
+        named = {f"media/{name}": medium for name, medium in media.items()}
+        self.tell_each(lambda tracker: tracker.log(values, int(row["step"]), named))
+
+    def note_best(self, row: dict[str, float]) -> None:
+        """The scores of the epoch whose weights are now in best_checkpoint."""
+        scores = {name: v for name, v in name_scores(row).items() if not name.startswith("train/")}
+        place = {"epoch": row["epoch"], "step": row["step"]}
+        self.tell_each(lambda tracker: tracker.note_best({**place, **scores}))
 
     def finish(self) -> None:
         """After the last step of the run."""
@@ -145,6 +199,36 @@ class Tracking:
         """With which a resumed run goes on; None without wandb."""
         tracker = self.trackers.get("wandb")
         return tracker.run.id if isinstance(tracker, Wandb) else None
+
+
+def name_scores(row: dict[str, float]) -> dict[str, float]:
+    """The numbers of an epoch, as trainer_state.json names them, by the names shown here."""
+    named = {}
+    for name, value in row.items():
+        if name in FREE_RUNNING_SCORES:
+            named[f"free/{name}"] = value
+        elif name in ALIGNMENT_SCORES or name.startswith("val_"):
+            named[f"val/{name.removeprefix('val_')}"] = value
+        elif name not in ("epoch", "step"):
+            named[f"train/epoch_{name.removeprefix('train_')}"] = value
+    return named
+
+
+def describe_run(
+    model: torch.nn.Module, train_set: TTSDataset, val_set: TTSDataset
+) -> dict[str, Any]:
+    """What the flags do not say of a run: parameters, clips, hours and versions."""
+    facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+    for name, clips in (("train", train_set), ("val", val_set)):
+        facts[f"{name}_clips"] = len(clips)
+        hours = sum(clips.n_frames) * clips.audio_config.hop_seconds / 3600
+        facts[f"{name}_hours"] = round(hours, 3)
+    facts["versions"] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "accelerate": accelerate.__version__,
+    }
+    return facts
 
 
 def start_tracking(

@@ -283,9 +283,9 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
         f"train_{name}": total / n_steps
         for name, total in zip(LOSSES, state.epoch_losses, strict=True)
     }
-    scores, files = {}, {}
+    scores, media = {}, {}
     if due:
-        scores, files = judge_epoch(
+        scores, media = judge_epoch(
             run.accelerator, run.model, run.val_loader, run.config, run.pictures, epoch,
             run.interrupt,
         )  # fmt: skip
@@ -299,7 +299,7 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
         if due:
             with going_on_without("loss.png"):
                 draw_losses(run.pictures, history)
-        run.tracking.log_epoch(row, files)
+        run.tracking.log_epoch(row, media)
     judged = state.alignment_judged
     if scores and not judged and alignment_is_due(state.step, run.config):
         judged = True
@@ -370,6 +370,7 @@ def train(run: Run, state: TrainerState) -> None:
             save_and_raise(run, state, OutOfMemory(sentence))
         if is_new_best(state.history, state.best_epoch):
             state = state._replace(best_epoch=state.epoch)
+            run.tracking.note_best(state.history[-1])
             score, loss = (state.history[-1][k] for k in ("free_running_score", "val_loss"))
             best = f"free-running score {score:.3f}, validation loss {loss:.3f}"
             save(run, state, "best_checkpoint", f"best so far: {best}, kept in")

@@ -61,6 +61,8 @@ arguments=(
     # --free_running_clips 16         # fewer than a tenth of an epoch's time allows
     # --skip_nonfinite                # leave out steps that are not finite, and count them
     # --path_to_symbols symbols.json  # another table of symbols
+    # --extra_symbols 'äöüß'          # symbols to add to the table
+    # --cleaner basic                 # for other languages than English
     # --phonemes                      # half the words of half the clips as CMUdict's phonemes
     # --warm_start voices/nvidia      # begin with a checkpoint's weights
     # --warm_start_allow_mismatch     # with those of them that fit

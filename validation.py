@@ -26,6 +26,7 @@ from scores import (
     free_running_limit,
     free_running_scores,
 )
+from tracking import Media
 
 LOSSES = ("loss", "mel_before_loss", "mel_after_loss", "stop_loss", "guided_attention_loss")
 
@@ -192,7 +193,7 @@ def film_first_epoch(
 def judge_epoch(
     accelerator: Accelerator, model: torch.nn.Module, val_loader: DataLoader, config: TrainConfig,
     pictures: Path, epoch: int, interrupt: Interrupt | None = None,
-) -> tuple[dict[str, float], dict[str, str]]:  # fmt: skip
+) -> tuple[dict[str, float], dict[str, Media]]:  # fmt: skip
     """All scores after an epoch, and on the main process its pictures and sound in a folder.
 
     The same dropout is drawn every time, and training's random numbers are left alone. Where the
@@ -200,13 +201,13 @@ def judge_epoch(
     --keep_pictures are removed.
 
     Returns:
-        The scores by name, and the paths of the files as `draw_sample` names them, if written.
+        The scores by name, and the pictures and sounds as `draw_sample` names them, if written.
 
     Raises:
         DataError: on every process, when a clip cannot be read.
         Interrupted: on every process, when a signal has come to one of them.
     """
-    files, val_set = {}, val_loader.dataset
+    media, val_set = {}, val_loader.dataset
     with same_random_numbers(accelerator, config.seed):
         scores = validate(accelerator, model, val_loader, interrupt)
         scores |= speak_freely(accelerator, model, val_set, config, interrupt)
@@ -214,11 +215,11 @@ def judge_epoch(
             unwrapped = accelerator.unwrap_model(model).eval()
             with going_on_without(f"the pictures and the sound of epoch {epoch}"):
                 with stop_within(interrupt, unwrapped):
-                    files = draw_sample(
+                    media = draw_sample(
                         unwrapped, choose_sample(val_set), val_set.audio_config,
                         val_set.tokenizer, config.max_decoder_steps, pictures, epoch,
                     )  # fmt: skip
                 thin_out(pictures, epoch, config.keep_pictures)
             unwrapped.train()
         stop_together(accelerator, interrupt)
-    return scores, files
+    return scores, media

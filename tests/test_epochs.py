@@ -106,10 +106,15 @@ def test_wandb_gets_each_step_and_epoch_with_its_numbers(train, monkeypatch):
     logged, begun, norms, ends = [], [], [], []
     run = SimpleNamespace(
         id="abc",
-        log=lambda values, step: logged.append((step, values)),
+        step=0,
+        log=lambda values, step, commit: logged.append((step, values)),
+        define_metric=lambda *_, **__: None,
+        summary={},
         finish=lambda: ends.append(len(logged)),
     )
-    stub = SimpleNamespace(init=lambda **what: begun.append(what) or run, Image=None, Audio=None)
+    stub = SimpleNamespace(
+        init=lambda **what: begun.append(what) or run, Image=None, Audio=None, __version__="0"
+    )
     monkeypatch.setitem(sys.modules, "wandb", stub)
     clip_grad_norm = Accelerator.clip_grad_norm_
 
@@ -125,7 +130,9 @@ def test_wandb_gets_each_step_and_epoch_with_its_numbers(train, monkeypatch):
 
     assert [step for step, _ in logged] == [1, 2, 3, 3, 4, 5, 6, 6] and ends == [8]
     steps = [values for _, values in logged if "train/loss" in values]
-    epochs = [values for _, values in logged if "epoch/epoch" in values]
+    epochs = [values for _, values in logged if "train/epoch_loss" in values]
+    place = [(values["step"], round(values["epoch"], 3)) for _, values in logged]
+    assert place == [(1, 0.333), (2, 0.667), (3, 1), (3, 1), (4, 1.333), (5, 1.667), (6, 2), (6, 2)]
     rates = [1e-3] * 4 + [1e-3 * 0.01 ** (i / 3) for i in (1, 2)]
     np.testing.assert_allclose([values["train/learning_rate"] for values in steps], rates)
     np.testing.assert_allclose([values["train/grad_norm"] for values in steps], norms, rtol=1e-5)
@@ -134,11 +141,13 @@ def test_wandb_gets_each_step_and_epoch_with_its_numbers(train, monkeypatch):
         names = ("loss", "mel_before_loss", "mel_after_loss", "stop_loss", "guided_attention_loss")
         for name in names:
             mean = np.mean([values[f"train/{name}"] for values in of_epoch])
-            assert found[f"epoch/train_{name}"] == pytest.approx(mean), name
+            assert found[f"train/epoch_{name}"] == pytest.approx(mean), name
         assert len({values["train/loss"] for values in of_epoch}) == 3
-        assert (found["epoch/epoch"], found["epoch/step"]) == (epoch + 1, 3 * epoch + 3)
-        assert found["epoch/free_running_score"] == (0.5, 0.25)[epoch]
-        assert found["epoch/learning_rate"] == pytest.approx((1e-3, 1e-5)[epoch])
+        assert (found["epoch"], found["step"]) == (epoch + 1, 3 * epoch + 3)
+        assert found["free/free_running_score"] == (0.5, 0.25)[epoch]
+        assert found["train/epoch_learning_rate"] == pytest.approx((1e-3, 1e-5)[epoch])
+    best = {name.removeprefix("best/"): value for name, value in run.summary.items()}
+    assert (best["epoch"], best["step"], best["free/free_running_score"]) == (1, 3, 0.5)
 
     train([0.5], *flags, "--resume_from_checkpoint", "checkpoint_1")
     assert [(what["project"], what["name"]) for what in begun] == [

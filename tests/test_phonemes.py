@@ -237,7 +237,7 @@ def test_training_adds_phonemes_to_the_table_and_a_resumed_run_has_the_same_clip
 def test_phonemes_cannot_be_added_to_a_run_but_to_its_weights(prepare):
     run, state = prepare()
     train_taco.save(run, state, "checkpoint_0")
-    with pytest.raises(DataError, match=r"lack phonemes.*--warm_start"):
+    with pytest.raises(DataError, match=r"--phonemes: .* lack @AA .*--warm_start"):
         prepare("--phonemes", "--resume_from_checkpoint", "checkpoint_0")
     source = str(run.folder / "checkpoint_0")
     warm, _ = prepare("--phonemes", "--warm_start", source, "--overwrite")

@@ -150,7 +150,7 @@ def test_manifest_contents(tmp_path, monkeypatch, capsys):
     assert table[2].split()[:2] == ["test", "3"]
 
 
-def test_characters_that_training_will_leave_out_are_said_in_one_line(tmp_path, capsys):
+def test_characters_that_training_will_leave_out_or_replace_are_said(tmp_path, capsys):
     corpus = make_corpus(tmp_path / "lj", 3)
     run(corpus, tmp_path / "plain")
     assert "no symbol" not in capsys.readouterr().err
@@ -158,9 +158,11 @@ def test_characters_that_training_will_leave_out_are_said_in_one_line(tmp_path, 
     add_row(corpus, "odd|raw|caf\u00e9 \u2603, \u65e5 and \u2603")
     run(corpus, tmp_path / "out")
     said = [line for line in capsys.readouterr().err.split("\n") if "no symbol" in line]
-    assert len(said) == 1
+    assert len(said) == 2
     assert "left out of 1 of 4 clips: '\u2603' in 1, '\u65e5' in 1; " in said[0]
     assert "--path_to_symbols" in said[0]
+    assert "replaced in 1 of 4 clips: '\u00e9' as 'e' in 1; " in said[1]
+    assert "--extra_symbols" in said[1]
 
 
 def test_wav_is_preferred_and_flac_accepted(tmp_path):

@@ -49,7 +49,7 @@ def show_steps(monkeypatch):
         config = TrainConfig(
             *"wstv", training_epochs=5, console_out_iters=3, wandb_log_iters=2, **flags
         )
-        tracking = SimpleNamespace(log=lambda values, step: logged.append((step, values)))
+        tracking = SimpleNamespace(log_step=lambda *what: logged.append(what))
         meter = Meter(accelerator, config, tracking, epoch=2, epoch_step=4, steps_per_epoch=10)
         for i, (seconds, losses, n_frames) in enumerate(STEPS, start=5):
             now[0] += seconds
@@ -97,14 +97,15 @@ def test_scalars_of_the_trackers(show_steps, flag):
     by_hand = {26: (1.5, 0.375, 100.0), 28: (3.0, 1.0, 40.0), 30: (6.0, 8.0, 600.0)}
     assert logged == [
         (
-            step,
             {
-                "train/loss": loss,
-                "train/stop_loss": stop_loss,
-                "train/learning_rate": (step - 20) / 1000,
-                "train/grad_norm": (step - 20) / 10,
-                "train/frames_per_second": speed,
+                "loss": loss,
+                "stop_loss": stop_loss,
+                "learning_rate": (step - 20) / 1000,
+                "grad_norm": (step - 20) / 10,
+                "frames_per_second": speed,
             },
+            step,
+            2 + (step - 20) / 10,  # epochs
         )
         for step, (loss, stop_loss, speed) in by_hand.items()
     ]
@@ -165,7 +166,7 @@ def test_sample_of_an_epoch(drawn, tmp_path, max_decoder_steps, limit, stopped):
     free_alignment = torch.full((len(free_mel), len(tokens)), 0.75)
     model = StubModel(forced, free_running(free_mel, free_alignment, stopped))
     torch.manual_seed(0)
-    files = draw_sample(
+    media = draw_sample(
         model, Utterance(tokens, true, text, "clip.wav"), CONFIG, tokenizer, max_decoder_steps,
         tmp_path, 7,
     )  # fmt: skip
@@ -177,26 +178,30 @@ def test_sample_of_an_epoch(drawn, tmp_path, max_decoder_steps, limit, stopped):
     assert infer[2:] == (limit,)
 
     stem = f"{tmp_path}/epoch_007"
-    assert files == {
+    assert {name: medium.path for name, medium in media.items()} == {
         "teacher_forced": f"{stem}_teacher_forced.png",
         "free_running": f"{stem}_free_running.png",
-        "audio": f"{stem}_free_running.wav",
+        "spoken": f"{stem}_free_running.wav",
+        "recording": "clip.wav",
     }
     ending = "stopped by itself" if stopped else "reached the limit"
     for kind, mel, alignment, title in (
         ("teacher_forced", after, forced.alignments[0], "teacher forced"),
         ("free_running", free_mel, free_alignment, f"free running, {ending}"),
     ):
-        *arrays, shown_text, hop_seconds, shown_title = drawn[files[kind]]
+        *arrays, shown_text, hop_seconds, shown_title = drawn[media[kind].path]
         assert all(torch.equal(a, b) for a, b in zip(arrays, (true, mel, alignment), strict=True))
         assert (shown_text, hop_seconds) == (text.lower(), 256 / 22050)
         assert shown_title == f"epoch 7, {title}"
+        assert media[kind].caption == f"epoch 7, {title}: {text.lower()}"
+    assert media["spoken"].caption == media["free_running"].caption
+    assert media["recording"].caption == f"recording: {text.lower()}"
     with np.load(f"{stem}.npz") as content:
         assert set(content) == {"alignment", "mel"}
         np.testing.assert_array_equal(content["alignment"], forced.alignments[0])
         np.testing.assert_array_equal(content["mel"], after)
 
-    spoken, rate = soundfile.read(files["audio"], dtype="float32")
+    spoken, rate = soundfile.read(media["spoken"].path, dtype="float32")
     assert rate == 22050 and len(spoken) == 256 * len(free_mel)
     assert np.std(spoken) == pytest.approx(float(wav.std()), rel=0.1)
     again = audio_to_mel(torch.from_numpy(spoken), CONFIG)

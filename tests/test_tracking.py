@@ -2,50 +2,86 @@
 
 import io
 import json
+import platform
 import sys
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
+import torch
 from accelerate import Accelerator
 from PIL import Image
+from safetensors.torch import load_file
 
 import train_taco
 from config import TrainConfig, parse_args
 from forked_run import train
 from resuming import read_state
 from test_train_taco import run_flags
-from tracking import EVENTS_FOLDER, TensorBoard, Tracking, Wandb, start_tracking
+from tracking import EVENTS_FOLDER, Media, TensorBoard, Tracking, Wandb, start_tracking
 
-ROW = {"epoch": 2, "step": 30, "train_loss": 1.0, "free_running_score": 0.5}
+ROW = {
+    "epoch": 2, "step": 30, "train_loss": 1.0, "train_stop_loss": 0.2, "val_loss": 0.7,
+    "val_stop_loss": 0.1, "focus": 0.6, "stopped_by_itself": 1.0, "free_running_focus": 0.4,
+    "free_running_score": 0.5, "skipped_steps": 3,
+}  # fmt: skip
+VALIDATED = {
+    "val/loss": 0.7, "val/stop_loss": 0.1, "val/focus": 0.6, "free/stopped_by_itself": 1.0,
+    "free/free_running_focus": 0.4, "free/free_running_score": 0.5,
+}  # fmt: skip
 
 
 def test_wandb_gets_the_run_and_every_score_picture_and_sound(monkeypatch):
     for name in ("WANDB_PROJECT", "WANDB_NAME"):
         monkeypatch.delenv(name, raising=False)
-    calls, logged = [], []
-    run = SimpleNamespace(log=lambda values, step: logged.append((step, values)))
+    calls, logged, metrics, summary = [], [], [], {}
+    run = SimpleNamespace(
+        step=0,
+        log=lambda values, step, commit: logged.append((step, values, commit)),
+        define_metric=lambda name, step_metric=None: metrics.append((name, step_metric)),
+        summary=summary,
+    )
     stub = SimpleNamespace(
         init=lambda **arguments: calls.append(arguments) or run,
-        Image=lambda path: ("image", path),
-        Audio=lambda path: ("audio", path),
+        Image=lambda path, caption: ("image", path, caption),
+        Audio=lambda path, caption: ("audio", path, caption),
+        __version__="0.1",
     )
     monkeypatch.setitem(sys.modules, "wandb", stub)
-    tracking = Tracking()
-    tracking.start("wandb", lambda: Wandb("project", "run", {"flag": 1}, None))
-    Wandb("project", "run", {"flag": 1}, "abc")
-    first = {"project": "project", "name": "run", "config": {"flag": 1}, "id": None, "resume": None}
+    tracking, flags = Tracking(), {"flag": 1, "versions": {"torch": "2"}}
+    tracking.start("wandb", lambda: Wandb("project", "run", flags, None))
+    assert metrics == [("step", None), ("*", "step")]
+    Wandb("project", "run", flags, "abc")
+    sent = {"flag": 1, "versions": {"torch": "2", "wandb": "0.1"}}
+    first = {"project": "project", "name": "run", "config": sent, "id": None, "resume": None}
     assert calls == [first, {**first, "id": "abc", "resume": "allow"}]
 
-    files = {"teacher_forced": "forced.png", "free_running": "free.png", "audio": "free.wav"}
-    tracking.log_epoch(ROW, files)
-    values = {
-        "epoch/epoch": 2, "epoch/step": 30, "epoch/train_loss": 1.0,
-        "epoch/free_running_score": 0.5, "teacher_forced": ("image", "forced.png"),
-        "free_running": ("image", "free.png"), "audio": ("audio", "free.wav"),
-    }  # fmt: skip
-    assert logged == [(30, values)]
+    media = {
+        "free_running": Media("free.png", "epoch 2: hello"),
+        "spoken": Media("free.wav", "epoch 2: hello"),
+        "recording": Media("clip.flac", "recording: hello"),
+    }
+    tracking.log_epoch(ROW, media)
+    trained = {
+        "train/epoch_loss": 1.0,
+        "train/epoch_stop_loss": 0.2,
+        "train/epoch_skipped_steps": 3,
+    }
+    shown = {
+        "media/free_running": ("image", "free.png", "epoch 2: hello"),
+        "media/spoken": ("audio", "free.wav", "epoch 2: hello"),
+        "media/recording": ("audio", "clip.flac", "recording: hello"),
+    }
+    assert logged == [(30, {"step": 30, "epoch": 2, **trained, **VALIDATED, **shown}, True)]
+    tracking.note_best(ROW)
+    best = {"epoch": 2, "step": 30, **VALIDATED}
+    assert summary == {f"best/{name}": value for name, value in best.items()}
+    run.step = 80  # as of a run that goes on from an older checkpoint
+    tracking.log_step({"loss": 0.9}, 35, 2.5)
+    assert logged[1] == (80, {"step": 35, "epoch": 2.5, "train/loss": 0.9}, True)
 
 
 def read_events(folder):
@@ -74,7 +110,9 @@ def resumed_run(tiny_corpus, tmp_path_factory):
     return folder
 
 
-def test_tensorboard_holds_flags_scalars_pictures_and_sound_of_a_resumed_run(resumed_run):
+def test_tensorboard_holds_flags_scalars_pictures_and_sound_of_a_resumed_run(
+    resumed_run, tiny_corpus
+):
     events = read_events(resumed_run / "work/tiny" / EVENTS_FOLDER)
     tags = events.Tags()
     for name in ("loss", "mel_after_loss", "grad_norm", "learning_rate", "frames_per_second"):
@@ -82,31 +120,67 @@ def test_tensorboard_holds_flags_scalars_pictures_and_sound_of_a_resumed_run(res
         assert steps == list(range(1, 11)), f"each step of the run that went on, once: {name}"
     history = read_state(resumed_run / "work/tiny/final_checkpoint")[0].history
     assert [row["step"] for row in history] == [5, 10]
-    for name in history[0]:
+    shown = {
+        "train_loss": "train/epoch_loss", "learning_rate": "train/epoch_learning_rate",
+        "val_loss": "val/loss", "val_stop_loss": "val/stop_loss", "focus": "val/focus",
+        "monotonicity": "val/monotonicity", "stopped_by_itself": "free/stopped_by_itself",
+        "free_running_coverage": "free/free_running_coverage",
+        "free_running_score": "free/free_running_score",
+    }  # fmt: skip
+    for name, tag in shown.items():
         expected = {row["step"]: pytest.approx(row[name], rel=1e-6) for row in history}
-        assert scalars_of(events, f"epoch/{name}") == expected, name
+        assert scalars_of(events, tag) == expected, name
+    epochs = {step: pytest.approx(step / 5) for step in range(1, 11)}
+    assert scalars_of(events, "epoch") == epochs
+    kinds = {tag.split("/")[0] for tag in tags["scalars"]}
+    assert kinds == {"epoch", "train", "val", "free"}
     losses = scalars_of(events, "train/loss")
     assert np.mean([losses[i] for i in range(6, 11)]) == pytest.approx(history[1]["train_loss"])
 
-    assert set(tags["images"]) == {"teacher_forced", "free_running"} and tags["audio"] == ["audio"]
-    for name in tags["images"]:
-        pictures = {event.step: event.encoded_image_string for event in events.Images(name)}
+    assert set(tags["images"]) == {"media/teacher_forced", "media/free_running"}
+    assert set(tags["audio"]) == {"media/spoken", "media/recording"}
+    for tag in tags["images"]:
+        name = tag.split("/")[1]
+        pictures = {event.step: event.encoded_image_string for event in events.Images(tag)}
+        captions = events.Tensors(f"{tag}/text_summary")
+        said = [event.tensor_proto.string_val[0].decode() for event in captions]
+        assert said[-1].startswith(f"epoch 2, {name.replace('_', ' ')}")
         assert set(pictures) == {5, 10}
         for epoch, step in ((1, 5), (2, 10)):
             file = Image.open(resumed_run / f"samples/epoch_{epoch:03d}_{name}.png")
             shown = Image.open(io.BytesIO(pictures[step]))
             np.testing.assert_array_equal(np.asarray(shown), np.asarray(file.convert("RGB")))
-    sounds = {event.step: event for event in events.Audio("audio")}
+    sounds = {event.step: event for event in events.Audio("media/spoken")}
     assert set(sounds) == {5, 10}
     shown, rate = soundfile.read(io.BytesIO(sounds[10].encoded_audio_string))
     samples, file_rate = soundfile.read(resumed_run / "samples/epoch_002_free_running.wav")
     assert rate == file_rate == 22050
     np.testing.assert_allclose(shown, samples, atol=2 / 32768)
+    recording = events.Audio("media/recording")[-1].encoded_audio_string
+    shown, _ = soundfile.read(io.BytesIO(recording))
+    validated = pd.read_csv(tiny_corpus.test_manifest)["file_path"]
+    recordings = [soundfile.read(tiny_corpus.test_manifest.parent / path)[0] for path in validated]
+    assert any(
+        len(shown) == len(samples) and np.allclose(shown, samples, atol=2 / 32768)
+        for samples in recordings
+    )
 
     texts = events.Tensors("flags/text_summary")
     assert [event.step for event in texts] == [0, 5]
     flags = json.loads(texts[-1].tensor_proto.string_val[0])
     assert (flags["experiment_name"], flags["min_db"], flags["attention_dim"]) == ("tiny", -100, 8)
+    assert (flags["num_processes"], flags["mixed_precision"]) == (1, "no")
+    weights = load_file(resumed_run / "work/tiny/final_checkpoint/model.safetensors")
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    n_parameters = sum(w.numel() for name, w in weights.items() if not name.endswith(buffers))
+    assert flags["parameters"] == n_parameters
+    manifest = pd.read_csv(tiny_corpus.train_manifest)
+    assert flags["train_clips"] == len(manifest)
+    assert flags["train_hours"] == pytest.approx(manifest["duration"].sum() / 3600, abs=1e-3)
+    assert flags["versions"] == {
+        "python": platform.python_version(), "torch": torch.__version__,
+        "accelerate": version("accelerate"),
+    }  # fmt: skip
 
 
 def test_what_has_been_logged_is_on_the_disk(tmp_path):
@@ -117,6 +191,19 @@ def test_what_has_been_logged_is_on_the_disk(tmp_path):
         board.log({"loss": step / 4}, step, {})
     assert scalars_of(read_events(tmp_path), "loss") == {1: 0.25, 2: 0.5}
     board.finish()
+
+
+def test_a_sound_of_two_channels_is_mixed(tmp_path):
+    pytest.importorskip("tensorboard")
+    path, samples = tmp_path / "two.flac", np.tile([[0.5, 0.25]], (800, 1))
+    soundfile.write(path, samples, 16000)
+    board = TensorBoard(tmp_path / "events", {}, 0)
+    board.log({}, 1, {"media/recording": Media(str(path), "recording: hello")})
+    board.finish()
+    (event,) = read_events(tmp_path / "events").Audio("media/recording")
+    shown, rate = soundfile.read(io.BytesIO(event.encoded_audio_string))
+    assert rate == 16000 and shown.shape == (800,)
+    np.testing.assert_allclose(shown, 0.375, atol=1e-4)
 
 
 @pytest.mark.parametrize("flags", [["--log_tensorboard"], []])
@@ -186,6 +273,9 @@ class Broken:
     def log(self, values, step, media):
         raise OSError("the disk\nis full")
 
+    def note_best(self, values):
+        raise AssertionError("it has been left out")
+
     def finish(self):
         raise ValueError
 
@@ -193,14 +283,20 @@ class Broken:
 def test_what_fails_later_is_left_out_and_the_other_goes_on(capsys):
     heard = []
     other = SimpleNamespace(
-        log=lambda *what: heard.append(what), finish=lambda: heard.append("finish")
-    )
+        log=lambda *what: heard.append(what), finish=lambda: heard.append("finish"),
+        note_best=heard.append,
+    )  # fmt: skip
     tracking = Tracking()
     tracking.start("wandb", Broken)
     tracking.start("TensorBoard", lambda: other)
-    tracking.log({"train/loss": 1.0}, 5)
-    tracking.log_epoch({"step": 6}, {"audio": "a.wav"})
-    assert heard == [({"train/loss": 1.0}, 5, {}), ({"epoch/step": 6}, 6, {"audio": "a.wav"})]
+    tracking.log_step({"loss": 1.0}, 5, 0.5)
+    medium = Media("a.wav", "a")
+    tracking.log_epoch({"step": 6, "epoch": 1}, {"spoken": medium})
+    tracking.note_best({"step": 6, "epoch": 1})
+    assert heard == [
+        ({"epoch": 0.5, "train/loss": 1.0}, 5, {}), ({"epoch": 1}, 6, {"media/spoken": medium}),
+        {"epoch": 1, "step": 6},
+    ]  # fmt: skip
     said = capsys.readouterr().err
     assert said == "train_taco.py: going on without wandb (the disk is full)\n", "once"
     tracking.start("late", Broken)
