@@ -16,6 +16,11 @@ import numpy as np
 import onnxruntime
 
 
+def sigmoid(x: float) -> float:
+    """1 / (1 + e^-x), without overflow."""
+    return 0.5 + 0.5 * np.tanh(x / 2)
+
+
 class Speaker:
     """The graphs and the settings of a folder; int8 takes the step with quantised LSTMs."""
 
@@ -75,7 +80,7 @@ class Speaker:
             alignments.append(feed["alignment"][0])
             if mels is not None:
                 feed["frame"] = mels[t : t + 1]
-            elif 1 / (1 + np.exp(-stop_logit[0])) > threshold:
+            elif sigmoid(stop_logit[0]) > threshold:
                 break
         (mel,) = self.postnet.run(None, {"mels_before": np.stack(frames)[None]})
         return mel[0], np.array(stop_logits), np.stack(alignments)
@@ -120,6 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     source.add_argument("--tokens", type=int, nargs="+", help="token ids, instead of a text")
     add("--output", default="spoken.wav", help="16-bit wav (default: %(default)s)")
     add("--int8", action="store_true", help="with the quantised LSTMs")
+    add("--max_decoder_steps", type=int, default=2000, help="frames (default: %(default)s)")
     add("--seed", type=int, default=0, help="of dropout and phases (default: %(default)s)")
     add("--threads", type=int, default=0, help="of onnxruntime (default: all cores)")
     args = parser.parse_args(argv)
@@ -128,15 +134,19 @@ def main(argv: list[str] | None = None) -> None:
     if args.int8 and not (Path(args.folder) / "step.int8.onnx").is_file():
         sys.exit("--int8: step.int8.onnx is missing, export_onnx.py --int8 writes it")
     speaker, rng = Speaker(args.folder, args.int8, args.threads), np.random.default_rng(args.seed)
+    rate, n_symbols = speaker.settings["audio"]["sampling_rate"], len(speaker.settings["symbols"])
     tokens = np.array([args.tokens], np.int64) if args.tokens else speaker.encode(args.text)
-    if not tokens.size or tokens.min() < 0 or tokens.max() >= len(speaker.settings["symbols"]):
+    has_letter = any(c.isalpha() and speaker.encode(c).size for c in args.text or "")
+    if not (args.tokens or has_letter) or not 0 <= tokens.min() <= tokens.max() < n_symbols:
         sys.exit(f"nothing to say: {args.text or args.tokens!r} has no symbols of this voice")
-    mel, _, _ = speaker.speak(tokens, rng)
+    mel, stop_logits, _ = speaker.speak(tokens, rng, args.max_decoder_steps)
     samples = (speaker.to_audio(mel, rng) * 32767).astype("<i2")
     with wave.open(args.output, "wb") as file:
-        file.setparams((1, 2, speaker.settings["audio"]["sampling_rate"], 0, "NONE", ""))
+        file.setparams((1, 2, rate, 0, "NONE", ""))
         file.writeframes(samples.tobytes())
-    print(f"{args.output}: {len(samples) / speaker.settings['audio']['sampling_rate']:.2f} s")
+    stopped = sigmoid(stop_logits[-1]) > speaker.settings["stop_threshold"]
+    ending = "stopped by itself" if stopped else "did not stop"
+    print(f"{args.output}: {len(samples) / rate:.2f} s, {ending}")
 
 
 if __name__ == "__main__":
