@@ -169,7 +169,7 @@ def test_sound_is_that_of_the_repos_griffin_lim(exported, scaling, voice):
     torch.manual_seed(0)
     wavs = mel_to_audio(mel, audio_config), torch.from_numpy(wav).float()
     ours, theirs = ((audio_to_mel(x, audio_config) - mel).abs().mean() for x in wavs)
-    assert theirs < 1.1 * ours
+    assert theirs < ours  # which centres its windows half a hop away from the mel's
 
 
 def test_a_mel_that_ran_away_is_clamped(speaker):
