@@ -208,6 +208,11 @@ class Tokenizer:
         """Number of symbols, padding included."""
         return len(self.symbols)
 
+    @property
+    def character_ids(self) -> dict[str, int]:
+        """The token id of each character that text can be made of."""
+        return dict(self._ids)
+
     def with_phonemes(self) -> "Tokenizer":
         """The same table with what it lacks of ARPAbet at its end; itself if it lacks nothing."""
         lacking = [f"@{name}" for name in ARPABET if name not in self._phoneme_ids]

@@ -17,7 +17,8 @@ MAX_LINES = 60
 LONGER: dict[str, str] = {}  # functions, and why
 SOURCES = {  # by name, such as model and benchmarks/common
     path.relative_to(REPO).with_suffix("").as_posix(): path.read_text(encoding="utf-8")
-    for path in (*REPO.glob("*.py"), *REPO.glob("benchmarks/*.py"))
+    for folder in (REPO, REPO / "benchmarks", REPO / "extras")
+    for path in folder.glob("*.py")
 }
 Sources = dict[str, str]
 

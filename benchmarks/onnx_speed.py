@@ -1,0 +1,138 @@
+"""One text by PyTorch and by onnxruntime, in turn, and how well the quantised LSTMs speak.
+
+    python benchmarks/onnx_speed.py --checkpoint demo/work_dir/demo/final_checkpoint --threads 1
+    python benchmarks/onnx_speed.py --checkpoint demo/work_dir/demo/final_checkpoint \
+        --path_to_manifest demo/test_metadata.csv --word_times demo/corpus/word_times.json
+
+Text to mel, batch 1: encoder, decoder steps, postnet; no vocoder. PyTorch is what synthesize.py
+runs, in float32; onnxruntime runs the graphs that extras/export_onnx.py makes of the checkpoint,
+by its runner. All make as many frames as PyTorch does with --seed, whatever their stop tokens say.
+
+With a manifest every clip is also spoken freely, for the share that stops by itself, and teacher
+forced, for the errors of word starts, both as evaluate.py has them, by both kinds of graphs.
+
+Writes onnx_speed.csv to --output_dir.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the flat modules are
+
+from benchmarks import common
+from benchmarks.common import OURS
+from checkpoints import Voice, load_checkpoint
+from dataset import TTSDataset
+from extras.export_onnx import check_packages, fill_folder
+from files import DataError, count_argument, path_argument, read_json, seed_argument
+from scores import free_running_limit, word_start_errors
+
+MAX_FRAMES = 2000
+FLOAT32, INT8 = "onnxruntime float32", "onnxruntime int8"
+
+
+def make_speakers(voice: Voice, threads: int) -> dict[str, Any]:
+    """The runners of both kinds of graphs, exported to a folder that is gone afterwards."""
+    from extras.run_onnx import Speaker
+
+    with tempfile.TemporaryDirectory() as folder:
+        fill_folder(voice, Path(folder), int8=True, stop_threshold=0.5)
+        return {FLOAT32: Speaker(folder, False, threads), INT8: Speaker(folder, True, threads)}
+
+
+def time_text(
+    voice: Voice, speakers: dict[str, Any], args: argparse.Namespace
+) -> tuple[int, dict[str, list[float]]]:
+    """Frames of the text, and by name the seconds of each repeat."""
+    tokens = voice.tokenizer.encode(args.text)[None]
+    torch.manual_seed(args.seed)
+    n_frames = int(voice.model.infer(tokens, None, MAX_FRAMES).mel_lengths)
+    array, rng = tokens.numpy(), np.random.default_rng(args.seed)
+    runs: dict[str, Callable[[], Any]] = {
+        OURS: lambda: voice.model.infer(tokens, None, n_frames, stop_threshold=1.0)
+    }
+    for name, speaker in speakers.items():
+        runs[name] = lambda speaker=speaker: speaker.speak(array, rng, n_frames, 1.0)
+    for run in runs.values():
+        run()  # warms up
+    cpu = torch.device("cpu")
+    timed = {name: lambda run=run: common.timed(run, cpu) for name, run in runs.items()}
+    return n_frames, common.in_turn(timed, args.repeats)
+
+
+def judge(speaker: Any, clips: TTSDataset, word_times: dict[str, list[dict]], seed: int) -> str:
+    """A line on how the clips of a manifest are spoken."""
+    rng, errors, n_stopped = np.random.default_rng(seed), [], 0
+    for clip in clips:
+        tokens, mel = clip.tokens[None].numpy(), clip.mel.numpy()
+        limit = free_running_limit(len(mel), MAX_FRAMES)
+        stop_logits = speaker.speak(tokens, rng, limit, 0.5)[1]
+        n_stopped += bool(stop_logits[-1] > 0)
+        words = (
+            word_times.get(Path(clip.path).stem, []) if len(clip.tokens) == len(clip.text) else []
+        )
+        alignment = torch.from_numpy(speaker.speak(tokens, rng, mels=mel)[2])
+        errors += word_start_errors(alignment, words, clips.audio_config.hop_seconds)[0]
+    milliseconds = 1000 * np.abs(errors) if errors else np.array([np.nan])
+    median, most = np.median(milliseconds), np.percentile(milliseconds, 90)
+    return (
+        f"{n_stopped} of {len(clips)} clips stop by themselves, word start error of {len(errors)} "
+        f"words, median / 90th percentile: {median:.1f} / {most:.1f} ms"
+    )
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Prints and writes.
+
+    Raises:
+        DataError: when a package is missing or a file cannot be used.
+    """
+    check_packages()
+    torch.set_num_threads(args.threads)
+    voice = load_checkpoint(args.checkpoint)
+    machine = common.print_device(torch.device("cpu"))
+    speakers = make_speakers(voice, args.threads)
+    n_frames, seconds = time_text(voice, speakers, args)
+    rows = [
+        {"model": name, "threads": args.threads, "n_frames": n_frames}
+        | common.step_columns([1e3 * time / n_frames for time in times])
+        | {"text_s": float(np.median(times))}
+        for name, times in seconds.items()
+    ]
+    common.report(args.output_dir / "onnx_speed.csv", rows, machine)
+    for name in speakers:
+        print(common.ratio_line(f"{OURS} / {name}", seconds[OURS], seconds[name]))
+    if args.path_to_manifest:
+        word_times = read_json(args.word_times, args.word_times) if args.word_times else {}
+        clips = TTSDataset(args.path_to_manifest, voice.audio_config, voice.tokenizer)
+        for name, speaker in speakers.items():
+            print(f"{name}: {judge(speaker, clips, word_times, args.seed)}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs with these flags (default: the command line's)."""
+    parser = common.make_parser(__doc__)
+    add = parser.add_argument
+    add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
+    add("--text", default="Hello world!", help="what is timed (default: %(default)s)")
+    threads_help = "of each runtime (default: %(default)s)"
+    add("--threads", type=count_argument, default=2, help=threads_help)
+    add("--repeats", type=count_argument, default=9, help="timed runs (default: %(default)s)")
+    add("--path_to_manifest", type=path_argument, help="clips to judge both kinds of graphs on")
+    add("--word_times", type=path_argument, help="word_times.json of make_demo_corpus.py")
+    add("--seed", type=seed_argument, default=0, help="of the dropout (default: %(default)s)")
+    try:
+        measure(parser.parse_args(argv))
+    except DataError as error:
+        sys.exit(f"onnx_speed.py: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    main()

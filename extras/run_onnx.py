@@ -1,0 +1,153 @@
+"""Speaks with a folder of export_onnx.py, on onnxruntime and numpy alone; speak.py there is a copy.
+
+    python speak.py --text "hello world." --output hello.wav
+
+A text is looked up letter by letter: numbers and abbreviations have to stand as words, as in the
+.txt files of synthesize.py. What the symbols lack is left out. --tokens takes ids instead.
+"""
+
+import argparse
+import json
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + e^-x), without overflow."""
+    return 0.5 + 0.5 * np.tanh(x / 2)
+
+
+class Speaker:
+    """The graphs and the settings of a folder; int8 takes the step with quantised LSTMs."""
+
+    def __init__(self, folder: str | Path, int8: bool = False, threads: int = 0) -> None:
+        folder, options = Path(folder), onnxruntime.SessionOptions()
+        self.settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        self.mel_inverse = np.load(folder / "mel_inverse.npy")  # (n_fft // 2 + 1, num_mels)
+        options.intra_op_num_threads = threads  # 0: as many as there are cores
+        step = "step.int8.onnx" if int8 else "step.onnx"
+        self.encoder, self.step, self.postnet = (
+            onnxruntime.InferenceSession(folder / name, options, ["CPUExecutionProvider"])
+            for name in ("encoder.onnx", step, "postnet.onnx")
+        )
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids (1, T_text) of a text, in lower case where the symbols have no capital."""
+        ids = self.settings["token_ids"]
+        found = [ids.get(c, ids.get(c.lower())) for c in text]
+        return np.array([[i for i in found if i is not None]], np.int64)
+
+    def draw_masks(self, rng: np.random.Generator) -> np.ndarray:
+        """Dropout of one frame: (decoder_prenet_depth, decoder_prenet_dim), 0 or 1 / (1 - p)."""
+        p = self.settings["decoder_prenet_dropout_p"]
+        shape = [self.settings[f"decoder_prenet_{name}"] for name in ("depth", "dim")]
+        return (rng.random(shape, np.float32) >= p).astype(np.float32) / np.float32(1 - p)
+
+    def speak(
+        self, tokens: np.ndarray, rng: np.random.Generator, max_decoder_steps: int = 2000,
+        stop_threshold: float | None = None, masks: np.ndarray | None = None,
+        mels: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+        """Free running: tokens (1, T_text) -> mel (T_mel, num_mels), stop logits, alignment.
+
+        Args:
+            stop_threshold: the stop token's probability that ends the text; the folder's if None.
+            masks: (max_decoder_steps, ...) of `draw_masks`, instead of drawing them.
+            mels: (T_mel, num_mels), true frames: teacher forcing, for all T_mel of them.
+
+        Returns:
+            mel, stop logits (T_mel,) and alignment (T_mel, T_text), float32.
+        """
+        threshold = self.settings["stop_threshold"] if stop_threshold is None else stop_threshold
+        encoder_outputs, keys = self.encoder.run(None, {"tokens": tokens})
+        feed = {"encoder_outputs": encoder_outputs, "keys": keys}
+        sizes = {"T_text": tokens.shape[1]}  # all other axes have one size
+        for value in self.step.get_inputs():
+            shape = [sizes.get(size, size) for size in value.shape]
+            feed.setdefault(value.name, np.zeros(shape, np.float32))
+        state = [value.name for value in self.step.get_inputs()][4:]
+        frames, stop_logits, alignments = [], [], []
+        for t in range(max_decoder_steps if mels is None else len(mels)):
+            feed["masks"] = self.draw_masks(rng) if masks is None else masks[t]
+            frame, stop_logit, *next_state = self.step.run(None, feed)
+            feed.update(zip(state, next_state, strict=True), frame=frame)
+            for kept, value in ((frames, frame), (stop_logits, stop_logit)):
+                kept.append(value[0])
+            alignments.append(feed["alignment"][0])
+            if mels is not None:
+                feed["frame"] = mels[t : t + 1]
+            elif sigmoid(stop_logit[0]) > threshold:
+                break
+        (mel,) = self.postnet.run(None, {"mels_before": np.stack(frames)[None]})
+        return mel[0], np.array(stop_logits), np.stack(alignments)
+
+    def to_audio(self, mel: np.ndarray, rng: np.random.Generator, n_iter: int = 60) -> np.ndarray:
+        """Griffin-Lim: a mel (T_mel, num_mels) -> samples (T_mel * hop_size,) within -1 .. 1."""
+        a = self.settings["audio"]
+        n_fft, hop = a["n_fft"], a["hop_size"]
+        window = np.zeros(n_fft)
+        start, width = (n_fft - a["window_size"]) // 2, a["window_size"]
+        window[start : start + width] = np.hanning(width + 1)[:-1]
+        edge = n_fft // hop + 1  # frames at each end that the overlapping windows need
+        mel = np.pad(np.clip(np.nan_to_num(mel), a["silence"], a["loudest"]),
+                     ((edge, edge), (0, 0)), mode="edge")  # fmt: skip
+        magnitude = np.exp(mel * a["log_mel_scale"] + a["log_mel_shift"]) @ self.mel_inverse.T
+        magnitude = magnitude.clip(0)  # (T, n_fft // 2 + 1)
+        loudest = np.sqrt(n_fft * np.square(window).sum() / 2)  # of samples of +-1 (Parseval)
+        norms = np.linalg.norm(magnitude, axis=1, keepdims=True)
+        magnitude *= np.minimum(loudest / np.maximum(norms, 1e-12), 1)
+        places = np.arange(len(mel))[:, None] * hop + np.arange(n_fft)  # of each frame's samples
+        weight = np.bincount(places.ravel(), np.tile(np.square(window), len(mel))).clip(1e-8)
+        angles, before = np.exp(2j * np.pi * rng.random(magnitude.shape)), 0
+        for i in range(n_iter + 1):
+            framed = np.fft.irfft(magnitude * angles, n_fft) * window
+            samples = np.bincount(places.ravel(), framed.ravel()) / weight
+            if i < n_iter:
+                rebuilt = np.fft.rfft(samples[places] * window)
+                angles, before = rebuilt - 0.99 / 1.99 * before, rebuilt  # momentum 0.99
+                angles /= np.abs(angles).clip(1e-16)
+        start = edge * hop + (n_fft - hop) // 2
+        samples = samples[start : start + (len(mel) - 2 * edge) * hop]
+        return samples / np.abs(samples).max().clip(1)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Writes the wav of one text; a text without symbols ends in one sentence."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--folder", default=Path(__file__).parent, help="of export_onnx.py (default: this one)")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", help="what to say, in plain words")
+    source.add_argument("--tokens", type=int, nargs="+", help="token ids, instead of a text")
+    add("--output", default="spoken.wav", help="16-bit wav (default: %(default)s)")
+    add("--int8", action="store_true", help="with the quantised LSTMs")
+    add("--max_decoder_steps", type=int, default=2000, help="frames (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of dropout and phases (default: %(default)s)")
+    add("--threads", type=int, default=0, help="of onnxruntime (default: all cores)")
+    args = parser.parse_args(argv)
+    if not (Path(args.folder) / "settings.json").is_file():
+        sys.exit(f"--folder {args.folder}: holds no settings.json, as export_onnx.py writes it")
+    if args.int8 and not (Path(args.folder) / "step.int8.onnx").is_file():
+        sys.exit("--int8: step.int8.onnx is missing, export_onnx.py --int8 writes it")
+    speaker, rng = Speaker(args.folder, args.int8, args.threads), np.random.default_rng(args.seed)
+    rate, n_symbols = speaker.settings["audio"]["sampling_rate"], len(speaker.settings["symbols"])
+    tokens = np.array([args.tokens], np.int64) if args.tokens else speaker.encode(args.text)
+    has_letter = any(c.isalpha() and speaker.encode(c).size for c in args.text or "")
+    if not (args.tokens or has_letter) or not 0 <= tokens.min() <= tokens.max() < n_symbols:
+        sys.exit(f"nothing to say: {args.text or args.tokens!r} has no symbols of this voice")
+    mel, stop_logits, _ = speaker.speak(tokens, rng, args.max_decoder_steps)
+    samples = (speaker.to_audio(mel, rng) * 32767).astype("<i2")
+    with wave.open(args.output, "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+    stopped = sigmoid(stop_logits[-1]) > speaker.settings["stop_threshold"]
+    ending = "stopped by itself" if stopped else "did not stop"
+    print(f"{args.output}: {len(samples) / rate:.2f} s, {ending}")
+
+
+if __name__ == "__main__":
+    main()

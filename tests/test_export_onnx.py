@@ -1,0 +1,281 @@
+"""extras/export_onnx.py and its runner: the model's numbers without PyTorch."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import wave
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
+
+from bad_checkpoints import VOICES
+from checkpoints import load_checkpoint, write_config
+from conftest import speak
+from dataset import AudioConfig, audio_to_mel, mel_to_audio
+from extras import export_onnx
+from files import DataError
+from model import Encoder, Tacotron2, Tacotron2Config
+from test_model import lively
+from test_synthesize import SMALL
+from tokenizer import Tokenizer
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+from extras import run_onnx  # noqa: E402
+from extras.run_onnx import Speaker  # noqa: E402
+
+FILES = ["encoder.onnx", "mel_inverse.npy", "postnet.onnx", "settings.json", "speak.py",
+         "step.int8.onnx", "step.onnx"]  # fmt: skip
+N_FRAMES = 40
+
+
+class GivenDropout(TorchFunctionMode):
+    """F.dropout of the prenet multiplies by masks (T_mel, depth, dim), one after the other."""
+
+    def __init__(self, masks):
+        super().__init__()
+        self.masks = iter(torch.as_tensor(masks).flatten(0, 1))
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not F.dropout:
+            return function(*args, **(kwargs or {}))
+        training = (kwargs or {}).get("training", args[2] if len(args) > 2 else True)
+        return args[0] * next(self.masks) if training else args[0]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Untrained, with batch norms that do something and alignments that are no plain."""
+    folder = tmp_path_factory.mktemp("lively")
+    torch.manual_seed(0)
+    config = Tacotron2Config(vocab_size=Tokenizer().vocab_size, **SMALL)
+    model = lively(Tacotron2(config))
+    with torch.no_grad():
+        model.decoder.attention.v.weight.mul_(5.0)
+        model.decoder.stop_projection.weight.mul_(5.0)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    write_config(folder, config, AudioConfig(), Tokenizer())
+    return folder
+
+
+def export(checkpoint, output_dir, *flags):
+    export_onnx.main(["--checkpoint", str(checkpoint), "--output_dir", str(output_dir), *flags])
+    return output_dir
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory):
+    return export(checkpoint, tmp_path_factory.mktemp("exported"), "--int8")
+
+
+@pytest.fixture(scope="module")
+def speaker(exported):
+    return Speaker(exported, threads=1)
+
+
+@pytest.fixture(scope="module")
+def voice(checkpoint):
+    return load_checkpoint(checkpoint)
+
+
+def masks_of(speaker, dropout):
+    drawn = np.stack([speaker.draw_masks(np.random.default_rng(i)) for i in range(N_FRAMES)])
+    return drawn if dropout else np.ones_like(drawn)
+
+
+def infer(voice, tokens, masks, stop_threshold=1.0):
+    with GivenDropout(masks):
+        return voice.model.infer(tokens[None], None, N_FRAMES, stop_threshold)
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+@pytest.mark.parametrize("text", ["Go.", "The quick fox jumps over the lazy dog."])
+def test_free_running_gives_the_frames_of_the_model(voice, speaker, text, dropout):
+    masks, tokens = masks_of(speaker, dropout), voice.tokenizer.encode(text)
+    expected = infer(voice, tokens, masks)
+    found = speaker.speak(tokens[None].numpy(), None, N_FRAMES, 1.0, masks)
+    wanted = (expected.mels, expected.stop_logits, expected.alignments)
+    for ours, theirs in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(theirs, ours[0].numpy(), atol=1e-4, rtol=1e-4)
+    assert found[0].std(axis=0).min() > 1e-3 and np.ptp(found[2].argmax(axis=1)) > 0
+
+
+def test_it_stops_where_the_model_does(voice, speaker):
+    masks, tokens = masks_of(speaker, True), voice.tokenizer.encode("Ring the bell!")
+    said = torch.sigmoid(infer(voice, tokens, masks).stop_logits[0])
+    later = 1 + int(said[1:].argmax())  # not the first frame
+    threshold = float(said[later] + said[:later].max()) / 2
+    assert said[:later].max() < threshold < said[later]
+    mel = speaker.speak(tokens[None].numpy(), None, N_FRAMES, threshold, masks)[0]
+    expected = infer(voice, tokens, masks, threshold)
+    assert len(mel) == int(expected.mel_lengths) == later + 1 < N_FRAMES
+    np.testing.assert_allclose(mel, expected.mels[0].numpy(), atol=1e-4)
+
+
+def test_teacher_forcing_gives_the_frames_of_the_model(voice, speaker):
+    masks, tokens = masks_of(speaker, True), voice.tokenizer.encode("Birds sing at dawn,")
+    mels = torch.randn(1, N_FRAMES, 80, generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([len(tokens)]), torch.tensor([N_FRAMES])
+    layers = masks.transpose(1, 0, 2)[:, None]  # the prenet is called once, for all frames
+    with GivenDropout(layers[:, :, :, None]), torch.no_grad():  # (depth, 1, T_mel, 1, dim)
+        expected = voice.model(tokens[None], lengths[0], mels, lengths[1])
+    found = speaker.speak(tokens[None].numpy(), None, masks=masks, mels=mels[0].numpy())
+    wanted = (expected.mels_after, expected.stop_logits, expected.alignments)
+    for ours, theirs in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(theirs, ours[0].numpy(), atol=1e-4, rtol=1e-4)
+
+
+def test_drawn_dropout_is_the_prenets(speaker):
+    rng = np.random.default_rng(0)
+    masks = np.stack([speaker.draw_masks(rng) for _ in range(1000)])
+    assert masks.shape[1:] == (2, SMALL["decoder_prenet_dim"]) and set(np.unique(masks)) == {0, 2}
+    assert masks.mean() == pytest.approx(1.0, abs=0.05)
+    quarter = replace(Tacotron2Config(), decoder_prenet_dropout_p=0.25).decoder_prenet_dropout_p
+    other = Speaker.__new__(Speaker)
+    other.settings = {**speaker.settings, "decoder_prenet_dropout_p": quarter}
+    masks = np.stack([other.draw_masks(rng) for _ in range(1000)])
+    assert masks.max() == pytest.approx(4 / 3) and masks.mean() == pytest.approx(1.0, abs=0.05)
+
+
+def test_int8_quantises_the_lstms_alone_and_stays_close(exported, speaker, voice):
+    graph = onnx.load(exported / "step.int8.onnx").graph
+    int8 = {w.name.split(".weight")[0] for w in graph.initializer
+            if w.data_type == onnx.TensorProto.INT8 and len(w.dims) == 2}  # fmt: skip
+    assert int8 == {"decoder.attention_rnn", "decoder.decoder_rnn"}
+    masks, tokens = masks_of(speaker, True), voice.tokenizer.encode("The sun is up")[None].numpy()
+    mels = np.random.default_rng(0).standard_normal((N_FRAMES, 80), np.float32)
+    exact = speaker.speak(tokens, None, masks=masks, mels=mels)
+    close = Speaker(exported, True, 1).speak(tokens, None, masks=masks, mels=mels)
+    for ours, theirs in zip(exact, close, strict=True):
+        assert 0 < np.abs(ours - theirs).max() < 0.05 * np.abs(ours).max()
+
+
+@pytest.mark.parametrize("scaling", ["scaled_db", "log"])
+def test_sound_is_that_of_the_repos_griffin_lim(exported, scaling, voice):
+    audio_config = AudioConfig(mel_scaling=scaling, window_size=800)
+    voice = voice._replace(audio_config=audio_config)
+    speaker = Speaker(exported, threads=1)
+    speaker.settings = export_onnx.make_settings(voice, 0.5)
+    mel = audio_to_mel(torch.from_numpy(speak("come in")).float(), audio_config)
+    wav = speaker.to_audio(mel.numpy(), np.random.default_rng(0))
+    assert len(wav) == len(mel) * audio_config.hop_size and np.abs(wav).max() <= 1
+    torch.manual_seed(0)
+    wavs = mel_to_audio(mel, audio_config), torch.from_numpy(wav).float()
+    ours, theirs = ((audio_to_mel(x, audio_config) - mel).abs().mean() for x in wavs)
+    assert theirs < ours  # which centres its windows half a hop away from the mel's
+
+
+def test_a_mel_that_ran_away_is_clamped(speaker):
+    mel = np.full((20, 80), -4.0, np.float32)
+    mel[10], mel[15] = 1e6, np.nan
+    wav = speaker.to_audio(mel, np.random.default_rng(0), n_iter=2)
+    assert np.isfinite(wav).all() and np.abs(wav).max() <= 1
+
+
+def test_the_copy_speaks_where_there_is_no_torch(exported, tmp_path):
+    """In a process that sees neither this repo nor torch."""
+    folder = shutil.copytree(exported, tmp_path / "voice")
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    code = (
+        "import runpy, sys; sys.modules['torch'] = None; sys.argv[0] = 'speak.py'; "
+        f"runpy.run_path({str(folder / 'speak.py')!r}, run_name='__main__'); "
+        "assert not {'model', 'tokenizer', 'dataset', 'librosa', 'scipy'} & {*sys.modules}"
+    )
+    for name, source in (
+        ("a", ["--text", "GO HOME\u2603", "--int8"]),
+        ("b", ["--tokens", "13", "14"]),
+    ):
+        flags = [*source, "--max_decoder_steps", "30", "--output", f"{name}.wav"]
+        command = [sys.executable, "-I", "-c", code, *flags]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        with wave.open(str(tmp_path / f"{name}.wav")) as file:
+            assert (file.getframerate(), file.getsampwidth(), file.getnchannels()) == (22050, 2, 1)
+            n_frames, rest = divmod(file.getnframes(), 256)
+        assert rest == 0 and 1 <= n_frames <= 30
+        assert done.stdout.startswith(f"{name}.wav: {n_frames * 256 / 22050:.2f} s, ")
+        assert done.stdout.endswith("stop\n" if n_frames == 30 else "itself\n")
+
+
+def test_text_becomes_the_tokenizers_ids(speaker, voice):
+    expected = voice.tokenizer.encode("a monkey's door: shut?").numpy()
+    np.testing.assert_array_equal(speaker.encode("A monkey\u00df's door: shut?")[0], expected)
+
+
+@pytest.mark.parametrize("flags", [["--text", "\u2603 9"], ["--tokens", "0", "99"]])
+def test_what_the_symbols_lack_is_one_sentence(exported, flags, tmp_path):
+    output = tmp_path / "a.wav"
+    with pytest.raises(SystemExit, match=r"^nothing to say: .+ of this voice$"):
+        run_onnx.main(["--folder", str(exported), "--output", str(output), *flags])
+    assert not output.exists()
+
+
+def test_a_folder_without_what_is_asked_for_is_one_sentence(checkpoint, exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "voice")
+    (folder / "notes.txt").write_text("mine")
+    export(checkpoint, folder, "--stop_threshold", "0.25")  # without --int8
+    assert sorted(p.name for p in folder.iterdir()) == sorted({*FILES, "notes.txt"} - {FILES[5]})
+    assert json.loads((folder / "settings.json").read_text())["stop_threshold"] == 0.25
+    with pytest.raises(SystemExit, match=r"step\.int8\.onnx is missing"):
+        run_onnx.main(["--folder", str(folder), "--text", "go", "--int8"])
+    with pytest.raises(SystemExit, match=r"holds no settings\.json"):
+        run_onnx.main(["--folder", str(tmp_path), "--text", "go"])
+
+
+@pytest.mark.parametrize("name", ["gone", "config truncated", "weights truncated"])
+def test_a_broken_checkpoint_is_refused(checkpoint, tmp_path, name):
+    breakage, reason = VOICES[name]
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    breakage(broken)
+    with pytest.raises(SystemExit, match=rf"^export_onnx\.py: .*{reason}"):
+        export(broken, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_without_the_extra_a_sentence_says_what_to_install(
+    checkpoint, tmp_path, monkeypatch, package
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit, match=rf"package {package} is.*requirements-onnx\.txt"):
+        export(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_that_make_no_sense(checkpoint, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        export(checkpoint, tmp_path / "out", "--stop_threshold", "1")
+    assert "--stop_threshold must be between 0 and 1" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"--output_dir .*file"):
+        export(checkpoint, tmp_path / "file")
+
+
+def test_a_changed_model_that_the_graphs_do_not_follow_is_refused(voice, tmp_path, monkeypatch):
+    plain = Encoder.forward
+    monkeypatch.setattr(Encoder, "forward", lambda *inputs: 1.01 * plain(*inputs))
+    with pytest.raises(DataError, match="another mel than the model"):
+        export_onnx.fill_folder(voice, tmp_path, False, 0.5)
+
+
+def test_the_benchmark_writes_its_table(checkpoint, tiny_corpus, tmp_path, capsys):
+    from benchmarks import onnx_speed
+
+    onnx_speed.main(
+        ["--checkpoint", str(checkpoint), "--repeats", "1", "--threads", "1", "--output_dir",
+         str(tmp_path), "--path_to_manifest", str(tiny_corpus.test_manifest)]
+    )  # fmt: skip
+    with (tmp_path / "onnx_speed.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model"] for row in rows] == ["ours", "onnxruntime float32", "onnxruntime int8"]
+    assert len({row["n_frames"] for row in rows}) == 1 and int(rows[0]["n_frames"]) >= 1
+    printed = capsys.readouterr().out
+    assert printed.count("of 3 clips stop by themselves") == 2
+    assert "ours / onnxruntime int8: " in printed
