@@ -245,7 +245,7 @@ def draw_sample(
         "free_running": draw("free_running", free.mels, free.alignments, f"free running, {ending}"),
         "audio": f"{stem}_free_running.wav",
     }
-    wav = mel_to_audio(free.mels[0].float(), audio_config, n_iter=30).cpu()
+    wav = mel_to_audio(free.mels[0].float(), audio_config).cpu()
     write_wav(files["audio"], wav, audio_config.sampling_rate)
     write_frame(f"{stem}.npz", forced)
     return files
