@@ -19,7 +19,7 @@ MAX_INT = 2**31 - 1  # numpy takes no seed above twice this
 MAX_WORKERS = 1024  # loader processes; more are a slip of the finger, and a machine that hangs
 PATHS = (
     "working_directory", "save_audio_gen", "path_to_train_manifest", "path_to_val_manifest",
-    "path_to_symbols", "warm_start", "resume_from_checkpoint",
+    "path_to_symbols", "warm_start", "resume_from_checkpoint", "vocoder",
 )  # fmt: skip
 
 
@@ -91,6 +91,9 @@ class TrainConfig:
     ] = None
     keep_pictures: Annotated[int, "epochs whose pictures and sounds to keep, more early ones"] = 30
     skip_nonfinite: Annotated[bool, "skip steps with a non-finite loss instead of ending"] = False
+    vocoder: Annotated[
+        str | None, "folder of a HiFi-GAN for the sounds of validations; Griffin-Lim if unset"
+    ] = None
     free_running_clips: Annotated[
         int | None, "validation clips spoken freely; as many as take a tenth of an epoch if unset"
     ] = None
@@ -218,9 +221,9 @@ TRAIN_GROUPS = {  # as --help shows the fields of TrainConfig
         "warm_start_allow_mismatch",
     ),
     "validation and logging": (
-        "save_audio_gen", "keep_pictures", "validation_epochs", "free_running_clips",
-        "max_decoder_steps", "console_out_iters", "log_wandb", "log_tensorboard",
-        "wandb_log_iters", "run_name",
+        "save_audio_gen", "keep_pictures", "vocoder", "validation_epochs",
+        "free_running_clips", "max_decoder_steps", "console_out_iters", "log_wandb",
+        "log_tensorboard", "wandb_log_iters", "run_name",
     ),
 }  # fmt: skip
 TITLES = {AudioConfig: "audio", Tacotron2Config: "model"}

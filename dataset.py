@@ -27,7 +27,6 @@ import numpy as np
 import soundfile
 import torch
 import torch.nn.functional as F
-import torchaudio
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -49,6 +48,8 @@ MAX_SIZES = {
 }
 MEL_SCALINGS = ("scaled_db", "log")
 MAX_OVERLAP = 64  # frames that a sample is part of
+MOMENTUM = 0.99 / 1.99  # of Griffin-Lim: torchaudio.functional.griffinlim's 0.99
+TINY = 1e-8  # below all magnitudes that matter, so that divisions by them are safe
 LENGTH_JITTER = 0.03  # share of a clip's length; what reshuffles batches, at about 3 % padding
 
 
@@ -311,42 +312,72 @@ def clamp_mel(mel: Tensor, audio_config: AudioConfig) -> Tensor:
     return clamped
 
 
-def mel_to_audio(mel: Tensor, audio_config: AudioConfig, n_iter: int = 60) -> Tensor:
+def _fit_to_mel(magnitude: Tensor, mel: Tensor, filters: Tensor) -> Tensor:
+    """Scales magnitudes (n_fft // 2 + 1, T_mel) bin by bin, so that their mel comes close to `mel`.
+
+    One multiplicative update of non-negative matrix factorisation under the generalised
+    Kullback-Leibler divergence (Lee and Seung 2001): each frequency's gain is the mean of mel / own
+    mel over the filters, weighted by its share in them. What no filter sees becomes 0.
+
+    Args:
+        mel: (num_mels, T_mel), linear.
+        filters: (num_mels, n_fft // 2 + 1).
+    """
+    ratio = mel / (filters @ magnitude).clamp_min(TINY)  # (num_mels, T_mel)
+    return magnitude * (filters.t() @ ratio) / filters.sum(dim=0)[:, None].clamp_min(TINY)
+
+
+def limit_peaks(wav: Tensor, reach: int) -> Tensor:
+    """The wav (n_samples,) with what is above 1 made quieter, and what is around it, by a smooth
+    gain; further than 2 * reach samples from any peak above 1, it stays as it is.
+    """
+    if wav.abs().max() <= 1.0:
+        return wav
+    pooling = {"kernel_size": 2 * reach + 1, "stride": 1, "padding": reach}
+    peaks = F.max_pool1d(wav.abs()[None], **pooling).clamp_min(1.0)  # (1, n_samples)
+    # All gains that are averaged for a sample are at most 1 / |sample|: it is in reach of each.
+    gain = F.avg_pool1d(1.0 / peaks, **pooling, count_include_pad=False)
+    return (wav * gain[0]).clamp(-1.0, 1.0)  # rounding may leave 1 + 1e-7
+
+
+def mel_to_audio(mel: Tensor, audio_config: AudioConfig, n_iter: int = 48) -> Tensor:
     """Griffin-Lim: (T_mel, num_mels) scaled -> (n_samples,) with n_samples = T_mel * hop_size.
 
-    The magnitudes are the least-squares solution of the mel filters; phases start at random, so
-    seed torch for a repeatable wav. A peak above 1 is scaled down to 1. The mel is clamped, with
-    a warning, see `clamp_mel`.
+    Fast Griffin-Lim (Perraudin et al. 2013) with one change: a mel has many spectra, so the
+    magnitudes are not fixed beforehand. In each iteration, those of the sound so far are scaled to
+    have the mel. benchmarks/griffin_lim.py compares this with other ways.
+
+    Phases start at random, so seed torch for a repeatable wav. The first and last half hop are
+    faded, so that no end clicks, and peaks above 1 are lowered, see `limit_peaks`. The mel is
+    clamped, with a warning, see `clamp_mel`.
     """
     a = audio_config
     mel = clamp_mel(mel, a)
     # Griffin-Lim needs more than a window of signal, and loses half a window at each edge.
     edge = a.n_fft // a.hop_size + 1
     longer = torch.cat([mel[:1].expand(edge, -1), mel, mel[-1:].expand(edge, -1)]).float()
-    magnitude = to_log_mel(longer, a).exp().t()  # (num_mels, T_mel + 2 edge)
-    inverse = torch.linalg.pinv(_filters_for(a, mel.device))  # (n_fft // 2 + 1, num_mels)
-    spectrum = (inverse @ magnitude).clamp_min(0.0)  # (n_fft // 2 + 1, T_mel + 2 edge)
-    # No frame has more energy than samples of +-1 give it (Parseval). Else one frame of a model
-    # that has run away would be so loud that, scaled to a peak of 1, all others are silent.
-    window = _window(a.window_size, mel.device)
-    loudest = (a.n_fft * window.square().sum() / 2.0).sqrt()
-    spectrum = spectrum * (loudest / spectrum.norm(dim=0)).clamp_max(1.0)
-    # torchaudio centres frame t on sample t * hop_size, this framing on (t + 1/2) * hop_size.
-    wav = torchaudio.functional.griffinlim(
-        spectrum,
-        window=window,
-        n_fft=a.n_fft,
-        hop_length=a.hop_size,
-        win_length=a.window_size,
-        power=1.0,
-        n_iter=n_iter,
-        momentum=0.99,
-        length=None,
-        rand_init=True,
-    )  # ((T_mel + 2 edge - 1) * hop_size,)
+    target = to_log_mel(longer, a).exp().t()  # (num_mels, T_mel + 2 edge)
+    filters, window = _filters_for(a, mel.device), _window(a.window_size, mel.device)
+    flat = torch.ones(a.n_fft // 2 + 1, target.shape[1], device=mel.device)
+    magnitude = _fit_to_mel(flat, target, filters)  # (n_fft // 2 + 1, T_mel + 2 edge)
+    # torch centres frame t on sample t * hop_size, this framing on (t + 1/2) * hop_size.
+    options = {"hop_length": a.hop_size, "win_length": a.window_size, "window": window}
+    spectrum = torch.polar(magnitude, 2 * math.pi * torch.rand_like(magnitude))
+    previous = torch.zeros_like(spectrum)
+    for _ in range(n_iter):
+        wav = torch.istft(spectrum, a.n_fft, **options)
+        rebuilt = torch.stft(wav, a.n_fft, **options, return_complex=True)
+        magnitude = _fit_to_mel(rebuilt.abs().clamp_min(TINY), target, filters)
+        ahead = rebuilt - MOMENTUM * previous
+        spectrum = ahead * (magnitude / ahead.abs().clamp_min(TINY))
+        previous = rebuilt
     start = edge * a.hop_size - a.hop_size // 2
-    wav = wav[start : start + len(mel) * a.hop_size]
-    return wav / wav.abs().max().clamp_min(1.0)
+    wav = torch.istft(spectrum, a.n_fft, **options)[start : start + len(mel) * a.hop_size]
+    n_faded = a.hop_size // 2
+    fade = torch.hann_window(2 * n_faded, device=mel.device)  # rises, then falls
+    wav[:n_faded] *= fade[:n_faded]
+    wav[len(wav) - n_faded :] *= fade[n_faded:]
+    return limit_peaks(wav, reach=a.n_fft // 2)
 
 
 def read_manifest(path: str | Path) -> "pd.DataFrame":

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from checkpoints import Voice, device_argument, load_checkpoint
-from dataset import Batch, BatchSampler, TTSCollator, TTSDataset
+from dataset import Batch, BatchSampler, TTSCollator, TTSDataset, write_wav
 from files import (
     DataError,
     check_writable,
@@ -51,6 +51,7 @@ from scores import (
     word_start_errors,
 )
 from synthesize import MAX_DECODER_STEPS
+from vocoder import Vocoder, load_vocoder, to_audio
 
 LENGTH_TOLERANCE = 0.15  # share of the recording's length
 N_RESAMPLES = 1000  # of the bootstrap
@@ -232,12 +233,18 @@ def print_report(report: dict[str, Any]) -> None:
         print(f"{label:<{width}}  {value}")
 
 
-def draw_worst(worst: list[Judged], voice: Voice, folder: str) -> None:
-    """worst_1.png and so on, in place of older ones: both mels, and the spoken one's alignment."""
+def show_worst(
+    worst: list[Judged], voice: Voice, folder: str, vocoder: Vocoder | None = None
+) -> None:
+    """worst_1.png, worst_1.wav and so on, in place of older ones.
+
+    The picture has both mels and the spoken one's alignment; the sound is the spoken one.
+    """
     from plotting import save_figure, summary_figure  # matplotlib is slow to import
 
-    for old in Path(folder).glob("worst_[0-9]*.png"):
-        old.unlink()
+    for kind in ("png", "wav"):
+        for old in Path(folder).glob(f"worst_[0-9]*.{kind}"):
+            old.unlink()
     for number, clip in enumerate(worst, start=1):
         ending = "stopped by itself" if clip.row["stopped_by_itself"] else "reached the limit"
         score, distortion = clip.row["free_running_score"], clip.row["mcd_db"]
@@ -251,6 +258,8 @@ def draw_worst(worst: list[Judged], voice: Voice, folder: str) -> None:
             title=f"{Path(clip.row['path']).name}: {scores}",
         )
         save_figure(figure, Path(folder) / f"worst_{number}.png")
+        wav = to_audio(clip.mel, voice.audio_config, vocoder).cpu()
+        write_wav(Path(folder) / f"worst_{number}.wav", wav, voice.audio_config.sampling_rate)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -262,9 +271,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--word_times", type=path_argument, help="word_times.json of make_demo_corpus.py")
     add("--output_json", type=path_argument, help="file for the numbers")
     add("--output_csv", type=path_argument, help="file for a table with a row for each clip")
-    worst_help = "folder for pictures of the worst clips"
+    worst_help = "folder for pictures and sounds of the worst clips"
     add("--save_worst", type=path_argument, metavar="DIR", help=worst_help)
     add("--worst", type=count_argument, default=5, help="how many (default: %(default)s)")
+    vocoder_help = "folder of a HiFi-GAN that makes these sounds (needs requirements-vocoder.txt)"
+    add("--vocoder", type=path_argument, metavar="DIR", help=vocoder_help)
     batch_help = "clips at once (default: %(default)s)"
     add("--batch_size", type=count_argument, default=32, help=batch_help)
     steps_help = "frames after which free running is cut (default: %(default)s)"
@@ -274,7 +285,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
     device_help = "such as cpu, cuda or cuda:1 (default: cuda where there is one)"
     add("--device", type=device_argument, default=default_device, help=device_help)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.vocoder and not args.save_worst:
+        parser.error("--vocoder is for the sounds of --save_worst, which is not given")
+    return args
 
 
 def read_word_times(path: str, clips: TTSDataset) -> dict[str, list[dict]]:
@@ -323,6 +337,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_outputs(args)
     described = describe_evaluation(args)
     voice = load_checkpoint(args.checkpoint, args.device)
+    vocoder = None
+    if args.vocoder:
+        vocoder = load_vocoder(args.vocoder, voice.audio_config, args.device)
     clips = TTSDataset(args.path_to_manifest, voice.audio_config, voice.tokenizer)
     word_times = read_word_times(args.word_times, clips) if args.word_times else None
     batches = DataLoader(
@@ -366,7 +383,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
             write_whole(args.output_csv, lambda path: pd.DataFrame(rows).to_csv(path, index=False))
         if args.save_worst:
-            draw_worst(worst, voice, args.save_worst)
+            show_worst(worst, voice, args.save_worst, vocoder)
     return report
 
 

@@ -23,7 +23,7 @@ from fast_decoder import speed_up
 from files import DataError, check_writable, file_errors, read_json
 from model import Tacotron2, Tacotron2Config
 from phonemes import load_dictionary
-from processes import Interrupt, on_main, refuse_sharding, seen_everywhere
+from processes import Interrupt, on_main, raise_together, refuse_sharding, seen_everywhere
 from reporting import choose_pictures_folder, claim_pictures_folder
 from resuming import (
     RANDOM_STATES_FILE,
@@ -43,6 +43,7 @@ from resuming import (
 from tokenizer import Tokenizer
 from tracking import Tracking, clear_events, describe_run, start_tracking
 from validation import LOSSES, count_free_running_clips
+from vocoder import Vocoder, load_vocoder
 
 VALIDATION_WORKERS = 4  # at most; each reads some 200 clips a second (benchmarks/loader.py)
 
@@ -64,6 +65,7 @@ class Run(NamedTuple):
     tracking: Tracking  # has trackers on the main process only
     interrupt: Interrupt | None = None  # None: nobody listens for signals
     pictures: Path | None = None  # folder of pictures and sounds, once it is chosen
+    vocoder: Vocoder | None = None  # of the sounds; None for Griffin-Lim
 
     @property
     def folder(self) -> Path:
@@ -283,6 +285,22 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
     )
 
 
+def open_vocoder(run: Run) -> Vocoder | None:
+    """What makes the sounds of --vocoder, on the main process; every process calls this.
+
+    Raises:
+        DataError: on every process, when the folder cannot be used.
+    """
+    vocoder = None
+    if run.config.vocoder and run.accelerator.is_main_process:
+        try:
+            vocoder = load_vocoder(run.config.vocoder, run.audio_config, run.accelerator.device)
+        except DataError as error:
+            vocoder = error
+    raise_together(run.accelerator, vocoder)
+    return vocoder
+
+
 def set_optimizer(run: Run, **options: float) -> None:
     """Sets lr, eps or weight_decay for all parameters."""
     for group in run.optimizer.param_groups:
@@ -346,7 +364,8 @@ def prepare(configs: Configs, accelerator: Accelerator) -> tuple[Run, TrainerSta
         if resumed:
             configs = take_flags(configs, resumed)
             config = configs.train
-        run = build_run(configs, accelerator, resumed)._replace(pictures=pictures)
+        run = build_run(configs, accelerator, resumed)
+        run = run._replace(pictures=pictures, vocoder=open_vocoder(run))
         set_seed(config.seed, device_specific=True)  # each process draws its own dropout
         state = TrainerState(0, 0, 0, epoch_losses=[0.0] * len(LOSSES), history=[])
         if resumed:

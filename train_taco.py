@@ -287,7 +287,7 @@ def finish_epoch(run: Run, state: TrainerState) -> TrainerState:
     if due:
         scores, media = judge_epoch(
             run.accelerator, run.model, run.val_loader, run.config, run.pictures, epoch,
-            run.interrupt,
+            run.interrupt, run.vocoder,
         )  # fmt: skip
     row = {"epoch": epoch, "step": state.step, **train_means, **scores}
     if run.config.skip_nonfinite or run.accelerator.scaler is not None:

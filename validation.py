@@ -27,6 +27,7 @@ from scores import (
     free_running_scores,
 )
 from tracking import Media
+from vocoder import Vocoder
 
 LOSSES = ("loss", "mel_before_loss", "mel_after_loss", "stop_loss", "guided_attention_loss")
 
@@ -193,6 +194,7 @@ def film_first_epoch(
 def judge_epoch(
     accelerator: Accelerator, model: torch.nn.Module, val_loader: DataLoader, config: TrainConfig,
     pictures: Path, epoch: int, interrupt: Interrupt | None = None,
+    vocoder: Vocoder | None = None,
 ) -> tuple[dict[str, float], dict[str, Media]]:  # fmt: skip
     """All scores after an epoch, and on the main process its pictures and sound in a folder.
 
@@ -217,7 +219,7 @@ def judge_epoch(
                 with stop_within(interrupt, unwrapped):
                     media = draw_sample(
                         unwrapped, choose_sample(val_set), val_set.audio_config,
-                        val_set.tokenizer, config.max_decoder_steps, pictures, epoch,
+                        val_set.tokenizer, config.max_decoder_steps, pictures, epoch, vocoder,
                     )  # fmt: skip
                 thin_out(pictures, epoch, config.keep_pictures)
             unwrapped.train()

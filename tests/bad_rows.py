@@ -58,6 +58,14 @@ def judge(*flags):
     )
 
 
+def export(*flags):
+    return lambda w: (
+        *("export_mels", "--checkpoint", w.voice, "--path_to_manifest", w.corpus.test_manifest),
+        *("--output_dir", w.out, "--device", "cpu", "--num_workers", 0),
+        *(flag(w) if callable(flag) else flag for flag in flags),
+    )
+
+
 def convert(*flags):
     return lambda w: (
         *("convert_checkpoint", "--from", w.voice, "--to", "nvidia", w.out / "out.pt"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import common, inference, loader, throughput, train_step
+from benchmarks import common, griffin_lim, inference, loader, throughput, train_step
 from benchmarks.common import MODELS, OURS, PLAIN, TORCHAUDIO, forward_flops, forward_macs
 from checkpoints import DTYPES
 from dataset import AudioConfig, BatchSampler, TTSDataset
@@ -505,3 +505,19 @@ def test_scripts_explain_themselves_from_anywhere(tmp_path):
     for script in scripts:
         assert f"usage: {Path(script).name}" in result.stdout
     assert result.stdout.count("Writes ") == 4
+
+
+def test_griffin_lim_is_measured_on_recordings(tiny_corpus, tmp_path, monkeypatch, capsys):
+    """Two ways of its own and the repository's, which is nearer to the mel."""
+    names = ("pseudo-inverse, 60 iterations", "20 Itakura-Saito updates, 60",
+             "magnitudes fitted in each of 48")  # fmt: skip
+    monkeypatch.setattr(griffin_lim, "WAYS", {name: griffin_lim.WAYS[name] for name in names})
+    flags = ["--recordings", str(tiny_corpus.wavs), "--n_clips", "1"]
+    griffin_lim.main([*flags, "--output_dir", str(tmp_path)])
+    rows = read_rows(tmp_path / "griffin_lim.csv")
+    assert [row["way"] for row in rows] == list(names)
+    errors = [float(row["mel"]) for row in rows]
+    assert errors[0] > errors[1] > errors[2] > 0
+    assert all(float(row["real-time factor"]) > 0 and float(row["peak"]) > 0.1 for row in rows)
+    with pytest.raises(SystemExit, match="no wav or flac"):
+        griffin_lim.main(["--recordings", str(tmp_path)])

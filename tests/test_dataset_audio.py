@@ -14,6 +14,7 @@ from dataset import (
     AudioConfig,
     audio_to_mel,
     clamp_mel,
+    limit_peaks,
     load_wav,
     log_to_scaled_mel,
     mel_to_audio,
@@ -211,29 +212,40 @@ def test_log_mels_are_hifi_gans():
 
 
 def db_error(wav: torch.Tensor, mel: torch.Tensor, config: AudioConfig) -> float:
-    """Mean distance in dB between the mel of the wav and the mel it was made from."""
+    """Root mean square in dB between the mel of the wav and the mel it was made from."""
     again = to_log_mel(audio_to_mel(wav, config), config)
-    return (again - to_log_mel(mel, config)).abs().mean().item() * 20 / math.log(10)
+    return (again - to_log_mel(mel, config)).square().mean().sqrt().item() * 20 / math.log(10)
 
 
 @pytest.mark.parametrize("mel_scaling", ["scaled_db", "log"])
 def test_griffin_lim_gives_back_the_mel_and_the_level(mel_scaling):
+    """To 1.5 dB; without momentum it is 2.2, with magnitudes fixed beforehand 5.6."""
     config = AudioConfig(mel_scaling=mel_scaling)
     wav = torch.from_numpy(noisy_sweep())
     mel = audio_to_mel(wav, config)
     torch.manual_seed(0)
     again = mel_to_audio(mel, config)
     assert again.shape == (len(mel) * 256,)
-    assert db_error(again, mel, config) < 2.3
+    assert db_error(again, mel, config) < 1.8
     assert again.square().mean().sqrt().item() == pytest.approx(wav.std().item(), rel=0.1)
 
 
 def test_griffin_lim_gives_back_the_mels_of_real_clips(ljspeech_dir):
-    """To 0.9 to 1.7 dB on 83 clips of two speakers; a wrong scaling is 6 dB or more."""
+    """To 0.7 to 1.0 dB on LJSpeech; with magnitudes fixed beforehand it is 1.3 to 1.9 dB."""
     for path in some_clips(ljspeech_dir)[:16]:
         mel = audio_to_mel(load_wav(path, RATE)[: 3 * RATE], CONFIG)
         torch.manual_seed(0)
-        assert db_error(mel_to_audio(mel, CONFIG), mel, CONFIG) < 3, path
+        assert db_error(mel_to_audio(mel, CONFIG), mel, CONFIG) < 1.3, path
+
+
+def test_griffin_lim_begins_and_ends_without_a_click():
+    """Where a sound is cut in the middle, half a hop rises from 0 and falls to 0."""
+    wav = mel_to_audio(audio_to_mel(torch.from_numpy(noisy_sweep()), CONFIG)[20:50], CONFIG)
+    level = wav[1000:-1000].std().item()
+    for end in (wav[:128], wav.flip(0)[:128]):
+        assert end[0].abs() < 1e-4 and end[:12].abs().max() < 0.1 * level
+        assert end[64:].std() > 0.2 * level
+    assert wav[128:1000].std() > 0.7 * level and wav[-1000:-128].std() > 0.7 * level
 
 
 @pytest.mark.parametrize("hop_size", [256, 200, 300])
@@ -341,7 +353,20 @@ def test_mels_a_little_below_silence_are_silence_without_a_word(recwarn):
 
 def test_griffin_lim_never_goes_above_full_scale():
     wav = mel_to_audio(torch.full((20, 80), 6.0), CONFIG, n_iter=4)
-    assert wav.abs().max() == pytest.approx(1.0)
+    assert 0.5 < wav.abs().max() <= 1.0
+
+
+def test_peaks_are_lowered_smoothly_and_all_else_keeps_its_level():
+    wav = torch.from_numpy(noisy_sweep())
+    loud = wav * torch.where((torch.arange(RATE) - 10_000).abs() < 200, 6.0, 1.0)
+    limited = limit_peaks(loud, reach=512)
+    assert loud.abs().max() > 1.5 and limited.abs().max() <= 1.0
+    assert limited[9_900:10_100].abs().max() > 0.9
+    for part in (slice(0, 8_700), slice(11_300, None)):
+        assert torch.equal(limited[part], wav[part])
+    gain = (limited / loud)[loud.abs() > 1e-3]
+    assert gain.diff().abs().max() < 0.01 and gain.min() > 0.9 / loud.abs().max()
+    assert limit_peaks(wav, reach=512) is wav
 
 
 # AudioConfig

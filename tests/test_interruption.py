@@ -142,7 +142,7 @@ def hold_stage(stage):
     judge_epoch = train_taco.judge_epoch
 
     def judge(*args):
-        now.interrupt = args[-1]
+        now.interrupt = args[-2]
         return judge_epoch(*args)
 
     def announce(name, function):

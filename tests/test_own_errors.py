@@ -9,13 +9,14 @@ import os
 import pytest
 
 import files
-from bad_rows import convert, demo, judge, prep, say, train
+from bad_rows import convert, demo, export, judge, prep, say, train
 from world import run, snapshot
 
 # A command line for each script, and a function that its run calls.
 RUNS = {
-    "synthesize": (say(), "mel_to_audio"),
+    "synthesize": (say(), "to_audio"),
     "evaluate": (judge(), "alignment_scores"),
+    "export_mels": (export(), "make_mels"),
     "convert_checkpoint": (convert(), "peer_name"),
     "prep_splits": (prep(), "split_clips"),
     "make_demo_corpus": (demo("--n_sentences", "2"), "choose_sentences"),
@@ -59,7 +60,8 @@ LONG = "x" * 300  # a name may have 255 bytes; the system answers others with an
 @pytest.mark.parametrize(
     ("arrange", "flags"),
     [
-        *((say, flag) for flag in ("--checkpoint", "--output_dir", "--text_file")),
+        *((say, flag) for flag in ("--checkpoint", "--output_dir", "--text_file", "--vocoder")),
+        *((export, flag) for flag in ("--checkpoint", "--output_dir", "--path_to_manifest")),
         *((judge, flag) for flag in ("--checkpoint", "--path_to_manifest", "--word_times",
                                      "--output_json", "--output_csv", "--save_worst")),
         *((convert, flag) for flag in ("--from", "--to nvidia", "--to voice --from nvidia")),
@@ -67,7 +69,7 @@ LONG = "x" * 300  # a name may have 255 bytes; the system answers others with an
         *((demo, flag) for flag in ("--path_to_save", "--sentences")),
         *((train, flag) for flag in ("--working_directory", "--save_audio_gen", "--warm_start",
                                      "--path_to_train_manifest", "--path_to_symbols",
-                                     "--resume_from_checkpoint")),
+                                     "--resume_from_checkpoint", "--vocoder")),
     ],
 )  # fmt: skip
 def test_a_name_that_is_too_long_is_told(world, capsys, arrange, flags):

@@ -1,0 +1,233 @@
+"""Tests of export_mels.py: files as HiFi-GAN's fine-tuning reads them, exports that stop."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+
+import export_mels
+from checkpoints import Voice, load_checkpoint
+from conftest import RATE, SENTENCES, speak
+from dataset import AudioConfig, TTSDataset, Utterance, audio_to_mel, load_wav
+from export_mels import make_mels
+from model import Tacotron2Output
+from stub_model import StubModel
+from test_dataset_audio import slaney_filters
+from tokenizer import Tokenizer
+from world import run
+
+CONFIG = AudioConfig()
+
+
+@pytest.fixture
+def flags(voice, tiny_corpus, tmp_path):
+    """Of an export of both manifests to tmp_path / "mels" in this process."""
+    manifests = (tiny_corpus.train_manifest, tiny_corpus.test_manifest)
+    return [
+        *("--checkpoint", voice, "--path_to_manifest", *manifests, "--device", "cpu"),
+        *("--output_dir", tmp_path / "mels", "--num_workers", 0, "--batch_size", 4),
+    ]
+
+
+def numpy_log_mel(wav: np.ndarray) -> np.ndarray:
+    """HiFi-GAN's mel_spectrogram, (80, n_samples // 256)."""
+    padded = np.pad(wav.astype(np.float64), (1024 - 256) // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, 1024)[::256]
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1024) / 1024)
+    magnitude = np.abs(np.fft.rfft(frames * window)) @ slaney_filters(CONFIG).T
+    return np.log(np.maximum(magnitude, 1e-5)).T
+
+
+def read_as_hifi_gan(folder: Path, filelist: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """mel and audio of each clip, as MelDataset of meldataset.py opens them for fine-tuning."""
+    from scipy.io import wavfile
+
+    clips = []
+    for line in (folder / filelist).read_text(encoding="utf-8").split("\n"):
+        if line:
+            name = line.split("|")[0]
+            rate, samples = wavfile.read(folder / "wavs" / f"{name}.wav")
+            assert rate == RATE and samples.dtype == np.int16 and samples.ndim == 1
+            clips.append((np.load(folder / f"{name}.npy"), samples / 32768.0))
+    return clips
+
+
+def test_hifi_gan_cuts_mel_and_audio_that_belong_together(flags, tmp_path, capsys):
+    """Its segments, of 32 frames: the mel of the cut audio is the cut mel, but at the edges."""
+    assert run("export_mels", *flags, "--source", "recording", capsys=capsys) == (0, "")
+    rng, frames_per_segment = np.random.default_rng(0), math.ceil(8192 / 256)
+    clips = [*read_as_hifi_gan(tmp_path / "mels", "train.txt")]
+    clips += read_as_hifi_gan(tmp_path / "mels", "test.txt")
+    assert len(clips) == len(SENTENCES)
+    for mel, audio in clips:
+        assert mel.dtype == np.float32 and mel.shape == (80, len(audio) // 256)
+        assert mel.flags.c_contiguous and len(audio) >= 8192
+        start = rng.integers(0, mel.shape[1] - frames_per_segment)  # randint(0, that - 1)
+        segment = audio[start * 256 : (start + frames_per_segment) * 256]
+        assert len(segment) == 8192
+        own, expected = mel[:, start:][:, :frames_per_segment], numpy_log_mel(segment)
+        # Samples of 16 bits against those of the recording, which had 16 bits.
+        np.testing.assert_allclose(own[:, 2:-2], expected[:, 2:-2], rtol=0, atol=2e-2)
+
+
+def test_the_filelist_has_names_and_texts(flags, tmp_path, capsys):
+    run("export_mels", *flags, "--source", "recording", capsys=capsys)
+    lines = (tmp_path / "mels" / "test.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == [f"tiny-{i:02d}|{SENTENCES[i]}" for i in (9, 10, 11)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_teacher_forced_mels_are_the_models(
+    flags, tmp_path, voice, tiny_corpus, num_workers, capsys
+):
+    flags += ["--num_workers", num_workers]
+    assert run("export_mels", *flags, capsys=capsys) == (0, "")
+    for path in tiny_corpus.wavs.iterdir():
+        wav = load_wav(path, RATE)
+        mel = np.load(tmp_path / "mels" / f"{path.stem}.npy")
+        assert mel.shape == (80, len(wav) // 256) and np.isfinite(mel).all()
+        assert np.abs(mel - numpy_log_mel(wav.numpy())).mean() > 0.5  # of an untrained model
+
+
+@pytest.mark.parametrize("mel_scaling", ["scaled_db", "log"])
+def test_make_mels_cuts_the_padding_and_clamps(mel_scaling):
+    config, tokenizer = AudioConfig(mel_scaling=mel_scaling), Tokenizer()
+    true = [torch.zeros(5, 80), torch.zeros(3, 80)]
+    made = torch.randn(2, 5, 80)
+    made[0, 2, 7] = -1000.0
+    output = Tacotron2Output(torch.zeros(2, 5, 80), made, torch.zeros(2, 5), torch.zeros(2, 5, 6))
+    model = StubModel(output, None)
+    texts = ("Hello.", "Go!")
+    utterances = [
+        Utterance(tokenizer.encode(text), mel, text, "x.wav")
+        for text, mel in zip(texts, true, strict=True)
+    ]
+    with pytest.warns(UserWarning, match="clamped"):
+        first, second = make_mels(Voice(model, config, tokenizer), utterances, "teacher_forced")
+    ((_, (tokens, token_lengths, mels, mel_lengths)),) = model.calls
+    assert tokens.shape == (2, 6) and token_lengths.tolist() == [6, 3]
+    assert mel_lengths.tolist() == [5, 3] and (mels[1, 3:] == config.silence).all()
+    assert first[2, 7] == config.silence and torch.equal(second, made[1, :3])
+    own = make_mels(Voice(model, config, tokenizer), utterances, "recording")
+    assert own[0] is true[0] and len(model.calls) == 1
+
+
+def test_recordings_of_other_formats_become_wavs_that_hifi_gan_reads(voice, tmp_path, capsys):
+    samples = speak("Come in now")
+    stereo = np.stack([samples, samples], axis=1)[::2]  # as if recorded at half the rate
+    soundfile.write(tmp_path / "clip.flac", stereo, RATE // 2, subtype="PCM_24")
+    manifest = tmp_path / "one.csv"
+    manifest.write_text(
+        "file_path,normalized_transcript,duration\n"
+        f'{tmp_path / "clip.flac"},"Come in, now",{len(stereo) / (RATE // 2)}\n'
+    )
+    flags = ("--checkpoint", voice, "--path_to_manifest", manifest, "--output_dir", tmp_path / "m")
+    done = run("export_mels", *flags, "--num_workers", 0, "--source", "recording", capsys=capsys)
+    assert done == (0, "")
+    ((mel, audio),) = read_as_hifi_gan(tmp_path / "m", "one.txt")
+    np.testing.assert_allclose(audio, load_wav(tmp_path / "clip.flac", RATE), rtol=0, atol=4e-5)
+    assert mel.shape[1] == len(audio) // 256
+
+
+def test_clips_no_longer_than_a_segment_are_not_listed(voice, tmp_path, capsys):
+    """HiFi-GAN draws from 0 to frames - 33, and Python's randint(0, -1) is an error."""
+    lines = ["file_path,normalized_transcript,duration"]
+    for name, n in (("short", 8192 + 255), ("long", 8192 + 256)):
+        soundfile.write(tmp_path / f"{name}.wav", speak("Come in now")[:n], RATE)
+        lines.append(f"{name}.wav,Hello.,{n / RATE}")
+    (tmp_path / "two.csv").write_text("\n".join(lines))
+    flags = ("--checkpoint", voice, "--path_to_manifest", tmp_path / "two.csv")
+    flags += ("--output_dir", tmp_path / "m", "--num_workers", 0, "--source", "recording")
+    export_mels.main([str(flag) for flag in flags])
+    assert (tmp_path / "m" / "two.txt").read_text() == "long|Hello.\n"
+    said = capsys.readouterr().out
+    assert "1 of 2 clips; 1 are not longer than 8192 samples" in said
+    assert np.load(tmp_path / "m" / "short.npy").shape == (80, 32)
+
+
+# Stopped, broken, and asked for what cannot be
+
+
+def test_a_second_call_makes_what_is_missing_and_nothing_else(flags, tmp_path, capsys):
+    flags += ["--source", "recording"]
+    run("export_mels", *flags, capsys=capsys)
+    folder = tmp_path / "mels"
+    expected = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    kept = (folder / "tiny-03.npy").stat().st_mtime_ns
+    for name in ("tiny-01.npy", "wavs/tiny-02.wav", "train.txt"):
+        (folder / name).unlink()
+    assert run("export_mels", *flags, capsys=capsys) == (0, "")
+    again = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert again == expected and (folder / "tiny-03.npy").stat().st_mtime_ns == kept
+
+
+def test_clips_that_fail_are_named_after_the_others_are_done(
+    voice, tiny_corpus, tmp_path, capsys, monkeypatch
+):
+    frame = pd.read_csv(tiny_corpus.test_manifest)
+    paths = [tmp_path / Path(path).name for path in frame["file_path"]]
+    for path, source in zip(paths, frame["file_path"], strict=True):
+        path.write_bytes(Path(source).read_bytes())
+    paths[0].write_bytes(b"RIFF")
+    frame.assign(file_path=[str(path) for path in paths]).to_csv(tmp_path / "a.csv", index=False)
+    write_wav = export_mels.write_wav
+
+    def full(path, *rest):
+        if path.stem == paths[2].stem:
+            raise OSError(28, "No space left on device", str(path))
+        write_wav(path, *rest)
+
+    monkeypatch.setattr(export_mels, "write_wav", full)
+    flags = ("--checkpoint", voice, "--path_to_manifest", tmp_path / "a.csv")
+    flags += ("--output_dir", tmp_path / "m", "--num_workers", 0)
+    code, said = run("export_mels", *flags, capsys=capsys)
+    lines = said.splitlines()
+    assert code == 1 and len(lines) == 2
+    assert f"{paths[0]}: cannot be read as audio" in said and "No space left on device" in said
+    assert str(paths[2]) in said
+    assert (tmp_path / "m" / "a.txt").read_text().startswith(f"{paths[1].stem}|")
+    assert sorted(path.name for path in (tmp_path / "m").glob("*.npy")) == [f"{paths[1].stem}.npy"]
+
+
+def refused(capsys, *flags) -> str:
+    code, said = run("export_mels", *flags, capsys=capsys)
+    assert code == 1 and said.startswith("export_mels.py: ") and said.count("\n") == 1, said
+    return said
+
+
+def test_a_folder_of_other_mels_is_refused(flags, capsys):
+    run("export_mels", *flags, "--source", "recording", capsys=capsys)
+    said = refused(capsys, *flags)
+    assert "--output_dir" in said and "'recording'" in said and "'teacher_forced'" in said
+
+
+def test_two_clips_of_one_name_are_refused(voice, tiny_corpus, tmp_path, capsys):
+    frame = pd.read_csv(tiny_corpus.test_manifest)
+    other = tmp_path / "other" / Path(frame["file_path"][0]).name
+    other.parent.mkdir()
+    other.write_bytes(Path(frame["file_path"][0]).read_bytes())
+    rows = pd.concat([frame, frame[:1].assign(file_path=str(other))])
+    rows.to_csv(tmp_path / "a.csv", index=False)
+    flags = ("--checkpoint", voice, "--path_to_manifest", tmp_path / "a.csv")
+    said = refused(capsys, *flags, "--output_dir", tmp_path / "m")
+    assert str(other) in said and "one name" in said and not (tmp_path / "m").exists()
+
+
+def test_two_manifests_of_one_name_are_refused(flags, tiny_corpus, capsys):
+    manifests = ("--path_to_manifest", tiny_corpus.test_manifest, tiny_corpus.test_manifest)
+    assert "one filelist" in refused(capsys, *flags, *manifests)
+
+
+def test_a_mel_that_does_not_fit_its_wav_is_a_failure(voice, tiny_corpus, tmp_path, monkeypatch):
+    loaded = load_checkpoint(voice)
+    clips = TTSDataset(tiny_corpus.test_manifest, loaded.audio_config, loaded.tokenizer)
+    clip = export_mels.Clips(clips)[0]
+    mel = audio_to_mel(clip.wav, loaded.audio_config)
+    for wrong, says in ((mel[:-1], "frames are not"), (mel * float("nan"), "not finite")):
+        with pytest.raises(ValueError, match=says):
+            export_mels.write_clip(wrong, clip, loaded.audio_config, tmp_path)
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,371 @@
+"""Tests of vocoder.py: HiFi-GAN's generator against its paper's equations in numpy, and folders.
+
+The weights are random, in the names and shapes in which jik876/hifi-gan writes them.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import reporting
+from bad_rows import judge, say, train
+from dataset import AudioConfig, audio_to_mel, load_wav, mel_to_audio, to_log_mel
+from files import DataError
+from model import Tacotron2Output
+from stub_model import StubModel, free_running
+from test_dataset_audio import noisy_sweep
+from test_security import Payload
+from tokenizer import Tokenizer
+from vocoder import load_vocoder, to_audio
+from world import run, snapshot
+
+CONFIG = AudioConfig()
+AUDIO = {
+    "sampling_rate": 22050, "num_mels": 80, "n_fft": 1024, "win_size": 1024, "hop_size": 256,
+    "fmin": 0, "fmax": 8000, "fmax_for_loss": None, "segment_size": 8192, "seed": 1234,
+}  # fmt: skip
+V1 = {
+    "resblock": "1", "upsample_rates": [8, 8, 2, 2], "upsample_kernel_sizes": [16, 16, 4, 4],
+    "upsample_initial_channel": 32, "resblock_kernel_sizes": [3, 7, 11],
+    "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5], [1, 3, 5]],
+}  # fmt: skip
+V3 = {
+    "resblock": "2", "upsample_rates": [8, 8, 4], "upsample_kernel_sizes": [16, 16, 8],
+    "upsample_initial_channel": 16, "resblock_kernel_sizes": [3, 5, 7],
+    "resblock_dilation_sizes": [[1, 2], [2, 6], [3, 12]],
+}  # fmt: skip
+VERSIONS = {"V1": V1, "V2": {**V1, "upsample_initial_channel": 16}, "V3": V3}
+
+
+def make_state(config: dict, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A generator's state dict with weight norm, at random weights large enough to be heard."""
+    rng, state = np.random.default_rng(seed), {}
+
+    def add(name: str, n_out: int, n_in: int, kernel: int, transposed: bool = False) -> None:
+        shape = (n_in, n_out, kernel) if transposed else (n_out, n_in, kernel)
+        v = rng.standard_normal(shape)
+        norm = np.linalg.norm(v.reshape(len(v), -1), axis=1)[:, None, None]
+        g = norm / np.sqrt(n_in * kernel) * rng.uniform(1.0, 2.0, (len(v), 1, 1))
+        state[f"{name}.bias"] = 0.1 * rng.standard_normal(n_out)
+        state[f"{name}.weight_g"], state[f"{name}.weight_v"] = g, v
+
+    channels = config["upsample_initial_channel"]
+    add("conv_pre", channels, 80, 7)
+    block = 0
+    for i, kernel in enumerate(config["upsample_kernel_sizes"]):
+        channels //= 2
+        add(f"ups.{i}", channels, 2 * channels, kernel, transposed=True)
+        for size, dilations in zip(
+            config["resblock_kernel_sizes"], config["resblock_dilation_sizes"], strict=True
+        ):
+            for j in range(len(dilations)):
+                for convs in ("convs1", "convs2") if config["resblock"] == "1" else ("convs",):
+                    add(f"resblocks.{block}.{convs}.{j}", channels, channels, size)
+            block += 1
+    add("conv_post", 1, channels, 7)
+    return {name: torch.from_numpy(np.float32(x)) for name, x in state.items()}
+
+
+def generate(config: dict, state: dict[str, torch.Tensor], mel: np.ndarray) -> np.ndarray:
+    """HiFi-GAN's generator (Kong et al. 2020, section 2.2, appendix A.1) in float64 numpy.
+
+    mel (80, T_mel) -> (n_samples,).
+    """
+    arrays = {name: x.double().numpy() for name, x in state.items()}
+
+    def weight(name: str) -> np.ndarray:
+        g, v = arrays[f"{name}.weight_g"], arrays[f"{name}.weight_v"]
+        return g * v / np.sqrt((v**2).sum(axis=(1, 2), keepdims=True))
+
+    def conv(x: np.ndarray, name: str, dilation: int = 1) -> np.ndarray:
+        w = weight(name)  # (n_out, n_in, kernel)
+        reach = dilation * (w.shape[2] - 1) // 2
+        padded = np.pad(x, ((0, 0), (reach, reach)))
+        shifted = [padded[:, dilation * k :][:, : x.shape[1]] for k in range(w.shape[2])]
+        return np.einsum("oik,kit->ot", w, np.stack(shifted)) + arrays[f"{name}.bias"][:, None]
+
+    def transposed_conv(x: np.ndarray, name: str, stride: int) -> np.ndarray:
+        w = weight(name)  # (n_in, n_out, kernel)
+        cut = (w.shape[2] - stride) // 2
+        out = np.zeros((w.shape[1], (x.shape[1] - 1) * stride + w.shape[2]))
+        for t in range(x.shape[1]):
+            out[:, t * stride : t * stride + w.shape[2]] += np.einsum("iok,i->ok", w, x[:, t])
+        return out[:, cut : out.shape[1] - cut] + arrays[f"{name}.bias"][:, None]
+
+    def leaky(x: np.ndarray, slope: float = 0.1) -> np.ndarray:
+        return np.where(x > 0, x, slope * x)
+
+    x, block = conv(mel, "conv_pre"), 0
+    for i, rate in enumerate(config["upsample_rates"]):
+        x = transposed_conv(leaky(x), f"ups.{i}", rate)
+        total = np.zeros_like(x)
+        for dilations in config["resblock_dilation_sizes"]:
+            y, name = x, f"resblocks.{block}"
+            for j, dilation in enumerate(dilations):
+                if config["resblock"] == "1":
+                    inner = conv(leaky(y), f"{name}.convs1.{j}", dilation)
+                    y = y + conv(leaky(inner), f"{name}.convs2.{j}")
+                else:
+                    y = y + conv(leaky(y), f"{name}.convs.{j}", dilation)
+            total, block = total + y, block + 1
+        x = total / len(config["resblock_kernel_sizes"])
+    return np.tanh(conv(leaky(x, 0.01), "conv_post"))[0]
+
+
+def write_folder(
+    folder: Path, sizes: dict, name: str = "generator_v1", state=None, **config
+) -> Path:
+    """A folder as jik876/hifi-gan's are."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**AUDIO, **sizes, **config}))
+    torch.save({"generator": make_state(sizes) if state is None else state}, folder / name)
+    return folder
+
+
+@pytest.fixture
+def log_mel() -> torch.Tensor:
+    """(T_mel, 80) of a voice-like sound."""
+    return to_log_mel(audio_to_mel(torch.from_numpy(noisy_sweep(0.2)), CONFIG), CONFIG)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_generator_is_the_published_one(tmp_path, log_mel, version):
+    sizes = VERSIONS[version]
+    wav = load_vocoder(write_folder(tmp_path / "v", sizes), CONFIG)(log_mel)
+    expected = generate(sizes, make_state(sizes), log_mel.t().double().numpy())
+    assert wav.shape == (len(log_mel) * 256,) and 0.05 < expected.std() < 0.9
+    np.testing.assert_allclose(wav, expected, rtol=0, atol=1e-4)  # float32 beside float64
+
+
+def test_a_folder_of_transformers_gives_the_same(tmp_path, log_mel):
+    """Written by its own save_pretrained, with a normalisation of its own."""
+    from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
+
+    sizes = {name: value for name, value in V1.items() if name != "resblock"}
+    audio = {name: AUDIO[name] for name in ("sampling_rate", "n_fft", "win_size", "fmin", "fmax")}
+    torch.manual_seed(0)
+    model = SpeechT5HifiGan(SpeechT5HifiGanConfig(**sizes, **audio))
+    for parameter in model.parameters():
+        parameter.data.mul_(12.0)
+    model.mean.fill_(-5.0)
+    model.scale.fill_(2.0)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = model(log_mel)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(load_vocoder(tmp_path, CONFIG)(log_mel), expected)
+
+
+def test_newer_names_of_weight_norm_and_the_last_checkpoint_are_read(tmp_path, log_mel):
+    names = {"weight_g": "parametrizations.weight.original0"}
+    names["weight_v"] = "parametrizations.weight.original1"
+    state = {}
+    for name, x in make_state(V3).items():
+        stem, _, last = name.rpartition(".")
+        state[f"{stem}.{names.get(last, last)}"] = x
+    folder = write_folder(tmp_path / "v", V3, "g_00005000", state)
+    torch.save({"generator": make_state(V3, seed=1)}, folder / "g_00000000")
+    torch.save({"mpd": {}}, folder / "do_00005000")
+    expected = load_vocoder(write_folder(tmp_path / "other", V3), CONFIG)(log_mel)
+    torch.testing.assert_close(load_vocoder(folder, CONFIG)(log_mel), expected)
+
+
+@pytest.mark.parametrize("mel_scaling", ["scaled_db", "log"])
+def test_the_vocoder_gets_the_clamped_natural_log_mel(mel_scaling):
+    config = AudioConfig(mel_scaling=mel_scaling)
+    mel = audio_to_mel(torch.from_numpy(noisy_sweep(0.3)), config)
+    given = []
+    wav = to_audio(mel, config, lambda log_mel: given.append(log_mel) or log_mel[:, 0])
+    assert torch.equal(given[0], to_log_mel(mel, config)) and torch.equal(wav, given[0][:, 0])
+    torch.manual_seed(0)
+    plain = to_audio(mel, config)
+    torch.manual_seed(0)
+    assert torch.equal(plain, mel_to_audio(mel, config))
+    mel[3, 4] = 1000.0
+    with pytest.warns(UserWarning, match="clamped"):
+        to_audio(mel, config, lambda log_mel: given.append(log_mel))
+    assert given[1].max() < 8
+
+
+# Folders that are refused
+
+
+def refused(folder: Path, config: AudioConfig = CONFIG) -> str:
+    with pytest.raises(DataError) as error:
+        load_vocoder(folder, config)
+    assert str(folder) in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "own"),
+    [
+        ("sampling_rate", 24000, "sampling_rate is 24000, not 22050"),
+        ("num_mels", 100, "num_mels is 100, not 80"),
+        ("n_fft", 2048, "n_fft is 2048, not 1024"),
+        ("win_size", 800, "window_size is 800, not 1024"),
+        ("hop_size", 300, "hop_size is 300, not 256"),
+        ("fmin", 55, "fmin is 55, not 0.0"),
+        ("fmax", 7600, "fmax is 7600, not 8000.0"),
+        ("fmax", None, "fmax is 11025.0, not 8000.0"),
+    ],
+)
+def test_a_vocoder_of_other_mels_is_refused(tmp_path, name, value, own):
+    said = refused(write_folder(tmp_path / "v", V3, **{name: value}))
+    assert said.endswith(f"is for other mels than the checkpoint's: {own}")
+
+
+def test_all_differences_are_named(tmp_path):
+    said = refused(write_folder(tmp_path / "v", V3, sampling_rate=16000, fmin=80))
+    assert "sampling_rate is 16000, not 22050; fmin is 80, not 0.0" in said
+
+
+def test_no_fmax_is_half_the_sampling_rate(tmp_path):
+    folder = write_folder(tmp_path / "v", V3, fmax=None)
+    load_vocoder(folder, AudioConfig(fmax=11025.0))
+
+
+def state_with(name: str, change) -> dict:
+    state = make_state(V3)
+    state[name] = change(state[name])
+    return state
+
+
+def damage_missing(folder):
+    (folder / "generator_v1").unlink()
+
+
+def damage_text(folder):
+    (folder / "generator_v1").write_text("<html>404</html>")
+
+
+def damage_shapes(folder):
+    torch.save({"generator": make_state(V1)}, folder / "generator_v1")
+
+
+def damage_nan(folder):
+    state = state_with("conv_post.bias", lambda x: x * float("nan"))
+    torch.save({"generator": state}, folder / "generator_v1")
+
+
+def change_config(**changes):
+    def change(folder):
+        content = {**AUDIO, **V3, **changes}
+        content = {name: value for name, value in content.items() if value != "absent"}
+        (folder / "config.json").write_text(json.dumps(content))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (damage_missing, "no generator_"),
+        (damage_text, "not a generator's weights"),
+        (damage_shapes, "does not fit config.json"),
+        (damage_nan, "conv_post.bias holds NaN"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "not the config of a HiFi-GAN"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
+        (change_config(n_fft="absent", fmin="absent"), "does not say n_fft, fmin"),
+        (change_config(resblock="3"), "make no HiFi-GAN"),
+        (change_config(upsample_rates=[8, 8, 8]), "make no HiFi-GAN"),
+        (change_config(upsample_rates=[8, "8", 4]), "make no HiFi-GAN"),
+        (change_config(upsample_kernel_sizes=[16, 16, 7]), "make no HiFi-GAN"),
+        (change_config(upsample_initial_channel=10**9), "make no HiFi-GAN"),
+        (change_config(model_type="speecht5_hifigan", fmin="absent"), "does not say fmin"),
+    ],
+)
+def test_a_folder_that_is_none_is_told(tmp_path, damage, says):
+    folder = write_folder(tmp_path / "v", V3)
+    damage(folder)
+    assert says in refused(folder)
+    assert says in refused(folder).split("--vocoder", 1)[1]
+
+
+def test_no_pickle_is_run(tmp_path):
+    marker = tmp_path / "marker"
+    folder = write_folder(tmp_path / "v", V3, state={"conv_pre.bias": Payload(marker)})
+    assert "not a generator's weights" in refused(folder) and not marker.exists()
+
+
+def test_the_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(DataError, match=r"package transformers.*requirements-vocoder\.txt"):
+        load_vocoder(write_folder(tmp_path / "v", V3), CONFIG)
+
+
+# The scripts
+
+
+def test_synthesize_speaks_by_the_vocoder(world, capsys):
+    folder = write_folder(world.folder / "hifigan", V3)
+    _, *flags = say("--vocoder", folder)(world)
+    assert run("synthesize", *flags, capsys=capsys)[0] == 0
+    log_mel = torch.from_numpy(np.load(world.out / "001.npy")).t()
+    expected = load_vocoder(folder, CONFIG)(log_mel)
+    spoken = load_wav(world.out / "001.wav", 22050)
+    torch.testing.assert_close(spoken, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("with_vocoder", [False, True])
+def test_evaluate_writes_the_sounds_of_the_worst(world, capsys, with_vocoder):
+    folder, worst = write_folder(world.folder / "hifigan", V3), world.folder / "worst"
+    worst.mkdir()
+    (worst / "worst_3.wav").write_bytes(b"of another checkpoint")
+    flags = ["--save_worst", worst, "--worst", 2, *(["--vocoder", folder] if with_vocoder else [])]
+    _, *flags = judge(*flags)(world)
+    assert run("evaluate", *flags, capsys=capsys)[0] == 0
+    names = ["worst_1.png", "worst_1.wav", "worst_2.png", "worst_2.wav"]
+    assert sorted(path.name for path in worst.iterdir()) == names
+    spoken = load_wav(worst / "worst_1.wav", 22050)
+    assert len(spoken) == 4 * 256
+    # The untrained vocoder sets in at once; Griffin-Lim's sounds begin with a rise from 0.
+    assert (spoken[:3].abs().max() > 1e-2) == with_vocoder
+
+
+def test_evaluate_takes_no_vocoder_without_sounds(world, capsys):
+    _, *flags = judge("--vocoder", "x")(world)
+    code, said = run("evaluate", *flags, capsys=capsys)
+    assert code == 2 and said.endswith(
+        "--vocoder is for the sounds of --save_worst, which is not given\n"
+    )
+
+
+def test_the_sounds_of_training_are_the_vocoders(tmp_path, prepare, monkeypatch):
+    folder = write_folder(tmp_path / "hifigan", V3)
+    run, _ = prepare("--vocoder", folder)
+    log_mel = torch.zeros(9, 80)
+    torch.testing.assert_close(run.vocoder(log_mel), load_vocoder(folder, CONFIG)(log_mel))
+    assert prepare()[0].vocoder is None
+
+
+def test_a_sample_is_spoken_by_the_vocoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(reporting, "save_figure", lambda figure, path: None)
+    mel = audio_to_mel(torch.from_numpy(noisy_sweep(0.3)), CONFIG)
+    tokens, n = Tokenizer().encode("hello"), len(mel)
+    alignment = torch.full((n, len(tokens)), 0.2)
+    forced = Tacotron2Output(mel[None], mel[None], torch.zeros(1, n), alignment[None])
+    utterance = reporting.Utterance(tokens, mel, "hello", "clip.wav")
+    model = StubModel(forced, free_running(mel, alignment))
+    files = reporting.draw_sample(
+        model, utterance, CONFIG, Tokenizer(), 100, tmp_path, 1, lambda log_mel: log_mel[:, 0] / 20
+    )
+    spoken = load_wav(files["audio"], 22050)
+    torch.testing.assert_close(spoken, to_log_mel(mel, CONFIG)[:, 0] / 20, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("arrange", [say, judge, train])
+def test_a_vocoder_of_other_mels_ends_each_script_with_nothing_written(world, capsys, arrange):
+    folder = write_folder(world.folder / "hifigan", V3, sampling_rate=16000)
+    worst = ("--save_worst", world.folder / "worst") if arrange is judge else ()
+    script, *flags = arrange("--vocoder", folder, *worst)(world)
+    before = snapshot(world.folder)
+    code, said = run(script, *flags, capsys=capsys)
+    assert code == 1 and said.startswith(f"{script}.py: --vocoder {folder}: is for other mels")
+    assert said.endswith(": sampling_rate is 16000, not 22050\n") and said.count("\n") == 1
+    assert snapshot(world.folder) == before
