@@ -157,13 +157,8 @@ def infer_batch(
     return [max(tries, key=lambda result: result.rank) for tries in tries_of_each]
 
 
-def speak_batch(texts: list[str], voice: Voice, manner: Manner) -> list[Synthesis]:
-    """Speaks some texts at once; those that fail are tried again with other seeds.
-
-    Raises:
-        DataError: when a text has nothing to speak.
-    """
-    tokens = [encode(text, voice) for text in texts]
+def infer_best(tokens: list[Tensor], voice: Voice, manner: Manner) -> list[Synthesis]:
+    """The best tries of some texts, yet without wav; what fails is tried again with other seeds."""
     results = infer_batch(tokens, voice, manner, 0, manner.n_candidates)
     for retry in range(manner.n_retries):
         failed = [i for i, result in enumerate(results) if result.failed]
@@ -174,8 +169,18 @@ def speak_batch(texts: list[str], voice: Voice, manner: Manner) -> list[Synthesi
         for i, result in zip(failed, again, strict=True):
             best = max(results[i], result, key=lambda result: result.rank)
             results[i] = best._replace(n_tries=result.n_tries)
+    return results
+
+
+def speak_batch(texts: list[str], voice: Voice, manner: Manner) -> list[Synthesis]:
+    """Speaks some texts at once.
+
+    Raises:
+        DataError: when a text has nothing to speak.
+    """
+    tokens = [encode(text, voice) for text in texts]
     finished = []
-    for result in results:
+    for result in infer_best(tokens, voice, manner):
         mel = clamp_mel(result.mel, voice.audio_config)
         wav = to_wav(mel, voice.audio_config, manner.seed, manner.speed)
         finished.append(result._replace(mel=mel.cpu(), wav=wav))

@@ -14,7 +14,7 @@ from world import run, snapshot
 
 # A command line for each script, and a function that its run calls.
 RUNS = {
-    "synthesize": (say(), "mel_to_audio"),
+    "synthesize": (say(), "split_text"),
     "evaluate": (judge(), "alignment_scores"),
     "convert_checkpoint": (convert(), "peer_name"),
     "prep_splits": (prep(), "split_clips"),
