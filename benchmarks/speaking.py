@@ -132,12 +132,13 @@ def measure(args) -> None:
     ]
     seconds = {kind: true_seconds(texts) for kind, texts in (whole | by_length).items()}
     seconds["paragraphs in pieces"] = seconds["paragraphs in one piece"]
-    in_one_piece = {"paragraphs in one piece", *by_length}
+    in_one_piece = {"paragraphs in one piece", *by_length}  # long texts take long
+    of_long_texts = ("first stop token", "careful stop", "all of these")
     manners = make_manners(args.n_candidates, args.seed)
     for kind, texts in cut.items():
         for name, manner in manners.items():
-            if kind in in_one_piece and name not in ("first stop token", "all of these"):
-                continue  # long texts take long
+            if kind in in_one_piece and name not in of_long_texts:
+                continue
             spoken = speak_texts(texts, voice, manner, args.batch_size)
             row = {"texts": kind, "manner": name, "n": len(texts)}
             rows.append(row | judge(texts, spoken, seconds[kind], voice))
