@@ -74,10 +74,10 @@ def report_one(written: Written, text: str, voice: Voice, path: Path) -> None:
     faults = find_faults(result, encode(text, voice), voice)
     if unknown:
         faults.insert(0, f"left out {unknown!r}, which the checkpoint has no symbols for")
-    if result.failed and result.n_tries > 1:
-        faults.append(f"it failed in all of {result.n_tries} tries")
     for fault in faults:
         print(f"    warning: {fault}")
+    if result.failed:
+        print(f"    failed in {result.n_tries} tries")
 
 
 def report_many(written: Written, text: str, pieces: list[Piece], voice: Voice, path: Path) -> None:

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from argparse import BooleanOptionalAction
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -265,6 +266,13 @@ def make_manner(args: argparse.Namespace, voice: Voice) -> Manner:
     )  # fmt: skip
 
 
+def count(results: Iterator[Synthesis], bar: tqdm) -> Iterator[Synthesis]:
+    """The same results; each moves the bar on."""
+    for result in results:
+        bar.update()
+        yield result
+
+
 def write_all(args: argparse.Namespace, texts: list[str], voice: Voice) -> int:
     """Speaks the texts into files and says how that went.
 
@@ -286,7 +294,7 @@ def write_all(args: argparse.Namespace, texts: list[str], voice: Voice) -> int:
     results = speak(every, voice, manner, args.batch_size)
     for number, (text, pieces) in enumerate(zip(texts, cut, strict=True), start=first):
         stem = f"{number:03d}"
-        counted = (result for result in results if not bar.update() or True)
+        counted = count(results, bar)
         written = write_joined(pieces, counted, voice, output_dir, stem, args.pause_ms, args.speed)
         with tqdm.external_write_mode():  # the bar makes way for the lines
             print_report(written, text, pieces, voice, output_dir / f"{stem}.wav")
