@@ -14,9 +14,10 @@ was changed and this file was not, the decoder of model.py stays, and a line say
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -170,49 +171,62 @@ class FastDecoder(Decoder):
         return outputs[..., :-1], outputs[..., -1], alignments.transpose(0, 1)
 
     @torch.no_grad()
-    def infer(
+    def run_freely(
         self, encoder_outputs: Tensor, padding_mask: Tensor, max_decoder_steps: int,
-        stop_threshold: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Free running; see Decoder.infer."""
+        stop_threshold: float, guide: Any = None,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
+        """Free running; see Decoder.run_freely. Yields several frames at a time on a GPU."""
+        arguments = encoder_outputs, padding_mask, max_decoder_steps, stop_threshold, guide
         if self.training:  # with dropout on the LSTMs' outputs, which nobody needs to be fast
-            return super().infer(encoder_outputs, padding_mask, max_decoder_steps, stop_threshold)
-        attend = prepare_attention(self.attention, encoder_outputs, padding_mask)
+            yield from super().run_freely(*arguments)
+            return
+        mask = padding_mask if guide is None else padding_mask.clone()  # a CUDA graph reads it
+        attend = prepare_attention(self.attention, encoder_outputs, mask)
         cells = prepare_cell(self.attention_rnn), prepare_cell(self.decoder_rnn)
         state = self.initial_state(encoder_outputs)
-        frame = state.context.new_zeros(len(padding_mask), self.config.num_mels)
-        carry = (frame, *state)
+        carry = (state.context.new_zeros(len(padding_mask), self.config.num_mels), *state)
         device_type = encoder_outputs.device.type
         n_steps = STEPS_AT_ONCE.get(device_type, 1)
-        run = partial(self.run_steps, attend, cells, self.joint_projection(), n_steps)
+        drops = None if guide is None else guide.draw(n_steps)  # the graph reads these too
+        run = partial(
+            self.run_steps, attend, cells, self.joint_projection(), n_steps, guide, mask, drops
+        )
         stopped = torch.zeros_like(padding_mask[:, 0])  # (B,)
-        chunks: list[tuple[Tensor, Tensor, Tensor]] = []
-        # Under autocast the cells, which hold nearly all the weights, run in its dtype. All else
-        # in a step is too small to gain from that, and stays float32.
-        with torch.autocast(device_type, enabled=False):
-            while len(chunks) * n_steps < max_decoder_steps and not stopped.all():
-                if len(chunks) == 1 and n_steps > 1:
+        n_chunks = n_frames = 0
+        while n_frames < max_decoder_steps and not stopped.all():
+            if drops is not None and n_chunks:
+                drops.copy_(guide.draw(n_steps))
+            # Under autocast the cells, which hold nearly all the weights, run in its dtype. All
+            # else in a step is too small to gain from that, and stays float32.
+            with torch.autocast(device_type, enabled=False):
+                if n_chunks == 1 and n_steps > 1:
                     import fast_gpu
 
                     run = fast_gpu.capture(run, carry)
                 outputs, carry = run(carry)
-                stopped |= (torch.sigmoid(outputs[1]) > stop_threshold).any(dim=1)
-                chunks.append(outputs)
-        outputs = [torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True)]
-        n_frames = max_decoder_steps
-        if stopped.all():  # the last chunk may hold frames after the last stop token
-            stops = torch.sigmoid(outputs[1]) > stop_threshold  # (B, n_steps)
-            n_frames = min(int(stops.int().argmax(dim=1).max()) + 1, max_decoder_steps)
-        frames, stop_logits, alignments = (x[:, :n_frames] for x in outputs)
-        return frames, stop_logits, alignments
+            logits, alignments = outputs[1:]
+            ends = (
+                guide.ends(logits, alignments) if guide else torch.sigmoid(logits) > stop_threshold
+            )
+            # The chunk may hold frames after the last item's end, and after the limit.
+            n_kept = min(n_steps, max_decoder_steps - n_frames)
+            newly = ends & ~stopped[:, None]  # (B, n_steps)
+            stopped |= ends.any(dim=1)
+            if n_steps > 1 and stopped.all():
+                n_kept = min(n_kept, int(newly.int().argmax(dim=1).max()) + 1)
+            n_chunks, n_frames = n_chunks + 1, n_frames + n_kept
+            yield tuple(x[:, :n_kept] for x in outputs)
 
     def run_steps(
         self, attend: Attend, cells: tuple[Cell, Cell], projection: tuple[Tensor, Tensor],
-        n_steps: int, carry: tuple[Tensor, ...],
+        n_steps: int, guide: Any, mask: Tensor, drops: Tensor | None, carry: tuple[Tensor, ...],
     ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:  # fmt: skip
         """Decoder.step, n_steps times, without a look at the stop token.
 
         Args:
+            guide: see Tacotron2.infer; None for none.
+            mask: (B, T_text) bool, what `attend` reads; here the guide writes into it.
+            drops: (n_steps, depth, B, decoder_prenet_dim), see Prenet.forward; None to draw them.
             carry: the previous frame and the state, (frame, *state).
 
         Returns:
@@ -221,8 +235,11 @@ class FastDecoder(Decoder):
         """
         frame, state = carry[0], DecoderState(*carry[1:])
         outputs = []
-        for _ in range(n_steps):
-            x = torch.cat([self.prenet(frame), state.context], dim=1)
+        for i in range(n_steps):
+            if guide:
+                mask.copy_(guide.mask(state.alignment))
+            prenet_output = self.prenet(frame, None if drops is None else drops[i])
+            x = torch.cat([prenet_output, state.context], dim=1)
             hidden, cell = cells[0](x, state.attention_hidden, state.attention_cell)
             context, alignment = attend(hidden, state.alignment, state.cumulative_alignment)
             x = torch.cat([hidden, context], dim=1)

@@ -13,9 +13,10 @@ Both are plain loops over `Decoder.step`, and nothing in this file is there for 
 fast_decoder.py computes the same numbers faster; change something here, and it steps aside.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -178,10 +179,18 @@ class Prenet(nn.Module):
         for layer in self.layers:
             nn.init.xavier_uniform_(layer.weight)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """(..., num_mels) -> (..., decoder_prenet_dim)."""
-        for layer in self.layers:
-            frames = F.dropout(F.relu(layer(frames)), self.dropout_p, training=True)
+    def forward(self, frames: Tensor, drops: Tensor | None = None) -> Tensor:
+        """(..., num_mels) -> (..., decoder_prenet_dim).
+
+        drops (depth, ..., decoder_prenet_dim) are the dropout's factors, 0 or 1 / (1 - p); they
+        are drawn here when None.
+        """
+        for i, layer in enumerate(self.layers):
+            frames = F.relu(layer(frames))
+            if drops is None:
+                frames = F.dropout(frames, self.dropout_p, training=True)
+            else:
+                frames = frames * drops[i].to(frames.dtype)
         return frames
 
 
@@ -256,7 +265,7 @@ class Decoder(nn.Module):
 
     def step(
         self, frame: Tensor, state: DecoderState, encoder_outputs: Tensor, keys: Tensor,
-        padding_mask: Tensor,
+        padding_mask: Tensor, drops: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, DecoderState]:  # fmt: skip
         """The next frame. Dropout is on the LSTMs' outputs, not on the states that are fed back.
 
@@ -265,11 +274,12 @@ class Decoder(nn.Module):
             encoder_outputs: (B, T_text, encoder_embed_dim).
             keys: (B, T_text, attention_dim), attention.key_layer(encoder_outputs).
             padding_mask: (B, T_text) bool, True = padding.
+            drops: (depth, B, decoder_prenet_dim), see Prenet.forward.
 
         Returns:
             frame (B, num_mels), stop_logit (B,), alignment (B, T_text), state.
         """
-        prenet_output = self.prenet(frame)  # (B, decoder_prenet_dim)
+        prenet_output = self.prenet(frame, drops)  # (B, decoder_prenet_dim)
         x = torch.cat([prenet_output, state.context], dim=1)
         attention_hidden, attention_cell = lstm_cell(
             x, state.attention_hidden, state.attention_cell, self.attention_rnn
@@ -315,22 +325,37 @@ class Decoder(nn.Module):
 
     def infer(
         self, encoder_outputs: Tensor, padding_mask: Tensor, max_decoder_steps: int,
-        stop_threshold: float,
+        stop_threshold: float, guide: Any = None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Free running, see `run_freely`. Returns what `forward` does."""
+        parts = self.run_freely(
+            encoder_outputs, padding_mask, max_decoder_steps, stop_threshold, guide
+        )
+        return tuple(torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+
+    def run_freely(
+        self, encoder_outputs: Tensor, padding_mask: Tensor, max_decoder_steps: int,
+        stop_threshold: float, guide: Any = None,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
         """Free running: frame t is predicted from the predicted frame t - 1, until every item has
-        said stop once, or for max_decoder_steps. Returns what `forward` does.
+        said stop once, or for max_decoder_steps. Yields what `forward` returns, frame by frame.
         """
         keys = self.attention.key_layer(encoder_outputs)
         state = self.initial_state(encoder_outputs)
         frame = state.context.new_zeros(len(padding_mask), self.config.num_mels)
         stopped = torch.zeros_like(padding_mask[:, 0])  # (B,)
-        outputs = []
-        while len(outputs) < max_decoder_steps and not stopped.all():
-            *output, state = self.step(frame, state, encoder_outputs, keys, padding_mask)
-            frame, stop_logit, _ = output
-            stopped |= torch.sigmoid(stop_logit) > stop_threshold
-            outputs.append(output)
-        return tuple(torch.stack(parts, dim=1) for parts in zip(*outputs, strict=True))
+        mask, drops, n_steps = padding_mask, None, 0
+        while n_steps < max_decoder_steps and not stopped.all():
+            if guide:
+                mask, drops = guide.mask(state.alignment), guide.draw()
+            *output, state = self.step(frame, state, encoder_outputs, keys, mask, drops)
+            frame, stop_logit, alignment = output
+            if guide:
+                stopped |= guide.ends(stop_logit[:, None], alignment[:, None])[:, 0]
+            else:
+                stopped |= torch.sigmoid(stop_logit) > stop_threshold
+            n_steps += 1
+            yield tuple(x[:, None] for x in output)
 
 
 class PostNet(nn.Module):
@@ -384,10 +409,11 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
     @torch.no_grad()
     def infer(
         self, tokens: Tensor, token_lengths: Tensor | None = None, max_decoder_steps: int = 2000,
-        stop_threshold: float = 0.5,
+        stop_threshold: float = 0.5, guide: Any = None,
     ) -> InferenceOutput:  # fmt: skip
         """Free running, each item to its own end: a stop token above stop_threshold, or
         max_decoder_steps frames, at least 1. token_lengths is None when no item is padded.
+        A `guide` of guide.py decides the end instead, and where attention may look.
         """
         if max_decoder_steps < 1:
             raise ValueError(f"max_decoder_steps must be at least 1, found {max_decoder_steps}")
@@ -396,9 +422,10 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
         text_mask = build_padding_mask(token_lengths, tokens.shape[1], tokens.device)
         encoder_outputs = self.encoder(tokens, token_lengths, text_mask)
         mels_before, stop_logits, alignments = self.decoder.infer(
-            encoder_outputs, text_mask, max_decoder_steps, stop_threshold
+            encoder_outputs, text_mask, max_decoder_steps, stop_threshold, guide
         )
-        stops = torch.sigmoid(stop_logits) > stop_threshold  # (B, T_mel)
+        stops = guide.all_ends() if guide else torch.sigmoid(stop_logits) > stop_threshold
+        stops = stops[:, : stop_logits.shape[1]]  # (B, T_mel)
         reached_limit = ~stops.any(dim=1)  # (B,)
         lengths = (stops.int().argmax(dim=1) + 1).masked_fill(reached_limit, stops.shape[1])
         mel_mask = build_padding_mask(lengths)

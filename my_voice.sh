@@ -61,7 +61,8 @@ python evaluate.py --checkpoint "$checkpoint" --path_to_manifest "$VOICE/test_me
 python evaluate.py --checkpoint "$checkpoint" --path_to_manifest "$VOICE/train_metadata.csv" \
     --output_csv "$VOICE/suspects.csv" --save_worst "$VOICE/suspects" >/dev/null
 python synthesize.py --checkpoint "$checkpoint" --output_dir "$VOICE/spoken" --overwrite --text \
-    "Can you hear my new voice?" "Please hold the line, I will be with you in a moment."
+    "Can you hear my new voice?" "Please hold the line, I will be with you in a moment." ||
+    test $? = 2 # a sentence has failed, and was said to
 echo
 echo "Look at    $VOICE/recordings/recordings.png, $VOICE/samples/alignment.gif, $VOICE/worst/*.png"
 echo "Check      $VOICE/suspects/*.png: training clips that the voice cannot follow"

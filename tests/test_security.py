@@ -241,7 +241,7 @@ def test_transcripts_and_clip_names_make_no_files(world, tmp_path, capsys):
         speaks = command[0] == "synthesize"
         more = ("--text", *texts) if speaks else ("--path_to_manifest", manifest)
         code, said = run(*command, *more, capsys=capsys)
-        assert code == 0, said
+        assert code == (2 if speaks else 0), said  # no sentence ends within 4 steps
     after = snapshot(tmp_path)
     made = {path for path in after if path not in before}
     assert all(path == str(world.out) or path.startswith(f"{world.out}/") for path in made)

@@ -1,0 +1,58 @@
+"""A long text in pieces: where it is cut, and that nothing of it is lost."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitting import split_text
+from tokenizer import Tokenizer
+
+PLAIN = Tokenizer()
+CASES = {
+    "short enough": ("It rained. We left.", 20, [("It rained. We left.", "paragraph")]),
+    "sentences": (
+        "Mr. Jones paid $3.50. Was it? It was!", 30,
+        [("mister jones paid three", "word"), ("dollars and fifty cents.", "sentence"),
+         ("was it?", "sentence"), ("it was!", "paragraph")],
+    ),
+    "a quotation goes on": (
+        '"Is it raining?" she said. "Yes." (He nodded.) So be it.', 26,
+        [('"is it raining?" she said.', "sentence"), ('"yes."', "sentence"),
+         ("(he nodded.)", "sentence"), ("so be it.", "paragraph")],
+    ),
+    "clauses": (
+        "We went to the shop, then home; nobody saw us.", 24,
+        [("we went to the shop,", "clause"), ("then home;", "clause"),
+         ("nobody saw us.", "paragraph")],
+    ),
+    "paragraphs": ("One.\n \nTwo\nlines.\n\n***\n\nThree.", 99,
+                   [("One.", "paragraph"), ("Two\nlines.", "paragraph"), ("Three.", "paragraph")]),
+    "words, evenly": ("a bc de fg hi jk", 10, [("a bc de", "word"), ("fg hi jk", "paragraph")]),
+    "one long word": ("abcdefgh", 5, [("abcde", "word"), ("fgh", "paragraph")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_where_it_is_cut(name):
+    text, max_characters, expected = CASES[name]
+    assert [tuple(piece) for piece in split_text(text, PLAIN, max_characters)] == expected
+
+
+def test_phonemes_of_a_word_stay_together():
+    tokenizer = PLAIN.with_phonemes()
+    text = "{HH AH0 L OW1} {W ER1 L D}, {HH AH0 L OW1} {AO1 L}."
+    pieces = [piece.text for piece in split_text(text, tokenizer, 10)]
+    assert pieces == ["{HH AH0 L OW1} {W ER1 L D},", "{HH AH0 L OW1} {AO1 L}."]
+
+
+@given(st.text("abc .,;?!-\n\"'()1", max_size=120), st.integers(3, 40))
+def test_nothing_is_lost_and_no_piece_is_too_long(text, max_characters):
+    pieces = [piece.text for piece in split_text(text, PLAIN, max_characters)]
+
+    def letters(*texts):
+        return re.sub("[^a-z]", "", "".join(map(PLAIN.clean, texts)))
+
+    assert letters(*pieces) == letters(*re.split(r"\n\s*\n", text))
+    assert all(len(PLAIN.encode(piece)) <= max_characters for piece in pieces)
