@@ -21,7 +21,7 @@ from conftest import speak
 from dataset import AudioConfig, audio_to_mel, mel_to_audio
 from extras import export_onnx
 from files import DataError
-from model import Encoder, Tacotron2, Tacotron2Config
+from model import Encoder, Prenet, Tacotron2, Tacotron2Config
 from test_model import lively
 from test_synthesize import SMALL
 from tokenizer import Tokenizer
@@ -263,6 +263,7 @@ def test_a_changed_model_that_the_graphs_do_not_follow_is_refused(voice, tmp_pat
     monkeypatch.setattr(Encoder, "forward", lambda *inputs: 1.01 * plain(*inputs))
     with pytest.raises(DataError, match="another mel than the model"):
         export_onnx.fill_folder(voice, tmp_path, False, 0.5)
+    assert type(voice.model.decoder.prenet) is Prenet, "the model is as it was"
 
 
 def test_the_benchmark_writes_its_table(checkpoint, tiny_corpus, tmp_path, capsys):
