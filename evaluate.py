@@ -195,8 +195,9 @@ def describe_evaluation(args: argparse.Namespace) -> dict[str, Any]:
     """
     path = Path(args.checkpoint) / "trainer_state.json"  # which weights from elsewhere lack
     state = read_json(path, str(path)) if os.path.isfile(path) else {}
+    is_folder = os.path.isdir(args.checkpoint)  # or else a name of the Hub
     return {
-        "checkpoint": os.path.abspath(args.checkpoint),
+        "checkpoint": os.path.abspath(args.checkpoint) if is_folder else args.checkpoint,
         "step": state.get("step") if isinstance(state, dict) else None,
         "manifest": os.path.abspath(args.path_to_manifest),
         "seed": args.seed,
@@ -257,7 +258,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The flags; argparse ends the program on a mistake."""
     parser = FlagParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
+    add(
+        "--checkpoint",
+        type=path_argument,
+        required=True,
+        help="checkpoint folder, or USER/NAME of the Hub",
+    )
     add("--path_to_manifest", type=path_argument, required=True, help="CSV of prep_splits.py")
     add("--word_times", type=path_argument, help="word_times.json of make_demo_corpus.py")
     add("--output_json", type=path_argument, help="file for the numbers")

@@ -29,7 +29,7 @@ def in_backticks(prose: str) -> list[str]:
 IN_BACKTICKS = in_backticks(PROSE)
 SCRIPTS = [
     str(path.relative_to(REPO))
-    for folder in (REPO, REPO / "benchmarks")
+    for folder in (REPO, REPO / "benchmarks", REPO / "extras")
     for path in sorted(folder.glob("*.py"))
     if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 ]
@@ -119,6 +119,8 @@ def read_command(command: str) -> None:
         read_flags(args.training_script, args.training_script_args)
     elif words[:2] == ["-m", "pytest"]:
         assert all((REPO / word).is_file() for word in words[2:] if word.endswith(".py")), command
+    elif words[0] == "-m" and words[1].startswith("extras."):
+        read_flags(f"{words[1].replace('.', '/')}.py", words[2:])
     elif words[0] == "-m":
         assert words[1] in NOT_OURS
     elif program.startswith("python"):
@@ -138,6 +140,7 @@ def test_each_command_is_one_that_works(source, capsys):
 
 def test_each_script_is_in_one_of_the_commands():
     words = " ".join(" ".join(commands) for commands in COMMANDS.values()).split()
+    words += [f"{word.replace('.', '/')}.py" for word in words if word.startswith("extras.")]
     assert set(SCRIPTS) - set(words) == set()
 
 

@@ -15,9 +15,10 @@ from test_train_taco import REPO
 
 MAX_LINES = 60
 LONGER: dict[str, str] = {}  # functions, and why
-SOURCES = {  # by name, such as model and benchmarks/common
+SOURCES = {  # by name, such as model and extras/publish
     path.relative_to(REPO).with_suffix("").as_posix(): path.read_text(encoding="utf-8")
-    for path in (*REPO.glob("*.py"), *REPO.glob("benchmarks/*.py"))
+    for folder in ("", "benchmarks/", "extras/")
+    for path in REPO.glob(f"{folder}*.py")
 }
 Sources = dict[str, str]
 
