@@ -10,7 +10,7 @@ share of the clips stops by itself, how their lengths compare with the recording
 all these, and how far the mel is from the recording's (mel-cepstral distortion). With a corpus
 that knows when its words are spoken (`--word_times`, as make_demo_corpus.py writes it), also the
 error of every word's start, beside that of a straight diagonal, which is what a fake alignment
-scores.
+scores. `--asr` has a speech recognizer hear it, see recognition.py.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from files import (
     write_whole,
 )
 from flags import FlagParser
+from recognition import add_recognition, hear, load_recognizer, recognition_table
 from scores import (
     ALIGNMENT_SCORES,
     FREE_RUNNING_SCORES,
@@ -105,8 +106,9 @@ def judge(
             "mcd_db": mel_cepstral_distortion(spoken, recording, voice.audio_config),
         }
         words = (word_times or {}).get(Path(path).stem, [])
-        if n_text != len(text):
-            words = []  # their indices count characters that the model does not see
+        said = voice.tokenizer.clean(text)  # whose characters the indices count
+        if n_text != len(said) or not all(begins_at(word, said) for word in words):
+            words = []
         errors = word_start_errors(
             forced.alignments[i, :n_frames, :n_text].cpu(), words, voice.audio_config.hop_seconds
         )
@@ -116,6 +118,11 @@ def judge(
         alignment = free.alignments[i, :n_spoken, :n_text].float().cpu()
         judged.append(Judged(row, *errors, recording, spoken, alignment))
     return judged
+
+
+def begins_at(word: dict, said: str) -> bool:
+    """Whether a word of word_times.json stands where it says, in a text as it is spoken."""
+    return said.startswith(word.get("word", "").lower(), word["index"])
 
 
 def make_report(
@@ -228,6 +235,8 @@ def print_report(report: dict[str, Any]) -> None:
         ):
             pair = f"{report[f'{name}_median_ms']:.0f} / {report[f'{name}_p90_ms']:.0f} ms"
             rows.append((f"{label}, median / 90th percentile", pair))
+    if "asr" in report:
+        rows += recognition_table(report)
     width = max(len(label) for label, _ in rows)
     for label, value in rows:
         print(f"{label:<{width}}  {value}")
@@ -266,6 +275,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--path_to_manifest", type=path_argument, required=True, help="CSV of prep_splits.py")
     add("--word_times", type=path_argument, help="word_times.json of make_demo_corpus.py")
+    asr_help = "speech recognizer that is to understand it: pocketsphinx, or one of transformers"
+    add("--asr", metavar="MODEL", help=f"{asr_help}, by folder or Hub name")
     add("--output_json", type=path_argument, help="file for the numbers")
     add("--output_csv", type=path_argument, help="file for a table with a row for each clip")
     worst_help = "folder for pictures of the worst clips"
@@ -328,6 +339,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     check_outputs(args)
     described = describe_evaluation(args)
+    recognizer = load_recognizer(args.asr, args.device) if args.asr else None
     voice = load_checkpoint(args.checkpoint, args.device)
     clips = TTSDataset(args.path_to_manifest, voice.audio_config, voice.tokenizer)
     word_times = read_word_times(args.word_times, clips) if args.word_times else None
@@ -344,6 +356,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for batch in batches:
         judged = judge(voice, batch, args.max_decoder_steps, word_times)
         for clip in judged:
+            if recognizer:
+                texts = clip.row["text"], clip.row["path"]
+                clip.row.update(hear(recognizer, voice, *texts, clip.recording, clip.mel))
             rows.append(clip.row)
             errors["word_start"].append(clip.word_errors)
             errors["diagonal"].append(clip.diagonal_errors)
@@ -363,6 +378,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         **make_report(rows, errors),
         "intervals": make_intervals(rows, errors, args.seed),
     }
+    if recognizer:
+        report["asr"] = args.asr
+        add_recognition(report, rows, N_RESAMPLES)
     with file_errors():
         if args.output_json:
             text = json.dumps(report, indent=2)
