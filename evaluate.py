@@ -107,7 +107,7 @@ def judge(
         }
         words = (word_times or {}).get(Path(path).stem, [])
         said = voice.tokenizer.clean(text)  # whose characters the indices count
-        if n_text != len(said) or not all(begins_at(word, said) for word in words):
+        if n_text != len(said) or not are_of(words, text, said):
             words = []
         errors = word_start_errors(
             forced.alignments[i, :n_frames, :n_text].cpu(), words, voice.audio_config.hop_seconds
@@ -120,9 +120,15 @@ def judge(
     return judged
 
 
-def begins_at(word: dict, said: str) -> bool:
-    """Whether a word of word_times.json stands where it says, in a text as it is spoken."""
-    return said.startswith(word.get("word", "").lower(), word["index"])
+def are_of(words: list[dict], text: str, said: str) -> bool:
+    """Whether words of word_times.json count the characters of a text as it is spoken (said).
+
+    Those of make_demo_corpus.py count the text as it stands, which is the same where no number or
+    abbreviation makes it longer. Those of extras/align_words.py stand where they say.
+    """
+    if len(text) == len(said):
+        return True
+    return all(said.startswith(word.get("word", "?"), word["index"]) for word in words)
 
 
 def make_report(

@@ -31,8 +31,8 @@ PAD_SECONDS = 0.5  # of silence at both ends: recognizers lose a first word that
 NOISE = 3e-4  # -70 dB of full scale
 SOUNDS = {  # heard of each clip: name, label
     "free_running": "free running",
-    "vocoded": "the recording, through the same vocoder",
-    "recording": "the recording",
+    "vocoded": "vocoded recording",
+    "recording": "recording",
 }
 KINDS = ("insertions", "deletions", "substitutions")
 Recognizer = Callable[[np.ndarray], str]  # (n_samples,) float32 at SAMPLING_RATE -> text
@@ -242,5 +242,5 @@ def recognition_table(report: dict[str, Any]) -> list[tuple[str, str]]:
     for name, label in SOUNDS.items():
         kinds = ", ".join(f"{report[f'{name}_word_{kind}']} {kind}" for kind in KINDS)
         rates = f"{report[f'{name}_wer']:.1%} / {report[f'{name}_cer']:.1%}"
-        lines.append((f"word / character errors, {label}", f"{rates} ({kinds})"))
+        lines.append((f"word / character errors, {label}", f"{rates} (words: {kinds})"))
     return lines
