@@ -337,6 +337,26 @@ def check_outputs(args: argparse.Namespace) -> None:
         check_writable("--save_worst", args.save_worst)
 
 
+@file_errors()
+def write_outputs(
+    args: argparse.Namespace, report: dict, rows: list[dict], worst: list[Judged], voice: Voice
+) -> None:
+    """The files that the flags name.
+
+    Raises:
+        DataError: when one cannot be written.
+    """
+    if args.output_json:
+        text = json.dumps(report, indent=2)
+        write_whole(args.output_json, lambda path: path.write_text(text, encoding="utf-8"))
+    if args.output_csv:
+        import pandas as pd
+
+        write_whole(args.output_csv, lambda path: pd.DataFrame(rows).to_csv(path, index=False))
+    if args.save_worst:
+        draw_worst(worst, voice, args.save_worst)
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The report of `args`, also written to where its flags say.
 
@@ -387,16 +407,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if recognizer:
         report["asr"] = args.asr
         add_recognition(report, rows, N_RESAMPLES)
-    with file_errors():
-        if args.output_json:
-            text = json.dumps(report, indent=2)
-            write_whole(args.output_json, lambda path: path.write_text(text, encoding="utf-8"))
-        if args.output_csv:
-            import pandas as pd
-
-            write_whole(args.output_csv, lambda path: pd.DataFrame(rows).to_csv(path, index=False))
-        if args.save_worst:
-            draw_worst(worst, voice, args.save_worst)
+    write_outputs(args, report, rows, worst, voice)
     return report
 
 

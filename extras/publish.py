@@ -154,7 +154,9 @@ def describe_numbers(report: dict[str, Any]) -> str:
     manifest = Path(str(report.get("manifest", ""))).name
     judged = f"`evaluate.py` on {report['clips']} clips of `{manifest}`"
     if report.get("asr"):
-        judged += f"; {report['asr']} counted the word and character errors"
+        recognizer = str(report["asr"])  # a name of the Hub, or a folder of this machine
+        recognizer = recognizer if HUB_NAME.fullmatch(recognizer) else Path(recognizer).name
+        judged += f"; {recognizer} counted the word and character errors"
     return "\n".join([f"{judged}:", "", *lines])
 
 

@@ -24,7 +24,7 @@ TOKEN = "hf_secretsecretsecret"
 NAME = "someone/a-voice"
 REPORT = {
     "clips": 3, "step": 7, "manifest": "/home/someone/data/test_metadata.csv",
-    "checkpoint": "/home/someone/final_checkpoint", "stopped_by_itself": 1.0,
+    "checkpoint": "/home/someone/final_checkpoint", "asr": "/home/someone/ear", "stopped_by_itself": 1.0,
     "free_running_score": 0.5939, "mcd_db_median": float("nan"), "focus": 0.61,
     "intervals": {"free_running_score": [0.55, 0.65]},
 }  # fmt: skip
@@ -112,6 +112,7 @@ def test_the_card_has_what_the_hub_and_people_read(run, tmp_path, monkeypatch):
     assert values == {"stopped_by_itself": 1.0, "free_running_score": 0.5939, "focus": 0.61}
     assert "| free-running score | 0.594 | 0.550 to 0.650 |" in text
     assert f'load_checkpoint("{NAME}")' in text and "7 steps" in text
+    assert "ear counted the word" in text and "/home/someone" not in text
     assert "hear me." in text and f"/{NAME}/resolve/main/sound_1.wav" in text
     assert "](alignment.png)" in text and "](loss.png)" in text and "test_metadata.csv" in text
 

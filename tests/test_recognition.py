@@ -1,5 +1,6 @@
 """What recognizers hear, how its errors are counted, and word times by forced alignment."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -94,6 +95,8 @@ def test_rates_are_those_of_what_is_heard(voice, tiny_corpus, tmp_path, monkeypa
         return recognize
 
     monkeypatch.setattr(evaluate, "load_recognizer", load)
+    quick = functools.partial(recognition.mel_to_audio, n_iter=2)
+    monkeypatch.setattr(recognition, "mel_to_audio", quick)
     corpus = tmp_path / "test.csv"
     plain, _ = judged(voice, corpus, tmp_path, "plain", "--batch_size", "1")
     report, clips = judged(voice, corpus, tmp_path, "asr", "--batch_size", "1", "--asr", "stub")
