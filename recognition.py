@@ -61,14 +61,14 @@ def make_decoder(flag: str, **options: Any) -> "pocketsphinx.Decoder":
         DataError: when the package is not installed; `flag` is what needs it.
     """
     decoder = import_extra("pocketsphinx", flag).Decoder
-    return decoder(samprate=SAMPLING_RATE, cmn="batch", loglevel="FATAL", **options)
+    return decoder(samprate=SAMPLING_RATE, loglevel="FATAL", **options)
 
 
 def decode(decoder: "pocketsphinx.Decoder", samples: np.ndarray) -> None:
     """Has PocketSphinx hear samples, (n_samples,) at SAMPLING_RATE, as one utterance.
 
-    With faint noise: the logarithm of digital silence would bend its cepstral means, by which it
-    then loses words.
+    As a whole, so that its cepstral means are its own, not also those of what came before. With
+    faint noise: the logarithm of digital silence would bend these means, and words were lost.
     """
     noise = NOISE * np.random.default_rng(0).standard_normal(len(samples))
     pcm = np.clip(samples + noise, -1, 1) * 32767

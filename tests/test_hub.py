@@ -24,7 +24,8 @@ TOKEN = "hf_secretsecretsecret"
 NAME = "someone/a-voice"
 REPORT = {
     "clips": 3, "step": 7, "manifest": "/home/someone/data/test_metadata.csv",
-    "checkpoint": "/home/someone/final_checkpoint", "asr": "/home/someone/ear", "stopped_by_itself": 1.0,
+    "checkpoint": "/home/someone/final_checkpoint", "asr": "/home/someone/ear",
+    "stopped_by_itself": 1.0,
     "free_running_score": 0.5939, "mcd_db_median": float("nan"), "focus": 0.61,
     "intervals": {"free_running_score": [0.55, 0.65]},
 }  # fmt: skip
