@@ -1,6 +1,7 @@
 """The folder on disk that a voice is: config.json and model.safetensors. No pickle is opened.
 
     voice = load_checkpoint("work_dir/tacotron2/final_checkpoint")
+    voice = load_checkpoint("USER/NAME")   # of the Hugging Face Hub, see hub.py
 
 config.json holds the sizes of the model, the audio settings, the symbols and how text is cleaned,
 which is all that speaking needs beside the weights. What training keeps in the same folder is in
@@ -22,6 +23,7 @@ import torch
 from dataset import AudioConfig
 from fast_decoder import speed_up
 from files import DataError
+from hub import find_checkpoint
 from model import Tacotron2, Tacotron2Config
 from tokenizer import Tokenizer
 
@@ -151,11 +153,13 @@ def check_shapes(path: Path, model_config: Tacotron2Config) -> None:
 
 
 def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -> Voice:
-    """A checkpoint folder to a Voice in eval mode. No pickle is opened.
+    """A checkpoint folder, or USER/NAME of the Hub, to a Voice in eval mode. No pickle is opened.
 
     Raises:
-        DataError: when config.json or model.safetensors is missing, broken or does not fit.
+        DataError: when config.json or model.safetensors is missing, broken or does not fit, or the
+            Hub does not give them.
     """
+    directory = find_checkpoint(directory)
     model_config, audio_config, tokenizer = read_config(directory)
     path = Path(directory) / WEIGHTS_FILE
     if not path.is_file():

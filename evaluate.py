@@ -10,7 +10,7 @@ share of the clips stops by itself, how their lengths compare with the recording
 all these, and how far the mel is from the recording's (mel-cepstral distortion). With a corpus
 that knows when its words are spoken (`--word_times`, as make_demo_corpus.py writes it), also the
 error of every word's start, beside that of a straight diagonal, which is what a fake alignment
-scores.
+scores. `--asr` has a speech recognizer hear it, see recognition.py.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from files import (
     write_whole,
 )
 from flags import FlagParser
+from recognition import add_recognition, hear, load_recognizer, recognition_table
 from scores import (
     ALIGNMENT_SCORES,
     FREE_RUNNING_SCORES,
@@ -106,8 +107,9 @@ def judge(
             "mcd_db": mel_cepstral_distortion(spoken, recording, voice.audio_config),
         }
         words = (word_times or {}).get(Path(path).stem, [])
-        if n_text != len(text):
-            words = []  # their indices count characters that the model does not see
+        said = voice.tokenizer.clean(text)  # whose characters the indices count
+        if n_text != len(said) or not are_of(words, text, said):
+            words = []
         errors = word_start_errors(
             forced.alignments[i, :n_frames, :n_text].cpu(), words, voice.audio_config.hop_seconds
         )
@@ -117,6 +119,17 @@ def judge(
         alignment = free.alignments[i, :n_spoken, :n_text].float().cpu()
         judged.append(Judged(row, *errors, recording, spoken, alignment))
     return judged
+
+
+def are_of(words: list[dict], text: str, said: str) -> bool:
+    """Whether words of word_times.json count the characters of a text as it is spoken (said).
+
+    Those of make_demo_corpus.py count the text as it stands, which is the same where no number or
+    abbreviation makes it longer. Those of extras/align_words.py stand where they say.
+    """
+    if len(text) == len(said):
+        return True
+    return all(said.startswith(word.get("word", "?"), word["index"]) for word in words)
 
 
 def make_report(
@@ -196,8 +209,9 @@ def describe_evaluation(args: argparse.Namespace) -> dict[str, Any]:
     """
     path = Path(args.checkpoint) / "trainer_state.json"  # which weights from elsewhere lack
     state = read_json(path, str(path)) if os.path.isfile(path) else {}
+    is_folder = os.path.isdir(args.checkpoint)  # or else a name of the Hub
     return {
-        "checkpoint": os.path.abspath(args.checkpoint),
+        "checkpoint": os.path.abspath(args.checkpoint) if is_folder else args.checkpoint,
         "step": state.get("step") if isinstance(state, dict) else None,
         "manifest": os.path.abspath(args.path_to_manifest),
         "seed": args.seed,
@@ -228,6 +242,8 @@ def print_report(report: dict[str, Any]) -> None:
         ):
             pair = f"{report[f'{name}_median_ms']:.0f} / {report[f'{name}_p90_ms']:.0f} ms"
             rows.append((f"{label}, median / 90th percentile", pair))
+    if "asr" in report:
+        rows += recognition_table(report)
     width = max(len(label) for label, _ in rows)
     for label, value in rows:
         print(f"{label:<{width}}  {value}")
@@ -266,9 +282,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The flags; argparse ends the program on a mistake."""
     parser = FlagParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
+    add(
+        "--checkpoint",
+        type=path_argument,
+        required=True,
+        help="checkpoint folder, or USER/NAME of the Hub",
+    )
     add("--path_to_manifest", type=path_argument, required=True, help="CSV of prep_splits.py")
     add("--word_times", type=path_argument, help="word_times.json of make_demo_corpus.py")
+    asr_help = "speech recognizer that is to understand it: pocketsphinx, or one of transformers"
+    add("--asr", metavar="MODEL", help=f"{asr_help}, by folder or Hub name")
     add("--output_json", type=path_argument, help="file for the numbers")
     add("--output_csv", type=path_argument, help="file for a table with a row for each clip")
     worst_help = "folder for pictures and sounds of the worst clips"
@@ -328,6 +351,27 @@ def check_outputs(args: argparse.Namespace) -> None:
         check_writable("--save_worst", args.save_worst)
 
 
+@file_errors()
+def write_outputs(
+    args: argparse.Namespace, report: dict, rows: list[dict], worst: list[Judged], voice: Voice,
+    vocoder: Vocoder | None,
+) -> None:  # fmt: skip
+    """The files that the flags name.
+
+    Raises:
+        DataError: when one cannot be written.
+    """
+    if args.output_json:
+        text = json.dumps(report, indent=2)
+        write_whole(args.output_json, lambda path: path.write_text(text, encoding="utf-8"))
+    if args.output_csv:
+        import pandas as pd
+
+        write_whole(args.output_csv, lambda path: pd.DataFrame(rows).to_csv(path, index=False))
+    if args.save_worst:
+        show_worst(worst, voice, args.save_worst, vocoder)
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The report of `args`, also written to where its flags say.
 
@@ -336,6 +380,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     check_outputs(args)
     described = describe_evaluation(args)
+    recognizer = load_recognizer(args.asr, args.device) if args.asr else None
     voice = load_checkpoint(args.checkpoint, args.device)
     vocoder = None
     if args.vocoder:
@@ -355,6 +400,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for batch in batches:
         judged = judge(voice, batch, args.max_decoder_steps, word_times)
         for clip in judged:
+            if recognizer:
+                texts = clip.row["text"], clip.row["path"]
+                mels = clip.recording, clip.mel
+                clip.row.update(hear(recognizer, voice, *texts, *mels, vocoder))
             rows.append(clip.row)
             errors["word_start"].append(clip.word_errors)
             errors["diagonal"].append(clip.diagonal_errors)
@@ -374,16 +423,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         **make_report(rows, errors),
         "intervals": make_intervals(rows, errors, args.seed),
     }
-    with file_errors():
-        if args.output_json:
-            text = json.dumps(report, indent=2)
-            write_whole(args.output_json, lambda path: path.write_text(text, encoding="utf-8"))
-        if args.output_csv:
-            import pandas as pd
-
-            write_whole(args.output_csv, lambda path: pd.DataFrame(rows).to_csv(path, index=False))
-        if args.save_worst:
-            show_worst(worst, voice, args.save_worst, vocoder)
+    if recognizer:
+        report["asr"] = args.asr
+        add_recognition(report, rows, N_RESAMPLES)
+    write_outputs(args, report, rows, worst, voice, vocoder)
     return report
 
 

@@ -21,6 +21,7 @@ from config import MAX_WORKERS, Configs, TrainConfig
 from dataset import AudioConfig, BatchSampler, TTSCollator, TTSDataset
 from fast_decoder import speed_up
 from files import DataError, check_writable, file_errors, read_json
+from hub import find_checkpoint
 from model import Tacotron2, Tacotron2Config
 from phonemes import load_dictionary
 from processes import Interrupt, on_main, raise_together, refuse_sharding, seen_everywhere
@@ -235,6 +236,8 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
         DataError: when a manifest, the symbols or a warm start cannot be used.
     """
     config = configs.train
+    if config.warm_start and not resumed:
+        config = replace(config, warm_start=str(find_checkpoint(config.warm_start)))
     source = resumed or (Path(config.warm_start) if config.warm_start else None)
     if source:
         configs = take_sizes(configs, source)

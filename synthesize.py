@@ -229,7 +229,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The flags; argparse ends the program on a mistake."""
     parser = FlagParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
+    add(
+        "--checkpoint",
+        type=path_argument,
+        required=True,
+        help="checkpoint folder, or USER/NAME of the Hub",
+    )
     add("--text", nargs="+", help="one or several sentences, each in quotes")
     file_help = "UTF-8 file, one sentence a line; lines without a letter are left out"
     add("--text_file", type=path_argument, help=file_help)

@@ -15,7 +15,7 @@ from test_train_taco import REPO
 
 MAX_LINES = 60
 LONGER: dict[str, str] = {}  # functions, and why
-SOURCES = {  # by name, such as model and benchmarks/common
+SOURCES = {  # by name, such as model and extras/publish
     path.relative_to(REPO).with_suffix("").as_posix(): path.read_text(encoding="utf-8")
     for folder in (REPO, REPO / "benchmarks", REPO / "extras")
     for path in folder.glob("*.py")
