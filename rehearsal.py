@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-import evaluate
 from files import DataError, count_argument, file_errors, path_argument, read_json, write_whole
 from flags import FlagParser
 
@@ -56,6 +55,17 @@ def processes() -> tuple[int, dict[str, str]]:
     return n, {**environment, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
+def run(command: list[str], environment: dict[str, str]) -> None:
+    """Runs a command in the repository's folder.
+
+    Raises:
+        DataError: when it fails; it has said why.
+    """
+    done = subprocess.run(command, cwd=REPO, env={**os.environ, **environment})
+    if done.returncode:
+        raise DataError(f"{shlex.join(command[:2])} ended with {done.returncode}, see above")
+
+
 def train(folder: Path, epochs: int, extra: list[str]) -> None:
     """Trains to the end of an epoch, from the last checkpoint where there is one.
 
@@ -70,25 +80,28 @@ def train(folder: Path, epochs: int, extra: list[str]) -> None:
         "SAVE_AUDIO_GEN": str(folder / "samples"),
         "NUM_PROCESSES": str(n),
     }
-    done = subprocess.run(
+    run(
         ["bash", "train_taco.sh", "--batch_size", str(CLIPS_PER_STEP // n), "--num_workers", "0",
          "--no-log_wandb", "--training_epochs", str(epochs), "--checkpoint_minutes", "10",
          "--keep_checkpoints", "1", "--console_out_iters", "25",
          "--resume_from_checkpoint", "latest_or_new", *extra],
-        cwd=REPO, env={**os.environ, **environment},
+        environment,
     )  # fmt: skip
-    if done.returncode:
-        raise DataError(f"train_taco.sh ended with {done.returncode}, see above")
 
 
-def judge(folder: Path) -> dict[str, float]:
-    """evaluate.py's report of the last checkpoint on the sentences held out."""
+def evaluate(folder: Path) -> dict[str, float]:
+    """evaluate.py's report of the last checkpoint on the sentences held out.
+
+    Raises:
+        DataError: when that fails.
+    """
     report = folder / "report.json"
-    evaluate.main(
-        ["--checkpoint", str(checkpoint(folder)),
+    run(
+        [sys.executable, "evaluate.py", "--checkpoint", str(checkpoint(folder)),
          "--path_to_manifest", str(folder / "test_metadata.csv"),
          "--word_times", str(folder / "corpus" / "word_times.json"),
-         "--output_json", str(report), "--save_worst", str(folder / "worst")]
+         "--output_json", str(report), "--save_worst", str(folder / "worst")],
+        {},
     )  # fmt: skip
     return read_json(report, str(report))
 
@@ -163,7 +176,7 @@ def rehearse(folder: Path, steps: int, extra: list[str]) -> None:
         per_step = seconds / max(state["step"] - before, 1)
         row = {"step": state["step"], "hours": hours, "seconds_per_step": per_step}
         row["val_loss"] = state["history"][-1]["val_loss"]
-        rows.append(row | judge(folder))
+        rows.append(row | evaluate(folder))
         write_table(folder, rows)
         print((folder / "table.txt").read_text(encoding="utf-8"), flush=True)
 
