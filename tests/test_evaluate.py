@@ -410,10 +410,10 @@ def test_the_worst_clips_are_drawn_worst_first(flags, tmp_path, monkeypatch):
     assert names == [Path(path).name for path in clips["path"]]
     assert f"MCD {clips['mcd_db'].iloc[0]:.2f} dB, reached the limit" in drawn[0]
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["worst_1.png", "worst_2.png", "worst_3.png"]
+    assert names == [f"worst_{n}.{kind}" for n in (1, 2, 3) for kind in ("png", "wav")]
     assert np.asarray(Image.open(folder / "worst_2.png").convert("L")).std() > 10
     evaluate.main([*flags, "--worst", "1"])
-    assert [path.name for path in folder.iterdir()] == ["worst_1.png"]
+    assert sorted(path.name for path in folder.iterdir()) == ["worst_1.png", "worst_1.wav"]
 
 
 @pytest.mark.parametrize(
