@@ -8,6 +8,7 @@ import soundfile
 import torch
 
 import speaking
+from benchmarks import speaking as benchmark
 from checkpoints import load_checkpoint
 from guide import Acted
 from scores import FREE_RUNNING_SCORES
@@ -236,3 +237,20 @@ def test_the_stream_of_the_command_is_samples(voice, capfdbinary):
     assert speech(voice, None, "--stream", "--text", "It rained.") == 0
     out, err = capfdbinary.readouterr()
     assert len(out) == 20 * 256 * 2 and b"22050 Hz" in err
+
+
+def test_the_benchmark_judges_texts_by_their_pieces(voice):
+    """A frame is 11.6 ms, a pause between sentences 0.3 s."""
+    voice = load_checkpoint(voice)
+    cut = [[Piece("a", "sentence"), Piece("b", "sentence")], [Piece("c", "sentence")]] * 2
+    good, skips, endless = (
+        result_of(0.8, n_frames=100),
+        result_of(0.4, coverage=0.5, n_frames=100),
+        result_of(0.0, reached_limit=True, n_frames=100),
+    )
+    spoken = [[good, good], [skips], [good, endless], [good]]
+    seconds = [2.622, 1.161, 2.322, 1.161 * 1.2]  # the third is 13 % shorter than its speech
+    row = benchmark.judge(cut, spoken, seconds, voice)
+    assert row == pytest.approx(
+        {"stops": 0.75, "aligns": 0.75, "length within 15 %": 0.75, "all three": 0.25, "score": 0.6}
+    )

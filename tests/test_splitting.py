@@ -45,6 +45,8 @@ def test_phonemes_of_a_word_stay_together():
     text = "{HH AH0 L OW1} {W ER1 L D}, {HH AH0 L OW1} {AO1 L}."
     pieces = [piece.text for piece in split_text(text, tokenizer, 10)]
     assert pieces == ["{HH AH0 L OW1} {W ER1 L D},", "{HH AH0 L OW1} {AO1 L}."]
+    pieces = [piece.text for piece in split_text(text, tokenizer, 5)]
+    assert pieces == ["{HH AH0 L OW1}", "{W ER1 L D},", "{HH AH0 L OW1}", "{AO1 L}."]
 
 
 @given(st.text("abc .,;?!-\n\"'()1", max_size=120), st.integers(3, 40))
