@@ -238,6 +238,7 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
     config = configs.train
     if config.warm_start and not resumed:
         config = replace(config, warm_start=str(find_checkpoint(config.warm_start)))
+        configs = configs._replace(train=config)
     source = resumed or (Path(config.warm_start) if config.warm_start else None)
     if source:
         configs = take_sizes(configs, source)
