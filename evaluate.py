@@ -309,8 +309,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     device_help = "such as cpu, cuda or cuda:1 (default: cuda where there is one)"
     add("--device", type=device_argument, default=default_device, help=device_help)
     args = parser.parse_args(argv)
-    if args.vocoder and not args.save_worst:
-        parser.error("--vocoder is for the sounds of --save_worst, which is not given")
+    if args.vocoder and not (args.save_worst or args.asr):
+        parser.error("--vocoder is for the sounds of --save_worst and --asr, which are not given")
     return args
 
 

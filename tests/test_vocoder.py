@@ -332,7 +332,7 @@ def test_evaluate_takes_no_vocoder_without_sounds(world, capsys):
     _, *flags = judge("--vocoder", "x")(world)
     code, said = run("evaluate", *flags, capsys=capsys)
     assert code == 2 and said.endswith(
-        "--vocoder is for the sounds of --save_worst, which is not given\n"
+        "--vocoder is for the sounds of --save_worst and --asr, which are not given\n"
     )
 
 
