@@ -47,8 +47,9 @@ env "${environment[@]}" accelerate launch --quiet "${launch[@]}" --num_machines 
     --path_to_train_manifest "$VOICE/train_metadata.csv" \
     --path_to_val_manifest "$VOICE/test_metadata.csv" \
     --warm_start "$CHECKPOINT" --training_epochs "$EPOCHS" --batch_size $batch_size \
-    --learning_rate 1e-3 --min_learning_rate 1e-4 --guided_attention_weight 0 \
-    --validation_epochs 5 --checkpoint_epochs 1000 --checkpoint_minutes 5 --keep_checkpoints 1 \
+    --learning_rate 2e-3 --warmup_steps 50 --min_learning_rate 1e-4 --short_first_epochs 0 \
+    --guided_attention_weight 0 --validation_epochs 10 \
+    --checkpoint_epochs 1000 --checkpoint_minutes 5 --keep_checkpoints 1 \
     --console_out_iters 20 --num_workers 0 --alignment_warning_steps 500 \
     --resume_from_checkpoint latest_or_new $TRAIN_FLAGS
 
