@@ -19,6 +19,7 @@ import os
 import socket
 import sys
 import wave
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,6 +39,7 @@ from vocoder import load_vocoder
 if TYPE_CHECKING:
     import fastapi
     import gradio
+    import uvicorn
 
 HOST = "127.0.0.1"
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"  # nothing of other hosts
@@ -77,22 +79,22 @@ class Part(NamedTuple):
 
 
 def find_checkpoints(folders: list[str]) -> list[str]:
-    """The checkpoints that these folders are or have below them, each once.
+    """The checkpoints that these folders are or have below them, each once, the newest first.
 
     Raises:
         DataError: naming a folder without any.
     """
-    found: dict[str, None] = {}
+    found: dict[str, float] = {}  # path to time
     for folder in folders:
-        inside = sorted(Path(folder).rglob(CONFIG_FILE))
-        names = [str(path.parent) for path in inside if (path.parent / WEIGHTS_FILE).is_file()]
-        if not names:
+        inside = sorted(path.parent / WEIGHTS_FILE for path in Path(folder).rglob(CONFIG_FILE))
+        times = {str(path.parent): path.stat().st_mtime for path in inside if path.is_file()}
+        if not times:
             raise DataError(
                 f"--checkpoint {folder}: there is no checkpoint in it, a folder with "
                 f"{CONFIG_FILE} and {WEIGHTS_FILE}"
             )
-        found |= dict.fromkeys(names)
-    return list(found)
+        found |= times
+    return sorted(found, key=lambda name: -found[name])
 
 
 def make_manner(voice: Voice, vocoder: str, seed: float | None, n_candidates: int) -> Manner:
@@ -172,15 +174,16 @@ def draw_part(part: Part, voice: Voice) -> tuple[bytes, float, float]:
 
 def describe_part(part: Part, voice: Voice) -> str:
     """How a piece went, as synthesize.py says it: length, ending, score and what looks wrong."""
+    tokens = encode(part.text, voice)
     score = part.result.scores["free_running_score"]
     ending = "did not stop" if part.result.reached_limit else "stopped by itself"
-    said = f"{part.seconds:.2f} s, {ending}, free-running score {score:.2f} "
-    said += f"({describe_score(score)})"
-    faults = find_faults(part.result, encode(part.text, voice), voice)
+    verdict = f"{part.seconds:.2f} s, {ending}, free-running score {score:.2f} "
+    verdict += f"({describe_score(score)})"
+    faults = find_faults(part.result, tokens, voice)
     unknown = voice.tokenizer.unknown_characters(part.text)
     if unknown:
         faults.insert(0, f"left out {unknown!r}, which the checkpoint has no symbols for")
-    return "; ".join([said, *faults])
+    return f"{voice.tokenizer.decode(tokens)} \N{EM DASH} {'; '.join([verdict, *faults])}"
 
 
 def show(wav: Tensor, parts: list[Part], voice: Voice) -> str:
@@ -227,9 +230,8 @@ def make_page(checkpoints: list[str], vocoders: list[str], device: str) -> "grad
         ) from None
     with gr.Blocks(title="Tacotron 2", analytics_enabled=False) as page:
         text = gr.Textbox(label="Text", lines=3, value="Can you hear my new voice?")
-        with gr.Row():
-            checkpoint = gr.Dropdown(checkpoints, value=checkpoints[0], label="Checkpoint")
-            vocoder = gr.Dropdown([GRIFFIN_LIM, *vocoders], value=GRIFFIN_LIM, label="Vocoder")
+        checkpoint = gr.Dropdown(checkpoints, value=checkpoints[0], label="Checkpoint")
+        vocoder = gr.Dropdown([GRIFFIN_LIM, *vocoders], value=GRIFFIN_LIM, label="Vocoder")
         with gr.Row():
             seed = gr.Number(42, precision=0, label="Seed (another one sounds a little different)")
             n_candidates = gr.Slider(
@@ -297,30 +299,31 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Serves the page until Ctrl-C.
+def make_server(args: argparse.Namespace) -> tuple["uvicorn.Server", socket.socket]:
+    """What serves the page, and the socket that it listens on.
 
     Raises:
         DataError: when there is no checkpoint, gradio is missing or the port is taken.
     """
-    checkpoints = find_checkpoints(args.checkpoint)
-    page = make_page(checkpoints, args.vocoder, args.device)
+    page = make_page(find_checkpoints(args.checkpoint), args.vocoder, args.device)
     import uvicorn  # comes with gradio
 
     listening = listen(args.port)
-    server = uvicorn.Server(uvicorn.Config(make_app(page), log_level="warning"))
-    url = f"http://{HOST}:{listening.getsockname()[1]}"
-    print(f"{url}  ({len(checkpoints)} checkpoints; Ctrl-C ends it)", flush=True)
-    server.run(sockets=[listening])
+    # An open page holds a connection, for which Ctrl-C must not wait.
+    options = {"log_level": "warning", "timeout_graceful_shutdown": 1}
+    return uvicorn.Server(uvicorn.Config(make_app(page), **options)), listening
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs with these flags (default: the command line's); bad input ends in one sentence."""
     args = parse_args(argv)
     try:
-        run(args)
+        server, listening = make_server(args)
     except DataError as error:
         sys.exit(f"extras.app: {' '.join(str(error).split())}")
+    print(f"http://{HOST}:{listening.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
+    with suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
+        server.run(sockets=[listening])
 
 
 if __name__ == "__main__":
