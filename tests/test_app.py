@@ -27,7 +27,7 @@ from speaking import Manner, speak_batch
 from test_vocoder import V1, write_folder
 
 RATE = AudioConfig().sampling_rate
-SENTENCE = "Go home, {{x}} ${1} <b>now</b>."  # what a template or HTML must not take for its own
+TEXT = "Go home, {{x}} ${1} <b>now</b>.\n\nIt snowed."  # with what a template may take for its own
 
 
 SHORT = partial(Manner, max_decoder_steps=60)  # the untrained voice does not stop by itself
@@ -125,6 +125,12 @@ def test_what_looks_wrong_and_what_was_left_out_is_said(loaded):
     assert "; left out '漢'," in said and "; it did not stop, and was cut at" in said
 
 
+def test_no_text_is_taken_for_html(loaded, monkeypatch):
+    monkeypatch.setattr(app, "describe_part", lambda *_: "<script>")
+    shown = app.show(*app.say("Go home.", loaded, SHORT(seed=1)), loaded)
+    assert "<p>&lt;script&gt;</p>" in shown and "<script" not in shown
+
+
 def test_without_gradio_a_sentence_says_what_to_install(voice, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit, match=r"extras\.app: .* gradio: .*requirements-app"):
@@ -202,27 +208,29 @@ def press(page, text: str) -> None:
     page.locator("audio, .problem").first.wait_for()
 
 
-def test_a_sentence_is_heard_and_seen_on_the_page(browser, url, loaded, reached):
+def test_a_text_is_heard_and_seen_on_the_page(browser, url, loaded, reached):
     page, asked, said = browser.new_page(), [], []
     page.on("request", lambda request: asked.append(urlsplit(request.url)))
     page.on("console", lambda message: said.append(message.text))
     page.goto(url)
-    press(page, SENTENCE)
+    press(page, TEXT)
     page.wait_for_function("document.querySelector('audio').readyState > 0")
-    wav, (part,) = app.say(SENTENCE, loaded, SHORT(seed=42))
-    assert len(wav) == 60 * 256
+    wav, parts = app.say(TEXT, loaded, SHORT(seed=42))
+    assert len(wav) == 2 * 60 * 256 + round(0.6 * RATE)
     seconds = page.evaluate("document.querySelector('audio').duration")
     assert seconds == pytest.approx(len(wav) / RATE, abs=0.01)
-    shown = page.locator(".spoken p").inner_text()
-    assert shown == app.describe_part(part, loaded)
-    picture = page.locator(".spoken img")
-    assert picture.evaluate("image => [image.complete, image.naturalWidth]") == [True, 800]
+    shown = page.locator(".spoken p").all_inner_texts()
+    assert shown == [app.describe_part(part, loaded) for part in parts]
+    for picture in page.locator(".spoken img").all():
+        assert picture.evaluate("image => [image.complete, image.naturalWidth]") == [True, 800]
 
-    page.evaluate("document.querySelector('audio').currentTime = 0")
-    page.evaluate(f"document.querySelector('audio').currentTime = {seconds / 4}")
-    page.locator(".cursor").wait_for()
-    _, left, right = app.draw_part(part, loaded)
-    box, cursor = picture.bounding_box(), page.locator(".cursor").bounding_box()
+    time = parts[1].start + parts[1].seconds / 4
+    page.evaluate(f"document.querySelector('audio').currentTime = {time}")
+    first, second = page.locator(".cursor").all()
+    second.wait_for()
+    assert not first.is_visible()
+    _, left, right = app.draw_part(parts[1], loaded)
+    box, cursor = picture.bounding_box(), second.bounding_box()
     place = (cursor["x"] - box["x"]) / box["width"]
     assert place == pytest.approx(left + (right - left) / 4, abs=0.01)
 
