@@ -7,8 +7,8 @@ the page offers all that are found, and --vocoder's beside Griffin-Lim. A checkp
 for each text, so that one which training has replaced is not an old one.
 
 The page is for this machine alone: the program listens on 127.0.0.1, and neither it nor the page
-asks any other machine for anything. gradio's analytics, web fonts and history of runs are off, and
-a Content-Security-Policy has the browser refuse what else a page could fetch.
+asks any other machine for anything. gradio's analytics and its history of runs are off, and a
+Content-Security-Policy has the browser refuse what else a page could fetch.
 """
 
 import argparse
@@ -221,14 +221,14 @@ def make_page(checkpoints: list[str], vocoders: list[str], device: str) -> "grad
     Raises:
         DataError: when gradio is not installed.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # also of what gradio does when imported
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio as gr  # an extra
     except ImportError:
         raise DataError(
             "the page needs the package gradio: python -m pip install -r requirements-app.txt"
         ) from None
-    with gr.Blocks(title="Tacotron 2", analytics_enabled=False) as page:
+    with gr.Blocks(title="Tacotron 2") as page:
         text = gr.Textbox(label="Text", lines=3, value="Can you hear my new voice?")
         checkpoint = gr.Dropdown(checkpoints, value=checkpoints[0], label="Checkpoint")
         vocoder = gr.Dropdown([GRIFFIN_LIM, *vocoders], value=GRIFFIN_LIM, label="Vocoder")
@@ -260,10 +260,9 @@ def make_app(page: "gradio.Blocks") -> "fastapi.FastAPI":
         response.headers["Content-Security-Policy"] = POLICY
         return response
 
-    fonts = {"font": "sans-serif", "font_mono": "monospace"}  # gradio's own come from Google
     return gr.mount_gradio_app(
-        app, page, "/", server_name=HOST, theme=gr.themes.Default(**fonts), css=STYLE, head=SCRIPT,
-        footer_links=[], run_history=False, ssr_mode=False,
+        app, page, "/", server_name=HOST, css=STYLE, head=SCRIPT, footer_links=[],
+        run_history=False, ssr_mode=False,
     )  # fmt: skip
 
 
