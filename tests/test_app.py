@@ -28,11 +28,8 @@ from test_vocoder import V1, write_folder
 
 RATE = AudioConfig().sampling_rate
 TEXT = "Go home, {{x}} ${1} <b>now</b>.\n\nIt snowed."  # with what a template may take for its own
-
-
-SHORT = partial(
-    Manner, max_decoder_steps=60, n_retries=0
-)  # the untrained voice does not stop by itself
+# The untrained voice does not stop by itself.
+SHORT = partial(Manner, max_decoder_steps=60, n_retries=0)
 
 
 @pytest.fixture(scope="module", autouse=True)
