@@ -25,8 +25,10 @@ PINS = [  # one for each package, or several whose markers exclude each other
 
 def ranges() -> list[Requirement]:
     """What requirements-dev.txt asks for, with the files that it names."""
-    files = [path.name for path in REPO.glob("requirements*.txt")]
-    lines = "\n".join((REPO / name).read_text(encoding="utf-8") for name in files).splitlines()
+    lines = (REPO / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+    files = [line.removeprefix("-r ") for line in lines if line.startswith("-r ")]
+    for name in files:
+        lines += (REPO / name).read_text(encoding="utf-8").splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith("-r")]
 
 

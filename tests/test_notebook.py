@@ -1,8 +1,11 @@
 """inference.ipynb, executed from its first cell to its last on an untrained tiny checkpoint."""
 
 import re
+from copy import deepcopy
+from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 from nbclient import NotebookClient
@@ -11,6 +14,7 @@ from safetensors.torch import save_file
 from checkpoints import write_config
 from dataset import AudioConfig
 from model import Tacotron2, Tacotron2Config
+from test_vocoder import V1, write_folder
 from tokenizer import Tokenizer
 
 NOTEBOOK = "inference.ipynb"
@@ -29,8 +33,7 @@ def assert_clean(outputs):
             assert "Warning" not in text and not ABSOLUTE_PATH.search(text), text
 
 
-@pytest.fixture
-def tiny_checkpoint(tmp_path):
+def write_tiny_checkpoint(folder: Path) -> Path:
     """A checkpoint that says stop after a while, whatever it is given."""
     torch.manual_seed(0)
     tokenizer = Tokenizer()
@@ -46,21 +49,54 @@ def tiny_checkpoint(tmp_path):
     model = Tacotron2(config)
     with torch.no_grad():
         model.decoder.stop_projection.bias.fill_(100.0)
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    write_config(tmp_path, config, AudioConfig(), tokenizer)
-    return tmp_path
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    write_config(folder, config, AudioConfig(), tokenizer)
+    return folder
 
 
-def test_notebook_runs_and_ends_with_a_picture_and_a_player(tiny_checkpoint, monkeypatch, request):
-    monkeypatch.setenv("CHECKPOINT", str(tiny_checkpoint))
+@pytest.fixture
+def settings(tmp_path, tiny_corpus) -> dict[str, str]:
+    """What takes the place of the demo's results: a checkpoint, frames, clips, a vocoder."""
+    frames = tmp_path / "validation"
+    frames.mkdir()
+    for name in ("epoch_000_step_000000", "epoch_001", "epoch_002"):
+        arrays = {"alignment": np.eye(9, 7, dtype=np.float16), "mel": np.zeros((9, 80), np.float16)}
+        np.savez_compressed(frames / f"{name}.npz", **arrays)
+    return {
+        "CHECKPOINT": str(write_tiny_checkpoint(tmp_path / "checkpoint")),
+        "VALIDATION": str(frames),
+        "MANIFEST": str(tiny_corpus.test_manifest),
+        "VOCODER": str(write_folder(tmp_path / "hifigan", V1)),
+    }
+
+
+def with_settings(source: str, **settings: str) -> str:
+    """The notebook's cell of settings, with other values."""
+    for name, value in settings.items():
+        source, n_replaced = re.subn(rf"^{name} = \S+", f"{name} = {value!r}", source, flags=re.M)
+        assert n_replaced == 1, name
+    return source
+
+
+def test_notebook_runs_on_another_checkpoint(settings, request):
+    """And, before that, says in one sentence what to do where there is none."""
     notebook = nbformat.read(request.config.rootpath / NOTEBOOK, as_version=4)
+    chosen, loading = notebook.cells[1:3]
+    wrong, failing = deepcopy([chosen, loading])
+    wrong["source"] = with_settings(chosen["source"], CHECKPOINT="nowhere")
+    failing["metadata"]["tags"] = ["raises-exception"]
+    chosen["source"] = with_settings(chosen["source"], **settings)
+    notebook.cells[1:1] = [wrong, failing]
     resources = {"metadata": {"path": str(request.config.rootpath)}}
     NotebookClient(notebook, timeout=120, resources=resources).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    (error,) = failing["outputs"]
+    assert error["evalue"].startswith("nowhere is missing: run `make demo` in a terminal, or set ")
+    outputs = [out for cell in notebook.cells[3:] for out in cell.get("outputs", [])]
     assert_clean(outputs)
-    mime_types = [set(output.get("data", {})) for output in outputs]
-    assert any("image/png" in types for types in mime_types)
-    assert any("<audio" in output.get("data", {}).get("text/html", "") for output in outputs)
+    pictures = [out for out in outputs if "image/png" in out.get("data", {})]
+    players = [out for out in outputs if "<audio" in out.get("data", {}).get("text/html", "")]
+    assert (len(pictures), len(players)) == (5, 9)  # two of them the vocoder's
 
 
 def test_notebook_is_committed_with_outputs(request):
@@ -69,4 +105,6 @@ def test_notebook_is_committed_with_outputs(request):
     assert all(cell.execution_count for cell in code)
     assert_clean([output for cell in code for output in cell.outputs])
     text = "".join(str(cell.outputs) for cell in code)
-    assert "image/png" in text and "<audio" in text and "stopped by itself" in text
+    assert text.count("'image/png'") == 5 and text.count("<audio") == 7
+    assert "stopped by itself" in text
+    assert (request.config.rootpath / NOTEBOOK).stat().st_size < 900_000
