@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> str:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The flags; argparse ends the program on a mistake."""
-    parser = FlagParser(prog="extras/align_words.py", description=__doc__.split("\n")[0])
+    parser = FlagParser(description=__doc__.split("\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--path_to_manifest", type=path_argument, help="CSV of prep_splits.py")
     folder_help = "folder of recordings, of any layout that prep_splits.py reads"

@@ -284,7 +284,7 @@ def listen(port: int) -> socket.socket:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The flags; argparse ends the program on a mistake."""
-    parser = FlagParser(prog="extras.app", description=__doc__.split("\n")[0])
+    parser = FlagParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     checkpoint_help = "checkpoints, or folders with checkpoints below them"
     add("--checkpoint", type=path_argument, nargs="+", required=True, help=checkpoint_help)

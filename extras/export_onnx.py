@@ -17,9 +17,8 @@ each frame by whoever runs the step; ones for no dropout. --int8 adds step.int8.
 products of both decoder LSTMs in 8 bits: weights quantised for each column, inputs as they come.
 
 Beside the graphs: settings.json (symbols, token ids of characters, audio settings, stop
-threshold), mel_inverse.npy (n_fft // 2 + 1, num_mels), the inverse of the mel filters, and
-speak.py, a copy of run_onnx.py, which needs onnxruntime and numpy alone. Text is not normalised
-there: it takes plain words or token ids.
+threshold), mel_filters.npy (num_mels, n_fft // 2 + 1), and speak.py, a copy of run_onnx.py, which
+needs onnxruntime and numpy alone. Text is not normalised there: it takes plain words or token ids.
 
 The float32 graphs are run on a trial text before anything is put into the folder, and refused
 where their numbers differ from the model's by more than 1e-4.
@@ -32,8 +31,6 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -48,7 +45,7 @@ from checkpoints import Voice, load_checkpoint
 from dataset import AudioConfig
 from files import DataError, check_writable, file_errors, path_argument, write_whole
 from flags import FlagParser
-from model import Decoder, DecoderState, Encoder, PostNet, Prenet
+from model import Decoder, DecoderState, Encoder, PostNet
 
 OPSET = 17
 GRAPHS = ("encoder.onnx", "step.onnx", "postnet.onnx")
@@ -74,21 +71,6 @@ class EncoderOfOneText(nn.Module):
         return encoder_outputs, self.key_layer(encoder_outputs)
 
 
-class MaskedPrenet(nn.Module):
-    """The prenet with dropout that is given, in `masks`, instead of drawn."""
-
-    def __init__(self, prenet: Prenet) -> None:
-        super().__init__()
-        self.layers = prenet.layers
-        self.masks: Tensor | None = None  # (decoder_prenet_depth, decoder_prenet_dim)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """(1, num_mels) -> (1, decoder_prenet_dim)."""
-        for layer, mask in zip(self.layers, self.masks.unbind(), strict=True):
-            frames = F.relu(layer(frames)) * mask
-        return frames
-
-
 class OneStep(nn.Module):
     """Decoder.step of an unpadded text; its prenet's dropout is an input."""
 
@@ -100,10 +82,9 @@ class OneStep(nn.Module):
         self, frame: Tensor, masks: Tensor, encoder_outputs: Tensor, keys: Tensor, *state: Tensor
     ) -> tuple[Tensor, ...]:
         """Inputs and outputs are those of step.onnx, in order."""
-        self.decoder.prenet.masks = masks
         nothing_is_padding = torch.zeros((), dtype=torch.bool)
         frame, stop_logit, _, state = self.decoder.step(
-            frame, DecoderState(*state), encoder_outputs, keys, nothing_is_padding
+            frame, DecoderState(*state), encoder_outputs, keys, nothing_is_padding, masks
         )
         return frame, stop_logit, *state
 
@@ -119,17 +100,6 @@ class Correction(nn.Module):
         """(1, T_mel, num_mels) -> mels_after, the same shape."""
         nothing_is_padding = torch.zeros(1, 1, dtype=torch.bool)
         return mels_before + self.postnet(mels_before, nothing_is_padding)
-
-
-@contextmanager
-def masked_prenet(decoder: Decoder) -> Iterator[None]:
-    """A with block in which the decoder's prenet takes its dropout from `masks`."""
-    prenet = decoder.prenet
-    decoder.prenet = MaskedPrenet(prenet)
-    try:
-        yield
-    finally:
-        decoder.prenet = prenet
 
 
 def write_graph(
@@ -172,8 +142,7 @@ def write_graphs(voice: Voice, folder: Path) -> None:
     varying = [*text, *(n for n in inputs + outputs if n.endswith("alignment"))]
     arguments = (frame, masks, encoder_outputs, keys, *state)
     dynamic = dict.fromkeys(varying, "T_text")
-    with masked_prenet(decoder):
-        write_graph(OneStep(decoder), arguments, folder / GRAPHS[1], inputs, outputs, dynamic)
+    write_graph(OneStep(decoder), arguments, folder / GRAPHS[1], inputs, outputs, dynamic)
     mels = torch.zeros(1, TRACED_FRAMES, config.num_mels)
     names = ["mels_before"], ["mels_after"]
     dynamic = dict.fromkeys(["mels_before", "mels_after"], "T_mel")
@@ -200,11 +169,11 @@ def run_model(
     keys = decoder.attention.key_layer(encoder_outputs)
     state = decoder.initial_state(encoder_outputs)
     outputs = []
-    with masked_prenet(decoder):
-        for frame, mask in zip(F.pad(mels, (0, 0, 1, -1)), masks, strict=True):
-            decoder.prenet.masks = mask
-            *output, state = decoder.step(frame[None], state, encoder_outputs, keys, padding_mask)
-            outputs.append(output)
+    for frame, drops in zip(F.pad(mels, (0, 0, 1, -1)), masks, strict=True):
+        *output, state = decoder.step(
+            frame[None], state, encoder_outputs, keys, padding_mask, drops
+        )
+        outputs.append(output)
     frames, stop_logits, alignments = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     mel_mask = torch.zeros(1, len(frames), dtype=torch.bool)
     return frames + model.postnet(frames[None], mel_mask)[0], stop_logits, alignments
@@ -238,8 +207,8 @@ def check_graphs(voice: Voice, folder: Path) -> float:
         if not distances[name] <= TOLERANCE:
             raise DataError(
                 f"the exported graphs give another {name} than the model (by "
-                f"{distances[name]:.1g}): extras/export_onnx.py spells the encoder and the prenet "
-                "out anew, and has to follow a change of these in model.py"
+                f"{distances[name]:.1g}): extras/export_onnx.py spells the encoder out "
+                "anew, and has to follow a change of it in model.py"
             )
     return max(distances.values())
 
@@ -294,15 +263,14 @@ def make_settings(voice: Voice, stop_threshold: float) -> dict[str, Any]:
     }
 
 
-def invert_mel_filters(audio_config: AudioConfig) -> np.ndarray:
-    """The least-squares inverse of dataset.py's mel filters, (n_fft // 2 + 1, num_mels)."""
+def make_mel_filters(audio_config: AudioConfig) -> np.ndarray:
+    """dataset.py's mel filters, (num_mels, n_fft // 2 + 1)."""
     import librosa.filters  # slow to import
 
     a = audio_config
-    filters = librosa.filters.mel(
+    return librosa.filters.mel(
         sr=a.sampling_rate, n_fft=a.n_fft, n_mels=a.num_mels, fmin=a.fmin, fmax=a.fmax
     )
-    return np.linalg.pinv(filters)
 
 
 def fill_folder(voice: Voice, folder: Path, int8: bool, stop_threshold: float) -> None:
@@ -313,7 +281,7 @@ def fill_folder(voice: Voice, folder: Path, int8: bool, stop_threshold: float) -
     """
     settings = json.dumps(make_settings(voice, stop_threshold), indent=2, ensure_ascii=False)
     (folder / "settings.json").write_text(settings, encoding="utf-8")
-    np.save(folder / "mel_inverse.npy", invert_mel_filters(voice.audio_config))
+    np.save(folder / "mel_filters.npy", make_mel_filters(voice.audio_config))
     shutil.copyfile(Path(__file__).with_name("run_onnx.py"), folder / "speak.py")
     write_graphs(voice, folder)
     distance = check_graphs(voice, folder)

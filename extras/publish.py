@@ -284,7 +284,7 @@ def run(args: argparse.Namespace) -> str:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The flags; argparse ends the program on a mistake."""
-    parser = FlagParser(prog="extras/publish.py", description=__doc__.split("\n")[0])
+    parser = FlagParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
     add("--repo_id", required=True, metavar="USER/NAME", help="where on the Hub")

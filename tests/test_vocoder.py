@@ -355,7 +355,7 @@ def test_a_sample_is_spoken_by_the_vocoder(tmp_path, monkeypatch):
     files = reporting.draw_sample(
         model, utterance, CONFIG, Tokenizer(), 100, tmp_path, 1, lambda log_mel: log_mel[:, 0] / 20
     )
-    spoken = load_wav(files["audio"], 22050)
+    spoken = load_wav(files["spoken"].path, 22050)
     torch.testing.assert_close(spoken, to_log_mel(mel, CONFIG)[:, 0] / 20, rtol=0, atol=1e-4)
 
 
