@@ -30,7 +30,8 @@ class Speaker:
         folder, options = Path(folder), onnxruntime.SessionOptions()
         self.settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         self.mel_filters = np.load(folder / "mel_filters.npy")  # (num_mels, n_fft // 2 + 1)
-        options.intra_op_num_threads = threads  # 0: as many as there are cores
+        # 0: as many as there are cores. In 8 bits the work is too little to share.
+        options.intra_op_num_threads = threads or int(int8)
         step = "step.int8.onnx" if int8 else "step.onnx"
         self.encoder, self.step, self.postnet = (
             onnxruntime.InferenceSession(folder / name, options, ["CPUExecutionProvider"])
