@@ -57,6 +57,7 @@ from files import (
     write_whole,
 )
 from flags import FlagParser
+from hub import find_checkpoint
 from processes import read_groups
 
 SOURCES = ("teacher_forced", "recording")
@@ -232,7 +233,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The flags; argparse ends the program on a mistake."""
     parser = FlagParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
+    checkpoint_help = "checkpoint folder, or USER/NAME of the Hub"
+    add("--checkpoint", type=path_argument, required=True, help=checkpoint_help)
     manifest_help = "CSVs of prep_splits.py, each of which gets a filelist"
     add("--path_to_manifest", type=path_argument, nargs="+", required=True, help=manifest_help)
     output_help = "folder for the mels, wavs and filelists; what it has is not made again"
@@ -264,7 +266,8 @@ def run(args: argparse.Namespace) -> list[str]:
         DataError: when a file or folder cannot be used.
     """
     output_dir = Path(args.output_dir)
-    voice = load_checkpoint(args.checkpoint, args.device)
+    checkpoint = find_checkpoint(args.checkpoint)
+    voice = load_checkpoint(checkpoint, args.device)
     names = [Path(path).stem for path in args.path_to_manifest]
     if len({*names}) < len(names):
         raise DataError("--path_to_manifest: two have one name, and would have one filelist")
@@ -272,7 +275,7 @@ def run(args: argparse.Namespace) -> list[str]:
         TTSDataset(path, voice.audio_config, voice.tokenizer) for path in args.path_to_manifest
     ]
     check_names(path for clips in manifests for path in clips.paths)
-    weights = (Path(args.checkpoint) / WEIGHTS_FILE).read_bytes()
+    weights = (checkpoint / WEIGHTS_FILE).read_bytes()
     sha256 = hashlib.sha256(weights).hexdigest()
     claim_folder(output_dir, {"source": args.source, "weights_sha256": sha256})
     torch.manual_seed(args.seed)

@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import export_mels
 import synthesize
 from checkpoints import load_checkpoint
 from extras import publish
@@ -172,6 +173,13 @@ def test_a_name_speaks_like_the_folder(stocked, voice, tmp_path):
     assert mels[0] == mels[1] == mels[2]
     got = {path.split("/")[-1] for method, path, _ in stocked.asked if method == "GET"}
     assert got == {"config.json", "model.safetensors"}
+
+
+def test_mels_are_exported_by_a_name(stocked, tiny_corpus, tmp_path):
+    manifest, mels = tiny_corpus.test_manifest, tmp_path / "mels"
+    flags = ["--path_to_manifest", str(manifest), "--num_workers", "0", "--output_dir", str(mels)]
+    export_mels.main(["--checkpoint", NAME, *flags])
+    assert len(list(mels.glob("*.npy"))) == 3
 
 
 def test_a_downloaded_checkpoint_needs_no_network(stocked):
