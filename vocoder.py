@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset import AudioConfig, clamp_mel, mel_to_audio, to_log_mel
-from files import DataError, read_json
+from files import DataError, import_extra, read_json
 
 Vocoder = Callable[[Tensor], Tensor]  # natural-log mel (T_mel, num_mels) -> wav (n_samples,)
 TRANSFORMERS_TYPE = "speecht5_hifigan"
@@ -197,19 +197,13 @@ def build_generator(config: dict[str, Any]) -> nn.Module:
     Raises:
         DataError: when transformers is not installed.
     """
-    try:
-        from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig  # an extra, slow to import
-    except ImportError:
-        raise DataError(
-            "--vocoder needs the package transformers: python -m pip install -r "
-            "requirements-vocoder.txt"
-        ) from None
+    transformers = import_extra("transformers", "--vocoder", "requirements-vocoder.txt")
     sizes = {name: config[name] for name in SIZES}
     normalize = config.get("normalize_before", config.get("model_type") == TRANSFORMERS_TYPE)
     slope = config.get("leaky_relu_slope", LEAKY_SLOPE)
     with torch.device("meta"):
-        generator = SpeechT5HifiGan(
-            SpeechT5HifiGanConfig(
+        generator = transformers.SpeechT5HifiGan(
+            transformers.SpeechT5HifiGanConfig(
                 **sizes, model_in_dim=config["num_mels"], normalize_before=normalize,
                 leaky_relu_slope=slope,
             )

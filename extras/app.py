@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from checkpoints import CONFIG_FILE, WEIGHTS_FILE, Voice, device_argument, load_checkpoint
-from files import DataError, count_argument, path_argument
+from files import DataError, count_argument, import_extra, path_argument
 from flags import FlagParser
 from scores import describe_score
 from speaking import PAUSES, Manner, Synthesis, encode, speak, to_pcm
@@ -222,12 +222,7 @@ def make_page(checkpoints: list[str], vocoders: list[str], device: str) -> "grad
         DataError: when gradio is not installed.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio as gr  # an extra
-    except ImportError:
-        raise DataError(
-            "the page needs the package gradio: python -m pip install -r requirements-app.txt"
-        ) from None
+    gr = import_extra("gradio", "the page", "requirements-app.txt")
     with gr.Blocks(title="Tacotron 2") as page:
         text = gr.Textbox(label="Text", lines=3, value="Can you hear my new voice?")
         checkpoint = gr.Dropdown(checkpoints, value=checkpoints[0], label="Checkpoint")
