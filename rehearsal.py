@@ -117,6 +117,13 @@ def read_state(folder: Path) -> dict[str, Any]:
     return read_json(path, str(path)) if path.is_file() else {"epoch": 0, "step": 0, "history": []}
 
 
+def count_steps(folder: Path) -> int:
+    """How many steps have been trained, those of an unfinished epoch included."""
+    states = checkpoint(folder).parent.glob("checkpoint_*/trainer_state.json")
+    steps = [read_json(path, str(path))["step"] for path in states]
+    return max([read_state(folder)["step"], *steps])
+
+
 def write_table(folder: Path, rows: list[dict[str, Any]]) -> None:
     """table.json, table.txt and curve.png."""
     import pandas as pd  # slow to import, as is matplotlib
@@ -158,7 +165,7 @@ def rehearse(folder: Path, steps: int, extra: list[str]) -> None:
     epochs = -(-steps // steps_per_epoch)
     table = folder / "table.json"
     rows = read_json(table, str(table)) if table.is_file() else []
-    n_left = max(steps - read_state(folder)["step"], 0)
+    n_left = max(steps - count_steps(folder), 0)
     speed = rows[-1]["seconds_per_step"] if rows else SECONDS_PER_STEP
     print(
         f"{n_left:,} steps to go, in epochs of {steps_per_epoch}: about "
@@ -168,13 +175,16 @@ def rehearse(folder: Path, steps: int, extra: list[str]) -> None:
     )
     while len(rows) < epochs:
         epoch = len(rows) + 1
-        begun, before = time.monotonic(), read_state(folder)["step"]
+        begun, before = time.monotonic(), count_steps(folder)
         if read_state(folder)["epoch"] < epoch:
             train(folder, epoch, extra)
         state, seconds = read_state(folder), time.monotonic() - begun
-        hours = seconds / 3600 + (rows[-1]["hours"] if rows else 0.0)
-        per_step = seconds / max(state["step"] - before, 1)
-        row = {"step": state["step"], "hours": hours, "seconds_per_step": per_step}
+        if state["step"] > before:  # else training had ended, and judging it had not
+            speed = seconds / (state["step"] - before)
+        done, hours = (rows[-1]["step"], rows[-1]["hours"]) if rows else (0, 0.0)
+        # From the speed: a part of the epoch may have been trained by an earlier call.
+        hours += (state["step"] - done) * speed / 3600
+        row = {"step": state["step"], "hours": hours, "seconds_per_step": speed}
         row["val_loss"] = state["history"][-1]["val_loss"]
         rows.append(row | evaluate(folder))
         write_table(folder, rows)

@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import soundfile
 from PIL import Image
 
+import rehearsal as rehearsal_script
 from kill_and_resume import TINY_MODEL
 from rehearsal import processes
 from test_train_taco import REPO
@@ -51,6 +53,39 @@ def test_a_rehearsal_goes_on_where_it_stopped(rehearsal):
     assert header.split()[:2] == ["step", "hours"] and [x.split()[0] for x in lines] == ["2", "4"]
     with Image.open(rehearsal / "curve.png") as image:
         assert len(image.convert("RGB").getcolors(1 << 24)) > 20, "should not be blank"
+
+
+def test_an_interrupted_epoch_is_counted_at_the_speed_of_its_second_part(tmp_path, monkeypatch):
+    """One of its two steps was trained by an earlier call; this one takes 7 s for the other."""
+    (tmp_path / "train_metadata.csv").write_text("\n" * 33)
+    stopped = tmp_path / "work_dir" / "tacotron2" / "checkpoint_0_step_1" / "trainer_state.json"
+    stopped.parent.mkdir(parents=True)
+    stopped.write_text('{"epoch": 0, "step": 1, "history": []}')
+    clock = iter([100.0, 107.0, 200.0, 200.1])
+
+    def train(folder: Path, epochs: int, extra: list[str]) -> None:
+        end = rehearsal_script.checkpoint(folder) / "trainer_state.json"
+        end.parent.mkdir()
+        state = {"epoch": epochs, "step": 2 * epochs, "history": [{"val_loss": 0.5}]}
+        end.write_text(json.dumps(state))
+
+    def evaluate(folder: Path) -> dict[str, float]:
+        scores = dict.fromkeys(rehearsal_script.COLUMNS, 1.0)
+        return scores | {"diagonal_median_ms": 1.0, "diagonal_p90_ms": 1.0}
+
+    monkeypatch.setattr(rehearsal_script, "train", train)
+    monkeypatch.setattr(rehearsal_script, "evaluate", evaluate)
+    watch = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr(rehearsal_script, "time", watch)
+    rehearsal_script.rehearse(tmp_path, 2, [])
+    table = tmp_path / "table.json"
+    (row,) = json.loads(table.read_text())
+    assert row["step"] == 2 and row["seconds_per_step"] == 7.0
+    assert row["hours"] == pytest.approx(2 * 7.0 / 3600)
+    table.unlink()  # training had ended, judging it had not
+    rehearsal_script.rehearse(tmp_path, 2, [])
+    (row,) = json.loads(table.read_text())
+    assert row["seconds_per_step"] == rehearsal_script.SECONDS_PER_STEP, "nothing was measured"
 
 
 def test_a_rehearsal_is_the_reference_run_but_for_what_the_machine_decides(rehearsal):
