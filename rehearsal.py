@@ -29,7 +29,7 @@ from flags import FlagParser
 
 REPO = Path(__file__).resolve().parent
 CLIPS_PER_STEP = 16  # over all processes
-SECONDS_PER_STEP = 3.4  # on two CPU cores, before this machine has been measured
+SECONDS_PER_STEP = 7.0  # on two CPU cores, before this machine has been measured
 COLUMNS = {  # of the table: evaluate.py's names
     "word_start_median_ms": "word start median",
     "word_start_p90_ms": "p90 (ms)",
