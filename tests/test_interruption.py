@@ -190,6 +190,15 @@ def longer_validation(tiny_corpus, tmp_path_factory):
     return corpus, run
 
 
+@pytest.fixture
+def hangup():
+    """SIGHUP as a shell leaves it, also where these tests run under nohup, which ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize(
     ("stage", "number", "processes"),
     [
@@ -220,6 +229,7 @@ def test_a_signal_during_validation_ends_it_with_the_batch_or_decoder_step(
     assert_same_checkpoint(folder / "final_checkpoint", undisturbed(processes))
 
 
+@pytest.mark.usefixtures("hangup")
 def test_closing_the_terminal_ends_with_a_checkpoint(many_steps, tmp_path):
     """What is printed after that has nowhere to go, which must not end the run first.
 
