@@ -26,6 +26,7 @@ import torch
 
 from files import DataError, count_argument, file_errors, path_argument, read_json, write_whole
 from flags import FlagParser
+from resuming import list_checkpoints, read_state_file
 
 REPO = Path(__file__).resolve().parent
 CLIPS_PER_STEP = 16  # over all processes
@@ -119,9 +120,8 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def count_steps(folder: Path) -> int:
     """How many steps have been trained, those of an unfinished epoch included."""
-    states = checkpoint(folder).parent.glob("checkpoint_*/trainer_state.json")
-    steps = [read_json(path, str(path))["step"] for path in states]
-    return max([read_state(folder)["step"], *steps])
+    checkpoints = list_checkpoints(checkpoint(folder).parent)
+    return max((read_state_file(path)[0].step for path in checkpoints), default=0)
 
 
 def write_table(folder: Path, rows: list[dict[str, Any]]) -> None:

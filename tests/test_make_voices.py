@@ -60,14 +60,15 @@ def test_an_interrupted_epoch_is_counted_at_the_speed_of_its_second_part(tmp_pat
     (tmp_path / "train_metadata.csv").write_text("\n" * 33)
     stopped = tmp_path / "work_dir" / "tacotron2" / "checkpoint_0_step_1" / "trainer_state.json"
     stopped.parent.mkdir(parents=True)
-    stopped.write_text('{"epoch": 0, "step": 1, "history": []}')
+    common = {"epoch_step": 0, "epoch_losses": [], "train_config": {}}
+    stopped.write_text(json.dumps(common | {"epoch": 0, "step": 1, "history": []}))
     clock = iter([100.0, 107.0, 200.0, 200.1])
 
     def train(folder: Path, epochs: int, extra: list[str]) -> None:
         end = rehearsal_script.checkpoint(folder) / "trainer_state.json"
         end.parent.mkdir()
-        state = {"epoch": epochs, "step": 2 * epochs, "history": [{"val_loss": 0.5}]}
-        end.write_text(json.dumps(state))
+        state = {"epoch": epochs, "step": 2 * epochs, "history": [{"epoch": 1, "val_loss": 0.5}]}
+        end.write_text(json.dumps(common | state))
 
     def evaluate(folder: Path) -> dict[str, float]:
         scores = dict.fromkeys(rehearsal_script.COLUMNS, 1.0)
