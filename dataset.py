@@ -125,7 +125,7 @@ class AudioConfig:
         No frequency's magnitude exceeds the window's sum, which is half its length. That is above
         0 dB (max_scaled_abs), and so is speech: LJSpeech's loudest bins are at 5.5 with A = 4.
         """
-        gain = _filters_for(self, torch.device("cpu")).sum(dim=1).max().item()
+        gain = mel_filters(self, torch.device("cpu")).sum(dim=1).max().item()
         loudest = math.log(max(gain * self.window_size / 2.0, math.exp(self.log_floor)))
         if self.mel_scaling == "log":
             return loudest
@@ -241,7 +241,8 @@ def _window(window_size: int, device: torch.device) -> Tensor:
     return torch.hann_window(window_size, device=device)
 
 
-def _filters_for(audio_config: AudioConfig, device: torch.device) -> Tensor:
+def mel_filters(audio_config: AudioConfig, device: torch.device) -> Tensor:
+    """The filters between magnitudes and mels, (num_mels, n_fft // 2 + 1)."""
     a = audio_config
     return _mel_filters(a.sampling_rate, a.n_fft, a.num_mels, a.fmin, a.fmax, device)
 
@@ -270,7 +271,7 @@ def audio_to_mel(wav: Tensor, audio_config: AudioConfig) -> Tensor:
         center=False,
         return_complex=True,
     )  # (B, n_fft // 2 + 1, T_mel)
-    magnitude = torch.matmul(_filters_for(a, wav.device), spectrum.abs())  # (B, num_mels, T_mel)
+    magnitude = torch.matmul(mel_filters(a, wav.device), spectrum.abs())  # (B, num_mels, T_mel)
     log_mel = magnitude.clamp_min(math.exp(a.log_floor)).log()
     mel = log_to_scaled_mel(log_mel, a) if a.mel_scaling == "scaled_db" else log_mel
     return mel.transpose(1, 2).reshape(*wav.shape[:-1], -1, a.num_mels)
@@ -357,7 +358,7 @@ def mel_to_audio(mel: Tensor, audio_config: AudioConfig, n_iter: int = 48) -> Te
     edge = a.n_fft // a.hop_size + 1
     longer = torch.cat([mel[:1].expand(edge, -1), mel, mel[-1:].expand(edge, -1)]).float()
     target = to_log_mel(longer, a).exp().t()  # (num_mels, T_mel + 2 edge)
-    filters, window = _filters_for(a, mel.device), _window(a.window_size, mel.device)
+    filters, window = mel_filters(a, mel.device), _window(a.window_size, mel.device)
     flat = torch.ones(a.n_fft // 2 + 1, target.shape[1], device=mel.device)
     magnitude = _fit_to_mel(flat, target, filters)  # (n_fft // 2 + 1, T_mel + 2 edge)
     # torch centres frame t on sample t * hop_size, this framing on (t + 1/2) * hop_size.

@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from checkpoints import Voice, load_checkpoint
-from dataset import AudioConfig
+from dataset import AudioConfig, mel_filters
 from files import DataError, check_writable, file_errors, path_argument, write_whole
 from flags import FlagParser
 from model import Decoder, DecoderState, Encoder, PostNet
@@ -263,16 +263,6 @@ def make_settings(voice: Voice, stop_threshold: float) -> dict[str, Any]:
     }
 
 
-def make_mel_filters(audio_config: AudioConfig) -> np.ndarray:
-    """dataset.py's mel filters, (num_mels, n_fft // 2 + 1)."""
-    import librosa.filters  # slow to import
-
-    a = audio_config
-    return librosa.filters.mel(
-        sr=a.sampling_rate, n_fft=a.n_fft, n_mels=a.num_mels, fmin=a.fmin, fmax=a.fmax
-    )
-
-
 def fill_folder(voice: Voice, folder: Path, int8: bool, stop_threshold: float) -> None:
     """Everything that --output_dir gets.
 
@@ -281,7 +271,7 @@ def fill_folder(voice: Voice, folder: Path, int8: bool, stop_threshold: float) -
     """
     settings = json.dumps(make_settings(voice, stop_threshold), indent=2, ensure_ascii=False)
     (folder / "settings.json").write_text(settings, encoding="utf-8")
-    np.save(folder / "mel_filters.npy", make_mel_filters(voice.audio_config))
+    np.save(folder / "mel_filters.npy", mel_filters(voice.audio_config, torch.device("cpu")))
     shutil.copyfile(Path(__file__).with_name("run_onnx.py"), folder / "speak.py")
     write_graphs(voice, folder)
     distance = check_graphs(voice, folder)
