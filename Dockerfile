@@ -2,9 +2,10 @@
 # /data holds the manifests, the recordings, the checkpoints and the samples.
 FROM nvidia/cuda:13.0.0-runtime-ubuntu24.04
 
-# Triton compiles a launcher for its kernels at run time, with gcc and Python's headers.
+# Triton compiles a launcher for its kernels at run time, with gcc and Python's headers. procps has
+# pkill, by which train_taco.sh passes signals on.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev python3-venv \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev procps python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /tacotron2

@@ -32,7 +32,7 @@ arguments=(
     --learning_rate 0.001
     --min_learning_rate "1e-5"
     --start_decay_epochs 125
-    --warmup_steps 100 # of these, whatever the batch size; decay counts epochs
+    --warmup_steps 100 # optimizer steps, whatever the batch size; decay counts epochs
     --weight_decay "1e-6"
     --adam_eps "1e-6"
     --max_grad_norm 1.0
@@ -65,7 +65,7 @@ arguments=(
     # --extra_symbols 'äöüß'          # symbols to add to the table
     # --cleaner basic                 # for other languages than English
     # --phonemes                      # half the words of half the clips as CMUdict's phonemes
-    # --warm_start voices/nvidia      # begin with a checkpoint's weights
+    # --warm_start voices/anna        # a checkpoint's weights; the flags below must be as its own
     # --warm_start_allow_mismatch     # with those of them that fit
 
     # Audio
@@ -105,4 +105,10 @@ arguments=(
 launch=(--quiet --num_processes "$NUM_PROCESSES" --num_machines 1)
 launch+=(--mixed_precision "$MIXED_PRECISION" --dynamo_backend no)
 if ((NUM_PROCESSES > 1)); then launch+=(--multi_gpu); fi
-accelerate launch "${launch[@]}" train_taco.py "${arguments[@]}" "$@"
+accelerate launch "${launch[@]}" train_taco.py "${arguments[@]}" "$@" <&0 &
+
+# With one process, accelerate's launcher passes no signal on to it. Training then writes a
+# checkpoint, for which this script waits.
+trap 'pkill -TERM -P $! || true' INT TERM HUP USR1
+while kill -0 $! 2>/dev/null; do wait $! || true; done
+wait $!

@@ -15,6 +15,7 @@ import sys
 import termios
 import threading
 import time
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,6 +105,36 @@ def test_two_processes_stop_together_and_resume_exactly(many_steps, tmp_path):
     final = folder / "final_checkpoint"
     assert (final / "random_states_1.pkl").is_file()
     assert_same_checkpoint(final, tmp_path / "straight" / "work" / "tiny" / "final_checkpoint")
+
+
+@pytest.mark.parametrize("to_all", [False, True])
+def test_train_taco_sh_passes_a_signal_on_and_waits_for_the_checkpoint(
+    many_steps, tmp_path, to_all
+):
+    """SIGTERM to the script alone, as `docker stop` sends it; Ctrl-C to all that it has started.
+
+    accelerate's launcher dies of both when it has one process, and that process goes on.
+    """
+    flags = run_flags(many_steps[0], tmp_path, "--training_epochs", 1000, "--console_out_iters", 1)
+    process = subprocess.Popen(
+        ["bash", REPO / "train_taco.sh", *map(str, flags), "--no-log_wandb"],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+             "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "MIXED_PRECISION": "no"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    timer = threading.Timer(300, os.killpg, [process.pid, signal.SIGKILL])
+    timer.start()
+    try:
+        assert any("step 5/" in line for line in process.stdout), process.stderr.read()[-2000:]
+        os.killpg(process.pid, signal.SIGINT) if to_all else process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+        (checkpoint,) = list_checkpoints(tmp_path / "work" / "tiny")
+        assert f"checkpoint: {checkpoint}" in process.stdout.read()
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        timer.cancel()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
