@@ -454,6 +454,7 @@ class TTSDataset(Dataset):
     ) -> None:
         import_librosa()
         frame = read_manifest(manifest)
+        self.manifest = manifest
         self.audio_config = audio_config
         self.tokenizer = tokenizer
         self.dictionary, self.seed = dictionary, seed

@@ -7,10 +7,11 @@
 #   recordings/        what the recordings are like, and pairs of sound and text that look wrong
 #   samples/           pictures and sounds of every validation, alignment.gif, loss.png
 #   report.txt, worst/ how the voice says the sentences held out, and the pictures of the worst
-#   suspects/          clips of the training set that the voice cannot follow: check their texts
+#   suspects/          the five clips of the training set that it says worst: check their texts
 #   spoken/            sentences it has not seen
-# Called again, it goes on where it was stopped. PREP_FLAGS and TRAIN_FLAGS are passed on to
-# prep_splits.py and train_taco.py, and win over what stands here.
+# Called again, it goes on where it was stopped, with the recordings as they were split the first
+# time. PREP_FLAGS and TRAIN_FLAGS are passed on to prep_splits.py and train_taco.py, and win over
+# what stands here.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -26,19 +27,32 @@ if [ ! -f "$CHECKPOINT/config.json" ]; then
     echo "my_voice.sh: no checkpoint in $CHECKPOINT: \`make demo\` trains one, CHECKPOINT=DIR names another" >&2
     exit 1
 fi
+split_from="$RECORDINGS $PREP_FLAGS"
 # shellcheck disable=SC2086 # flags are words
 if [ ! -f "$VOICE/train_metadata.csv" ]; then
     python prep_splits.py --path_to_ljspech "$RECORDINGS" --path_to_save "$VOICE" \
         --report "$VOICE/recordings" --test_split_pct 0.1 $PREP_FLAGS
+    echo "$split_from" >"$VOICE/split_from.txt"
+elif [ -f "$VOICE/split_from.txt" ] && [ "$(cat "$VOICE/split_from.txt")" != "$split_from" ]; then
+    echo "my_voice.sh: $VOICE is of RECORDINGS and PREP_FLAGS '$(cat "$VOICE/split_from.txt")'," \
+        "found '$split_from': name another VOICE, or remove the folder" >&2
+    exit 1
+elif [ -n "$(find "$RECORDINGS" -newer "$VOICE/train_metadata.csv" -print -quit)" ]; then
+    echo "my_voice.sh: $RECORDINGS has changed since $VOICE began, which goes on with the texts and" \
+        "the split of then; another VOICE begins anew" >&2
 fi
 
-# On a CPU two processes of one thread are faster than one of two threads.
+# On a CPU two processes of one thread are faster than one of two threads; each needs a clip to
+# validate on.
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     environment=() launch=(--num_processes 1 --mixed_precision bf16) batch_size=16
+elif [ "$(wc -l <"$VOICE/test_metadata.csv")" -lt 3 ]; then # one clip below the header
+    environment=(ACCELERATE_USE_CPU=true) launch=(--num_processes 1 --mixed_precision no) batch_size=16
 else
     environment=(OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true)
     launch=(--multi_gpu --num_processes 2 --mixed_precision no) batch_size=8
 fi
+touch "$VOICE/training_began"
 # shellcheck disable=SC2086
 env "${environment[@]}" accelerate launch --quiet "${launch[@]}" --num_machines 1 \
     --dynamo_backend no train_taco.py \
@@ -54,6 +68,10 @@ env "${environment[@]}" accelerate launch --quiet "${launch[@]}" --num_machines 
     --resume_from_checkpoint latest_or_new $TRAIN_FLAGS
 
 checkpoint=$VOICE/work_dir/voice/final_checkpoint
+if [ ! "$checkpoint/trainer_state.json" -nt "$VOICE/training_began" ]; then
+    echo "my_voice.sh: training was stopped; called again, it goes on" >&2
+    exit 1
+fi
 times=()
 if [ -n "$WORD_TIMES" ]; then times=(--word_times "$WORD_TIMES"); fi
 python evaluate.py --checkpoint "$checkpoint" --path_to_manifest "$VOICE/test_metadata.csv" \
@@ -63,7 +81,7 @@ python evaluate.py --checkpoint "$checkpoint" --path_to_manifest "$VOICE/train_m
     --output_csv "$VOICE/suspects.csv" --save_worst "$VOICE/suspects" >/dev/null
 python synthesize.py --checkpoint "$checkpoint" --output_dir "$VOICE/spoken" --overwrite --text \
     "Can you hear my new voice?" "Please hold the line, I will be with you in a moment." ||
-    test $? = 2 # a sentence has failed, and was said to
+    test $? = 2 # a sentence failed, and synthesize.py has said which
 echo
 echo "Look at    $VOICE/recordings/recordings.png, $VOICE/samples/alignment.gif, $VOICE/worst/*.png"
 echo "Check      $VOICE/suspects/*.png: training clips that the voice cannot follow"

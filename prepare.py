@@ -4,7 +4,9 @@
 from it, because what a learner reads is the step and the epoch.
 """
 
+import json
 import sys
+import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from torch.utils.data import DataLoader
 
 from checkpoints import outline_model, read_config, warm_start
@@ -128,14 +130,21 @@ def open_loader(
 def make_loader(
     run: Run, dataset: TTSDataset, max_workers: int = MAX_WORKERS, **order: Any
 ) -> DataLoader:
-    """Batches of this process, in the order that BatchSampler draws from `order`."""
-    sampler = BatchSampler(
-        dataset.n_frames,
-        run.config.batch_size,
-        num_processes=run.accelerator.num_processes,
-        process_index=run.accelerator.process_index,
-        **order,
-    )
+    """Batches of this process, in the order that BatchSampler draws from `order`.
+
+    Raises:
+        DataError: when there are too few clips for the processes.
+    """
+    try:
+        sampler = BatchSampler(
+            dataset.n_frames,
+            run.config.batch_size,
+            num_processes=run.accelerator.num_processes,
+            process_index=run.accelerator.process_index,
+            **order,
+        )
+    except DataError as error:
+        raise DataError(f"{dataset.manifest}: {error}") from None
     num_workers = min(run.config.num_workers, max_workers)
     return open_loader(dataset, sampler, num_workers, run.accelerator.device)
 
@@ -229,6 +238,22 @@ def add_symbols(tokenizer: Tokenizer, config: TrainConfig) -> Tokenizer:
     return tokenizer.with_phonemes() if config.phonemes else tokenizer
 
 
+def refuse_other_clips(accelerator: Accelerator, *sets: TTSDataset) -> None:
+    """A collective call: machines without a shared disk each read a manifest of their own.
+
+    Raises:
+        DataError: on every process, when one of them has other lengths or texts.
+    """
+    content = json.dumps([[clips.n_frames, clips.texts] for clips in sets])
+    found = gather_object([(len(sets[0]), len(sets[1]), zlib.crc32(content.encode()))])
+    if len(set(found)) > 1:
+        sizes = ", ".join(f"{n} and {m}" for n, m, _ in found)
+        raise DataError(
+            "the manifests differ between the processes, which must have the same clips: clips to "
+            f"train and to validate on, by process: {sizes}"
+        )
+
+
 def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) -> Run:
     """Data, model, optimizer and learning rate, as they stand before the first step.
 
@@ -254,6 +279,7 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
         config.path_to_val_manifest, audio_config, tokenizer,
         None if tokenizer.has_letters else dictionary,
     )  # fmt: skip
+    refuse_other_clips(accelerator, train_set, val_set)
     if config.free_running_clips is None:
         n_clips = count_free_running_clips(train_set, val_set)
         config = replace(config, free_running_clips=n_clips)
@@ -311,6 +337,17 @@ def set_optimizer(run: Run, **options: float) -> None:
         group.update(options)
 
 
+def holds_best(path: Path, state: TrainerState) -> bool:
+    """Whether the weights of best_epoch are in `path`; also where no epoch has been the best."""
+    if not state.best_epoch:
+        return True
+    try:
+        last = read_state(path)[0].history[-1:]
+    except DataError:
+        return False
+    return last == [row for row in state.history if row["epoch"] == state.best_epoch]
+
+
 def resume(run: Run, path: Path) -> TrainerState:
     """Puts the run back where the checkpoint left it, and says what has changed since.
 
@@ -330,6 +367,11 @@ def resume(run: Run, path: Path) -> TrainerState:
     set_seed(int(source.generate_state(1)[0]))
     load_checkpoint_state(accelerator, path, run.audio_config, run.model_config, run.tokenizer)
     set_optimizer(run, eps=config.adam_eps, weight_decay=config.weight_decay)
+    if not on_main(accelerator, lambda: holds_best(run.folder / "best_checkpoint", state)):
+        state = state._replace(best_epoch=0)
+        changed.append(
+            "best_checkpoint: not this run's, or gone; the next epoch judged replaces it"
+        )
     if state.order_recut:
         changed.append(
             f"the {sum(sampler.batch_sizes)} clips that are left of the epoch are in batches of "

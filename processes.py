@@ -12,9 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
@@ -40,7 +40,6 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signalled_at: float | None = None  # when the first signal came
-        self.terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             numbers.append(signal.SIGHUP)
@@ -49,25 +48,56 @@ class Interrupt:
 
     def take_note(self, number: int, _: object) -> None:
         """The signals' handler."""
-        if number == signal.SIGHUP:
-            self.leave_closed_terminals()
         if self.signalled_at is None:
             self.signalled_at = time.monotonic()
         elif time.monotonic() - self.signalled_at > SECOND_SIGNAL_SECONDS:
             os._exit(128 + number)
 
-    def leave_closed_terminals(self) -> None:
-        """Sends what is printed nowhere: on a closed terminal it would be an error."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for descriptor in self.terminals:
-            if not os.isatty(descriptor):  # as a closed one answers
-                os.dup2(nowhere, descriptor)
-        os.close(nowhere)
-
     @property
     def pending(self) -> bool:
         """Whether a signal has come."""
         return self.signalled_at is not None
+
+
+class LastingStream:
+    """Standard output or error, of which a line is lost, not the run, when it cannot be written.
+
+    That is so on a full disk, on a closed terminal and on a pipe that nobody reads any more.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """As the stream's, without its OSError."""
+        with suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As the stream's, without its OSError."""
+        with suppress(OSError):
+            self.stream.flush()
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """What is printed within cannot end a run."""
+    streams = sys.stdout, sys.stderr
+    with redirect_stdout(LastingStream(streams[0])), redirect_stderr(LastingStream(streams[1])):
+        try:
+            yield
+        finally:
+            for stream in streams:
+                try:
+                    stream.flush()
+                except OSError:  # else Python tries it again at its end, and exits with 120
+                    nowhere = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(nowhere, stream.fileno())
+                    os.close(nowhere)
 
 
 class Interrupted(Exception):

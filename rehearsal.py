@@ -19,6 +19,7 @@ import shlex
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,17 @@ def processes() -> tuple[int, dict[str, str]]:
 
 
 def run(command: list[str], environment: dict[str, str]) -> None:
-    """Runs a command in the repository's folder.
+    """Runs a command in the repository's folder, to its end after Ctrl-C too, which it gets.
 
     Raises:
         DataError: when it fails; it has said why.
     """
-    done = subprocess.run(command, cwd=REPO, env={**os.environ, **environment})
-    if done.returncode:
-        raise DataError(f"{shlex.join(command[:2])} ended with {done.returncode}, see above")
+    process = subprocess.Popen(command, cwd=REPO, env={**os.environ, **environment})
+    while process.poll() is None:
+        with suppress(KeyboardInterrupt):
+            process.wait()
+    if process.returncode:
+        raise DataError(f"{shlex.join(command[:2])} ended with {process.returncode}, see above")
 
 
 def train(folder: Path, epochs: int, extra: list[str]) -> None:
@@ -178,6 +182,8 @@ def rehearse(folder: Path, steps: int, extra: list[str]) -> None:
         begun, before = time.monotonic(), count_steps(folder)
         if read_state(folder)["epoch"] < epoch:
             train(folder, epoch, extra)
+        if read_state(folder)["epoch"] < epoch:
+            raise DataError("training was stopped; call again to go on")
         state, seconds = read_state(folder), time.monotonic() - begun
         if state["step"] > before:  # else training had ended, and judging it had not
             speed = seconds / (state["step"] - before)

@@ -39,6 +39,7 @@ NUMBERED_NAME = re.compile(r"checkpoint_(0|[1-9][0-9]*)(_step_(0|[1-9][0-9]*))?"
 CHECKPOINT_NAME = re.compile(rf"{NUMBERED_NAME.pattern}|best_checkpoint|final_checkpoint")
 TEMPORARY_PREFIX = ".writing_"
 REPLACED_PREFIX = ".writing_replaced_"
+SCALER_FILE = "scaler.pt"  # of fp16
 RANDOM_STATES_FILE = "random_states_{}.pkl"  # of each process
 RANDOM_STATES = {"random_state", "numpy_random_seed", "torch_manual_seed"}
 ORDER_FLAGS = ("seed", "short_first_epochs")  # decide the order of an epoch's clips
@@ -402,11 +403,15 @@ def load_checkpoint_state(
         # accelerate goes on in silence, with other random numbers, where it cannot use these.
         if file.match(RANDOM_STATES_FILE.format("*")) and not set(content) >= RANDOM_STATES:
             raise DataError(f"{file}: does not hold the states of random generators")
+    scaler = accelerator.scaler
+    if not (path / SCALER_FILE).is_file():
+        accelerator.scaler = None  # of a run without fp16: this one's begins anew
     try:
         accelerator.load_state(str(path))
     except Exception as error:  # whatever files of another content bring up
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: cannot be loaded ({reason})") from None
+    accelerator.scaler = scaler
     return read_state(path)[0]
 
 

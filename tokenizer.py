@@ -200,6 +200,7 @@ class Tokenizer:
             character = symbol if len(symbol) == 1 else unicodedata.normalize("NFC", symbol)
             if len(character) == 1 and not (self.has_phonemes and character.isupper()):
                 self._ids.setdefault(character, i)
+        self._characters = {i: character for character, i in self._ids.items()}
         self.known = frozenset(self._ids)
         self.has_letters = any(character.isalpha() for character in self.known)
 
@@ -315,5 +316,6 @@ class Tokenizer:
             if is_phoneme:
                 parts.append(f"{{{' '.join(self._phonemes[i] for i in run)}}}")
             else:
-                parts += [self.symbols[i] for i in run if i != self.pad_token_id]
+                written = (i for i in run if i != self.pad_token_id)
+                parts += [self._characters.get(i, self.symbols[i]) for i in written]
         return "".join(parts)

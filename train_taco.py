@@ -42,6 +42,7 @@ from processes import (
     end_group,
     hold_folder,
     is_interrupted,
+    lasting_output,
     raise_together,
     read_groups,
 )
@@ -383,6 +384,7 @@ def train(run: Run, state: TrainerState) -> None:
     end_group(accelerator)
 
 
+@lasting_output()
 def main(argv: list[str] | None = None) -> None:
     """Runs with these flags (default: the command line's); bad input ends in one sentence."""
     configs = parse_args(argv, __doc__.split("\n")[0])

@@ -1,21 +1,59 @@
 """A disk that takes no more: one sentence, and no half a checkpoint or picture."""
 
+import errno
 import os
 import resource
 import shutil
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 from accelerate import Accelerator
 
+import processes
 import train_taco
 from config import parse_args
 from files import DataError
 from forked_run import train
 from kill_and_resume import differences
 from test_train_taco import REPO, run_flags
+
+PRINTS = """
+import sys, time
+from processes import lasting_output
+with lasting_output():
+    for _ in range(100):
+        for stream in (sys.stdout, sys.stderr):
+            print("step 1/5", "." * 200, file=stream, flush=True)
+    print("stopped")
+open(sys.argv[1], "w").write("went on")
+"""
+
+
+@pytest.mark.parametrize("what", ["full disk", "closed pipe"])
+def test_output_that_cannot_be_written_does_not_end_a_run(tmp_path, what):
+    """A log on another disk than the checkpoints; `| tee` that a hangup has killed as well."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full" if what == "full disk" else writer, "w") as output:
+        subprocess.run(
+            [sys.executable, "-c", PRINTS, tmp_path / "end"],
+            cwd=REPO, env={**os.environ, "PYTHONUNBUFFERED": ""}, stdout=output, stderr=output,
+            check=True,
+        )  # fmt: skip
+    assert (tmp_path / "end").read_text() == "went on"
+
+
+def test_a_disk_that_has_room_again_gets_the_lines_that_follow(capsys, monkeypatch):
+    stream = processes.LastingStream(sys.stdout)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.stdout, "write", Mock(side_effect=full))
+        assert stream.write("lost") == 4
+    stream.write("kept")
+    assert capsys.readouterr().out == "kept" and stream.encoding == sys.stdout.encoding
 
 
 @pytest.fixture

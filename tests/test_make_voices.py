@@ -1,6 +1,8 @@
 """`make rehearsal` and `make my_voice`, whole, at a tiny size: what a user gets, and going on."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import soundfile
 from PIL import Image
 
 import rehearsal as rehearsal_script
+from files import DataError
 from kill_and_resume import TINY_MODEL
 from rehearsal import processes
 from test_train_taco import REPO
@@ -132,6 +135,93 @@ def test_a_voice_from_recordings(rehearsal, tmp_path):
     assert all((voice / name).is_file() for name in pictures)
     assert len(pd.read_csv(voice / "suspects.csv")) == 10, "all training clips are judged"
     assert soundfile.info(voice / "spoken" / "001.wav").samplerate == 22050
+
+
+@pytest.fixture
+def stubbed_voice(tmp_path):
+    """my_voice.sh with programs that only note their flags, in a voice split before."""
+    folder, voice = tmp_path / "recordings", tmp_path / "voice"
+    for path in (folder, voice, tmp_path / "bin", tmp_path / "base"):
+        path.mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    final = voice / "work_dir/voice/final_checkpoint/trainer_state.json"
+    final.parent.mkdir(parents=True)
+    final.touch()
+    (voice / "test_metadata.csv").write_text("file_path\na\nb\n")
+    (voice / "train_metadata.csv").write_text("file_path\n")
+    for name in ("python", "accelerate"):
+        # What asks for a GPU finds none; the end of training is a new final checkpoint.
+        body = f'[ "$1" != -c ] || exit 1\necho {name} "$@"\n[ {name} = python ] || eval "$TRAIN"'
+        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    def run(train: str = f"sleep 0.01; touch {final}", **variables: str):
+        environment = {
+            "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "RECORDINGS": str(folder), "TRAIN": train,
+            "VOICE": str(voice), "CHECKPOINT": str(tmp_path / "base"), **variables,
+        }  # fmt: skip
+        return subprocess.run(
+            ["bash", REPO / "my_voice.sh"], env=environment, capture_output=True, text=True
+        )
+
+    run.voice = voice
+    return run
+
+
+def test_a_voice_is_of_one_folder_of_recordings(stubbed_voice):
+    (stubbed_voice.voice / "train_metadata.csv").unlink()
+    done = stubbed_voice(PREP_FLAGS="--trim_db 40")
+    assert done.returncode == 0 and "python prep_splits.py" in done.stdout, done.stderr
+    (stubbed_voice.voice / "train_metadata.csv").write_text("file_path\n")
+    again = stubbed_voice(PREP_FLAGS="--trim_db 40")
+    assert again.returncode == 0 and "prep_splits.py" not in again.stdout and not again.stderr
+    other = stubbed_voice(RECORDINGS=str(stubbed_voice.voice), PREP_FLAGS="--trim_db 40")
+    assert other.returncode == 1 and not other.stdout
+    assert other.stderr.endswith("name another VOICE, or remove the folder\n")
+
+
+def test_recordings_that_have_changed_since_are_said_to_be_left_out(stubbed_voice):
+    (stubbed_voice.voice.parent / "recordings" / "metadata.csv").touch()
+    done = stubbed_voice()
+    assert done.returncode == 0 and "has changed since" in done.stderr
+
+
+def test_a_training_that_was_stopped_is_not_judged(stubbed_voice):
+    done = stubbed_voice(train="true")
+    assert done.returncode == 1 and "evaluate.py" not in done.stdout
+    assert done.stderr == "my_voice.sh: training was stopped; called again, it goes on\n"
+
+
+@pytest.mark.parametrize(("clips", "processes"), [("a\nb", 2), ("a", 1)])
+def test_one_clip_to_validate_on_is_for_one_process(stubbed_voice, clips, processes):
+    (stubbed_voice.voice / "test_metadata.csv").write_text(f"file_path\n{clips}\n")
+    assert f"--num_processes {processes} " in stubbed_voice().stdout
+
+
+def test_a_rehearsal_whose_training_was_stopped_ends_in_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "train_metadata.csv").write_text("\n" * 33)
+    monkeypatch.setattr(rehearsal_script, "train", lambda *_: None)
+    with pytest.raises(DataError, match="training was stopped; call again to go on"):
+        rehearsal_script.rehearse(tmp_path, 2, [])
+    assert not (tmp_path / "table.json").exists()
+
+
+def test_a_rehearsal_waits_for_what_ctrl_c_ends(tmp_path):
+    """The signal reaches all of them; training then still writes its checkpoint."""
+    script = (
+        f"trap 'sleep 1; touch {tmp_path}/saved; exit' INT; echo on; while :; do sleep 0.1; done"
+    )
+    program = (
+        "import rehearsal, sys\nrehearsal.run(['bash', '-c', sys.argv[1]], {})\nprint('waited')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, script], cwd=REPO, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "on\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[0] == "waited\n" and process.returncode == 0
+    assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize(

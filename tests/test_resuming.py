@@ -1,6 +1,7 @@
 """Going on with other flags, another manifest or other processes than a run began with."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+import prepare
 import train_taco
 from config import parse_args
 from files import DataError
 from forked_run import draw_nothing, train
 from kill_and_resume import differences
+from resuming import load_checkpoint_state
 from test_nonfinite import StopAfter
 from test_train_taco import run_flags
 
@@ -166,6 +169,59 @@ def test_another_precision_decoder_or_number_of_processes_is_listed(begin, capsy
             assert run.config.fast_decoder == bool(given)
 
 
+def test_fp16_goes_on_from_a_run_without_it(begin):
+    """With a loss scale of its own; accelerate would look for the other run's."""
+    run, state, _ = begin()
+    name = stop_in_epoch(run, state, 1)
+    scaler = run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+    sizes = run.audio_config, run.model_config, run.tokenizer
+    assert load_checkpoint_state(run.accelerator, run.folder / name, *sizes).epoch_step == 1
+    assert run.accelerator.scaler is scaler and scaler.get_scale() == 512.0
+
+
+@pytest.mark.parametrize("found", ["its own", "none", "another's"])
+def test_best_checkpoint_is_believed_only_if_it_is_this_runs(begin, capsys, found):
+    """A best epoch whose weights are elsewhere would keep every later one from being kept."""
+    run, state, _ = begin()
+    row = {"epoch": 3, "val_loss": 0.5, "free_running_score": 0.4}
+    state = state._replace(epoch=3, best_epoch=3, history=[row])
+    train_taco.save(run, state, "checkpoint_3")
+    if found != "none":
+        other = row | {"val_loss": 0.5 if found == "its own" else 0.6}
+        train_taco.save(run, state._replace(history=[other]), "best_checkpoint")
+    capsys.readouterr()
+    _, state, _ = begin("--resume_from_checkpoint", "checkpoint_3")
+    assert state.best_epoch == (3 if found == "its own" else 0)
+    assert ("best_checkpoint: not this run's" in capsys.readouterr().out) == (not state.best_epoch)
+
+
+def test_processes_with_other_clips_are_refused(begin, monkeypatch):
+    """Machines without a shared disk each read their own manifest."""
+    gathered = []
+
+    def gather(content):
+        gathered.append(content)
+        return [*content, (8, 3, 1)]
+
+    monkeypatch.setattr(prepare, "gather_object", gather)
+    with pytest.raises(DataError, match="by process: 9 and 3, 8 and 3"):
+        begin()
+    with pytest.raises(DataError, match="the manifests differ between the processes"):
+        begin()
+    assert gathered[0] == gathered[1], "the same clips have the same sum"
+
+
+def test_other_texts_are_other_clips(begin, tiny_corpus, tmp_path, monkeypatch):
+    sums = []
+    monkeypatch.setattr(prepare, "gather_object", lambda content: sums.extend(content) or content)
+    begin()
+    frame = pd.read_csv(tiny_corpus.train_manifest)
+    frame.loc[4, "normalized_transcript"] += " or so"
+    frame.to_csv(tmp_path / "other.csv", index=False)
+    begin(corpus=tiny_corpus._replace(train_manifest=tmp_path / "other.csv"))
+    assert sums[0][:2] == sums[1][:2] and sums[0][2] != sums[1][2]
+
+
 @pytest.mark.parametrize(
     "flags", [["--batch_size", 3], ["--batch_size", 1], ["--gradient_accumulation_steps", 2]]
 )
@@ -263,6 +319,7 @@ def test_scores_of_older_checkpoints_have_their_present_names(begin):
     content = {**json.loads(path.read_text()), "history": [row]}
     del content["best_epoch"]
     path.write_text(json.dumps({**content, "best_score": row["free_score"]}))
+    shutil.copytree(path.parent, run.folder / "best_checkpoint")
     new = [*names, *(f"free_running_{x}" for x in names)]
     new += ["stopped_by_itself", "free_running_score"]
     by_hand = {"epoch": 1, "val_loss": 0.5, **{x: i for i, x in enumerate(new)}}

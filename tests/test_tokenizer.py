@@ -55,6 +55,13 @@ def test_ids_are_positions_in_the_table_and_0_is_padding():
     assert Tokenizer(["_", "b", "a"]).encode("ab").tolist() == [2, 1]
 
 
+def test_decode_gives_one_character_for_a_letter_and_its_accent():
+    """However the table writes them: pictures have one label for each token."""
+    tokenizer = Tokenizer(["<pad>", "c", "a", "f", "e\u0301"])
+    tokens = tokenizer.encode("caf\u00e9")
+    assert len(tokens) == 4 and tokenizer.decode(tokens) == "caf\u00e9"
+
+
 def test_decode_leaves_padding_out_and_takes_lists_and_tensors():
     tokenizer = Tokenizer()
     tokens = tokenizer.encode("hi there").tolist()
