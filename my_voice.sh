@@ -84,5 +84,5 @@ python synthesize.py --checkpoint "$checkpoint" --output_dir "$VOICE/spoken" --o
     test $? = 2 # a sentence failed, and synthesize.py has said which
 echo
 echo "Look at    $VOICE/recordings/recordings.png, $VOICE/samples/alignment.gif, $VOICE/worst/*.png"
-echo "Check      $VOICE/suspects/*.png: training clips that the voice cannot follow"
+echo "Check      $VOICE/suspects/*.png: the training clips that the voice says worst"
 echo "Listen to  $VOICE/spoken/*.wav"

@@ -238,14 +238,14 @@ def add_symbols(tokenizer: Tokenizer, config: TrainConfig) -> Tokenizer:
     return tokenizer.with_phonemes() if config.phonemes else tokenizer
 
 
-def refuse_other_clips(accelerator: Accelerator, *sets: TTSDataset) -> None:
+def refuse_other_clips(train_set: TTSDataset, val_set: TTSDataset) -> None:
     """A collective call: machines without a shared disk each read a manifest of their own.
 
     Raises:
         DataError: on every process, when one of them has other lengths or texts.
     """
-    content = json.dumps([[clips.n_frames, clips.texts] for clips in sets])
-    found = gather_object([(len(sets[0]), len(sets[1]), zlib.crc32(content.encode()))])
+    content = json.dumps([[clips.n_frames, clips.texts] for clips in (train_set, val_set)])
+    found = gather_object([(len(train_set), len(val_set), zlib.crc32(content.encode()))])
     if len(set(found)) > 1:
         sizes = ", ".join(f"{n} and {m}" for n, m, _ in found)
         raise DataError(
@@ -279,7 +279,7 @@ def build_run(configs: Configs, accelerator: Accelerator, resumed: Path | None) 
         config.path_to_val_manifest, audio_config, tokenizer,
         None if tokenizer.has_letters else dictionary,
     )  # fmt: skip
-    refuse_other_clips(accelerator, train_set, val_set)
+    refuse_other_clips(train_set, val_set)
     if config.free_running_clips is None:
         n_clips = count_free_running_clips(train_set, val_set)
         config = replace(config, free_running_clips=n_clips)

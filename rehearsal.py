@@ -182,9 +182,9 @@ def rehearse(folder: Path, steps: int, extra: list[str]) -> None:
         begun, before = time.monotonic(), count_steps(folder)
         if read_state(folder)["epoch"] < epoch:
             train(folder, epoch, extra)
-        if read_state(folder)["epoch"] < epoch:
-            raise DataError("training was stopped; call again to go on")
         state, seconds = read_state(folder), time.monotonic() - begun
+        if state["epoch"] < epoch:
+            raise DataError("training was stopped; call again to go on")
         if state["step"] > before:  # else training had ended, and judging it had not
             speed = seconds / (state["step"] - before)
         done, hours = (rows[-1]["step"], rows[-1]["hours"]) if rows else (0, 0.0)

@@ -105,10 +105,11 @@ arguments=(
 launch=(--quiet --num_processes "$NUM_PROCESSES" --num_machines 1)
 launch+=(--mixed_precision "$MIXED_PRECISION" --dynamo_backend no)
 if ((NUM_PROCESSES > 1)); then launch+=(--multi_gpu); fi
+# In the background, so that bash takes signals at once; <&0 leaves it the keyboard (wandb may ask).
 accelerate launch "${launch[@]}" train_taco.py "${arguments[@]}" "$@" <&0 &
 
-# With one process, accelerate's launcher passes no signal on to it. Training then writes a
-# checkpoint, for which this script waits.
+# With one process, accelerate's launcher passes no signal on, so this script does. Training then
+# writes a checkpoint and ends, and the script waits until it has.
 trap 'pkill -TERM -P $! || true' INT TERM HUP USR1
 while kill -0 $! 2>/dev/null; do wait $! || true; done
 wait $!

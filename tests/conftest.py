@@ -182,14 +182,20 @@ def prepare(tiny_corpus, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def world(tmp_path, tiny_corpus, voice, run_folder, monkeypatch):
+def handlers_of_signals():
+    """Undoes what a test's own process has set up for signals."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGCHLD)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def world(tmp_path, tiny_corpus, voice, run_folder, monkeypatch, handlers_of_signals):
     """A folder to do damage in, see world.py; undoes what train_taco.py does to its process."""
     from world import World
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.chdir(tmp_path)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    yield World(tmp_path, tiny_corpus, voice, run_folder)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return World(tmp_path, tiny_corpus, voice, run_folder)

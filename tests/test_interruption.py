@@ -140,27 +140,23 @@ def test_train_taco_sh_passes_a_signal_on_and_waits_for_the_checkpoint(
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
+@pytest.mark.usefixtures("handlers_of_signals")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_second_signal_ends_at_once_unless_it_is_the_first_passed_on(monkeypatch, number):
     """A launcher passes a signal on that has reached every process already, within a moment."""
     seconds, ends = [100.0], []
     monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
     monkeypatch.setattr(processes.os, "_exit", ends.append)
-    handlers = {n: signal.getsignal(n) for n in SIGNALS}
     signal.signal(number, signal.SIG_DFL)  # under nohup, SIGHUP would stay ignored
-    try:
-        interrupt = Interrupt()
-        assert signal.getsignal(number) == interrupt.take_note and not interrupt.pending
-        for moment in (100.0, 100.0 + SECOND_SIGNAL_SECONDS):
-            seconds[0] = moment
-            signal.raise_signal(number)
-            assert interrupt.pending and ends == []
-        seconds[0] += 0.01
+    interrupt = Interrupt()
+    assert signal.getsignal(number) == interrupt.take_note and not interrupt.pending
+    for moment in (100.0, 100.0 + SECOND_SIGNAL_SECONDS):
+        seconds[0] = moment
         signal.raise_signal(number)
-        assert ends == [128 + number]
-    finally:
-        for n, handler in handlers.items():
-            signal.signal(n, handler)
+        assert interrupt.pending and ends == []
+    seconds[0] += 0.01
+    signal.raise_signal(number)
+    assert ends == [128 + number]
 
 
 def hold_stage(stage):
@@ -222,11 +218,9 @@ def longer_validation(tiny_corpus, tmp_path_factory):
 
 
 @pytest.fixture
-def hangup():
+def hangup(handlers_of_signals):
     """SIGHUP as a shell leaves it, also where these tests run under nohup, which ignores it."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.usefixtures("hangup")
@@ -294,19 +288,13 @@ def test_one_process_that_votes_yes_is_enough():
     assert processes.any_process(accelerator, True, False, False) == [True, True, False]
 
 
-def test_nohup_is_respected():
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    try:
-        for before in (signal.SIG_IGN, signal.SIG_DFL):
-            signal.signal(signal.SIGHUP, before)
-            interrupt = Interrupt()
-            assert (signal.getsignal(signal.SIGHUP) == interrupt.take_note) == (
-                before == signal.SIG_DFL
-            )
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+def test_nohup_is_respected(handlers_of_signals):
+    for before in (signal.SIG_IGN, signal.SIG_DFL):
+        signal.signal(signal.SIGHUP, before)
+        interrupt = Interrupt()
+        assert (signal.getsignal(signal.SIGHUP) == interrupt.take_note) == (
+            before == signal.SIG_DFL
+        )
 
 
 def test_kill_9_at_any_moment():

@@ -1,7 +1,6 @@
 """Every weight after some steps is what reference_training.py, written apart, comes to."""
 
 import shutil
-import signal
 
 import pytest
 import torch
@@ -27,15 +26,10 @@ COMMON = {
 
 
 @pytest.fixture(autouse=True)
-def quickly(monkeypatch):
+def quickly(monkeypatch, handlers_of_signals):
     """Training in this process and without pictures; its signal handlers are undone."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     forked_run.draw_nothing(monkeypatch.setattr)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGCHLD)
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def as_flags(values: dict) -> list[str]:
