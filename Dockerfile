@@ -13,6 +13,12 @@ COPY requirements.lock ./
 RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --no-cache-dir --require-hashes -r requirements.lock
 COPY *.py *.sh ./
+COPY command_line/ command_line/
+COPY fast/ fast/
+COPY scoring/ scoring/
+COPY speech/ speech/
+COPY text/ text/
+COPY training/ training/
 
 # With the id of whoever builds the image, what training writes to /data is theirs.
 ARG UID=1000

@@ -68,13 +68,13 @@ $(DEMO)/train_metadata.csv: $(DEMO)/corpus/metadata.csv
 		--test_split_pct 0.0304
 
 $(DEMO)/corpus/metadata.csv: | $(BIN)/installed
-	$(BIN)/python make_demo_corpus.py --path_to_save $(DEMO)/corpus
+	$(BIN)/python -m corpora.make_demo_corpus --path_to_save $(DEMO)/corpus
 
 my_voice: | $(BIN)/installed
 	PATH="$(abspath $(BIN)):$$PATH" bash my_voice.sh
 
 rehearsal: $(REHEARSAL)/train_metadata.csv
-	$(BIN)/python rehearsal.py --folder $(REHEARSAL) --steps $(REHEARSAL_STEPS) \
+	$(BIN)/python -m extras.rehearsal --folder $(REHEARSAL) --steps $(REHEARSAL_STEPS) \
 		--train_flags="$(REHEARSAL_FLAGS)"
 
 $(REHEARSAL)/train_metadata.csv: $(REHEARSAL)/corpus/metadata.csv
@@ -82,7 +82,7 @@ $(REHEARSAL)/train_metadata.csv: $(REHEARSAL)/corpus/metadata.csv
 		--test_split_pct 0.0476
 
 $(REHEARSAL)/corpus/metadata.csv: | $(BIN)/installed
-	$(BIN)/python make_demo_corpus.py --path_to_save $(REHEARSAL)/corpus \
+	$(BIN)/python -m corpora.make_demo_corpus --path_to_save $(REHEARSAL)/corpus \
 		--n_sentences $(REHEARSAL_SENTENCES) --min_chars 12 --max_chars 187
 
 test: $(BIN)/installed
@@ -116,18 +116,18 @@ lock: $(BIN)/installed
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --upgrade --quiet \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
-		requirements-dev.txt --output-file requirements.lock
+		requirements/dev.txt --output-file requirements.lock
 
 LOCK_FITS := import sys; \
 	sys.exit(sys.platform != "linux" or not (3, 10) <= sys.version_info[:2] <= (3, 13))
 
-$(BIN)/installed: requirements.lock $(wildcard requirements*.txt)
+$(BIN)/installed: requirements.lock requirements.txt $(wildcard requirements/*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@if [ $(LOCKED) = yes ] && $(BIN)/python -c '$(LOCK_FITS)'; then set -x; \
 		$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock; \
 	else set -x; \
 		$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager \
-			-r requirements-dev.txt; \
+			-r requirements/dev.txt; \
 	fi
 	@touch $@
 

@@ -29,13 +29,20 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from checkpoints import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, write_config
+from command_line.files import (
+    DataError,
+    check_writable,
+    file_errors,
+    path_argument,
+    read_json,
+    write_whole,
+)
+from command_line.flags import FlagParser
 from dataset import AudioConfig
-from files import DataError, check_writable, file_errors, path_argument, read_json, write_whole
-from flags import FlagParser
 from model import Tacotron2, Tacotron2Config
-from phonemes import ARPABET
-from tokenizer import Tokenizer
+from speech.voice import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, write_config
+from text.phonemes import ARPABET
+from text.tokenizer import Tokenizer
 
 LAYOUTS = ("torchaudio", "nvidia")
 COUNTER = ".num_batches_tracked"  # of a batch norm; files from before PyTorch 0.4.1 lack it

@@ -30,9 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from files import DataError, write_whole
-from phonemes import to_phonemes
-from tokenizer import Tokenizer
+from command_line.files import DataError, write_whole
+from text.phonemes import to_phonemes
+from text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -28,9 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from checkpoints import Voice, device_argument, load_checkpoint
-from dataset import Batch, BatchSampler, TTSCollator, TTSDataset, write_wav
-from files import (
+from command_line.files import (
     DataError,
     check_writable,
     count_argument,
@@ -40,9 +38,10 @@ from files import (
     seed_argument,
     write_whole,
 )
-from flags import FlagParser
-from recognition import add_recognition, hear, load_recognizer, recognition_table
-from scores import (
+from command_line.flags import FlagParser
+from dataset import Batch, BatchSampler, TTSCollator, TTSDataset, write_wav
+from scoring.recognition import add_recognition, hear, load_recognizer, recognition_table
+from scoring.scores import (
     ALIGNMENT_SCORES,
     FREE_RUNNING_SCORES,
     alignment_scores,
@@ -51,8 +50,9 @@ from scores import (
     mel_cepstral_distortion,
     word_start_errors,
 )
-from synthesize import MAX_DECODER_STEPS
-from vocoder import Vocoder, load_vocoder, to_audio
+from speech.speaking import MAX_DECODER_STEPS
+from speech.vocoder import Vocoder, load_vocoder, to_audio
+from speech.voice import Voice, device_argument, load_checkpoint
 
 LENGTH_TOLERANCE = 0.15  # share of the recording's length
 N_RESAMPLES = 1000  # of the bootstrap
@@ -256,7 +256,7 @@ def show_worst(
 
     The picture has both mels and the spoken one's alignment; the sound is the spoken one.
     """
-    from plotting import save_figure, summary_figure  # matplotlib is slow to import
+    from scoring.pictures import save_figure, summary_figure  # matplotlib is slow to import
 
     for kind in ("png", "wav"):
         for old in Path(folder).glob(f"worst_[0-9]*.{kind}"):
@@ -297,7 +297,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     worst_help = "folder for pictures and sounds of the worst clips"
     add("--save_worst", type=path_argument, metavar="DIR", help=worst_help)
     add("--worst", type=count_argument, default=5, help="how many (default: %(default)s)")
-    vocoder_help = "folder of a HiFi-GAN that makes these sounds (needs requirements-vocoder.txt)"
+    vocoder_help = "folder of a HiFi-GAN that makes these sounds (needs requirements/vocoder.txt)"
     add("--vocoder", type=path_argument, metavar="DIR", help=vocoder_help)
     batch_help = "clips at once (default: %(default)s)"
     add("--batch_size", type=count_argument, default=32, help=batch_help)

@@ -32,8 +32,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from checkpoints import WEIGHTS_FILE, Voice, device_argument, load_checkpoint
-from config import MAX_WORKERS
+from command_line.files import (
+    DataError,
+    check_writable,
+    count_argument,
+    file_errors,
+    path_argument,
+    read_json,
+    seed_argument,
+    write_whole,
+)
+from command_line.flags import FlagParser
 from dataset import (
     AudioConfig,
     BatchSampler,
@@ -46,19 +55,10 @@ from dataset import (
     to_log_mel,
     write_wav,
 )
-from files import (
-    DataError,
-    check_writable,
-    count_argument,
-    file_errors,
-    path_argument,
-    read_json,
-    seed_argument,
-    write_whole,
-)
-from flags import FlagParser
-from hub import find_checkpoint
-from processes import read_groups
+from speech.hub import find_checkpoint
+from speech.voice import WEIGHTS_FILE, Voice, device_argument, load_checkpoint
+from training.config import MAX_WORKERS
+from training.processes import read_groups
 
 SOURCES = ("teacher_forced", "recording")
 SETTINGS_FILE = "export.json"  # what the mels in the folder are of

@@ -10,7 +10,7 @@ Shen et al. 2018, arXiv 1712.05884. Read section 2.2 beside this file, which fol
     tacotron2_loss              what training minimises
 
 Both are plain loops over `Decoder.step`, and nothing in this file is there for speed.
-fast_decoder.py computes the same numbers faster; change something here, and it steps aside.
+fast/decoder.py computes the same numbers faster; change something here, and it steps aside.
 """
 
 from collections.abc import Iterator
@@ -413,7 +413,7 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
     ) -> InferenceOutput:  # fmt: skip
         """Free running, each item to its own end: a stop token above stop_threshold, or
         max_decoder_steps frames, at least 1. token_lengths is None when no item is padded.
-        A `guide` of guide.py decides the end instead, and where attention may look.
+        A `guide` of speech/guide.py decides the end instead, and where attention may look.
         """
         if max_decoder_steps < 1:
             raise ValueError(f"max_decoder_steps must be at least 1, found {max_decoder_steps}")

@@ -4,14 +4,14 @@
     python prep_splits.py --path_to_ljspech my_voice --report my_voice_report
 
 (--download fetches LJSpeech first.) The folder has LJSpeech's layout, a CSV with a header, or
-NAME.txt beside NAME.wav, see corpus.py. The manifests give the columns
+NAME.txt beside NAME.wav, see corpora/layouts.py. The manifests give the columns
 file_path,normalized_transcript,duration: absolute paths and seconds, longest clip first. Every row
 is checked before anything is written; bad ones are listed with their line number and stop the run,
 unless --skip_bad leaves them out.
 Seed and ids alone decide which clips are held out, so the split is the same on every machine.
 --val_split_pct holds out more clips, in val_metadata.csv: a validation set that chooses the
 checkpoint, beside a test set that nothing looks at. The test set is the same with and without it.
---report measures the recordings, see recordings_report.py; it needs no --path_to_save.
+--report measures the recordings, see corpora/report.py; it needs no --path_to_save.
 Read a manifest with pandas.read_csv(path, keep_default_na=False), or the text "NA" gets lost.
 """
 
@@ -36,9 +36,9 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from corpus import CORPUS_NAME, Clip, check_corpus, describe_problems, read_clips
-from files import DataError, check_writable, file_errors, path_argument
-from flags import FlagParser
+from command_line.files import DataError, check_writable, file_errors, path_argument
+from command_line.flags import FlagParser
+from corpora.layouts import CORPUS_NAME, Clip, check_corpus, describe_problems, read_clips
 
 ARCHIVE_NAME = f"{CORPUS_NAME}.tar.bz2"
 LJSPEECH_URL = f"https://data.keithito.com/data/speech/{ARCHIVE_NAME}"
@@ -107,7 +107,7 @@ def print_table(splits: dict[str, list[Clip]]) -> None:
 
 def say_unknown(clips: list[Clip]) -> None:
     """Say which characters of the transcripts training leaves out or replaces, on stderr."""
-    from tokenizer import Tokenizer
+    from text.tokenizer import Tokenizer
 
     texts = [clip.transcript for clip in clips]
     if unknown := Tokenizer().describe_unknown(texts):
@@ -295,7 +295,7 @@ def prepare(args: argparse.Namespace) -> None:
     check_corpus(corpus)
     clips = read_clips(corpus)
     if args.report:
-        from recordings_report import write_report  # numpy, which --help does without
+        from corpora.report import write_report  # numpy, which --help does without
 
         write_report(clips, Path(args.report))
     if args.path_to_save:

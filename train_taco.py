@@ -23,19 +23,19 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from config import TrainConfig, parse_args
+from command_line.files import DataError
 from dataset import Batch
-from failures import (
+from model import build_padding_mask, tacotron2_loss
+from training.checkpoints import TrainerState, enter_epoch, prune_checkpoints, save_checkpoint
+from training.config import TrainConfig, parse_args
+from training.failures import (
     OutOfMemory,
     describe_out_of_memory,
     refuse_nonfinite,
     scaling_failure,
     take_snapshot,
 )
-from files import DataError
-from model import build_padding_mask, tacotron2_loss
-from prepare import Run, announce, make_accelerator, prepare, set_optimizer
-from processes import (
+from training.processes import (
     Interrupt,
     Interrupted,
     any_process,
@@ -46,7 +46,7 @@ from processes import (
     raise_together,
     read_groups,
 )
-from reporting import (
+from training.reporting import (
     Meter,
     alignment_is_due,
     draw_losses,
@@ -56,8 +56,8 @@ from reporting import (
     print_epoch,
     print_saved,
 )
-from resuming import TrainerState, enter_epoch, prune_checkpoints, save_checkpoint
-from validation import LOSSES, choose_sample, film_first_epoch, is_new_best, judge_epoch
+from training.setup import Run, announce, make_accelerator, prepare, set_optimizer
+from training.validation import LOSSES, choose_sample, film_first_epoch, is_new_best, judge_epoch
 
 
 def learning_rate(step: int, epoch: float, config: TrainConfig) -> float:

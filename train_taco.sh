@@ -53,12 +53,12 @@ arguments=(
     --seed 42
     --log_wandb
     # Off, because only some runs want them
-    # --log_tensorboard               # needs pip install -r requirements-tensorboard.txt
+    # --log_tensorboard               # needs pip install -r requirements/tensorboard.txt
     # --resume_from_checkpoint latest # or latest_or_new, a checkpoint's name, its path
     # --overwrite                     # start anew in a folder that holds checkpoints
     # --checkpoint_minutes 30         # checkpoints in the middle of an epoch too
     # --keep_checkpoints 3            # numbered ones, those written last
-    # --vocoder hifigan               # needs pip install -r requirements-vocoder.txt
+    # --vocoder hifigan               # needs pip install -r requirements/vocoder.txt
     # --free_running_clips 16         # fewer than a tenth of an epoch's time allows
     # --skip_nonfinite                # leave out steps that are not finite, and count them
     # --path_to_symbols symbols.json  # another table of symbols

@@ -20,11 +20,11 @@ import pandas as pd
 import torch
 import torchaudio
 
-from checkpoints import DTYPES, device_argument
-from config import add_config_arguments, make_configs
-from files import count_argument
-from flags import FlagParser
+from command_line.files import count_argument
+from command_line.flags import FlagParser
 from model import Tacotron2Config
+from speech.voice import DTYPES, device_argument
+from training.config import add_config_arguments, make_configs
 
 OURS, PLAIN, TORCHAUDIO = "ours", "ours, plain loops", "torchaudio"
 MODELS = (OURS, TORCHAUDIO)
@@ -101,7 +101,7 @@ def forward_macs(
     """Multiply-adds of one forward pass over n_mel frames, by part of the model.
 
     Products only: activations, softmax and batch norm are small beside them. `folded` counts the
-    location convolution and the linear layer after it as the one that fast_decoder.py runs.
+    location convolution and the linear layer after it as the one that fast/decoder.py runs.
     """
     c = config
     text, frames = batch_size * n_text, batch_size * n_mel

@@ -28,8 +28,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the flat modules are
 
 from benchmarks.common import make_parser, print_device, report
+from command_line.files import count_argument
 from dataset import AudioConfig, audio_to_mel, load_wav, mel_to_audio, to_log_mel
-from files import count_argument
 
 CONFIG = AudioConfig()
 DECIBELS = 20 / math.log(10)  # of a natural logarithm

@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the fla
 
 from benchmarks import common
 from benchmarks.common import OURS, TORCHAUDIO
-from checkpoints import DTYPES, inference_precision
+from command_line.files import count_argument
 from dataset import AudioConfig
-from fast_decoder import speed_up
-from files import count_argument
+from fast.decoder import speed_up
 from model import Tacotron2, Tacotron2Config
+from speech.voice import DTYPES, inference_precision
 
 Speaker = Callable[[Tensor], Tensor]  # tokens (B, T_text) -> mels (B, n_steps, num_mels)
 

@@ -33,10 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the fla
 import dataset
 from benchmarks import common
 from benchmarks.common import Row
+from command_line.files import DataError, count_argument
 from dataset import AudioConfig, BatchSampler, TTSDataset
-from files import DataError, count_argument
-from prepare import open_loader
-from tokenizer import Tokenizer
+from text.tokenizer import Tokenizer
+from training.setup import open_loader
 
 SHORTEST, LONGEST = 1.1, 10.1  # seconds, LJSpeech
 LENGTH_BETA = (1.85, 1.18)  # of the lengths between them: mean 6.6 s, standard deviation 2.2 s

@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the fla
 
 from benchmarks import common
 from benchmarks.common import OURS
-from checkpoints import Voice, load_checkpoint
+from command_line.files import DataError, count_argument, path_argument, read_json, seed_argument
 from dataset import TTSDataset
 from extras.export_onnx import check_packages, fill_folder
-from files import DataError, count_argument, path_argument, read_json, seed_argument
-from scores import free_running_limit, word_start_errors
+from scoring.scores import free_running_limit, word_start_errors
+from speech.voice import Voice, load_checkpoint
 
 MAX_FRAMES = 2000
 FLOAT32, INT8 = "onnxruntime float32", "onnxruntime int8"
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--threads", type=count_argument, default=2, help=threads_help)
     add("--repeats", type=count_argument, default=9, help="timed runs (default: %(default)s)")
     add("--path_to_manifest", type=path_argument, help="clips to judge both kinds of graphs on")
-    add("--word_times", type=path_argument, help="word_times.json of make_demo_corpus.py")
+    add("--word_times", type=path_argument, help="word_times.json of corpora/make_demo_corpus.py")
     add("--seed", type=seed_argument, default=0, help="of the dropout (default: %(default)s)")
     try:
         measure(parser.parse_args(argv))

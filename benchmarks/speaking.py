@@ -26,11 +26,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the flat modules are
 
 from benchmarks import common
-from checkpoints import Voice, device_argument, load_checkpoint
-from demo_sentences import make_sentences
-from files import count_argument, path_argument, seed_argument
-from speaking import PAUSES, Manner, Synthesis, encode, infer_best
-from splitting import Piece, split_text
+from command_line.files import count_argument, path_argument, seed_argument
+from corpora.demo_sentences import make_sentences
+from speech.speaking import PAUSES, Manner, Synthesis, encode, infer_best
+from speech.voice import Voice, device_argument, load_checkpoint
+from text.splitting import Piece, split_text
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINED_ON = (10, 32, 42, 3300)  # the demo's shortest, longest, seed and number of sentences

@@ -32,14 +32,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the fla
 from benchmarks import common
 from benchmarks.loader import LJSPEECH_CLIPS, open_corpus
 from benchmarks.train_step import Contender, make_contender, train_step
-from checkpoints import DTYPES
-from config import MAX_WORKERS, TrainConfig, make_configs
+from command_line.files import DataError, count_argument, seed_argument
 from dataset import AudioConfig, BatchSampler, TTSDataset
-from files import DataError, count_argument, seed_argument
 from model import Tacotron2Config
-from prepare import open_loader
-from processes import read_groups
-from tokenizer import Tokenizer
+from speech.voice import DTYPES
+from text.tokenizer import Tokenizer
+from training.config import MAX_WORKERS, TrainConfig, make_configs
+from training.processes import read_groups
+from training.setup import open_loader
 
 TRAINING = {
     "lr": TrainConfig.learning_rate, "eps": TrainConfig.adam_eps,

@@ -32,12 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the fla
 
 from benchmarks import common
 from benchmarks.common import MIB, OURS, PLAIN, TORCHAUDIO, TRAINING_PASSES, Row
-from checkpoints import DTYPES, inference_precision
+from command_line.files import count_argument
 from dataset import AudioConfig, Batch, TTSCollator, Utterance
-from fast_decoder import speed_up
-from files import count_argument
+from fast.decoder import speed_up
 from model import Tacotron2, Tacotron2Config, Tacotron2Output, tacotron2_loss
-from tokenizer import Tokenizer
+from speech.voice import DTYPES, inference_precision
+from text.tokenizer import Tokenizer
 
 WARM_UP_STEPS = 3  # on a GPU
 MEMORY_STEPS = 2
@@ -186,7 +186,7 @@ def parse_args(argv: Sequence[str] | None) -> common.Flags:
     sweep_help = "further sizes, N_MELxBATCH_SIZE, to see what a frame costs at each"
     add("--sweep", type=sweep_size, nargs="+", default=[], metavar="SIZE", help=sweep_help)
     add("--sweep_repeats", type=count_argument, default=2, help="timed steps for each (default: 2)")
-    add("--plain", action="store_true", help="time this model without fast_decoder.py as well")
+    add("--plain", action="store_true", help="time this model without fast/decoder.py as well")
     return common.read_flags(parser, argv)
 
 

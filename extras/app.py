@@ -2,7 +2,7 @@
 
     python -m extras.app --checkpoint work_dir/tacotron2 --vocoder UNIVERSAL_V1
 
-Needs requirements-app.txt. --checkpoint takes checkpoints, and folders that have some below them;
+Needs requirements/app.txt. --checkpoint takes checkpoints, and folders that have some below them;
 the page offers all that are found, and --vocoder's beside Griffin-Lim. A checkpoint is read anew
 for each text, so that one which training has replaced is not an old one.
 
@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from checkpoints import CONFIG_FILE, WEIGHTS_FILE, Voice, device_argument, load_checkpoint
-from files import DataError, count_argument, import_extra, path_argument
-from flags import FlagParser
-from scores import describe_score
-from speaking import PAUSES, Manner, Synthesis, encode, speak, to_pcm
-from speech_report import find_faults
-from splitting import MAX_CHARACTERS, split_text
-from vocoder import load_vocoder
+from command_line.files import DataError, count_argument, import_extra, path_argument
+from command_line.flags import FlagParser
+from scoring.scores import describe_score
+from speech.report import find_faults
+from speech.speaking import PAUSES, Manner, Synthesis, encode, speak, to_pcm
+from speech.vocoder import load_vocoder
+from speech.voice import CONFIG_FILE, WEIGHTS_FILE, Voice, device_argument, load_checkpoint
+from text.splitting import MAX_CHARACTERS, split_text
 
 if TYPE_CHECKING:
     import fastapi
@@ -159,7 +159,7 @@ def draw_part(part: Part, voice: Voice) -> tuple[bytes, float, float]:
     """
     from PIL import Image
 
-    from plotting import figure_to_array, summary_figure  # matplotlib is slow to import
+    from scoring.pictures import figure_to_array, summary_figure  # matplotlib is slow to import
 
     said = voice.tokenizer.decode(encode(part.text, voice))
     figure = summary_figure(
@@ -222,7 +222,7 @@ def make_page(checkpoints: list[str], vocoders: list[str], device: str) -> "grad
         DataError: when gradio is not installed.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    gr = import_extra("gradio", "the page", "requirements-app.txt")
+    gr = import_extra("gradio", "the page", "requirements/app.txt")
     with gr.Blocks(title="Tacotron 2") as page:
         text = gr.Textbox(label="Text", lines=3, value="Can you hear my new voice?")
         checkpoint = gr.Dropdown(checkpoints, value=checkpoints[0], label="Checkpoint")
@@ -283,7 +283,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     checkpoint_help = "checkpoints, or folders with checkpoints below them"
     add("--checkpoint", type=path_argument, nargs="+", required=True, help=checkpoint_help)
-    vocoder_help = "folders of HiFi-GANs (they need requirements-vocoder.txt)"
+    vocoder_help = "folders of HiFi-GANs (they need requirements/vocoder.txt)"
     add("--vocoder", type=path_argument, nargs="+", default=[], metavar="DIR", help=vocoder_help)
     port = partial(count_argument, least=0, most=65535)
     add("--port", type=port, default=7860, help="0 for any free one (default: %(default)s)")

@@ -3,7 +3,7 @@
     python -m extras.export_onnx --checkpoint work_dir/tacotron2/final_checkpoint \
         --output_dir voice_onnx --int8
 
-Needs requirements-onnx.txt. Opset 17, float32, one text at a time (the first axis is 1):
+Needs requirements/onnx.txt. Opset 17, float32, one text at a time (the first axis is 1):
 
     encoder.onnx    tokens (1, T_text) int64 -> encoder_outputs (1, T_text, encoder_embed_dim),
                     keys (1, T_text, attention_dim)
@@ -41,11 +41,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from checkpoints import Voice, load_checkpoint
+from command_line.files import DataError, check_writable, file_errors, path_argument, write_whole
+from command_line.flags import FlagParser
 from dataset import AudioConfig, mel_filters
-from files import DataError, check_writable, file_errors, path_argument, write_whole
-from flags import FlagParser
 from model import Decoder, DecoderState, Encoder, PostNet
+from speech.voice import Voice, load_checkpoint
 
 OPSET = 17
 GRAPHS = ("encoder.onnx", "step.onnx", "postnet.onnx")
@@ -306,7 +306,7 @@ def check_packages() -> None:
         import onnxruntime  # noqa: F401
     except ModuleNotFoundError as error:
         raise DataError(
-            f"the package {error.name} is missing: python -m pip install -r requirements-onnx.txt"
+            f"the package {error.name} is missing: python -m pip install -r requirements/onnx.txt"
         ) from None
 
 

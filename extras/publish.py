@@ -20,10 +20,17 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from checkpoints import CONFIG_FILE, WEIGHTS_FILE, Voice, load_checkpoint
-from files import DataError, check_writable, file_errors, path_argument, read_json, write_whole
-from flags import FlagParser
-from hub import HUB_NAME
+from command_line.files import (
+    DataError,
+    check_writable,
+    file_errors,
+    path_argument,
+    read_json,
+    write_whole,
+)
+from command_line.flags import FlagParser
+from speech.hub import HUB_NAME
+from speech.voice import CONFIG_FILE, WEIGHTS_FILE, Voice, load_checkpoint
 
 N_SOUNDS = 2
 N_PARENTS = 3  # folders above the checkpoint that report, pictures and sounds are looked for in
@@ -44,7 +51,7 @@ MEASURED = {  # numbers of report.json that the card has: name, label, format
     "recording_cer": ("character error rate of the recordings themselves", "{:.1%}"),
 }
 LOADING = """```python
-from checkpoints import load_checkpoint
+from speech.voice import load_checkpoint
 from synthesize import synthesize
 result = synthesize("Hello there.", load_checkpoint("{repo_id}"), seed=0)  # mel, alignment, wav
 ```"""

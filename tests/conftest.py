@@ -21,6 +21,7 @@ os.environ.setdefault(
 hypothesis.settings.register_profile("repo", deadline=None, database=None, derandomize=True)
 hypothesis.settings.load_profile("repo")
 
+REPO = Path(__file__).resolve().parent.parent
 RATE = 22050
 SECONDS_PER_LETTER = 0.05
 N_TEST_CLIPS = 3
@@ -112,11 +113,11 @@ def voice(tmp_path_factory) -> Path:
     """A small untrained checkpoint, as synthesize.py reads it, that never says stop."""
     from safetensors.torch import save_file
 
-    from checkpoints import write_config
     from dataset import AudioConfig
     from model import Tacotron2, Tacotron2Config
+    from speech.voice import write_config
     from test_synthesize import SMALL
-    from tokenizer import Tokenizer
+    from text.tokenizer import Tokenizer
 
     folder = tmp_path_factory.mktemp("voice")
     torch.manual_seed(0)
@@ -135,8 +136,8 @@ def run_folder(tiny_corpus, tmp_path_factory) -> Path:
     from accelerate import Accelerator
 
     import train_taco
-    from config import parse_args
     from test_train_taco import run_flags
+    from training.config import parse_args
 
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
@@ -167,9 +168,9 @@ def prepare(tiny_corpus, tmp_path, monkeypatch):
     from accelerate import Accelerator
 
     import train_taco
-    from config import parse_args
     from kill_and_resume import TINY_MODEL
     from test_train_taco import run_flags
+    from training.config import parse_args
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 

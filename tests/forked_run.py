@@ -19,7 +19,7 @@ from subprocess import CompletedProcess
 import torch
 
 import train_taco
-import validation
+import training.validation as validation
 from mutants import PRELOADED
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -20,10 +20,10 @@ from triton.runtime import interpreter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import fast_decoder
-import fast_loops
-from fast_decoder import KnownDropout, make_twin
-from fast_loops import AttentionLoop
+import fast.decoder as fast_decoder
+import fast.loops as fast_loops
+from fast.decoder import KnownDropout, make_twin
+from fast.loops import AttentionLoop
 from model import Tacotron2, build_padding_mask
 from test_fast_decoder import SMALL
 

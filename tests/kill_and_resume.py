@@ -46,8 +46,8 @@ from conftest import make_tiny_corpus
 from dataset import Batch
 from forked_run import draw_nothing, process_variables
 from mutants import PRELOADED
-from prepare import Run
-from resuming import TEMPORARY_PREFIX, list_checkpoints, read_state
+from training.checkpoints import TEMPORARY_PREFIX, list_checkpoints, read_state
+from training.setup import Run
 
 TINY_MODEL = [
     "--character_embed_dim=16", "--encoder_embed_dim=16", "--decoder_rnn_embed_dim=24",

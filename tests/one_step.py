@@ -15,10 +15,10 @@ from accelerate import Accelerator
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import train_taco
-from config import parse_args
-from prepare import make_loader
-from processes import end_group, read_groups
-from validation import validate
+from training.config import parse_args
+from training.processes import end_group, read_groups
+from training.setup import make_loader
+from training.validation import validate
 
 
 class Recorder:

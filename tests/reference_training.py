@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from dataset import AudioConfig, TTSCollator, TTSDataset
-from fast_decoder import speed_up
+from fast.decoder import speed_up
 from model import Tacotron2, Tacotron2Config
-from tokenizer import Tokenizer
+from text.tokenizer import Tokenizer
 
 DEFAULTS = {
     "training_epochs": 2, "batch_size": 2, "gradient_accumulation_steps": 1, "seed": 42,

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_taco
 from conftest import make_tiny_corpus
 from kill_and_resume import TINY_MODEL
-from prepare import Run
+from training.setup import Run
 
 STEPS_PER_EPOCH = 99  # 9 clips, 22 times, 2 a step
 TOLERANCE = 0.05

@@ -1,6 +1,6 @@
 """extras/app.py: what it says and finds, and the page in a browser that nobody sees.
 
-The latter needs gradio and playwright, which requirements-dev.txt leaves out, and Chromium.
+The latter needs gradio and playwright, which requirements/dev.txt leaves out, and Chromium.
 """
 
 import io
@@ -19,11 +19,11 @@ import soundfile
 import torch
 from PIL import Image
 
-from checkpoints import load_checkpoint
+from command_line.files import DataError
 from dataset import AudioConfig
 from extras import app
-from files import DataError
-from speaking import Manner, speak_batch
+from speech.speaking import Manner, speak_batch
+from speech.voice import load_checkpoint
 from test_vocoder import V1, write_folder
 
 RATE = AudioConfig().sampling_rate
@@ -132,7 +132,7 @@ def test_no_text_is_taken_for_html(loaded, monkeypatch):
 
 def test_without_gradio_a_sentence_says_what_to_install(voice, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(SystemExit, match=r"extras\.app: .* gradio: .*requirements-app"):
+    with pytest.raises(SystemExit, match=r"extras\.app: .* gradio: .*requirements/app"):
         app.main(["--checkpoint", str(voice)])
 
 
@@ -174,7 +174,7 @@ def reached():
 @pytest.fixture(scope="module")
 def url(voice, reached):
     """The page's address, while it is served."""
-    pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
+    pytest.importorskip("gradio", reason="gradio is not installed (requirements/app.txt)")
     flags = ["--checkpoint", str(voice), "--port", "0", "--device", "cpu"]
     server, listening = app.make_server(app.parse_args(flags))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

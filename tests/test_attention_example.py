@@ -9,10 +9,10 @@ from scipy.stats import betabinom
 
 import model as model_module
 import train_taco
-from checkpoints import load_checkpoint
-from fast_decoder import speed_up
+from fast.decoder import speed_up
 from forked_run import draw_nothing
 from model import Decoder, Tacotron2, Tacotron2Config, build_padding_mask, tacotron2_loss
+from speech.voice import load_checkpoint
 from synthesize import synthesize
 from test_launching import README
 from test_model import NO_DROPOUT, SMALL, make_batch
@@ -114,7 +114,7 @@ def test_in_the_decoders_place_all_scripts_use_it(attention_class, monkeypatch, 
     draw_nothing(monkeypatch.setattr)
     train_taco.main(run_flags(world.corpus, world.out, "--training_epochs", 1))
     said = capsys.readouterr().err
-    assert said.startswith("fast_decoder.py does not fit this model: AttributeError: ")
+    assert said.startswith("fast/decoder.py does not fit this model: AttributeError: ")
     voice = load_checkpoint(next(world.out.rglob("final_checkpoint")))
     assert type(voice.model.decoder.attention) is attention_class
     assert type(voice.model.decoder) is Decoder

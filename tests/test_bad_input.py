@@ -162,7 +162,7 @@ row("prep: validation share of 100 %", prep("--val_split_pct", "1"), "--val_spli
 row("prep: nothing is long enough", prep("--min_seconds", "100"), "--min_seconds", "no clip")
 
 
-# ---- make_demo_corpus.py
+# ---- corpora/make_demo_corpus.py
 
 row("demo: no sentences file", demo("--sentences", "/nowhere.txt"), "/nowhere.txt")
 row("demo: sentences are a folder", demo("--sentences", lambda w: w.corpus.wavs), "wavs")

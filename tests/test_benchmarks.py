@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import common, griffin_lim, inference, loader, throughput, train_step
 from benchmarks.common import MODELS, OURS, PLAIN, TORCHAUDIO, forward_flops, forward_macs
-from checkpoints import DTYPES
 from dataset import AudioConfig, BatchSampler, TTSDataset
-from fast_decoder import FastDecoder
+from fast.decoder import FastDecoder
 from model import Decoder, Tacotron2, Tacotron2Config
-from prepare import open_loader
-from tokenizer import Tokenizer
+from speech.voice import DTYPES
+from text.tokenizer import Tokenizer
+from training.setup import open_loader
 
 SMALL = {
     "character_embed_dim": 32,

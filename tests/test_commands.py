@@ -13,8 +13,8 @@ from importlib import import_module
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
+from conftest import REPO
 from test_launching import MAKEFILE, README, SCRIPT
-from test_train_taco import REPO
 
 CONTRIBUTING = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
 WORKFLOW = (REPO / ".github/workflows/tests.yml").read_text(encoding="utf-8")

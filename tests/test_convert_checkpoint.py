@@ -12,13 +12,13 @@ import torch.nn.functional as F
 import torchaudio
 
 import convert_checkpoint
-from checkpoints import load_checkpoint, write_config
 from convert_checkpoint import SYMBOLS, main, peer_name
 from dataset import AudioConfig
 from model import Tacotron2, Tacotron2Config
 from peer_weights import LAYOUTS, NVIDIA_SHAPES, OUR_SIZES, error_of, run_cli, small_peer
+from speech.voice import load_checkpoint, write_config
 from synthesize import synthesize
-from tokenizer import DEFAULT_SYMBOLS, Tokenizer
+from text.tokenizer import DEFAULT_SYMBOLS, Tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

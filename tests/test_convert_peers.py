@@ -9,10 +9,9 @@ import torch
 import torchaudio
 from torchaudio.pipelines._tts.utils import _get_phones
 
-from checkpoints import load_checkpoint
+from command_line.files import DataError
 from convert_checkpoint import SYMBOLS, infer_config, model_from_peer, peer_name
 from dataset import AudioConfig
-from files import DataError
 from model import Tacotron2, Tacotron2Config
 from peer_weights import (
     LAYOUTS,
@@ -24,6 +23,7 @@ from peer_weights import (
     small_peer,
     small_state,
 )
+from speech.voice import load_checkpoint
 
 # ---------------------------------------------------------------- names, shapes, symbols
 

@@ -7,11 +7,11 @@ import pytest
 import soundfile
 import torch
 
+from command_line.files import DataError
 from conftest import RATE
 from dataset import AudioConfig, TTSDataset, audio_to_mel, load_wav, read_manifest
-from files import DataError
 from test_dataset_audio import sine
-from tokenizer import Tokenizer
+from text.tokenizer import Tokenizer
 
 CONFIG = AudioConfig()
 HEADER = "file_path,normalized_transcript,duration\n"

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from command_line.files import DataError
 from dataset import (
     AudioConfig,
     audio_to_mel,
@@ -21,7 +22,6 @@ from dataset import (
     scaled_to_log_mel,
     to_log_mel,
 )
-from files import DataError
 
 RATE = 22050
 CONFIG = AudioConfig()

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import dataset
+from command_line.files import DataError
 from dataset import AudioConfig, BatchSampler, TTSCollator, TTSDataset
-from files import DataError
 from model import build_padding_mask
-from resuming import TrainerState, enter_epoch
-from tokenizer import Tokenizer
+from text.tokenizer import Tokenizer
+from training.checkpoints import TrainerState, enter_epoch
 
 CONFIG = AudioConfig()
 

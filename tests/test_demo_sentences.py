@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from demo_sentences import make_sentences, read_sentences, read_slots
+from corpora.demo_sentences import make_sentences, read_sentences, read_slots
 
 N_SENTENCES = 3300  # of the embedded corpus
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fast_decoder import speed_up
+from fast.decoder import speed_up
 from model import Tacotron2, Tacotron2Config
 from test_model import BOTH_DECODERS, make_batch, make_model
 

@@ -8,11 +8,11 @@ import pytest
 from accelerate import Accelerator
 
 import train_taco
-from config import parse_args
 from forked_run import draw_nothing
-from resuming import list_checkpoints, read_state
-from scores import FREE_RUNNING_SCORES
+from scoring.scores import FREE_RUNNING_SCORES
 from test_train_taco import run_flags
+from training.checkpoints import list_checkpoints, read_state
+from training.config import parse_args
 
 
 @pytest.fixture

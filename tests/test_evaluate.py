@@ -16,16 +16,16 @@ import torch
 from PIL import Image
 
 import evaluate
-import plotting
-from checkpoints import Voice
+from command_line.files import DataError
 from dataset import AudioConfig, Batch, audio_to_mel, load_wav, to_log_mel
 from evaluate import judge, make_intervals, make_report, print_report
-from files import DataError
 from model import InferenceOutput, Tacotron2Output
-from plotting import summary_figure
-from scores import free_running_scores, mel_cepstral_distortion, word_start_errors
+from scoring import pictures
+from scoring.pictures import summary_figure
+from scoring.scores import free_running_scores, mel_cepstral_distortion, word_start_errors
+from speech.voice import Voice
 from stub_model import StubModel
-from tokenizer import Tokenizer
+from text.tokenizer import Tokenizer
 
 HOP, HOP_SECONDS = 0.01, 256 / 22050
 
@@ -398,7 +398,7 @@ def test_the_worst_clips_are_drawn_worst_first(flags, tmp_path, monkeypatch):
         return summary_figure(recording, mel, alignment, text, hop_seconds, title)
 
     monkeypatch.setattr(evaluate, "free_running_scores", scores)
-    monkeypatch.setattr(plotting, "summary_figure", draw)
+    monkeypatch.setattr(pictures, "summary_figure", draw)
     folder, table = tmp_path / "worst", tmp_path / "clips.csv"
     flags = [*flags, "--output_csv", str(table), "--save_worst", str(folder)]
     evaluate.main([*flags, "--worst", "3"])

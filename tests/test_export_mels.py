@@ -10,14 +10,14 @@ import soundfile
 import torch
 
 import export_mels
-from checkpoints import Voice, load_checkpoint
 from conftest import RATE, SENTENCES, speak
 from dataset import AudioConfig, TTSDataset, Utterance, audio_to_mel, load_wav
 from export_mels import make_mels
 from model import Tacotron2Output
+from speech.voice import Voice, load_checkpoint
 from stub_model import StubModel
 from test_dataset_audio import slaney_filters
-from tokenizer import Tokenizer
+from text.tokenizer import Tokenizer
 from world import run
 
 CONFIG = AudioConfig()

@@ -16,15 +16,15 @@ from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
 from bad_checkpoints import VOICES
-from checkpoints import load_checkpoint, write_config
+from command_line.files import DataError
 from conftest import speak
 from dataset import AudioConfig, audio_to_mel, mel_to_audio
 from extras import export_onnx
-from files import DataError
 from model import Encoder, Tacotron2, Tacotron2Config
+from speech.voice import load_checkpoint, write_config
 from test_model import lively
 from test_synthesize import SMALL
-from tokenizer import Tokenizer
+from text.tokenizer import Tokenizer
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -244,7 +244,7 @@ def test_without_the_extra_a_sentence_says_what_to_install(
     checkpoint, tmp_path, monkeypatch, package
 ):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SystemExit, match=rf"package {package} is.*requirements-onnx\.txt"):
+    with pytest.raises(SystemExit, match=rf"package {package} is.*requirements/onnx.txt"):
         export(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

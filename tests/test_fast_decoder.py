@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import fast_decoder
+import fast.decoder as fast_decoder
 import model as model_module
-from fast_decoder import (
+from fast.decoder import (
     BlockedCell,
     FastDecoder,
     KnownDropout,
@@ -22,7 +22,7 @@ from fast_decoder import (
     speed_up,
     twin_difference,
 )
-from fast_loops import _LSTM, AttentionLoop, attention_loop, fast_lstm
+from fast.loops import _LSTM, AttentionLoop, attention_loop, fast_lstm
 from model import (
     Decoder,
     LocationSensitiveAttention,
@@ -347,7 +347,7 @@ def test_an_edit_of_model_py_is_never_ignored(monkeypatch, capsys, edit):
     model = speed_up(Tacotron2(SMALL))
     assert type(model.decoder) is Decoder
     said = capsys.readouterr().err
-    assert said.startswith("fast_decoder.py does not fit this model: ") and said.count("\n") == 1
+    assert said.startswith("fast/decoder.py does not fit this model: ") and said.count("\n") == 1
     assert "--no-fast_decoder" in said
 
 

@@ -24,20 +24,19 @@ from torch.nn.utils import rnn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import fast_decoder
-import fast_loops
+import fast.decoder as fast_decoder
+import fast.loops as fast_loops
 import test_fast_decoder
-from fast_decoder import FastDecoder, speed_up
-from fast_loops import AttentionLoop, gpu_loops_work
+from fast.decoder import FastDecoder, speed_up
+from fast.loops import AttentionLoop, gpu_loops_work
 from model import InferenceOutput, Tacotron2, build_padding_mask, tacotron2_loss
 
 triton = pytest.importorskip("triton", reason="PyTorch brings Triton on Linux only")
 if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("the compiler is tested, not the interpreter", allow_module_level=True)
+import fast_gpu  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
-
-import fast_gpu  # noqa: E402
 
 HERE = Path(__file__).parent
 # Of the largest number: one rounding of each type is 6e-8, 5e-4 and 4e-3, of a sum of many terms.

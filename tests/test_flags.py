@@ -7,9 +7,9 @@ from dataclasses import fields
 
 import pytest
 
-from config import TRAIN_GROUPS, TrainConfig
-from flags import FlagParser
+from command_line.flags import FlagParser
 from test_commands import SCRIPTS, module_of, parser_of
+from training.config import TRAIN_GROUPS, TrainConfig
 
 LONGER_TESTS = ["tests/kill_and_resume.py", "tests/mutants.py", "tests/soak.py"]
 DEFAULT = re.compile(r"\(?default: .*?\)?$|\((?:off|on|required)\)$")

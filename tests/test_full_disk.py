@@ -12,17 +12,17 @@ from unittest.mock import Mock
 import pytest
 from accelerate import Accelerator
 
-import processes
 import train_taco
-from config import parse_args
-from files import DataError
+import training.processes as processes
+from command_line.files import DataError
 from forked_run import train
 from kill_and_resume import differences
 from test_train_taco import REPO, run_flags
+from training.config import parse_args
 
 PRINTS = """
 import sys, time
-from processes import lasting_output
+from training.processes import lasting_output
 with lasting_output():
     for _ in range(100):
         for stream in (sys.stdout, sys.stderr):

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import fast_decoder
-from fast_decoder import speed_up
-from guide import Acted, Guide, Rules, running_length
+import fast.decoder as fast_decoder
+from fast.decoder import speed_up
 from model import Tacotron2, Tacotron2Config
+from speech.guide import Acted, Guide, Rules, running_length
 from test_model import BOTH_DECODERS
 from test_synthesize import SMALL
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 import export_mels
 import synthesize
-from checkpoints import load_checkpoint
+from command_line.files import DataError
 from extras import publish
 from fake_hub import fake_hub
-from files import DataError
-from hub import find_checkpoint
+from speech.hub import find_checkpoint
+from speech.voice import load_checkpoint
 from test_train_taco import REPO, run_flags
 
 TOKEN = "hf_secretsecretsecret"
@@ -240,8 +240,8 @@ def test_a_warm_start_takes_a_name(stocked, tiny_corpus, tmp_path, voice, monkey
     from accelerate import Accelerator
 
     import train_taco
-    from config import parse_args
     from kill_and_resume import TINY_MODEL
+    from training.config import parse_args
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     every = run_flags(tiny_corpus, tmp_path / "run", "--warm_start", NAME)
@@ -254,7 +254,7 @@ def test_a_warm_start_takes_a_name(stocked, tiny_corpus, tmp_path, voice, monkey
 
 def test_the_endpoint_is_that_of_the_environment(stocked, tmp_path):
     """In a process of its own: huggingface_hub reads HF_ENDPOINT when it is imported."""
-    code = f"from hub import find_checkpoint; print(find_checkpoint({NAME!r}))"
+    code = f"from speech.hub import find_checkpoint; print(find_checkpoint({NAME!r}))"
     environment = {**os.environ, "HF_ENDPOINT": stocked.url, "HF_HOME": str(tmp_path / "home")}
     environment["PYTHONPATH"] = str(REPO)
     command = [sys.executable, "-c", code]

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from test_train_taco import REPO
+from conftest import REPO
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")  # that the lock is installed on
 LOCK = (REPO / "requirements.lock").read_text(encoding="utf-8")
@@ -24,8 +24,8 @@ PINS = [  # one for each package, or several whose markers exclude each other
 
 
 def ranges() -> list[Requirement]:
-    """What requirements-dev.txt asks for, with the files that it names."""
-    lines = (REPO / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+    """What requirements/dev.txt asks for, with the files that it names."""
+    lines = (REPO / "requirements/dev.txt").read_text(encoding="utf-8").splitlines()
     files = [line.removeprefix("-r ") for line in lines if line.startswith("-r ")]
     for name in files:
         lines += (REPO / name).read_text(encoding="utf-8").splitlines()
@@ -120,7 +120,7 @@ def test_make_installs_the_lock_where_it_was_tried(stub_venv, platform, minor, l
     if expected == "lock":
         assert told == "-m pip install --quiet --require-hashes -r requirements.lock"
     else:
-        assert told.startswith("-m pip install ") and told.endswith(" -r requirements-dev.txt")
+        assert told.startswith("-m pip install ") and told.endswith(" -r requirements/dev.txt")
     assert (stub_venv / "bin" / "installed").exists()
 
 

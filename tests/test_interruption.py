@@ -28,23 +28,23 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from PIL import Image
 
-import processes
 import train_taco
-import validation
-from config import parse_args
-from fast_decoder import FastDecoder
-from files import DataError
+import training.processes as processes
+import training.validation as validation
+from command_line.files import DataError
+from fast.decoder import FastDecoder
 from forked_run import ForkedRun, hold, train
 from kill_and_resume import EVERY_STEP
-from processes import SECOND_SIGNAL_SECONDS, Interrupt, read_groups
-from resuming import (
+from test_train_taco import REPO, assert_same_checkpoint, launcher_words, run_flags
+from training.checkpoints import (
     TrainerState,
     clear_remains,
     find_checkpoint,
     list_changed_flags,
     list_checkpoints,
 )
-from test_train_taco import REPO, assert_same_checkpoint, launcher_words, run_flags
+from training.config import parse_args
+from training.processes import SECOND_SIGNAL_SECONDS, Interrupt, read_groups
 
 
 @pytest.fixture(scope="module")

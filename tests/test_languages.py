@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import train_taco
-from checkpoints import load_checkpoint, read_config
-from config import parse_args
-from files import DataError
+from command_line.files import DataError
+from speech.voice import load_checkpoint, read_config
 from synthesize import main as speak
 from test_train_taco import run_flags
-from tokenizer import DEFAULT_SYMBOLS, Tokenizer, clean_text
+from text.tokenizer import DEFAULT_SYMBOLS, Tokenizer, clean_text
+from training.config import parse_args
 
 GERMAN = [
     "Das Mädchen trägt schöne Schuhe.",

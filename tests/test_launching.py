@@ -20,14 +20,14 @@ from accelerate.utils.launch import (
 )
 from safetensors.torch import load_file
 
-import processes
 import train_taco
-from config import CONFIG_CLASSES, FROM_TOKENIZER, parse_args
-from files import DataError
+import training.processes as processes
+from command_line.files import DataError
 from model import Tacotron2, Tacotron2Config
-from prepare import describe_batch, synchronize_batch_norm
 from test_synthesize import SMALL
 from test_train_taco import REPO, run_flags
+from training.config import CONFIG_CLASSES, FROM_TOKENIZER, parse_args
+from training.setup import describe_batch, synchronize_batch_norm
 from world import HEADER, TEXT, run
 
 README = (REPO / "README.md").read_text(encoding="utf-8")

@@ -14,9 +14,9 @@ from torch.nn.utils import rnn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import fast_loops
-from fast_decoder import FastDecoder
-from fast_loops import cudnn_has_bfloat16, lstm_in_dtype
+import fast.loops as fast_loops
+from fast.decoder import FastDecoder
+from fast.loops import cudnn_has_bfloat16, lstm_in_dtype
 from model import Tacotron2, tacotron2_loss
 from test_fast_decoder import SMALL
 

@@ -1,4 +1,4 @@
-"""make_demo_corpus.py: the wavs, the true word times, and what it refuses."""
+"""corpora/make_demo_corpus.py: the wavs, the true word times, and what it refuses."""
 
 import hashlib
 import itertools
@@ -11,11 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import make_demo_corpus as demo
 import numpy as np
 import pytest
 import soundfile
-
-import make_demo_corpus as demo
 
 SCRIPT = Path(demo.__file__)
 N_CLIPS = 300  # more than one block, so that two processes speak
@@ -251,7 +250,7 @@ def test_bad_input_gets_one_sentence(arguments, text, sentence, tmp_path, capsys
     assert demo.main(["--path_to_save", str(out), *arguments]) == 1
     captured = capsys.readouterr()
     assert sentence in captured.err and captured.err.count("\n") == 1
-    assert captured.err.startswith("make_demo_corpus.py: ") and not captured.out
+    assert captured.err.startswith("corpora/make_demo_corpus.py: ") and not captured.out
     assert [p.name for p in tmp_path.iterdir() if p.name != "text.txt"] == []
 
 
@@ -286,7 +285,7 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the speaking processes too
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert errors == "make_demo_corpus.py: interrupted; nothing was kept\n"
+    assert errors == "corpora/make_demo_corpus.py: interrupted; nothing was kept\n"
     assert not list(tmp_path.iterdir())
 
 

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import rehearsal as rehearsal_script
 import soundfile
 from PIL import Image
 
-import rehearsal as rehearsal_script
-from files import DataError
+from command_line.files import DataError
+from conftest import REPO
+from extras.rehearsal import processes
 from kill_and_resume import TINY_MODEL
-from rehearsal import processes
-from test_train_taco import REPO
 
 BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.skipif(

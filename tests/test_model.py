@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fast_decoder import speed_up
+from fast.decoder import speed_up
 from model import (
     Tacotron2,
     Tacotron2Config,

@@ -11,16 +11,16 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 import train_taco
-from config import parse_args
+from command_line.files import DataError
 from dataset import BatchSampler, TTSDataset
-from failures import OutOfMemory
-from files import DataError
 from forked_run import draw_nothing
 from kill_and_resume import differences
-from prepare import make_loader
-from processes import read_groups
-from resuming import read_state
 from test_train_taco import REPO, run_flags
+from training.checkpoints import read_state
+from training.config import parse_args
+from training.failures import OutOfMemory
+from training.processes import read_groups
+from training.setup import make_loader
 
 BAD_STEP = 2  # counted from 0, of 5
 

@@ -1,4 +1,4 @@
-"""normalize.py and numerals.py: what people type, and the words that are read aloud.
+"""text/cleaning.py and text/numbers.py: what people type, and the words that are read aloud.
 
 The pairs of text and words are in normalized_text.tsv; a line that begins with ## is a heading, and
 \\u with four figures is a character that cannot be seen.
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from demo_sentences import make_sentences
-from normalize import is_pronounceable
-from tokenizer import DEFAULT_SYMBOLS, PAD, Tokenizer, clean_text
+from corpora.demo_sentences import make_sentences
+from text.cleaning import is_pronounceable
+from text.tokenizer import DEFAULT_SYMBOLS, PAD, Tokenizer, clean_text
 
 LINES = Path(__file__).with_name("normalized_text.tsv").read_text(encoding="utf-8").splitlines()
 PAIRS = [

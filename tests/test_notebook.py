@@ -11,11 +11,11 @@ import torch
 from nbclient import NotebookClient
 from safetensors.torch import save_file
 
-from checkpoints import write_config
 from dataset import AudioConfig
 from model import Tacotron2, Tacotron2Config
+from speech.voice import write_config
 from test_vocoder import V1, write_folder
-from tokenizer import Tokenizer
+from text.tokenizer import Tokenizer
 
 NOTEBOOK = "inference.ipynb"
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/\w[\w.-]*/|\b[A-Z]:\\|~/|site-packages")

@@ -20,12 +20,12 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import train_taco
-from checkpoints import read_config
-from config import parse_args
 from conftest import RATE
 from dataset import AudioConfig, TTSDataset, audio_to_mel
+from speech.voice import read_config
 from test_train_taco import run_flags
-from tokenizer import Tokenizer
+from text.tokenizer import Tokenizer
+from training.config import parse_args
 from world import HEADER, PLAIN, TEXT, run, snapshot, wav_bytes, with_one
 
 STATE, WEIGHTS = "trainer_state.json", "model.safetensors"
@@ -166,8 +166,8 @@ def test_odd_paths_and_numbers_train(world, capsys, monkeypatch):
 def test_symbols_beyond_ascii_are_kept_in_any_locale(tmp_path):
     """A machine whose locale is C writes what one with UTF-8 reads, and the other way round."""
     code = (
-        "import sys; from checkpoints import write_config; from dataset import AudioConfig; "
-        "from model import Tacotron2Config; from tokenizer import Tokenizer; "
+        "import sys; from speech.voice import write_config; from dataset import AudioConfig; "
+        "from model import Tacotron2Config; from text.tokenizer import Tokenizer; "
         "write_config(sys.argv[1], Tacotron2Config(vocab_size=4), AudioConfig(), "
         "Tokenizer(['_', '\\u00e9', '\\u0142', ' ']))"
     )

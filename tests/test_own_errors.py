@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-import files
 from bad_rows import convert, demo, export, judge, prep, say, train
+from command_line import files
 from world import run, snapshot
 
 # A command line for each script, and a function that its run calls.

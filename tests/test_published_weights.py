@@ -16,10 +16,10 @@ import torchaudio
 
 import convert_checkpoint
 import synthesize
-from checkpoints import load_checkpoint
 from convert_checkpoint import peer_name
 from model import Tacotron2
 from peer_weights import OUR_SIZES, PEER_SIZES
+from speech.voice import load_checkpoint
 from test_commands import commands_of
 from test_launching import README
 

@@ -12,14 +12,14 @@ import soundfile
 import torch
 
 import evaluate
-import recognition
-import vocoder
+import scoring.recognition as recognition
+import speech.vocoder as vocoder
+from command_line.files import DataError
 from conftest import SENTENCES
 from evaluate import are_of
 from extras import align_words
-from files import DataError
-from recognition import count_errors, load_recognizer, plain_words
-from tokenizer import Tokenizer
+from scoring.recognition import count_errors, load_recognizer, plain_words
+from text.tokenizer import Tokenizer
 
 
 def edits_by_hand(reference, heard):
@@ -177,7 +177,7 @@ def test_an_unusable_recognizer_is_told(tmp_path, monkeypatch):
 def spoken(tmp_path_factory):
     """Two sentences by espeak-ng, with the true times of their words."""
     pytest.importorskip("espeakng_loader", reason="espeak-ng is not installed")
-    import make_demo_corpus
+    import corpora.make_demo_corpus as make_demo_corpus
 
     folder = tmp_path_factory.mktemp("spoken")
     (folder / "texts.txt").write_text(

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 import soundfile
 
+import corpora.report as recordings_report
 import prep_splits
-import recordings_report
-from corpus import Clip
-from plotting import histogram_figure
-from recordings_report import judge_pairs, measure, usual_lengths
+from corpora.layouts import Clip
+from corpora.report import judge_pairs, measure, usual_lengths
+from scoring.pictures import histogram_figure
 from test_prep_splits import add_row, fail, listing, make_corpus
 
 RATE = 8000

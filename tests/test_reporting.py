@@ -8,12 +8,14 @@ import pytest
 import soundfile
 import torch
 
-import reporting
-from config import TrainConfig
+import training.reporting as reporting
 from conftest import SENTENCES, speak
 from dataset import AudioConfig, Utterance, audio_to_mel
 from model import Tacotron2Output
-from reporting import (
+from stub_model import StubModel, free_running
+from text.tokenizer import Tokenizer
+from training.config import TrainConfig
+from training.reporting import (
     Meter,
     draw_losses,
     draw_sample,
@@ -21,8 +23,6 @@ from reporting import (
     print_epoch,
     thin_out,
 )
-from stub_model import StubModel, free_running
-from tokenizer import Tokenizer
 
 CONFIG = AudioConfig()
 STEPS = (  # seconds, losses, frames; a step without losses was skipped

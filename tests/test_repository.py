@@ -5,8 +5,8 @@ import re
 import pytest
 import yaml
 
+from conftest import REPO
 from test_commands import COMMANDS, TARGETS
-from test_train_taco import REPO
 
 CONTRIBUTORS = "the contributors of this repository"
 FORMS = sorted(REPO.glob(".github/ISSUE_TEMPLATE/[!c]*"))  # config.yml is not a form

@@ -11,15 +11,15 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-import prepare
 import train_taco
-from config import parse_args
-from files import DataError
+from command_line.files import DataError
 from forked_run import draw_nothing, train
 from kill_and_resume import differences
-from resuming import load_checkpoint_state
 from test_nonfinite import StopAfter
 from test_train_taco import run_flags
+from training import setup
+from training.checkpoints import load_checkpoint_state
+from training.config import parse_args
 
 N_CLIPS = 9  # of the tiny corpus: 5 steps an epoch at its batch size of 2
 NEW_KEYS = ("epoch_clips", "order_batch_size", "order_checksum", "order_recut")
@@ -203,7 +203,7 @@ def test_processes_with_other_clips_are_refused(begin, monkeypatch):
         gathered.append(content)
         return [*content, (8, 3, 1)]
 
-    monkeypatch.setattr(prepare, "gather_object", gather)
+    monkeypatch.setattr(setup, "gather_object", gather)
     with pytest.raises(DataError, match="by process: 9 and 3, 8 and 3"):
         begin()
     with pytest.raises(DataError, match="the manifests differ between the processes"):
@@ -213,7 +213,7 @@ def test_processes_with_other_clips_are_refused(begin, monkeypatch):
 
 def test_other_texts_are_other_clips(begin, tiny_corpus, tmp_path, monkeypatch):
     sums = []
-    monkeypatch.setattr(prepare, "gather_object", lambda content: sums.extend(content) or content)
+    monkeypatch.setattr(setup, "gather_object", lambda content: sums.extend(content) or content)
     begin()
     frame = pd.read_csv(tiny_corpus.train_manifest)
     frame.loc[4, "normalized_transcript"] += " or so"

@@ -18,10 +18,10 @@ import torch
 from accelerate import Accelerator
 
 import train_taco
-from files import DataError
+from command_line.files import DataError
 from forked_run import ForkedRun, hold, train
-from processes import hold_folder, lock_folder
-from resuming import (
+from test_train_taco import assert_same_checkpoint, run_flags
+from training.checkpoints import (
     clear_remains,
     find_checkpoint,
     find_checkpoint_folders,
@@ -30,7 +30,7 @@ from resuming import (
     read_state,
     remove_checkpoint,
 )
-from test_train_taco import assert_same_checkpoint, run_flags
+from training.processes import hold_folder, lock_folder
 from world import snapshot
 
 STATE_FILE = "trainer_state.json"

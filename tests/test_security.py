@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import torch
 
-import reporting
+import training.reporting as reporting
 from conftest import RATE
 from model import Tacotron2
 from test_train_taco import run_flags

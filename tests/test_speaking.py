@@ -7,15 +7,15 @@ import pytest
 import soundfile
 import torch
 
-import speaking
+import speech.speaking as speaking
 from benchmarks import speaking as benchmark
-from checkpoints import load_checkpoint
-from guide import Acted
-from scores import FREE_RUNNING_SCORES
-from speaking import Manner, Synthesis, speak, speak_batch, to_pcm, to_wav, write_joined
-from splitting import Piece
-from streaming import stream, stream_mels
+from scoring.scores import FREE_RUNNING_SCORES
+from speech.guide import Acted
+from speech.speaking import Manner, Synthesis, speak, speak_batch, to_pcm, to_wav, write_joined
+from speech.streaming import stream, stream_mels
+from speech.voice import load_checkpoint
 from synthesize import main
+from text.splitting import Piece
 
 STORY = "The old man went home. It rained, and he was wet; so he sat.\n\nThen he slept. A b."
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitting import split_text
-from tokenizer import Tokenizer
+from text.splitting import split_text
+from text.tokenizer import Tokenizer
 
 PLAIN = Tokenizer()
 CASES = {

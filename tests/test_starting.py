@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from test_train_taco import REPO
+from conftest import REPO
 
 SLOW = {"librosa.core", "scipy", "numba", "pandas", "torch._dynamo", "sympy", "sklearn"}
 NOT_IN = {
@@ -45,7 +45,7 @@ def test_help_imports_nothing_that_is_slow_and_not_needed(script, unavoidable):
 READ_A_CLIP = """
 import sys
 from dataset import AudioConfig, TTSCollator, TTSDataset
-from tokenizer import Tokenizer
+from text.tokenizer import Tokenizer
 configs = AudioConfig(), Tokenizer()
 clips = TTSDataset(sys.argv[1], *configs)
 before = set(sys.modules)

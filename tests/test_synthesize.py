@@ -14,21 +14,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import checkpoints
 import conftest
-import plotting
+import speech.voice as checkpoints
 import synthesize
 import train_taco
-from checkpoints import Voice, load_checkpoint
+from command_line.files import DataError
 from dataset import AudioConfig, audio_to_mel
-from files import DataError
 from forked_run import draw_nothing
 from model import Tacotron2, Tacotron2Config
-from plotting import summary_figure
+from scoring import pictures
+from scoring.pictures import summary_figure
+from speech.voice import Voice, load_checkpoint
 from stub_model import StubModel, free_running
 from synthesize import main
 from test_train_taco import run_flags
-from tokenizer import Tokenizer
+from text.tokenizer import Tokenizer
 
 SMALL = {
     "character_embed_dim": 16,
@@ -180,7 +180,7 @@ def test_files_hold_what_is_spoken(tmp_path, monkeypatch, capsys, mel_scaling):
         drawn.append((arguments, more))
         return summary_figure(*arguments, **more)
 
-    monkeypatch.setattr(plotting, "summary_figure", draw)
+    monkeypatch.setattr(pictures, "summary_figure", draw)
     voice = Voice(StubModel(None, free_running(mel, alignment)), config, tokenizer)
     monkeypatch.setattr(synthesize, "load_checkpoint", lambda *_: voice)
     speak("any", tmp_path, "--text", text)

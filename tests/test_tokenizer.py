@@ -1,4 +1,4 @@
-"""Tests of tokenizer.py: what text becomes before the model sees it, and the way back."""
+"""Tests of text/tokenizer.py: what text becomes before the model sees it, and the way back."""
 
 import string
 import time
@@ -10,8 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from convert_checkpoint import SYMBOLS
-from normalize import ABBREVIATIONS, BEFORE_NUMBERS
-from tokenizer import DEFAULT_SYMBOLS, PAD, Tokenizer, clean_text
+from text.cleaning import ABBREVIATIONS, BEFORE_NUMBERS
+from text.tokenizer import DEFAULT_SYMBOLS, PAD, Tokenizer, clean_text
 
 KNOWN = "".join(DEFAULT_SYMBOLS[1:])
 PUNCTUATION = KNOWN.replace(string.ascii_lowercase, "").replace(" ", "")

@@ -16,7 +16,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from convert_checkpoint import model_from_peer, peer_name
-from fast_decoder import speed_up
+from fast.decoder import speed_up
 from model import Tacotron2, Tacotron2Config, build_padding_mask
 
 TOLERANCE = 1e-5

@@ -17,11 +17,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train_taco
-from config import TrainConfig, parse_args
 from forked_run import train
-from resuming import read_state
 from test_train_taco import run_flags
-from tracking import EVENTS_FOLDER, Media, TensorBoard, Tracking, Wandb, start_tracking
+from training.checkpoints import read_state
+from training.config import TrainConfig, parse_args
+from training.tracking import EVENTS_FOLDER, Media, TensorBoard, Tracking, Wandb, start_tracking
 
 ROW = {
     "epoch": 2, "step": 30, "train_loss": 1.0, "train_stop_loss": 0.2, "val_loss": 0.7,
@@ -236,7 +236,7 @@ def test_training_goes_on_without_tensorboard(tiny_corpus, tmp_path, monkeypatch
     flags = ["--training_epochs", 1, "--log_tensorboard"]
     done = train(run_flags(tiny_corpus, tmp_path, *flags))
     assert done.stderr.count("going on without TensorBoard") == 1 and "Traceback" not in done.stderr
-    assert "no TensorBoard today; pip install -r requirements-tensorboard.txt" in done.stderr
+    assert "no TensorBoard today; pip install -r requirements/tensorboard.txt" in done.stderr
     assert "epoch 1 done" in done.stdout
 
 

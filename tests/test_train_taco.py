@@ -18,22 +18,21 @@ from safetensors.torch import load_file
 import prep_splits
 import synthesize
 import train_taco
-import validation
-from checkpoints import load_checkpoint
-from config import parse_args
+import training.validation as validation
+from command_line.files import DataError
+from conftest import REPO
 from dataset import TTSCollator, TTSDataset
-from files import DataError
 from forked_run import draw_nothing, train
 from kill_and_resume import TINY_MODEL, differences
 from model import Tacotron2, Tacotron2Config, tacotron2_loss
-from reporting import alignment_is_due, make_film, missing_alignment
-from resuming import list_checkpoints
-from scores import FREE_RUNNING_SCORES
+from scoring.scores import FREE_RUNNING_SCORES
+from speech.voice import load_checkpoint
 from test_model import NO_DROPOUT
-from tokenizer import Tokenizer
+from text.tokenizer import Tokenizer
 from train_taco import learning_rate
-
-REPO = Path(__file__).parent.parent
+from training.checkpoints import list_checkpoints
+from training.config import parse_args
+from training.reporting import alignment_is_due, make_film, missing_alignment
 
 
 def run_flags(corpus, folder, *extra):

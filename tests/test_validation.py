@@ -11,16 +11,16 @@ import soundfile
 import torch
 from accelerate import Accelerator
 
-import reporting
 import train_taco
-import validation
-from config import parse_args
+import training.reporting as reporting
+import training.validation as validation
 from dataset import AudioConfig
 from model import InferenceOutput
-from processes import Interrupted
 from test_processes import NO_DROPOUT
 from test_train_taco import run_flags
-from validation import (
+from training.config import parse_args
+from training.processes import Interrupted
+from training.validation import (
     choose_sample,
     count_free_running_clips,
     film_first_epoch,

@@ -1,4 +1,4 @@
-"""Tests of vocoder.py: HiFi-GAN's generator against its paper's equations in numpy, and folders.
+"""Tests of HiFi-GAN's generator against its paper's equations in numpy, and folders.
 
 The weights are random, in the names and shapes in which jik876/hifi-gan writes them.
 """
@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-import reporting
+import training.reporting as reporting
 from bad_rows import judge, say, train
+from command_line.files import DataError
 from dataset import AudioConfig, audio_to_mel, load_wav, mel_to_audio, to_log_mel
-from files import DataError
 from model import Tacotron2Output
+from speech.vocoder import load_vocoder, to_audio
 from stub_model import StubModel, free_running
 from test_dataset_audio import noisy_sweep
 from test_security import Payload
-from tokenizer import Tokenizer
-from vocoder import load_vocoder, to_audio
+from text.tokenizer import Tokenizer
 from world import run, snapshot
 
 CONFIG = AudioConfig()
@@ -295,7 +295,7 @@ def test_no_pickle_is_run(tmp_path):
 
 def test_the_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(DataError, match=r"package transformers.*requirements-vocoder\.txt"):
+    with pytest.raises(DataError, match=r"package transformers.*requirements/vocoder.txt"):
         load_vocoder(write_folder(tmp_path / "v", V3), CONFIG)
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
 from forked_run import CONTEXT, train
-from resuming import read_state
 from test_train_taco import launch, run_flags
-from tracking import Wandb
+from training.checkpoints import read_state
+from training.tracking import Wandb
 
 BLOCK, HEADER = 32768, struct.Struct("<IHB")  # of the LevelDB log that a .wandb file is
 

@@ -1,0 +1,363 @@
+"""The decoder of model.py, faster: the same parameters, the same numbers.
+
+    model = speed_up(Tacotron2(config))     # one line, for training and for speaking
+
+`FastDecoder` overrides teacher forcing and free running. With teacher forcing, frame t needs the
+frames before it in the attention LSTM and the attention only; loops.py runs those two frame
+by frame, and the prenet, the decoder LSTM and the projections are one call over all frames. Free
+running lays the weights out once for all steps, and on a GPU records several steps as one CUDA
+graph.
+
+`speed_up` first runs both decoders on a small batch. Where their numbers differ, because model.py
+was changed and this file was not, the decoder of model.py stays, and a line says so.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fast.loops import (
+    Attention,
+    activate_,
+    attention_loop,
+    can_block,
+    compute_dtype,
+    double,
+    fast_lstm,
+    fold_location,
+    gpu_attention_works,
+    gpu_loops_work,
+    repeated_linear,
+    state_dtype,
+)
+from model import Decoder, DecoderState, Tacotron2, lstm_cell
+
+# Free running, between two looks at the stop token, each of which waits for the device.
+STEPS_AT_ONCE = {"cuda": 8}
+TRIAL_TOLERANCE = 1e-4  # of the norm; rounding is about 1e-6
+TRIAL_SIZES = {  # of the comparison with model.py
+    "num_mels": 4,
+    "encoder_embed_dim": 6,
+    "decoder_rnn_embed_dim": 8,
+    "decoder_dropout_p": 0.3,
+    "decoder_prenet_dim": 5,
+    "attention_dim": 7,
+    "attention_dropout_p": 0.2,
+    "attention_location_n_filters": 3,
+    "attention_location_kernel_size": 3,
+}
+Cell = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # x, h, c -> h, c
+# query, alignment, cumulative_alignment -> context, alignment
+Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class BlockedCell:
+    """An LSTM's weights laid out for many single steps, without a gradient.
+
+    Making it takes as long as 60 steps of a sentence, so it is kept from sentence to sentence,
+    with a copy of the weights it was made from: it is used again only where they are the same.
+    """
+
+    def __init__(self, lstm: nn.Module, dtype: torch.dtype) -> None:
+        self.made_from = [weight.detach().clone() for weight in lstm.parameters()]
+        weight_ih, weight_hh, bias_ih, bias_hh = self.made_from
+        self.dtype = dtype
+        self.product = repeated_linear(torch.cat([weight_ih, weight_hh], dim=1).to(dtype))
+        self.bias = (bias_ih + bias_hh).float()
+
+    def fits(self, lstm: nn.Module) -> bool:
+        """Whether the weights are still those that it was made from."""
+        return all(
+            (kept.device, kept.dtype) == (weight.device, weight.dtype) and torch.equal(kept, weight)
+            for kept, weight in zip(self.made_from, lstm.parameters(), strict=True)
+        )
+
+    def __call__(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """One step: the product in dtype, the rest in float32."""
+        inputs = torch.cat([x, hidden], dim=1).to(self.dtype)
+        preactivations = self.product(inputs).float() + self.bias
+        next_cell = torch.empty_like(cell)
+        return activate_(preactivations, cell, next_cell), next_cell
+
+
+_BLOCKED_CELLS: WeakKeyDictionary = WeakKeyDictionary()  # lstm -> dtype -> BlockedCell
+
+
+def prepare_cell(lstm: nn.Module) -> Cell:
+    """The cell of an LSTM, made ready for many steps in the dtype of autocast where that is on."""
+    weight_hh = list(lstm.parameters())[1]
+    dtype = compute_dtype(weight_hh)
+    if gpu_loops_work(weight_hh.device, dtype):
+        import fast.gpu as fast_gpu
+
+        return fast_gpu.prepare_cell(*(weight.detach() for weight in lstm.parameters()), dtype)
+    if not can_block(weight_hh.to(dtype)):
+        return partial(lstm_cell, lstm=lstm)
+    cells = _BLOCKED_CELLS.setdefault(lstm, {})
+    if dtype not in cells or not cells[dtype].fits(lstm):
+        cells[dtype] = BlockedCell(lstm, dtype)
+    return cells[dtype]
+
+
+def prepare_attention(
+    attention: nn.Module, encoder_outputs: Tensor, padding_mask: Tensor
+) -> Attend:
+    """The attention over a text, made ready for many steps, in float32 or better."""
+    keys = attention.key_layer(encoder_outputs)
+    dtype = state_dtype(encoder_outputs.dtype)
+    encoder_outputs = encoder_outputs.to(dtype)
+    weight_query, weight_location = attention.query_layer.weight, fold_location(attention)
+    doubled = double(keys, weight_query, weight_location, attention.v.weight.squeeze(0))
+    doubled = [x.detach().to(dtype) for x in doubled]
+    half = weight_location.shape[2] // 2
+    if gpu_attention_works(weight_location, encoder_outputs.device, dtype):
+        import fast.gpu as fast_gpu
+
+        return fast_gpu.prepare_attention(encoder_outputs, padding_mask, *doubled)
+    prepared = Attention(*doubled)
+
+    def attend(query: Tensor, alignment: Tensor, cumulative: Tensor) -> tuple[Tensor, Tensor]:
+        location = F.pad(torch.stack([alignment, cumulative], dim=1), (half, half))
+        alignment = prepared.align(location, query, padding_mask, dtype)
+        return torch.bmm(alignment[:, None], encoder_outputs).squeeze(1), alignment
+
+    return attend
+
+
+class FastDecoder(Decoder):
+    """Decoder with fast teacher forcing and free running; made by `speed_up`."""
+
+    def joint_projection(self) -> tuple[Tensor, Tensor]:
+        """Weight (num_mels + 1, ...) and bias of both projections as one.
+
+        A product with one column costs as much as one with 80, and so does its gradient.
+        """
+        projections = (self.mel_projection, self.stop_projection)
+        weight = torch.cat([projection.weight for projection in projections])
+        return weight, torch.cat([projection.bias for projection in projections])
+
+    def forward(
+        self, encoder_outputs: Tensor, padding_mask: Tensor, mels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Teacher forcing; see Decoder.forward."""
+        config = self.config
+        frames = F.pad(mels.transpose(0, 1), (0, 0, 0, 0, 1, -1))  # (T_mel, B, num_mels)
+        prenet_outputs = self.prenet(frames)  # (T_mel, B, decoder_prenet_dim)
+        drops = None
+        if self.training and config.attention_dropout_p:
+            shape = (*prenet_outputs.shape[:2], config.decoder_rnn_embed_dim)
+            drops = F.dropout(prenet_outputs.new_ones(shape), config.attention_dropout_p)
+        keys = self.attention.key_layer(encoder_outputs)  # (B, T_text, attention_dim)
+        run_attention, run_lstm = attention_loop, fast_lstm
+        if torch.compiler.is_compiling():  # the loops are written out: tracing them gains nothing
+            run_attention, run_lstm = map(torch.compiler.disable, (attention_loop, fast_lstm))
+        queries, contexts, alignments = run_attention(
+            prenet_outputs, encoder_outputs, keys, padding_mask, drops, self.attention_rnn,
+            self.attention,
+        )  # fmt: skip
+        rnn_outputs = run_lstm(torch.cat([queries, contexts], dim=2), self.decoder_rnn)
+        rnn_outputs = F.dropout(rnn_outputs, config.decoder_dropout_p, self.training)
+        features = torch.cat([rnn_outputs, contexts.to(rnn_outputs.dtype)], dim=2)
+        outputs = F.linear(features, *self.joint_projection()).transpose(0, 1)
+        return outputs[..., :-1], outputs[..., -1], alignments.transpose(0, 1)
+
+    @torch.no_grad()
+    def run_freely(
+        self, encoder_outputs: Tensor, padding_mask: Tensor, max_decoder_steps: int,
+        stop_threshold: float, guide: Any = None,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
+        """Free running; see Decoder.run_freely. Yields several frames at a time on a GPU."""
+        arguments = encoder_outputs, padding_mask, max_decoder_steps, stop_threshold, guide
+        if self.training:  # with dropout on the LSTMs' outputs, which nobody needs to be fast
+            yield from super().run_freely(*arguments)
+            return
+        mask = padding_mask if guide is None else padding_mask.clone()  # a CUDA graph reads it
+        attend = prepare_attention(self.attention, encoder_outputs, mask)
+        cells = prepare_cell(self.attention_rnn), prepare_cell(self.decoder_rnn)
+        state = self.initial_state(encoder_outputs)
+        carry = (state.context.new_zeros(len(padding_mask), self.config.num_mels), *state)
+        device_type = encoder_outputs.device.type
+        n_steps = STEPS_AT_ONCE.get(device_type, 1)
+        drops = None if guide is None else guide.draw(n_steps)  # the graph reads these too
+        run = partial(
+            self.run_steps, attend, cells, self.joint_projection(), n_steps, guide, mask, drops
+        )
+        stopped = torch.zeros_like(padding_mask[:, 0])  # (B,)
+        n_chunks = n_frames = 0
+        while n_frames < max_decoder_steps and not stopped.all():
+            if drops is not None and n_chunks:
+                drops.copy_(guide.draw(n_steps))
+            # Under autocast the cells, which hold nearly all the weights, run in its dtype. All
+            # else in a step is too small to gain from that, and stays float32.
+            with torch.autocast(device_type, enabled=False):
+                if n_chunks == 1 and n_steps > 1:
+                    import fast.gpu as fast_gpu
+
+                    run = fast_gpu.capture(run, carry)
+                outputs, carry = run(carry)
+            logits, alignments = outputs[1:]
+            ends = (
+                guide.ends(logits, alignments) if guide else torch.sigmoid(logits) > stop_threshold
+            )
+            # The chunk may hold frames after the last item's end, and after the limit.
+            n_kept = min(n_steps, max_decoder_steps - n_frames)
+            newly = ends & ~stopped[:, None]  # (B, n_steps)
+            stopped |= ends.any(dim=1)
+            if n_steps > 1 and stopped.all():
+                n_kept = min(n_kept, int(newly.int().argmax(dim=1).max()) + 1)
+            n_chunks, n_frames = n_chunks + 1, n_frames + n_kept
+            yield tuple(x[:, :n_kept] for x in outputs)
+
+    def run_steps(
+        self, attend: Attend, cells: tuple[Cell, Cell], projection: tuple[Tensor, Tensor],
+        n_steps: int, guide: Any, mask: Tensor, drops: Tensor | None, carry: tuple[Tensor, ...],
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:  # fmt: skip
+        """Decoder.step, n_steps times, without a look at the stop token.
+
+        Args:
+            guide: see Tacotron2.infer; None for none.
+            mask: (B, T_text) bool, what `attend` reads; here the guide writes into it.
+            drops: (n_steps, depth, B, decoder_prenet_dim), see Prenet.forward; None to draw them.
+            carry: the previous frame and the state, (frame, *state).
+
+        Returns:
+            (frames (B, n_steps, num_mels), stop_logits (B, n_steps), alignments
+            (B, n_steps, T_text)) and the next carry.
+        """
+        frame, state = carry[0], DecoderState(*carry[1:])
+        outputs = []
+        for i in range(n_steps):
+            if guide:
+                mask.copy_(guide.mask(state.alignment))
+            prenet_output = self.prenet(frame, None if drops is None else drops[i])
+            x = torch.cat([prenet_output, state.context], dim=1)
+            hidden, cell = cells[0](x, state.attention_hidden, state.attention_cell)
+            context, alignment = attend(hidden, state.alignment, state.cumulative_alignment)
+            x = torch.cat([hidden, context], dim=1)
+            state = DecoderState(
+                hidden,
+                cell,
+                *cells[1](x, state.decoder_hidden, state.decoder_cell),
+                context,
+                alignment,
+                state.cumulative_alignment + alignment,
+            )
+            features = torch.cat([state.decoder_hidden, context], dim=1)
+            output = F.linear(features, *projection)  # (B, num_mels + 1)
+            frame = output[:, :-1]
+            outputs.append((frame, output[:, -1], alignment))
+        frames, stop_logits, alignments = (torch.stack(x, 1) for x in zip(*outputs, strict=True))
+        return (frames, stop_logits, alignments), (frame, *state)
+
+
+# Switching
+
+
+def speed_up(model: Tacotron2) -> Tacotron2:
+    """Gives the model a FastDecoder, with the same parameters, where that computes the same.
+
+    Where it does not, the model keeps its decoder, and one line on stderr says why.
+
+    Returns:
+        The same model.
+    """
+    reason = twin_difference(model.decoder)
+    if reason is None:
+        model.decoder = make_twin(model.decoder)
+    elif os.environ.get("RANK", "0") == "0":  # one process of several speaks
+        print(
+            f"fast/decoder.py does not fit this model: {reason}. The plain loops of model.py run "
+            "instead, to the right numbers but slower; --no-fast_decoder asks for them without "
+            "this line, and the same change in fast/decoder.py makes it fast again",
+            file=sys.stderr,
+            flush=True,
+        )
+    return model
+
+
+def make_twin(decoder: Decoder) -> FastDecoder:
+    """A FastDecoder that shares the parts of `decoder`."""
+    with torch.device("meta"):  # takes no memory, and no random numbers from training
+        twin = FastDecoder(decoder.config)
+    for name, part in decoder.named_children():
+        setattr(twin, name, part)
+    return twin.train(decoder.training)
+
+
+def twin_difference(decoder: nn.Module) -> str | None:
+    """Says how a decoder differs from what FastDecoder was written for; None if it does not.
+
+    Builds both decoders at a small size, which is a matter of milliseconds, and compares teacher
+    forcing in train mode, with the gradients, and free running in eval mode.
+    """
+    if type(decoder) is not Decoder:
+        return f"its decoder is a {type(decoder).__name__}, expected model.py's Decoder"
+    with torch.random.fork_rng(devices=[]):  # the trial leaves training's random numbers alone
+        torch.manual_seed(0)
+        plain = Decoder(replace(decoder.config, **TRIAL_SIZES))
+    for (name, part), known in zip(decoder.named_modules(), plain.modules(), strict=False):
+        if type(part) is not type(known):
+            return f"decoder.{name} is a {type(part).__name__}, expected a {type(known).__name__}"
+        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+            return f"decoder.{name} has a hook, or a forward of its own"
+    try:
+        twin = make_twin(plain)
+        with torch.inference_mode(False), torch.autocast("cpu", enabled=False), KnownDropout():
+            results = [trial_results(either) for either in (plain, twin)]
+    except Exception as error:  # whatever a changed part brings up
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    for name, ours in results[0].items():
+        distance = float((results[1][name] - ours).norm() / ours.norm().clamp_min(1e-30))
+        if not distance < TRIAL_TOLERANCE:
+            return f"{name} differ from those of model.py by {distance:.1g} of their size"
+    return None
+
+
+class KnownDropout(TorchFunctionMode):
+    """F.dropout as a factor that is the same for a channel in all calls, instead of a random one.
+
+    Then two decoders give the same numbers only if they apply the same dropout in the same place.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not F.dropout:
+            return function(*args, **(kwargs or {}))
+        return self.scale(*args, **(kwargs or {}))
+
+    @staticmethod
+    def scale(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        """x (..., C) times 1 - p to 1 + p; the arguments of F.dropout."""
+        if not training:
+            return x
+        return x * (1 + p * torch.cos(torch.arange(x.shape[-1], device=x.device)))
+
+
+def trial_results(decoder: Decoder) -> dict[str, Tensor]:
+    """Outputs and gradients on a few frames of two texts, one of them padded."""
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(2, 30, decoder.config.encoder_embed_dim, generator=generator)
+    mels = torch.randn(2, 6, decoder.config.num_mels, generator=generator)
+    padding_mask = torch.tensor([[False] * 30, [False] * 21 + [True] * 9])
+    names = ("mels_before", "stop_logits", "alignments")
+    with torch.enable_grad():
+        forced = decoder.train()(text.requires_grad_(), padding_mask, mels.requires_grad_())
+        sources = {"encoder_outputs": text, "mels": mels, **dict(decoder.named_parameters())}
+        # Of one number: for those of several, torch imports sympy, which takes 0.3 s.
+        weighted = sum((x * x.detach().cos()).sum() for x in forced)
+        gradients = torch.autograd.grad(weighted, list(sources.values()))
+    with torch.no_grad():
+        free = decoder.eval().infer(text, padding_mask, max_decoder_steps=6, stop_threshold=1.0)
+    return {
+        **{f"its teacher-forced {name}": x.detach() for name, x in zip(names, forced, strict=True)},
+        **{f"the gradients of {name}": x for name, x in zip(sources, gradients, strict=True)},
+        **{f"its free-running {name}": x for name, x in zip(names, free, strict=True)},
+    }

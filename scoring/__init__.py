@@ -1,0 +1,1 @@
+"""How well a voice speaks: alignments, word starts, mel distance, word errors, pictures."""

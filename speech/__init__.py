@@ -1,0 +1,1 @@
+"""What synthesize.py uses: a voice on disk or the Hub, speaking, streaming, HiFi-GAN."""

@@ -1,0 +1,290 @@
+"""The folder on disk that a voice is: config.json and model.safetensors. No pickle is opened.
+
+    voice = load_checkpoint("work_dir/tacotron2/final_checkpoint")
+    voice = load_checkpoint("USER/NAME")   # of the Hugging Face Hub, see speech/hub.py
+
+config.json holds the sizes of the model, the audio settings, the symbols and how text is cleaned,
+which is all that speaking needs beside the weights. What training keeps in the same folder is in
+training/checkpoints.py. Here too: the types and devices that a model speaks in and on.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+import safetensors.torch
+import torch
+
+from command_line.files import DataError
+from dataset import AudioConfig
+from fast.decoder import speed_up
+from model import Tacotron2, Tacotron2Config
+from speech.hub import find_checkpoint
+from text.tokenizer import Tokenizer
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+FORMAT_VERSION = 1
+MAX_PARAMETERS = 10**9  # of a model: 4 GB in float32
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that a model speaks in
+
+
+class Voice(NamedTuple):
+    """A checkpoint, ready to speak."""
+
+    model: Tacotron2
+    audio_config: AudioConfig
+    tokenizer: Tokenizer
+
+
+def write_config(
+    directory: str | Path,
+    model_config: Tacotron2Config,
+    audio_config: AudioConfig,
+    tokenizer: Tokenizer,
+) -> None:
+    """Writes config.json: all that inference needs beside the weights."""
+    config = {
+        "format_version": FORMAT_VERSION,
+        **asdict(model_config),
+        "audio": asdict(audio_config),
+        "symbols": list(tokenizer.symbols),
+        "cleaner": tokenizer.cleaner,
+    }
+    (Path(directory) / CONFIG_FILE).write_text(
+        json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8"
+    )
+
+
+def check_fields(path: Path, given: dict[str, Any], config_class: type) -> None:
+    """Holds what a JSON file gives for a config against the config's fields and their types.
+
+    Raises:
+        DataError: naming the field that is missing, unknown or of another type.
+    """
+    odd = set(given) ^ {field.name for field in fields(config_class)}
+    if odd:
+        raise DataError(f"{path}: {sorted(odd)[0]} is missing or unknown")
+    for name, kind in get_type_hints(config_class).items():
+        if type(given[name]) not in ((int, float) if kind is float else (kind,)):
+            raise DataError(f"{path}: {name} must be {kind.__name__}, found {given[name]!r:.40}")
+
+
+def outline_model(model_config: Tacotron2Config) -> Tacotron2:
+    """The model on the meta device: its names and shapes, without memory for any weight.
+
+    Raises:
+        DataError: when it has more than MAX_PARAMETERS.
+    """
+    with torch.device("meta"):
+        model = Tacotron2(model_config)
+    n_parameters = sum(p.numel() for p in model.parameters())
+    if n_parameters > MAX_PARAMETERS:
+        raise DataError(
+            f"the sizes make a model of {n_parameters:,} parameters, at most {MAX_PARAMETERS:,} "
+            "can be; the defaults have some 28,000,000"
+        )
+    return model
+
+
+def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, Tokenizer]:
+    """Reads config.json of a checkpoint folder.
+
+    Raises:
+        DataError: when it is missing, not JSON, of a newer format, lacks or invents a field, or is
+            that of `save_pretrained`, without audio settings and symbols.
+    """
+    path = Path(directory) / CONFIG_FILE
+    if not os.path.isdir(directory):  # unlike Path.is_dir, False for any unusable name
+        raise DataError(f"{directory}: no such checkpoint folder")
+    if not os.path.isfile(path):
+        raise DataError(f"{directory}: not a checkpoint folder, {CONFIG_FILE} is missing")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config, dict) and not {"format_version", "audio", "symbols"} & set(config):
+            raise DataError(
+                f"{path}: has neither audio settings nor symbols, which save_pretrained does not "
+                f"know: copy {CONFIG_FILE} of the checkpoint that the model came from to "
+                f"{directory}, or call write_config({str(directory)!r}, model.config, "
+                "audio_config, tokenizer) of speech/voice.py"
+            )
+        version = config.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"{path}: format_version {version!r:.40} is not the {FORMAT_VERSION} read here"
+            )
+        audio, symbols = config.pop("audio"), config.pop("symbols")
+        cleaner = config.pop("cleaner", "english")  # older versions had no other
+        config.pop("fast_decoder", None)  # older versions wrote it here
+        for given, config_class in ((config, Tacotron2Config), (audio, AudioConfig)):
+            check_fields(path, given, config_class)
+        result = Tacotron2Config(**config), AudioConfig(**audio), Tokenizer(symbols, cleaner)
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path}: not a checkpoint's config ({error})") from None
+    if result[0].vocab_size != result[2].vocab_size or result[0].num_mels != result[1].num_mels:
+        raise DataError(f"{path}: model, symbols and audio do not fit each other")
+    return result
+
+
+def check_shapes(path: Path, model_config: Tacotron2Config) -> None:
+    """Holds the shapes in a weights file against the model's, before either takes memory.
+
+    Raises:
+        DataError: when the model is too large, or naming a tensor that is missing, unknown or of
+            another shape.
+    """
+    try:
+        outline = outline_model(model_config).state_dict()
+    except DataError as error:
+        raise DataError(f"{path.with_name(CONFIG_FILE)}: {error}") from None
+    expected = {name: [*tensor.shape] for name, tensor in outline.items()}
+    with safetensors.safe_open(path, "pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    for name in sorted(expected.keys() | found):
+        if expected.get(name) != found.get(name):
+            shapes = f"{name} is {found.get(name, 'missing')}, not {expected.get(name, 'expected')}"
+            raise DataError(f"{path}: weights do not fit {CONFIG_FILE} ({shapes})")
+
+
+def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -> Voice:
+    """A checkpoint folder, or USER/NAME of the Hub, to a Voice in eval mode. No pickle is opened.
+
+    Raises:
+        DataError: when config.json or model.safetensors is missing, broken or does not fit, or the
+            Hub does not give them.
+    """
+    directory = find_checkpoint(directory)
+    model_config, audio_config, tokenizer = read_config(directory)
+    path = Path(directory) / WEIGHTS_FILE
+    if not path.is_file():
+        raise DataError(f"{directory}: {WEIGHTS_FILE} is missing")
+    try:
+        check_shapes(path, model_config)
+        model = Tacotron2(model_config)
+        state = safetensors.torch.load_file(path)
+        model.load_state_dict(state)
+    except (safetensors.SafetensorError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: weights do not fit config.json ({reason})") from None
+    broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise DataError(f"{path}: {broken[0]} holds NaN or infinity")
+    return Voice(speed_up(model).to(device).eval(), audio_config, tokenizer)
+
+
+def device_argument(value: str) -> str:
+    """argparse type: a device that is there."""
+    try:
+        torch.empty(0, device=value)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0][:120]
+        raise argparse.ArgumentTypeError(f"{value} cannot be used ({reason})") from None
+    return value
+
+
+def inference_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Where the model speaks in `dtype`: bfloat16 for its products, float32 for what adds up.
+
+    Cells, alignments and the stored weights stay float32.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def list_differences(
+    path: Path, model_config: Tacotron2Config, audio_config: AudioConfig, tokenizer: Tokenizer
+) -> list[str]:
+    """What a checkpoint's config.json has otherwise than these, a phrase for each.
+
+    Raises:
+        DataError: when config.json cannot be read.
+    """
+    saved_model, saved_audio, saved_tokenizer = read_config(path)
+    differences = []
+    for saved, given in ((saved_model, model_config), (saved_audio, audio_config)):
+        for name, value in asdict(saved).items():
+            if value != getattr(given, name) and name != "vocab_size":
+                differences.append(f"--{name} was {value} and is now {getattr(given, name)}")
+    if saved_tokenizer.symbols != tokenizer.symbols:
+        n_saved, n_given = saved_tokenizer.vocab_size, tokenizer.vocab_size
+        differences.append(f"the symbols differ ({n_saved} were saved, {n_given} are given)")
+    if saved_tokenizer.cleaner != tokenizer.cleaner:
+        differences.append(
+            f"--cleaner was {saved_tokenizer.cleaner} and is now {tokenizer.cleaner}"
+        )
+    return differences
+
+
+def move_embeddings(
+    saved: torch.Tensor, own: torch.Tensor, saved_symbols: Sequence[str], symbols: Sequence[str]
+) -> tuple[torch.Tensor, list[str]]:
+    """Embeddings (vocab_size, character_embed_dim) with every symbol's row where it now stands.
+
+    Args:
+        saved, own: the checkpoint's embeddings, and fresh ones for symbols that it has not.
+
+    Returns:
+        The embeddings, and what differs, a phrase for each.
+    """
+    places = {symbol: i for i, symbol in enumerate(saved_symbols)}
+    rows = [saved[places[s]] if s in places else own[i] for i, s in enumerate(symbols)]
+    new = [symbol for symbol in symbols if symbol not in places]
+    gone = [symbol for symbol in saved_symbols if symbol not in set(symbols)]
+    said = [
+        f"{what}: {' '.join(map(repr, some))}"
+        for what, some in (("new symbols, not yet learned", new), ("symbols left out", gone))
+        if some
+    ]
+    return torch.stack(rows), said
+
+
+def warm_start(
+    model: Tacotron2,
+    path: Path,
+    audio_config: AudioConfig,
+    tokenizer: Tokenizer,
+    allow_mismatch: bool,
+) -> list[str]:
+    """Copies the weights of a checkpoint into `model`; optimizer and step count stay new.
+
+    Embeddings are copied symbol by symbol, whatever their order and number, and text may be cleaned
+    in another way. With allow_mismatch,
+    what else does not fit keeps its fresh initialisation.
+
+    Returns:
+        What differs from the checkpoint, a phrase for each.
+
+    Raises:
+        DataError: when something does not fit and allow_mismatch is off.
+    """
+    voice = load_checkpoint(path)
+    saved, own = voice.model.state_dict(), model.state_dict()
+    misfits = list_differences(path, model.config, audio_config, voice.tokenizer)
+    text_said, name = [], "encoder.embedding.weight"
+    if saved[name].shape[1] == own[name].shape[1]:
+        tables = voice.tokenizer.symbols, tokenizer.symbols
+        saved[name], text_said = move_embeddings(saved[name], own[name], *tables)
+    if voice.tokenizer.cleaner != tokenizer.cleaner:
+        text_said.append(f"--cleaner was {voice.tokenizer.cleaner} and is now {tokenizer.cleaner}")
+    fitting = {}
+    for name, weight in own.items():
+        if name not in saved:
+            misfits.append(f"{name} is not in the checkpoint")
+        elif saved[name].shape != weight.shape:
+            shapes = f"{tuple(saved[name].shape)} there, {tuple(weight.shape)} here"
+            misfits.append(f"{name} has another shape ({shapes}), left out")
+        else:
+            fitting[name] = saved[name]
+    misfits += [f"{name} has no place here" for name in saved if name not in own]
+    if misfits and not allow_mismatch:
+        raise DataError(
+            f"--warm_start {path}: {'; '.join(misfits[:8])}; --warm_start_allow_mismatch takes "
+            "what fits"
+        )
+    model.load_state_dict(fitting, strict=False)
+    return text_said + misfits
