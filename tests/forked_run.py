@@ -20,8 +20,14 @@ import torch
 
 import train_taco
 import training.validation as validation
-from mutants import PRELOADED
 
+PRELOADED = (  # slow to import
+    "pytest", "hypothesis", "torch", "torch._dynamo", "torchaudio", "accelerate", "pandas",
+    "huggingface_hub.hub_mixin",
+    "scipy.fft", "soundfile", "librosa.core.audio", "librosa.filters", "librosa.sequence",
+    "matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.Image", "num2words",
+    "safetensors.torch",
+)  # fmt: skip
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(list(PRELOADED))
 LONGEST_SECONDS = 300.0

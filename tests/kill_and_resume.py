@@ -44,8 +44,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_taco
 from conftest import make_tiny_corpus
 from dataset import Batch
-from forked_run import draw_nothing, process_variables
-from mutants import PRELOADED
+from forked_run import PRELOADED, draw_nothing, process_variables
 from training.checkpoints import TEMPORARY_PREFIX, list_checkpoints, read_state
 from training.setup import Run
 

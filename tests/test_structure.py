@@ -6,6 +6,7 @@ Each rule lists what breaks it, and is tried on sources that do.
 import ast
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -128,7 +129,7 @@ BREACHES = [  # a rule, a module, and what is added to it
     (find_more_in_the_model, "fast.kernels", "from fast.loops import forward_loop"),
     (find_slow_starts, "command_line.files", "import torch"),
     (find_slow_starts, "corpora.layouts", "from text.tokenizer import Tokenizer"),
-    (find_long_functions, "model", "class Any:\n" + LONG.replace("\n", "\n    ")),
+    (find_long_functions, "model", "class Any:\n" + textwrap.indent(LONG, "    ")),
     (find_unused, "scoring.pictures", "def nobody_calls_this():\n    pass"),
 ]
 Rule = Callable[[Sources], list[str]]

@@ -1,0 +1,64 @@
+"""How every script starts and ends: a mistake of the user's is one sentence, a lost console no harm.
+
+@script
+def main(argv: list[str] | None = None) -> None: ...
+"""
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from command_line.files import DataError
+
+
+def say(*lines: object, file: TextIO | None = None) -> None:
+    """Prints lines. Where the console is closed or its disk is full, they are lost, not the work."""
+    with suppress(OSError):
+        print(*lines, sep="\n", file=file or sys.stdout, flush=True)
+
+
+def warn(message: object) -> None:
+    """Prints a message to stderr, on one line, behind the name of the script that runs."""
+    name = Path(sys.argv[0]).name
+    say(f"{name}: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def script(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a script's `main`: a DataError or Ctrl-C ends it with one line on stderr.
+
+    What the console's encoding lacks is printed as an escape, instead of ending the script.
+    """
+    name = Path(inspect.unwrap(main).__code__.co_filename).name
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a notebook's stream has no encoding to fail in
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            return main(argv)
+        except DataError as error:
+            sys.exit(f"{name}: {' '.join(str(error).split())}")
+        except KeyboardInterrupt:
+            say(f"{name}: interrupted", file=sys.stderr)
+            sys.exit(130)
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                discard_unwritable(stream)
+
+    return run
+
+
+def discard_unwritable(stream: TextIO) -> None:
+    """Flushes a stream; where that fails, Python would try again at its end and exit with 120."""
+    try:
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
