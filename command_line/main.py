@@ -1,7 +1,7 @@
-"""How every script starts and ends: a mistake of the user's is one sentence, a lost console no harm.
+"""How every script starts and ends: a user's mistake is one sentence, a lost console no harm.
 
-@script
-def main(argv: list[str] | None = None) -> None: ...
+    @script
+    def main(argv: list[str] | None = None) -> None: ...
 """
 
 import functools
@@ -17,13 +17,13 @@ from command_line.files import DataError
 
 
 def say(*lines: object, file: TextIO | None = None) -> None:
-    """Prints lines. Where the console is closed or its disk is full, they are lost, not the work."""
+    """Prints lines. Where the console is closed or the disk full, they are lost, not the work."""
     with suppress(OSError):
         print(*lines, sep="\n", file=file or sys.stdout, flush=True)
 
 
 def warn(message: object) -> None:
-    """Prints a message to stderr, on one line, behind the name of the script that runs."""
+    """Prints a message to stderr, on one line, after the name of the running script."""
     name = Path(sys.argv[0]).name
     say(f"{name}: {' '.join(str(message).split())}", file=sys.stderr)
 
