@@ -16,6 +16,7 @@ import torch
 from accelerate.commands.launch import launch_command_parser
 
 from conftest import REPO
+from training.config import make_configs
 
 PAGES = {
     str(path.relative_to(REPO)): path.read_text(encoding="utf-8")
@@ -99,8 +100,10 @@ def read_flags(script: str, flags: list[str]) -> None:
         required = [action.option_strings[0] for action in parser._actions if action.required]
         flags = [*(flag for flag in flags if flag != "..."), *(f"{name}=x" for name in required)]
     flags = ["cpu" if flag == "cuda" else flag for flag in flags]  # scripts look for the device
-    read = getattr(module_of(script), "parse_args", parser.parse_args)
-    read(flags, "") if script == "train_taco.py" else read(flags)
+    if script == "train_taco.py":
+        make_configs(parser, parser.parse_args(flags))
+    else:
+        getattr(module_of(script), "parse_args", parser.parse_args)(flags)
 
 
 def read_command(command: str) -> None:
