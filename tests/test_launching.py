@@ -19,7 +19,6 @@ from accelerate.utils.launch import (
     prepare_simple_launcher_cmd_env,
 )
 from safetensors.torch import load_file
-from training.setup import describe_batch, synchronize_batch_norm
 
 import train_taco
 import training.processes as processes
@@ -28,6 +27,7 @@ from model import Tacotron2, Tacotron2Config
 from test_synthesize import SMALL
 from test_train_taco import REPO, run_flags
 from training.config import CONFIG_CLASSES, FROM_TOKENIZER, parse_args
+from training.setup import describe_batch, synchronize_batch_norm
 from world import HEADER, TEXT, run
 
 README = (REPO / "README.md").read_text(encoding="utf-8")
