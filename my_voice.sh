@@ -5,7 +5,7 @@
 #   make my_voice RECORDINGS=DIR CHECKPOINT=voices/other VOICE=anna EPOCHS=80
 # RECORDINGS is a folder that prep_splits.py reads, at any sampling rate. The folder VOICE gets:
 #   recordings/        a report on the recordings, and pairs of sound and text that look wrong
-#   samples/           pictures and sounds of every validation, alignment.gif, loss.png
+#   samples/voice/     pictures and sounds of every validation, alignment.gif, loss.png
 #   report.txt, worst/ scores on the sentences held out, and pictures of the worst
 #   suspects/          the five training clips with the worst scores: check their texts
 #   spoken/            new sentences in the new voice
@@ -83,6 +83,6 @@ python synthesize.py --checkpoint "$checkpoint" --output_dir "$VOICE/spoken" --o
     "Can you hear my new voice?" "Please hold the line, I will be with you in a moment." ||
     test $? = 2 # a sentence failed, and synthesize.py has named it
 echo
-echo "Look at    $VOICE/recordings/recordings.png, $VOICE/samples/alignment.gif, $VOICE/worst/*.png"
+echo "Look at    $VOICE/recordings/recordings.png, $VOICE/samples/voice/alignment.gif, $VOICE/worst/*.png"
 echo "Check      $VOICE/suspects/*.png: the training clips with the worst scores"
 echo "Listen to  $VOICE/spoken/*.wav"

@@ -88,7 +88,7 @@ def test_a_voice_from_recordings(rehearsal, tmp_path):
     assert json.loads((voice / "report.json").read_text())["words"] > 0
     assert "word start error" in (voice / "report.txt").read_text()
     pictures = ["recordings/recordings.png", "worst/worst_1.png", "suspects/worst_1.png",
-                "samples/alignment.gif", "samples/loss.png"]  # fmt: skip
+                "samples/voice/alignment.gif", "samples/voice/loss.png"]  # fmt: skip
     assert all((voice / name).is_file() for name in pictures)
     assert len(pd.read_csv(voice / "suspects.csv")) == 10, "all training clips are scored"
     assert soundfile.info(voice / "spoken" / "001.wav").samplerate == 22050
