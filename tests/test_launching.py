@@ -19,9 +19,9 @@ from accelerate.commands import launch as launcher
 
 from conftest import REPO
 from forked_run import train
-from test_train_taco import launcher_words, run_flags
+from runs import launcher_words, run_flags
 from training.checkpoints import list_checkpoints
-from training.config import CONFIG_CLASSES, FROM_TOKENIZER, parse_args
+from training.config import CONFIG_CLASSES, FROM_TOKENIZER, make_configs, make_parser
 from world import HEADER, TEXT, run
 
 PAGES = [REPO / "README.md", *sorted(REPO.glob("docs/*.md"))]
@@ -62,6 +62,12 @@ def test_each_documented_launch_starts_as_many_processes_as_its_row_says(eight_g
     assert processes_here(["train_taco.py", "--batch_size", "64"]) == N_GPUS
 
 
+def parse(flags):
+    """Read flags as train_taco.py does."""
+    parser = make_parser("")
+    return make_configs(parser, parser.parse_args(flags))
+
+
 def start_stubbed(tmp_path, *words, script=REPO / "train_taco.sh", **variables):
     """Run train_taco.sh with programs that print their process id and arguments."""
     programs = {
@@ -82,10 +88,10 @@ def test_the_script_becomes_python_or_the_launcher(eight_gpus, tmp_path):
     """No shell stays behind, which would have to pass signals on."""
     pid, words = start_stubbed(tmp_path, "--seed", "7", MIXED_PRECISION="fp16")
     assert words[:3] == [str(pid), "fp16", "train_taco.py"]
-    assert parse_args(words[3:], "")[0].seed == 7
+    assert parse(words[3:]).train.seed == 7
     pid, words = start_stubbed(tmp_path, "--seed", "7", NUM_PROCESSES="4")
     assert words[0] == str(pid) and words[2] == "launch" and processes_here(words[3:]) == 4
-    assert parse_args(words[words.index("train_taco.py") + 1 :], "")[0].seed == 7
+    assert parse(words[words.index("train_taco.py") + 1 :]).train.seed == 7
 
 
 def test_nohup_keeps_several_processes_alive(handlers_of_signals, tmp_path):
@@ -101,7 +107,7 @@ def test_the_script_shows_every_flag_of_training(tmp_path):
     script = tmp_path / "train_taco.sh"
     script.write_text(re.sub(r"^( +)# (--\w)", r"\1\2", SCRIPT, flags=re.MULTILINE))
     _, (_, _, _, *flags) = start_stubbed(tmp_path, script=script)
-    parse_args(flags, "")
+    parse(flags)
     fields = {name for config in CONFIG_CLASSES for name in config.__dataclass_fields__}
     shown = sorted(word for word in flags if word.startswith("--"))
     assert shown == sorted(f"--{name}" for name in fields - {*FROM_TOKENIZER})
@@ -110,12 +116,12 @@ def test_the_script_shows_every_flag_of_training(tmp_path):
 def test_the_script_shows_the_defaults(tmp_path):
     """Paths, --num_workers and --log_wandb belong to one machine or user."""
     _, (_, _, _, *flags) = start_stubbed(tmp_path)
-    shown = parse_args(flags, "")
+    shown = parse(flags)
     paths = ("working_directory", "save_audio_gen", "path_to_train_manifest",
              "path_to_val_manifest")  # fmt: skip
-    defaults = parse_args([f"--{name}={getattr(shown[0], name)}" for name in paths], "")
-    others = {"num_workers": 32, "log_wandb": True}
-    assert shown[:3] == (replace(defaults[0], **others), *defaults[1:3])
+    defaults = parse([f"--{name}={getattr(shown.train, name)}" for name in paths])
+    own = replace(defaults.train, num_workers=32, log_wandb=True)
+    assert shown == defaults._replace(train=own)
 
 
 @pytest.mark.slow
@@ -175,7 +181,7 @@ def save(number, _):
 for name in NAMES:
     if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
         signal.signal(getattr(signal, name), save)
-print("ready", flush=True)
+os.write(1, b"ready\\n")  # at once, unlike print
 while True:
     time.sleep(1)
 """
@@ -192,7 +198,7 @@ class Started(subprocess.Popen):
             ["env", *variables, "bash", script, *map(str, flags)], start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        self.timer = threading.Timer(120, self.kill_all)
+        self.timer = threading.Timer(150, self.kill_all)
         self.timer.start()
 
     def wait_for_line(self, words, times=1):
@@ -293,6 +299,7 @@ def test_a_signal_in_a_step_ends_training_with_a_checkpoint(
     else:
         started.send_signal(signal.SIGTERM)
     output, errors = started.communicate()
+    print(output, errors)
     (checkpoint,) = list_checkpoints(tmp_path / "work" / "tiny")
     assert f"checkpoint: {checkpoint}" in output and checkpoint.name.startswith("checkpoint_0_step")
     assert started.find_processes() == [] and errors.count("Traceback") == processes - 1, errors
