@@ -1,7 +1,7 @@
 """Clean text for a table of symbols: keep its characters, make the others plain.
 
-    clean_text("Caf\u00e9 No. 5")                        # "cafe number five"
-    clean_text("Sch\u00f6n, Nr. 5", known, "basic")      # "sch\u00f6n, nr. 5", where known has \u00f6 and 5
+    clean_text("Caf\u00e9 No. 5", known)              # "cafe number five"
+    clean_text("Sch\u00f6n, Nr. 5", known, "basic")  # "sch\u00f6n, nr. 5", where it has them
 
 What the table lacks is written in lower case, without accents, with a keyboard's punctuation.
 The cleaner "english" first spells out what is read aloud as English words (english.py, numbers.py).

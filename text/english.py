@@ -5,7 +5,7 @@
     spell_signs("R&D = fun", known)                      # "R and D  equals  fun"
 
 Numbers are in numbers.py. Letters keep their case, because it tells "No. 5" from "no. It" and
-"IT" from "it". Facts about single words stand in the tables below, one rule for all in the code.
+"IT" from "it".
 """
 
 import re
@@ -124,7 +124,7 @@ _NUMBER_AHEAD = re.compile(r"\s*#?(?:\d|[IVX]{2,}\b)")
 _NUMBER_BEHIND = re.compile(r"\d[ -]?\Z")
 _NAME_AHEAD = re.compile(r"\s*[A-Z]")
 _NAME_BEHIND = re.compile(r"\b[A-Z][\w'-]* \Z")
-_ORDINAL_BEHIND = re.compile(r"\d(?:st|nd|rd|th) \Z")
+_ORDINAL_BEHIND = re.compile(r"\d(?:st|nd|rd|th)[ -]\Z")
 _BRITISH_TITLE = re.compile(r"\b(?:Mr|Mrs|Ms|Dr)(?=\s+[A-Z])")
 _LETTERS = re.compile(r"(?<![\w.'])(?:(?:[A-Za-z]\.){2,}(?:[A-Z](?![\w.]))?|[A-Z]\.[A-Z](?![\w.]))")
 _INITIALS = re.compile(r"(?<![\w.'])[A-Z]\.(?:\s[A-Z]\.)*(?=\s+[A-Z\"'(]|[A-Z]|\s+[a-z])")
@@ -250,7 +250,7 @@ def _spell_initials(match: re.Match) -> str:
 
 
 def expand_codes(text: str) -> str:
-    """Write Roman numbers in figures, and the letters of codes such as MP3 apart from each other."""
+    """Write Roman numbers in figures, and the letters of codes such as MP3 apart."""
     text = _WORLD_WAR.sub(lambda m: f"World War {2 if m[1] in ('II', '2') else 1}", text)
     text = _ROMAN.sub(_write_roman, text)
     return _CODE.sub(lambda m: " ".join(m[0].lower()) + " ", text)
@@ -274,7 +274,9 @@ def spell_capitals(text: str, is_shouted: bool = False) -> str:
 
     def spell(match: re.Match) -> str:
         word = match[1].lower()
-        around = text[max(0, match.start() - 1) : match.start()] + text[match.end() : match.end() + 1]
+        around = (
+            text[max(0, match.start() - 1) : match.start()] + text[match.end() : match.end() + 1]
+        )
         is_joined = len(word) <= 3 and "&" in around  # AT&T
         is_initialism = word in INITIALISMS and not (is_shouted and word in WORDS_WHEN_SHOUTED)
         is_odd = len(word) <= MAX_SPELLED and not is_pronounceable(word) and word not in UTTERANCES

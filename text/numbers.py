@@ -29,7 +29,14 @@ CURRENCIES = {  # the names of one and of several, and of hundredths where peopl
     "\u00a2": ("cent", "cents"),
     "CHF": ("franc", "francs"),
 }
-CODES = {"USD": "$", "GBP": "\u00a3", "EUR": "\u20ac", "JPY": "\u00a5", "INR": "\u20b9", "CHF": "CHF"}
+CODES = {
+    "USD": "$",
+    "GBP": "\u00a3",
+    "EUR": "\u20ac",
+    "JPY": "\u00a5",
+    "INR": "\u20b9",
+    "CHF": "CHF",
+}
 NATIONS = {"US": "", "A": "Australian ", "AU": "Australian ", "C": "Canadian ", "CA": "Canadian "}
 MAGNITUDES = {
     "k": "thousand", "m": "million", "mn": "million", "bn": "billion", "b": "billion",
@@ -216,7 +223,7 @@ def _write_amount(match: re.Match) -> str:
 
 
 def _write_money(match: re.Match) -> str:
-    """Write '$3.50', '\u20ac3,50', '\u00a35m', '$1.5 million', 'US$5', '5 EUR', '$5/kg' in words."""
+    """Write '$3.50', '\u20ac3,50', '\u00a35m', '$1.5 million', 'US$5', '5 EUR', '$5/kg'."""
     found = match.groupdict()
     sign = CODES.get(found["sign"], found["sign"])
     names = CURRENCIES[sign]
