@@ -38,7 +38,7 @@ from command_line.flags import FlagParser
 from command_line.main import say, script
 from dataset import AudioConfig
 from model import Tacotron2, Tacotron2Config
-from speech.voice import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, write_config
+from speech.voice import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, outline_model, write_config
 from text.phonemes import ARPABET
 from text.tokenizer import Tokenizer
 
@@ -152,13 +152,13 @@ def model_from_peer(state: dict[str, Tensor], layout: str, path: Path) -> Tacotr
     try:
         config = infer_config(state, layout)
         AudioConfig(num_mels=config.num_mels)  # checks the number
+        outline = outline_model(config)  # without memory, until the shapes are known to fit
     except ValueError as error:
         raise DataError(f"{path}: {layout} weights of sizes that do not fit ({error})") from None
-    with torch.device("meta"):  # no memory before the shapes are known to fit
-        names = {peer_name(n, layout): t for n, t in Tacotron2(config).state_dict().items()}
-    absent = [name for name in names if name.endswith(COUNTER) and name not in state]
+    expected = {peer_name(name, layout): t for name, t in outline.state_dict().items()}
+    absent = [name for name in expected if name.endswith(COUNTER) and name not in state]
     state = state | dict.fromkeys(absent, torch.tensor(0))
-    if faults := find_faults(state, names):
+    if faults := find_faults(state, expected):
         more = f"; {len(faults) - 3} more such entries" if len(faults) > 3 else ""
         raise DataError(f"{path}: not a {layout} Tacotron 2: {'; '.join(faults[:3])}{more}")
     if absent:
