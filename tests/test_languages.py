@@ -104,5 +104,6 @@ def test_a_run_warns_of_letters_that_its_symbols_lack(flags):
     ],
 )
 def test_a_wrong_flag_is_one_sentence(flags, capsys, more, reason):
-    code, message = run("train_taco", *flags[0], *more, capsys=capsys)
+    words = [*flags[0], "--experiment_name", "wrong", *more]
+    code, message = run("train_taco", *words, capsys=capsys)
     assert code and reason in message and message.count("\n") == 1
