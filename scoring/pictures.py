@@ -32,6 +32,7 @@ ALIGNMENT_HEIGHTS = (2.2, 5.7)  # inches; 5.7 is enough to label each of 60 char
 FONT_SIZE, LABEL_SIZE = 8, 6.5  # points; LABEL_SIZE is for the text beside an alignment
 LABEL_FONT = "DejaVu Sans Mono"  # matplotlib brings it along, and it has the glyph "␣"
 CHARACTER_SPACING = 6.2  # points; characters closer than this are labelled word by word
+MAX_LABEL = 24  # characters of a word; some languages have no spaces
 WORD_SPACING = 7.0  # points; words closer than this to the label below get none
 COLOUR_MAP, PATH_COLOUR = "magma", "#4de3ff"  # PATH_COLOUR marks the arg-max; it is not in magma
 PATH_BELOW = 6.0  # pixels; the arg-max is marked where the rows of an alignment are lower,
@@ -275,7 +276,7 @@ def label_text(axes: Axes, text: str, n_characters: int) -> None:
             middle = (word.start() + word.end() - 1) / 2
             if not places or (middle - places[-1]) * points_per_character >= WORD_SPACING:
                 places.append(middle)
-                labels.append("".join(symbols[slice(*word.span())]))
+                labels.append("".join(symbols[slice(*word.span())])[:MAX_LABEL])
     axes.set_yticks(places, labels, family=LABEL_FONT, fontsize=LABEL_SIZE, parse_math=False)
 
 
