@@ -261,6 +261,7 @@ def flags(voice, tiny_corpus, tmp_path):
             "--max_decoder_steps", "12", "--device", "cpu"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_files_hold_the_report_of_their_table_and_follow_from_the_seed(
     flags, tiny_corpus, tmp_path, capsys
 ):
