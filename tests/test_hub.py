@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from runs import run_flags
 from safetensors.torch import load_file
 
 import export_mels
@@ -16,7 +17,6 @@ from extras import publish
 from fake_hub import fake_hub
 from speech.hub import find_checkpoint
 from speech.voice import load_checkpoint
-from test_train_taco import run_flags
 
 TOKEN = "hf_secretsecretsecret"
 NAME = "someone/a-voice"
