@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import run_flags
 from safetensors.torch import load_file
 
 import export_mels
@@ -15,6 +14,7 @@ import train_taco
 from command_line.files import DataError
 from extras import publish
 from fake_hub import fake_hub
+from runs import run_flags
 from speech.hub import find_checkpoint
 from speech.voice import load_checkpoint
 

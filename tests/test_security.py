@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from runs import run_flags
 
 from conftest import RATE
 from model import Tacotron2
+from runs import run_flags
 from training.pictures import read_frame
 from world import HEADER, PLAIN, run, snapshot
 

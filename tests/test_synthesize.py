@@ -12,7 +12,6 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from runs import draw_nothing, run_flags
 from safetensors.torch import load_file, save_file
 
 import conftest
@@ -22,6 +21,7 @@ import train_taco
 from command_line.files import DataError
 from dataset import AudioConfig, audio_to_mel
 from model import Tacotron2, Tacotron2Config
+from runs import draw_nothing, run_flags
 from scoring import pictures
 from scoring.pictures import summary_figure
 from speech.voice import Voice, load_checkpoint
