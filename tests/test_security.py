@@ -204,7 +204,7 @@ def test_names_of_a_run_stay_plain(world, capsys, flag):
         flags = run_flags(world.corpus, world.out)
         code, said = run("train_taco", *flags, flag, name, capsys=capsys)
         assert code == 2 and "Traceback" not in said
-        assert f"{flag} must be a plain name" in said.strip().split("\n")[-1]
+        assert f"{flag}: must be a plain name" in said.strip().split("\n")[-1]
     assert snapshot(world.folder.parent) == before
 
 
