@@ -1,7 +1,7 @@
 """How every script starts and ends: a user's mistake is one sentence, a lost console no harm.
 
-    @script
-    def main(argv: list[str] | None = None) -> None: ...
+@script
+def main(argv: list[str] | None = None) -> None: ...
 """
 
 import functools
