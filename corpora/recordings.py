@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -72,20 +72,14 @@ def find_recording(name: Path, folder: Path) -> Path | None:
     return next((path for path in list_candidates(name, folder) if os.path.isfile(path)), None)
 
 
-def read_blocks(path: Path, block_size: int = BLOCK_SIZE) -> Iterator[np.ndarray]:
-    """Yield the samples of a recording as float32 arrays (at most block_size, channels)."""
-    with soundfile.SoundFile(path) as file:
-        while len(block := file.read(block_size, dtype="float32", always_2d=True)):
-            yield block
-
-
 def find_fault(path: Path, info: soundfile._SoundFileInfo) -> str:
     """Return what is wrong with a recording whose header can be read, or ""."""
     if info.frames <= 0:
         return f"zero-length: no samples in {path}"
     # A header does not tell whether a flac is whole, nor whether floats are numbers.
     must_read = info.format == "FLAC" or info.subtype in ("FLOAT", "DOUBLE")
-    if must_read and not all(np.isfinite(block).all() for block in read_blocks(path)):
+    blocks = soundfile.blocks(path, BLOCK_SIZE, dtype="float32") if must_read else ()
+    if not all(np.isfinite(block).all() for block in blocks):
         return f"NaN or infinite samples in {path}"
     if promised := TRUNCATED.search(info.extra_info):
         return f"truncated: {promised[2]} bytes of samples instead of {promised[1]} in {path}"
