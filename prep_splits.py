@@ -39,7 +39,8 @@ def leave_out_bad(clips: list[Clip], skip_bad: bool) -> list[Clip]:
     """List the bad rows on stderr and return the others, or stop the run without --skip_bad."""
     good = [clip for clip in clips if not clip.problem]
     n_bad = len(clips) - len(good)
-    say(*describe_problems(clips), file=sys.stderr)
+    for line in describe_problems(clips):
+        say(line, file=sys.stderr)
     if n_bad and not skip_bad:
         raise DataError(f"bad rows: {n_bad}; mend them, or leave them out with --skip_bad.")
     if not good:

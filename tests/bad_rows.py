@@ -1,4 +1,4 @@
-"""Not a test: a row of the table in test_bad_input.py, and the command lines of its rows."""
+"""Not a test: a row of the table in test_bad_input.py, and the command lines of rows."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -349,6 +349,7 @@ def test_bad_input(case, world, capsys, permissions):
     assert snapshot(world.folder.parent) == before
 
 
+@pytest.mark.slow
 def test_the_command_line_ends_with_one_sentence(world):
     """A shell sees the same as what main() does in this process."""
     before = snapshot(world.folder.parent)

@@ -1,10 +1,8 @@
 """Input that looks odd and must work, held against the numbers of plain input.
 
-Manifests as spreadsheets save them, recordings of every kind, texts, paths and sizes of batches;
-and what comes only once a run has begun.
+Manifests as spreadsheets save them, recordings of every kind, texts, paths and sizes of batches.
 """
 
-import importlib
 import io
 import json
 import os
@@ -17,8 +15,8 @@ import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 
+import prep_splits
 import train_taco
 from conftest import RATE
 from dataset import AudioConfig, TTSDataset, audio_to_mel
@@ -26,15 +24,12 @@ from speech.voice import read_config
 from test_train_taco import run_flags
 from text.tokenizer import Tokenizer
 from training.config import parse_args
-from world import HEADER, PLAIN, TEXT, run, snapshot, wav_bytes, with_one
+from world import HEADER, PLAIN, TEXT, run, snapshot, wav_bytes
 
-STATE, WEIGHTS = "trainer_state.json", "model.safetensors"
+STATE = "trainer_state.json"
 
 LINE = f"clip.wav,{TEXT},0.55\n"
 MANIFESTS = {
-    "plain": HEADER + LINE,
-    "byte order mark": "\ufeff" + HEADER + LINE,
-    "CRLF": (HEADER + LINE).replace("\n", "\r\n"),
     "byte order mark and CRLF": ("\ufeff" + HEADER + LINE).replace("\n", "\r\n"),
     "no last newline": (HEADER + LINE).rstrip(),
     "blank last lines": HEADER + LINE + "\n\n",
@@ -46,13 +41,9 @@ MANIFESTS = {
 }
 
 
-def only_clip(manifest: Path):
-    return TTSDataset(manifest, AudioConfig(), Tokenizer())[0]
-
-
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_manifest_that_looks_odd_works(world, name):
-    clip = only_clip(world.manifest(MANIFESTS[name]))
+    clip = TTSDataset(world.manifest(MANIFESTS[name]), AudioConfig(), Tokenizer())[0]
     plain = audio_to_mel(
         torch.from_numpy(soundfile.read(clip.path, dtype="float32")[0]), AudioConfig()
     )
@@ -61,7 +52,7 @@ def test_a_manifest_that_looks_odd_works(world, name):
 
 
 def streamed(wav: bytes) -> bytes:
-    """As a program writes it that cannot go back to fill in the sizes."""
+    """The wav of a program that cannot go back to fill in the sizes."""
     return wav[:4] + b"\xff" * 4 + wav[8:40] + b"\xff" * 4 + wav[44:]
 
 
@@ -79,14 +70,10 @@ def at_rate(rate: int) -> bytes:
 ODD_RECORDINGS = {  # and how many frames longer they may be
     "8 bit": (wav_bytes(subtype="PCM_U8"), 0),
     "24 bit": (wav_bytes(subtype="PCM_24"), 0),
-    "32 bit": (wav_bytes(subtype="PCM_32"), 0),
     "float": (wav_bytes(subtype="FLOAT"), 0),
-    "double": (wav_bytes(subtype="DOUBLE"), 0),
     "mu-law": (wav_bytes(subtype="ULAW"), 0),
     "stereo": (wav_bytes(np.stack([PLAIN * 1.5, PLAIN * 0.5], axis=1)), 0),
-    "six channels": (wav_bytes(np.stack([PLAIN] * 6, axis=1)), 0),
     "44,100 Hz": (at_rate(44100), 1),
-    "96 kHz": (at_rate(96000), 1),
     "a size that is unknown": (streamed(wav_bytes()), 0),
     "a flac named wav": (wav_bytes(format="FLAC"), 0),
     "an mp3 named wav": (wav_bytes(format="MP3"), 10),
@@ -99,9 +86,7 @@ def test_a_recording_that_looks_odd_works(world, name):
     content, more = ODD_RECORDINGS[name]
     corpus = world.ljspeech(f"odd|{TEXT}|{TEXT}\n")
     (corpus / "wavs/odd.wav").write_bytes(content)
-    importlib.import_module("prep_splits").main(
-        ["--path_to_ljspech", str(corpus), "--path_to_save", str(world.out)]
-    )
+    prep_splits.main(["--path_to_ljspech", str(corpus), "--path_to_save", str(world.out)])
     mels = {}
     for split in ("train", "test"):
         for clip in TTSDataset(world.out / f"{split}_metadata.csv", AudioConfig(), Tokenizer()):
@@ -136,6 +121,7 @@ def test_odd_texts_are_spoken(world, capsys):
         assert soundfile.info(world.out / f"{i:03d}.wav").frames == 4 * 256
 
 
+@pytest.mark.slow
 def test_odd_paths_and_numbers_train(world, capsys, monkeypatch):
     """Spaces, other letters, ~, a last slash, batches larger than the data, one clip to test."""
     monkeypatch.setenv("HOME", str(world.folder))
@@ -163,8 +149,9 @@ def test_odd_paths_and_numbers_train(world, capsys, monkeypatch):
     assert not list(Path.cwd().glob("~*"))
 
 
+@pytest.mark.slow
 def test_symbols_beyond_ascii_are_kept_in_any_locale(tmp_path):
-    """A machine whose locale is C writes what one with UTF-8 reads, and the other way round."""
+    """A machine whose locale is C writes what one with UTF-8 reads."""
     code = (
         "import sys; from speech.voice import write_config; from dataset import AudioConfig; "
         "from model import Tacotron2Config; from text.tokenizer import Tokenizer; "
@@ -179,22 +166,7 @@ def test_symbols_beyond_ascii_are_kept_in_any_locale(tmp_path):
     assert list(read_config(tmp_path)[2].symbols) == ["_", "é", "ł", " "]
 
 
-def test_a_validation_clip_that_breaks_ends_the_run_with_a_checkpoint(world, capsys):
-    world.clip()
-    val = world.file("val.csv", HEADER + LINE)
-    (world.folder / "clip.wav").write_bytes(wav_bytes(with_one(np.nan), subtype="FLOAT"))
-    flags = run_flags(world.corpus, world.out, "--path_to_val_manifest", val)
-    code, said = run("train_taco", *flags, capsys=capsys)
-    assert code == 1 and "clip.wav: holds samples that are NaN" in said
-    assert said.count("\n") == 1
-    world.clip()
-    resume = ["--resume_from_checkpoint", "latest", "--training_epochs", 1]
-    code, said = run("train_taco", *flags, *resume, capsys=capsys)
-    state = json.loads((world.out / "work/tiny/final_checkpoint" / STATE).read_text())
-    assert code == 0 and state["epoch"] == 1 and state["step"] == 5
-
-
-def test_what_cannot_be_dealt_to_the_processes_is_refused_at_the_start(world, monkeypatch):
+def test_processes_that_would_get_no_clip_are_refused_at_the_start(world, monkeypatch):
     configs = parse_args(run_flags(world.corpus, world.out), "")
     accelerator = Accelerator()
     monkeypatch.setattr(type(accelerator), "num_processes", 4)  # and 3 clips to validate on
@@ -202,15 +174,3 @@ def test_what_cannot_be_dealt_to_the_processes_is_refused_at_the_start(world, mo
     with pytest.raises(ValueError, match="3 clips cannot be dealt to 4 processes"):
         train_taco.prepare(configs, accelerator)
     assert snapshot(world.folder.parent) == before
-
-
-def test_a_warm_start_from_the_run_that_is_overwritten(world, monkeypatch):
-    """The old checkpoints go when the new run stands, not before their weights are read."""
-    checkpoint = world.copy_run()
-    flags = run_flags(world.corpus, world.out, "--overwrite", "--warm_start", checkpoint)
-    accelerator = Accelerator()
-    weights = load_file(checkpoint / WEIGHTS)
-    run, _ = train_taco.prepare(parse_args(flags, ""), accelerator)
-    assert not checkpoint.exists()
-    for name, weight in run.model.state_dict().items():
-        assert torch.equal(weight, weights[name])
