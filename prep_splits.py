@@ -22,15 +22,16 @@ import os
 import re
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
+
+from tqdm import tqdm
 
 from command_line.files import DataError, check_writable, file_errors, path_argument
 from command_line.flags import FlagParser
 from command_line.main import say, script
 from corpora.download import LJSPEECH_SHA256, LJSPEECH_URL, download_corpus
 from corpora.layouts import read_clips
-from corpora.recordings import Clip, describe_problems, map_clips, trim_clip
+from corpora.recordings import Clip, describe_problems, trim_clip
 
 VAL_NAME = "val_metadata.csv"
 
@@ -52,14 +53,13 @@ def leave_out_bad(clips: list[Clip], skip_bad: bool) -> list[Clip]:
 
 def trim_clips(clips: list[Clip], folder: Path, trim_db: float) -> list[Clip]:
     """Write trimmed copies of all clips to a folder, which must not be the recordings' own."""
-    import librosa.effects  # noqa: F401  takes a second, and the threads must not race for it
-
     trimmed = Path(os.path.realpath(folder))
     for parent in {Path(os.path.realpath(clip.path.parent)) for clip in clips}:
         if trimmed in (parent, *parent.parents):
             problem = "is the corpus' own wavs folder"
             raise DataError(f"{folder} {problem}; give another --path_to_save.")
-    return map_clips(partial(trim_clip, folder=folder, trim_db=trim_db), clips, "trimming")
+    bar = tqdm(clips, desc="trimming", unit="clip", disable=None)
+    return [trim_clip(clip, folder, trim_db) for clip in bar]
 
 
 def leave_out_lengths(clips: list[Clip], min_seconds: float, max_seconds: float) -> list[Clip]:

@@ -72,18 +72,20 @@ def find_recording(name: Path, folder: Path) -> Path | None:
     return next((path for path in list_candidates(name, folder) if os.path.isfile(path)), None)
 
 
-def find_fault(path: Path, info: soundfile._SoundFileInfo) -> str:
-    """Return what is wrong with a recording whose header can be read, or ""."""
-    if info.frames <= 0:
-        return f"zero-length: no samples in {path}"
-    # A header does not tell whether a flac is whole, nor whether floats are numbers.
-    must_read = info.format == "FLAC" or info.subtype in ("FLOAT", "DOUBLE")
-    blocks = soundfile.blocks(path, BLOCK_SIZE, dtype="float32") if must_read else ()
-    if not all(np.isfinite(block).all() for block in blocks):
-        return f"NaN or infinite samples in {path}"
+def inspect_recording(path: Path) -> tuple[float, str]:
+    """Return the length of a recording in seconds, and what is wrong with it or ""."""
+    info = soundfile.info(path)
+    problem = ""
     if promised := TRUNCATED.search(info.extra_info):
-        return f"truncated: {promised[2]} bytes of samples instead of {promised[1]} in {path}"
-    return ""
+        problem = f"truncated: {promised[2]} bytes of samples instead of {promised[1]} in {path}"
+    # A header does not tell whether a flac is whole, nor whether floats are numbers.
+    if info.format == "FLAC" or info.subtype in ("FLOAT", "DOUBLE"):
+        blocks = soundfile.blocks(path, BLOCK_SIZE, dtype="float32")
+        if not all(np.isfinite(block).all() for block in blocks):
+            problem = f"NaN or infinite samples in {path}"
+    if info.frames <= 0:
+        problem = f"zero-length: no samples in {path}"
+    return info.duration, problem
 
 
 def check_audio(clip: Clip, folder: Path) -> Clip:
@@ -97,11 +99,10 @@ def check_audio(clip: Clip, folder: Path) -> Clip:
             problem = f"neither .wav nor .flac: {folder / clip.path}"
         return clip._replace(problem=problem)
     try:
-        info = soundfile.info(path)
-        problem = find_fault(path, info)
-        return clip._replace(path=path, problem=problem, duration=info.duration)
+        duration, problem = inspect_recording(path)
     except (soundfile.SoundFileError, OSError) as error:
-        return clip._replace(path=path, problem=f"unreadable: {error}")
+        duration, problem = 0.0, f"unreadable: {error}"
+    return clip._replace(path=path, duration=duration, problem=problem)
 
 
 def trim_clip(clip: Clip, folder: Path, trim_db: float) -> Clip:

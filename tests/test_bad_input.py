@@ -31,17 +31,24 @@ row = partial(add_row, BAD)
 
 def manifest(name, content, *says, flag="--path_to_train_manifest"):
     row(
-        f"manifest: {name}", train(flag, lambda w: w.manifest(content)),
-        "manifest.csv", *says,
-    )  # fmt: skip
+        f"manifest: {name}",
+        train(flag, lambda w: w.manifest(content)),
+        "manifest.csv",
+        *says,
+    )
 
 
 GOOD_LINE = f"clip.wav,{TEXT},0.55\n"
 manifest("column missing", f"file_path,duration\nclip.wav,{TEXT}\n", "normalized_transcript")
 manifest(
-    "data set that was moved", HEADER + f"/data/old/clip.wav,{TEXT},1\n" * 3,
-    "line 2", "/data/old/clip.wav", "3 of 3", "moved", "prep_splits.py",
-)  # fmt: skip
+    "data set that was moved",
+    HEADER + f"/data/old/clip.wav,{TEXT},1\n" * 3,
+    "line 2",
+    "/data/old/clip.wav",
+    "3 of 3",
+    "moved",
+    "prep_splits.py",
+)
 manifest("empty validation set", HEADER, "no clips", flag="--path_to_val_manifest")
 manifest("nothing at all", "", "CSV")
 manifest("empty text", HEADER + GOOD_LINE + "clip.wav,,1\n", "line 3", "transcript")
@@ -56,8 +63,10 @@ manifest("a folder for a clip", HEADER + f".,{TEXT},1\n", "line 2", "not a file"
 row("manifest: missing", train("--path_to_val_manifest", "none.csv"), "none.csv", "no such")
 row(
     "manifest: a folder, evaluate",
-    judge("--path_to_manifest", lambda w: w.corpus.wavs), "wavs", "is a folder",
-)  # fmt: skip
+    judge("--path_to_manifest", lambda w: w.corpus.wavs),
+    "wavs",
+    "is a folder",
+)
 
 
 # ---- recordings: evaluate.py reads them, prep_splits.py checks them
@@ -95,16 +104,24 @@ def bad_wavs(content: bytes):
 for name, (content, reason) in RECORDINGS.items():
     row(
         f"recording: {name}, prep_splits",
-        bad_wavs(content), "line 4", "bad", reason.replace("clip", "bad"),
-    )  # fmt: skip
+        bad_wavs(content),
+        "line 4",
+        "bad",
+        reason.replace("clip", "bad"),
+    )
     row(
         f"recording: {name}, evaluate",
-        judge("--path_to_manifest", put("file", content)), "clip.wav", reason,
-    )  # fmt: skip
+        judge("--path_to_manifest", put("file", content)),
+        "clip.wav",
+        reason,
+    )
 row(
     "recording: shorter than one window",
-    judge("--path_to_manifest", put("clip", PLAIN[:800])), "clip.wav", "800 samples", "window",
-)  # fmt: skip
+    judge("--path_to_manifest", put("clip", PLAIN[:800])),
+    "clip.wav",
+    "800 samples",
+    "window",
+)
 
 
 def folder_for_a_wav(w: World) -> tuple:
@@ -142,8 +159,9 @@ def other_record(record):
 for record in ("{", "[]", '{"arguments": [1]}'):
     row(
         f"demo: corpus.json that holds {record}",
-        demo("--n_sentences", "2", "--path_to_save", other_record(record)), "out",
-    )  # fmt: skip
+        demo("--n_sentences", "2", "--path_to_save", other_record(record)),
+        "out",
+    )
 
 
 # ---- text to speak
@@ -161,16 +179,21 @@ row("text: a folder", say("--text_file", lambda w: w.folder), "--text_file", "ü
 row("text: Latin-1", say("--text_file", lambda w: w.file("t", b"caf\xe9")), "--text_file", "UTF-8")
 row(
     "text: a bad line beside a file",
-    say("--text_file", lambda w: w.file("t", "Fine.\n"), "--text", "?!"), "no letter", "?!",
-)  # fmt: skip
+    say("--text_file", lambda w: w.file("t", "Fine.\n"), "--text", "?!"),
+    "no letter",
+    "?!",
+)
 row(
     "text: only bad lines in a file",
     lambda w: (
         *("synthesize", "--checkpoint", w.voice, "--output_dir", w.out, "--device", "cpu"),
         *("--text_file", w.file("t", "\n?!\n...\n")),
     ),
-    "nothing to say", "line 2", "no letter", "?!",
-)  # fmt: skip
+    "nothing to say",
+    "line 2",
+    "no letter",
+    "?!",
+)
 
 
 # ---- flags
@@ -287,16 +310,20 @@ for place, make in (
     row(f"write to {place}: convert", convert("--to", "nvidia", inside(make)), "locked")
     row(
         f"write to {place}: make_demo_corpus",
-        demo("--n_sentences", "2", "--path_to_save", inside(make)), "locked",
-    )  # fmt: skip
+        demo("--n_sentences", "2", "--path_to_save", inside(make)),
+        "locked",
+    )
 row(
     "write to a read-only folder: download, before it begins",
     prep(
-        "--path_to_ljspech", lambda w: w.folder / "new", "--download",
-        "--path_to_save", read_only,
+        "--path_to_ljspech",
+        lambda w: w.folder / "new",
+        "--download",
+        "--path_to_save",
+        read_only,
     ),
     "locked",
-)  # fmt: skip
+)
 row(
     "unreadable: manifest",
     train("--path_to_train_manifest", lambda w: locked_file(w.manifest(HEADER + GOOD_LINE))),
@@ -304,8 +331,9 @@ row(
 )
 row(
     "unreadable: weights",
-    say("--checkpoint", broken_voice(lambda f: locked_file(f / WEIGHTS))), WEIGHTS,
-)  # fmt: skip
+    say("--checkpoint", broken_voice(lambda f: locked_file(f / WEIGHTS))),
+    WEIGHTS,
+)
 
 
 def locked_file(path: Path) -> Path:

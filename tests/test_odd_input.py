@@ -112,8 +112,9 @@ def test_odd_texts_are_spoken(world, capsys):
     code, said = run(
         *("synthesize", "--checkpoint", f"{world.voice}/", "--output_dir", f"{world.out}/"),
         *("--device", "cpu", "--max_decoder_steps", 4, "--text_file", path),
-        *("--max_characters", 20_000, "--n_retries", 0), capsys=capsys,
-    )  # fmt: skip
+        *("--max_characters", 20_000, "--n_retries", 0),
+        capsys=capsys,
+    )
     assert code == 2, f"no sentence ends within 4 steps: {said}"
     names = [f"{i:03d}.{kind}" for i in range(1, 5) for kind in ("npy", "png", "txt", "wav")]
     assert sorted(file.name for file in world.out.iterdir()) == names
@@ -131,11 +132,16 @@ def test_odd_paths_and_numbers_train(world, capsys, monkeypatch):
     world.file("test.csv", HEADER + lines[0])
     flags = run_flags(world.corpus, world.folder)
     changes = {
-        "--working_directory": "~/work dir/", "--save_audio_gen": "~/sämples/",
-        "--path_to_train_manifest": "~/train ü.csv", "--path_to_val_manifest": "~/test.csv",
-        "--batch_size": "1000", "--training_epochs": "1", "--experiment_name": "ein Versüch",
-        "--start_decay_epochs": "99", "--checkpoint_epochs": "99",
-    }  # fmt: skip
+        "--working_directory": "~/work dir/",
+        "--save_audio_gen": "~/sämples/",
+        "--path_to_train_manifest": "~/train ü.csv",
+        "--path_to_val_manifest": "~/test.csv",
+        "--batch_size": "1000",
+        "--training_epochs": "1",
+        "--experiment_name": "ein Versüch",
+        "--start_decay_epochs": "99",
+        "--checkpoint_epochs": "99",
+    }
     flags += [word for pair in changes.items() for word in pair]
     code, said = run("train_taco", *flags, capsys=capsys)
     assert code == 0, said
@@ -160,9 +166,11 @@ def test_symbols_beyond_ascii_are_kept_in_any_locale(tmp_path):
     )
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ | ascii_only,
+        [sys.executable, "-c", code, str(tmp_path)],
+        check=True,
+        env=os.environ | ascii_only,
         cwd=Path(train_taco.__file__).parent,
-    )  # fmt: skip
+    )
     assert list(read_config(tmp_path)[2].symbols) == ["_", "é", "ł", " "]
 
 

@@ -74,11 +74,27 @@ def listing(folder: Path) -> list[str]:
 # ---- texts and manifests
 
 ODD_TEXTS = [
-    "NA", "null", "nan", '"', '""', 'said "so', '"all" of it', "a, b, c", " spaces ",
-    "#1", "caf\u00e9 \u201cquoted\u201d \u2014 \u00a35", "\u65e5\u672c\u8a9e \U0001f600",
-    "line\u2028separator", "next\x85line", "vertical\x0btab \x1c", "lone\rreturn", "\ufeffbom",
-    "back\\slash", '"Opened and never closed', "the last one",
-]  # fmt: skip
+    "NA",
+    "null",
+    "nan",
+    '"',
+    '""',
+    'said "so',
+    '"all" of it',
+    "a, b, c",
+    " spaces ",
+    "#1",
+    "caf\u00e9 \u201cquoted\u201d \u2014 \u00a35",
+    "\u65e5\u672c\u8a9e \U0001f600",
+    "line\u2028separator",
+    "next\x85line",
+    "vertical\x0btab \x1c",
+    "lone\rreturn",
+    "\ufeffbom",
+    "back\\slash",
+    '"Opened and never closed',
+    "the last one",
+]
 
 
 def test_every_text_survives_byte_for_byte(tmp_path):
@@ -352,8 +368,9 @@ def test_a_failure_while_trimming_is_a_bad_row_and_leaves_no_half_wav(
     assert "line 2: 'clip1': trimming failed: [Errno 28] No space" in fail(capsys, *flags)
     assert (tmp_path / "out/trimmed_wavs/clip1.wav").read_text() == "of an earlier run"
     assert listing(tmp_path / "out") == [
-        "trimmed_wavs", *(f"trimmed_wavs/clip{i}.wav" for i in range(3)),
-    ]  # fmt: skip
+        "trimmed_wavs",
+        *(f"trimmed_wavs/clip{i}.wav" for i in range(3)),
+    ]
 
 
 def test_trimming_never_writes_into_the_corpus(tmp_path, capsys):
@@ -370,11 +387,15 @@ def test_trimming_never_writes_into_the_corpus(tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--skip_bda",), ("--test_split_pct", "1"), ("--test_split_pct", "nan"),
-        ("--val_split_pct", "-0.1"), ("--trim_db", "-40"),
-        ("--min_seconds", "2", "--max_seconds", "1"), ("--download", "--download_sha256", "abc"),
+        ("--skip_bda",),
+        ("--test_split_pct", "1"),
+        ("--test_split_pct", "nan"),
+        ("--val_split_pct", "-0.1"),
+        ("--trim_db", "-40"),
+        ("--min_seconds", "2", "--max_seconds", "1"),
+        ("--download", "--download_sha256", "abc"),
     ],
-)  # fmt: skip
+)
 def test_flag_mistake_exits_with_2_and_names_the_flag(tmp_path, capsys, flags):
     with pytest.raises(SystemExit) as stop:
         run(tmp_path / "lj", tmp_path / "out", *flags)

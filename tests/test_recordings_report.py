@@ -69,18 +69,25 @@ def replace_text(corpus: Path, clip_id: str, text: str) -> None:
 @pytest.mark.parametrize("rate", [8000, 22050])
 def test_silence_and_level_of_a_clip_of_known_parts(tmp_path, rate):
     parts = (
-        silence(0.3, rate), tone(1.0, 0.5, rate), silence(0.5, rate), tone(0.4, 0.25, rate),
-        silence(0.1, rate), tone(0.3, 0.5, rate), silence(0.2, rate),
-    )  # fmt: skip
+        silence(0.3, rate),
+        tone(1.0, 0.5, rate),
+        silence(0.5, rate),
+        tone(0.4, 0.25, rate),
+        silence(0.1, rate),
+        tone(0.3, 0.5, rate),
+        silence(0.2, rate),
+    )
     samples = np.concatenate(parts)
     found = measured(tmp_path / "clip.wav", samples, rate)
     assert found["seconds"] == pytest.approx(len(samples) / rate)
     assert (found["sampling_rate"], found["channels"]) == (rate, 1)
     # A frame of 20 ms that is partly silent sounds, on either side of a pause.
     for name, seconds in (
-        ("start_silence", 0.3), ("end_silence", 0.2), ("longest_pause", 0.5),
+        ("start_silence", 0.3),
+        ("end_silence", 0.2),
+        ("longest_pause", 0.5),
         ("spoken_seconds", 2.3),
-    ):  # fmt: skip
+    ):
         assert found[name] == pytest.approx(seconds, abs=0.041), name
     assert found["inner_silence"] == pytest.approx(0.6 / 2.3, abs=0.03)
     assert found["peak_dbfs"] == pytest.approx(20 * math.log10(0.5), abs=0.02)
@@ -164,8 +171,9 @@ def test_even_pairs_are_not_suspected_and_a_wrong_text_is(tmp_path, capsys):
     report, clips = report_on(corpus, tmp_path / "out")
     assert [row["clip_id"] for row in report["worst_suspects"]] == ["clip35", "clip02"]
     assert [row["why"] for row in report["worst_suspects"]] == [
-        "the text is too short", "the text is too long",
-    ]  # fmt: skip
+        "the text is too short",
+        "the text is too long",
+    ]
     assert list(clips.index[clips["why"] != ""]) == ["clip02", "clip35"]
     assert float(clips.loc["clip02", "usual_seconds"]) == pytest.approx(0.3 + 30 * 0.06, rel=0.06)
     z_scores = clips["z_score"].astype(float)
@@ -232,9 +240,10 @@ def test_a_clip_without_sound_and_a_text_without_letters_come_first(tmp_path):
     replace_text(corpus, "clip07", "abcde " * 30)
     report, clips = report_on(corpus, tmp_path / "out")
     assert [(row["clip_id"], row["why"]) for row in report["worst_suspects"]] == [
-        ("clip03", "no sound"), ("clip05", "no letter to speak"),
+        ("clip03", "no sound"),
+        ("clip05", "no letter to speak"),
         ("clip07", "the text is too long"),
-    ]  # fmt: skip
+    ]
     assert clips.loc["clip03", "rms_dbfs"] == -120
     assert "Infinity" not in (tmp_path / "out/report.json").read_text()
 
@@ -257,8 +266,13 @@ def test_the_numbers_are_those_of_the_clips(tmp_path, capsys):
     assert report["channels"] == {"1": 19, "2": 1}
     for column in ("seconds", "characters_per_second", "end_silence", "rms_dbfs", "peak_dbfs"):
         values = clips[column].astype(float)
-        expected = {"mean": values.mean(), "std": values.std(ddof=0), "min": values.min(),
-                    "median": values.median(), "max": values.max()}  # fmt: skip
+        expected = {
+            "mean": values.mean(),
+            "std": values.std(ddof=0),
+            "min": values.min(),
+            "median": values.median(),
+            "max": values.max(),
+        }
         assert report[column] == pytest.approx(expected, abs=2e-4)
     assert "'\u2603' in 1" in report["unknown_characters"]
     out = capsys.readouterr().out
