@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from test_train_taco import run_flags
+from runs import run_flags
 from world import World
 
 
