@@ -30,7 +30,7 @@ def prep(*flags, rows=None):
 
 def demo(*flags):
     return lambda w: (
-        *("corpora.make_demo_corpus", "--path_to_save", w.out / "demo"),
+        *("corpora.make_demo_corpus", "--n_sentences", 2, "--path_to_save", w.out / "demo"),
         *(flag(w) if callable(flag) else flag for flag in flags),
     )
 

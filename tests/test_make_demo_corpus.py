@@ -16,15 +16,14 @@ import pytest
 import soundfile
 
 from conftest import REPO
-from corpora import espeak
 from corpora import make_demo_corpus as demo
 from world import run
 
 COMMAND = [sys.executable, "-m", "corpora.make_demo_corpus"]
 N_CLIPS = 300  # more than one block, so that two processes speak
 PROSE = [
-    "The printers of the old town, it is said, kept their presses in the cellars; and as soon as"
-    " the river rose, they would have to carry every sheet of paper up to the attic.",
+    "The printers, it is said, kept their presses in the cellars; and as soon as the river rose,"
+    " they would have to carry every sheet of paper up to the attic.",
     "The naïve café owner, Zoë Ångström, served crème brûlée — twice — to the señor from São"
     " Paulo; and “never again” was all that he could say.",
     "A façade 😀, a résumé, and a piñata were in the box, weren\u2019t they?",
@@ -111,11 +110,9 @@ def test_wavs_are_ljspeech_shaped_and_trimmed(folder):
         sound = np.flatnonzero(np.abs(wav.astype(int)) > 32)
         assert sound[0] / 22050 <= 0.051
         assert 0.09 < (len(wav) - sound[-1]) / 22050 < 0.11
+    seconds = sum(len(wav) for _, wav, _ in corpus.values()) / 22050
     record = json.loads((folder / "corpus.json").read_text())
-    assert record["n_clips"] == N_CLIPS
-    assert record["seconds"] == pytest.approx(
-        sum(len(wav) for _, wav, _ in corpus.values()) / 22050, abs=0.01
-    )
+    assert (record["n_clips"], record["seconds"]) == (N_CLIPS, pytest.approx(seconds, abs=0.01))
 
 
 def test_word_times_name_every_word_in_order(folder):
@@ -162,14 +159,6 @@ def test_long_and_non_ascii_sentences_keep_their_indexes(prose):
         starts = [t["start"] for t in times]
         assert all(a < b for a, b in itertools.pairwise(starts))
         assert starts[-1] < len(wav) / 22050
-
-
-def test_silence_is_cut_and_times_follow():
-    lead, sound, tail = np.zeros(22050), np.full(22050, 1000), np.zeros(22050)
-    wav = np.concatenate([lead, sound, tail]).astype(np.int16)
-    trimmed, starts = espeak.trim_silence(wav, {0: 22050, 5: 33075}, "")
-    assert len(trimmed) == round(0.05 * 22050) + 22050 + round(0.1 * 22050)
-    assert starts == {0: round(0.05 * 22050), 5: round(0.05 * 22050) + 11025}
 
 
 def test_a_corpus_is_reused_refused_or_overwritten(folder, capsys, monkeypatch, tmp_path):

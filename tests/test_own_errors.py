@@ -19,7 +19,7 @@ RUNS = {
     "export_mels": (export(), "make_mels"),
     "convert_checkpoint": (convert(), "peer_name"),
     "prep_splits": (prep(), "split_clips"),
-    "corpora.make_demo_corpus": (demo("--n_sentences", "2"), "choose_sentences"),
+    "corpora.make_demo_corpus": (demo(), "choose_sentences"),
     "train_taco": (train(), "train_step"),
 }
 

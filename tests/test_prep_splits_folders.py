@@ -249,89 +249,43 @@ def not_utf8(folder: Path) -> None:
     (folder / "metadata.csv").write_bytes(b"clip0|raw|text\nclip1|raw|caf\xe9\n")
 
 
-MISTAKES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    "nothing": (lambda folder: None, ("voice is not a folder: found nothing, expected",)),
+MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "nothing": (lambda folder: None, "voice is not a folder: found nothing, expected metadata.csv"),
     "no texts": (
         no_texts,
-        (
-            "has no transcripts: found 12 .wav, expected metadata.csv with lines id|raw|normal",
-            "header such as file,text, or NAME.txt beside NAME.wav",
-        ),
+        "has no transcripts: found 12 .wav, expected metadata.csv with lines id|",
     ),
-    "pairs one folder down": (
-        lambda folder: make_pairs(folder / "wavs"),
-        ("did you mean", "voice/wavs?"),
-    ),
-    "LJSpeech one folder down": (
-        lambda folder: make_voice(folder / "LJSpeech-1.1"),
-        ("did you mean", "voice/LJSpeech-1.1?"),
-    ),
-    "not UTF-8": (not_utf8, ("metadata.csv is not UTF-8: see line 2",)),
-    "blank lines only": (rows("", " ", ","), ("metadata.csv is empty",)),
-    "a header and no rows": (rows("file,text"), ("metadata.csv", "header and no rows")),
+    "pairs one folder down": (lambda folder: make_pairs(folder / "wavs"), "voice/wavs?"),
+    "LJSpeech below": (lambda f: make_voice(f / "LJSpeech-1.1"), "did you mean"),
+    "not UTF-8": (not_utf8, "metadata.csv is not UTF-8: see line 2"),
+    "blank lines only": (rows("", " ", ","), "metadata.csv is empty"),
+    "a header and no rows": (rows("file,text"), "metadata.csv has a header and no rows"),
     "columns of other names": (
         rows("name,speaker,age,words", "clip0,me,40,hello"),
-        ("metadata.csv line 1", "'name, speaker, age, words'", "file,text"),
+        "metadata.csv line 1 has the columns 'name, speaker, age, words'; expected metadata.csv",
     ),
-    "quotes that do not close": (
-        rows("file,text", "clip0,fine", 'clip1,"never closed', "clip2,fine"),
-        ("metadata.csv", "from line 3 on"),
-    ),
-    "text after closed quotes": (
-        rows("file,text", 'clip1,"Hello" he said'),
-        ("metadata.csv", "from line 2 on", '""'),
-    ),
-    "no recording is there": (
-        rows("file,text", "a.wav,text", "b.wav,text"),
-        ("line 2: 'a': missing: ", "voice/wavs/a.wav", "bad rows: 2"),
-    ),
-    "an absolute path": (rows("file,text", "/etc/clip.wav,a"), ("line 2", "inside the folder")),
-    "a path upwards": (rows("file,text", "wavs/../../x,a"), ("line 2", "inside the folder")),
-    "a Windows path elsewhere": (rows("file,text", "C:\\clip,a"), ("line 2", "inside the folder")),
+    "quotes that do not close": (rows("file,text", "a,b", 'c,"d', "e,f"), "from line 3 on"),
+    "text after closed quotes": (rows("file,text", 'c,"Hello" he said'), "from line 2 on"),
+    "no recording is there": (rows("file,text", "a.wav,b"), "line 2: 'a': missing: "),
+    "an absolute path": (rows("file,text", "/etc/clip.wav,a"), "inside the folder"),
+    "a path upwards": (rows("file,text", "wavs/../../x,a"), "inside the folder"),
+    "a Windows path elsewhere": (rows("file,text", "C:\\clip,a"), "inside the folder"),
     "twice the same recording": (
         rows("file,text", "clip0.wav,a", "wavs/clip0,b"),
-        ("line 3", "duplicate id, first on line 2"),
+        "line 3: 'clip0': duplicate id, first on line 2",
     ),
-    "another format": (mp3s, ("line 2: 'clip0.mp3'", "neither .wav nor .flac")),
+    "another format": (mp3s, "line 2: 'clip0.mp3': neither .wav nor .flac"),
 }
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
 def test_a_mistake_is_one_sentence(tmp_path, capsys, kind):
-    make, words = MISTAKES[kind]
+    make, phrase = MISTAKES[kind]
     make(tmp_path / "voice")
     before = listing(tmp_path)
     flags = ("--path_to_ljspech", tmp_path / "voice", "--path_to_save", tmp_path / "out")
     message = fail(capsys, *flags)
-    assert all(word in message for word in words), message
+    assert phrase in message
     lines = [line for line in message.split("\n") if not line.startswith("metadata.csv line")]
     assert len(lines) == 1, "a sentence, after the bad rows if there are any"
     assert listing(tmp_path) == before
-
-
-# ---- a real voice
-
-
-@pytest.mark.parametrize("layout", ["pairs", "table"])
-def test_a_real_voice_in_every_layout(real_voice_dir, tmp_path, layout):
-    run(real_voice_dir, tmp_path / "expected", "--val_split_pct", "0.1")
-    folder = tmp_path / "voice"
-    folder.mkdir()
-    lines = (real_voice_dir / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    table_rows = [line.split("|")[::2] for line in lines]  # id and normalized text
-    for path in (real_voice_dir / "wavs").iterdir():
-        (folder / path.name).symlink_to(path)
-    if layout == "table":
-        write_csv(folder / "transcripts.csv", [("Clip", "Sentence"), *table_rows], ";")
-    else:
-        for clip_id, text in table_rows:
-            (folder / f"{clip_id}.txt").write_text(text + "\n", encoding="utf-8")
-    run(folder, tmp_path / "out", "--val_split_pct", "0.1")
-    found, expected = contents(tmp_path / "out"), contents(tmp_path / "expected")
-    assert sum(map(len, found.values())) == len(lines)
-    if layout == "pairs":  # which makes any white space one space
-        expected = {
-            name: [(clip, " ".join(text.split()), length) for clip, text, length in clips]
-            for name, clips in expected.items()
-        }
-    assert found == expected
