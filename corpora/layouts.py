@@ -255,7 +255,7 @@ def describe_content(folder: Path) -> str:
     return ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(5)) or "nothing"
 
 
-def check_folder(folder: Path) -> None:
+def check_corpus(folder: Path) -> None:
     """Raise a DataError unless a folder has transcripts in one of the layouts."""
     flag = f"--path_to_ljspech {folder}"
     if escape_bytes(str(folder)) != str(folder):
@@ -272,7 +272,7 @@ def check_folder(folder: Path) -> None:
 def read_clips(folder: Path) -> list[Clip]:
     """Read all clips of a folder, in the order of its table or by name, and check their audio."""
     folder = Path(os.path.abspath(folder))
-    check_folder(folder)
+    check_corpus(folder)
     table = find_table(folder)
     with file_errors():
         clips = read_table(table) if table else read_pairs(folder)
