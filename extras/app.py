@@ -10,7 +10,6 @@ Only this machine can open the page, and the page asks no other machine for anyt
 listens on 127.0.0.1, and a Content-Security-Policy has the browser refuse other hosts.
 """
 
-import argparse
 import base64
 import html
 import io
@@ -95,7 +94,10 @@ def draw_piece(text: str, result: Synthesis, voice: Voice) -> tuple[str, float, 
     """
     from scoring.pictures import summary_figure  # matplotlib is slow to import
 
-    spoken, hop_seconds = voice.tokenizer.decode(encode(text, voice)), voice.audio_config.hop_seconds
+    spoken, hop_seconds = (
+        voice.tokenizer.decode(encode(text, voice)),
+        voice.audio_config.hop_seconds,
+    )
     figure = summary_figure(None, result.mel, result.alignment, spoken, hop_seconds)
     content = io.BytesIO()
     figure.savefig(content, format="png")

@@ -76,7 +76,7 @@ result = synthesize("Hello there.", load_checkpoint("{{ repo_id }}"), seed=0)  #
 {% if sounds %}
 ## Sounds
 
-Griffin-Lim makes these sounds from the mels, which sounds metallic.
+Griffin-Lim made these sounds from the mels, and they are metallic.
 {% for text in texts %}
 {{ text }}
 
@@ -88,7 +88,7 @@ The attention that each character gets at each frame, for a sentence that the mo
 on, spoken freely.
 
 ![alignment](alignment.png)
-{% endif %}{% if rows %}
+{% endif %}{% if numbers %}
 ## Numbers
 
 `evaluate.py` on {{ report.clips }} clips of `{{ manifest }}`
@@ -96,7 +96,7 @@ on, spoken freely.
 
 | | | 95 % interval |
 |---|---|---|
-{% for row in rows %}| {{ row | join(" | ") }} |
+{% for number in numbers %}| {{ number.label }} | {{ number.shown }} | {{ number.interval }} |
 {% endfor %}{% endif %}{% if loss %}
 ## Training
 
@@ -170,35 +170,33 @@ def collect(args: argparse.Namespace) -> Material:
     return material
 
 
-def select_metrics(report: dict[str, Any]) -> dict[str, float]:
-    """Select the finite numbers of a report that the card shows, by name."""
-    found = {name: report.get(name) for name in METRICS}
-    return {k: v for k, v in found.items() if isinstance(v, int | float) and math.isfinite(v)}
-
-
-def make_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Make the rows of the card's table: label, value, 95 % interval."""
-    rows = []
-    for name, value in select_metrics(report).items():
-        label, form = METRICS[name]
-        interval = report.get("intervals", {}).get(name) or []
-        rows.append((label, form.format(value), " to ".join(form.format(x) for x in interval)))
-    return rows
+def list_numbers(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """List the finite numbers of a report that the card shows, and how it shows them."""
+    numbers = []
+    for name, (label, form) in METRICS.items():
+        value = report.get(name)
+        if isinstance(value, int | float) and math.isfinite(value):
+            interval = report.get("intervals", {}).get(name) or ()
+            between = " to ".join(form.format(x) for x in interval)
+            number = {"name": name, "label": label, "value": value, "interval": between}
+            numbers.append(number | {"shown": form.format(value)})
+    return numbers
 
 
 def make_card(args: argparse.Namespace, voice: Voice, material: Material) -> ModelCard:
     """Make README.md: the Hub's metadata, and the card for people."""
     name, data, report = args.repo_id.split("/")[1], args.data or "own test set", material.report
+    numbers = list_numbers(report)
     results = [
         EvalResult(
             task_type="text-to-speech",
             dataset_type=re.sub(r"\W+", "-", data.lower()),
             dataset_name=data,
-            metric_type=metric,
-            metric_name=METRICS[metric][0],
-            metric_value=round(value, 4),
+            metric_type=number["name"],
+            metric_name=number["label"],
+            metric_value=round(number["value"], 4),
         )
-        for metric, value in select_metrics(report).items()
+        for number in numbers
     ]
     metadata = ModelCardData(
         language=args.language,
@@ -208,7 +206,7 @@ def make_card(args: argparse.Namespace, voice: Voice, material: Material) -> Mod
         model_name=name,
         eval_results=results or None,
     )
-    # The recognizer is a name of the Hub or a folder of this machine, which is nobody's business.
+    # The recognizer is a name of the Hub or a folder of this machine, whose path stays private.
     recognizer = str(report.get("asr") or "")
     texts = [path.with_suffix(".txt") for path in material.sounds]
     return ModelCard.from_template(
@@ -220,7 +218,7 @@ def make_card(args: argparse.Namespace, voice: Voice, material: Material) -> Mod
         audio=voice.audio_config,
         n_parameters=sum(p.numel() for p in voice.model.parameters()),
         n_symbols=voice.tokenizer.vocab_size,
-        rows=make_rows(report),
+        numbers=numbers,
         manifest=Path(str(report.get("manifest"))).name,
         recognizer=recognizer if HUB_NAME.fullmatch(recognizer) else Path(recognizer).name,
         texts=[p.read_text(encoding="utf-8").strip() if p.is_file() else p.stem for p in texts],
@@ -230,12 +228,12 @@ def make_card(args: argparse.Namespace, voice: Voice, material: Material) -> Mod
 def write_folder(args: argparse.Namespace, voice: Voice, material: Material, folder: Path) -> None:
     """Write all that is published into a new folder."""
     folder.mkdir(parents=True)
-    copies = {folder / name: Path(args.checkpoint, name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
-    copies |= {folder / "alignment.png": path for path in material.alignment}
-    copies |= {folder / "loss.png": path for path in material.loss}
-    copies |= {folder / f"sound_{i}.wav": path for i, path in enumerate(material.sounds, start=1)}
-    for copy, path in copies.items():
-        shutil.copyfile(path, copy)
+    copies = [(Path(args.checkpoint, name), name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    copies += [(path, "alignment.png") for path in material.alignment]
+    copies += [(path, "loss.png") for path in material.loss]
+    copies += [(path, f"sound_{i}.wav") for i, path in enumerate(material.sounds, start=1)]
+    for path, name in copies:
+        shutil.copyfile(path, folder / name)
     make_card(args, voice, material).save(folder / "README.md")
 
 
