@@ -31,7 +31,7 @@ from command_line.flags import FlagParser
 from command_line.main import say, script
 from scoring.scores import describe_score
 from speech.report import find_faults
-from speech.speaking import PAUSES, Manner, Synthesis, encode, speak
+from speech.speaking import PAUSES, SpeakingOptions, Synthesis, encode, speak
 from speech.vocoder import load_vocoder
 from speech.voice import CONFIG_FILE, WEIGHTS_FILE, Voice, device_argument, load_checkpoint
 from text.splitting import MAX_CHARACTERS, split_text
@@ -130,14 +130,14 @@ def show_piece(text: str, result: Synthesis, voice: Voice, start: float) -> str:
     )
 
 
-def speak_text(text: str, voice: Voice, manner: Manner) -> str:
+def speak_text(text: str, voice: Voice, options: SpeakingOptions) -> str:
     """Speak a text; return the HTML of a player and of its pieces."""
     if not text.strip():
         raise DataError("There is no text yet: type a sentence first.")
     encode(text, voice)  # refuses a text without a letter
     rate, sounds, blocks, n_samples = voice.audio_config.sampling_rate, [], [], 0
     pieces = split_text(text, voice.tokenizer, MAX_CHARACTERS)
-    results = speak((piece.text for piece in pieces), voice, manner)
+    results = speak((piece.text for piece in pieces), voice, options)
     for piece, result in zip(pieces, results, strict=True):
         blocks.append(show_piece(piece.text, result, voice, n_samples / rate))
         pause = torch.zeros(round(PAUSE_SECONDS * PAUSES[piece.end] * rate))
@@ -158,7 +158,7 @@ def answer(text: str, checkpoint: str, vocoder: str, seed: float | None, device:
         voice, hifi_gan = load_checkpoint(checkpoint, device), None
         if vocoder != GRIFFIN_LIM:
             hifi_gan = load_vocoder(vocoder, voice.audio_config, device)
-        return speak_text(text, voice, Manner(seed=int(seed or 0), vocoder=hifi_gan))
+        return speak_text(text, voice, SpeakingOptions(seed=int(seed or 0), vocoder=hifi_gan))
     except DataError as error:
         return f'<p class="problem" role="alert">{html.escape(" ".join(str(error).split()))}</p>'
 

@@ -69,8 +69,8 @@ A Tacotron 2 (text to mel spectrogram){% if data %} trained on {{ data }}{% endi
 In the folder of the training code{% if code %} from [this repository]({{ code }}){% endif %}:
 
 ```python
+from speech.speaking import synthesize
 from speech.voice import load_checkpoint
-from synthesize import synthesize
 result = synthesize("Hello there.", load_checkpoint("{{ repo_id }}"), seed=0)  # mel, alignment, wav
 ```
 {% if sounds %}

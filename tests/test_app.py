@@ -16,15 +16,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import soundfile
-import torch
 from PIL import Image
 
 from command_line.files import DataError
 from dataset import AudioConfig
 from extras import app
-from speech.speaking import Manner, speak_batch
+from speech.speaking import SpeakingOptions, speak_batch
 from speech.voice import load_checkpoint
-from test_vocoder import V1, write_folder
 
 RATE = AudioConfig().sampling_rate
 TEXT = "Go home, {{x}} ${1} <b>now</b>.\n\nIt snowed 漢."  # with what a template may act on
@@ -35,7 +33,8 @@ FIELDS = {"text": TEXT, "vocoder": app.GRIFFIN_LIM, "seed": 1, "device": "cpu"}
 @pytest.fixture(scope="module", autouse=True)
 def short_speech():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app, "Manner", partial(Manner, max_decoder_steps=N_FRAMES, n_retries=0))
+        short = partial(SpeakingOptions, max_decoder_steps=N_FRAMES, n_retries=0)
+        patch.setattr(app, "SpeakingOptions", short)
         yield
 
 
@@ -63,7 +62,7 @@ def test_a_text_becomes_a_player_and_a_line_and_a_picture_for_each_piece(voice):
     wav, rate = soundfile.read(decode(sound))
     n_piece, n_pause = N_FRAMES * 256, round(0.6 * RATE)  # twice 0.3 s between paragraphs
     pieces = TEXT.split("\n\n")
-    first, second = speak_batch(pieces, load_checkpoint(voice), app.Manner(seed=1))
+    first, second = speak_batch(pieces, load_checkpoint(voice), app.SpeakingOptions(seed=1))
     assert rate == RATE and len(wav) == 2 * n_piece + n_pause
     np.testing.assert_allclose(wav[:n_piece], first.wav, atol=1e-4)
     np.testing.assert_allclose(wav[-n_piece:], second.wav, atol=1e-4)
@@ -100,13 +99,12 @@ def test_what_cannot_be_spoken_is_answered_with_a_sentence(voice, given, sentenc
     assert shown == f'<p class="problem" role="alert">{sentence}</p>'
 
 
-def test_the_vocoder_is_that_of_the_page(voice, tmp_path, monkeypatch):
-    pytest.importorskip("transformers")
+def test_seed_and_vocoder_are_those_of_the_page(voice, monkeypatch):
     made = []
-    monkeypatch.setattr(app, "speak_text", lambda text, voice, manner: made.append(manner) or "")
-    folder = str(write_folder(tmp_path / "hifigan", V1))
-    app.answer(**{**FIELDS, "checkpoint": str(voice), "vocoder": folder, "seed": 7.0})
-    assert made[0].seed == 7 and len(made[0].vocoder(torch.zeros(5, 80))) == 5 * 256
+    monkeypatch.setattr(app, "speak_text", lambda text, voice, options: made.append(options) or "")
+    monkeypatch.setattr(app, "load_vocoder", lambda folder, audio_config, device: (folder, device))
+    app.answer(**{**FIELDS, "checkpoint": str(voice), "vocoder": "hifigan", "seed": 7.0})
+    assert (made[0].seed, made[0].vocoder) == (7, ("hifigan", "cpu"))
 
 
 def test_without_gradio_a_sentence_says_what_to_install(voice, monkeypatch):
