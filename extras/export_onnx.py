@@ -73,7 +73,7 @@ class GivenDropout(Prenet):
 
     masks: Iterator[Tensor]  # of each frame, (decoder_prenet_depth, decoder_prenet_dim)
 
-    def forward(self, frame: Tensor, _=None) -> Tensor:
+    def forward(self, frame: Tensor) -> Tensor:
         """(1, num_mels) -> (1, decoder_prenet_dim)."""
         for layer, factors in zip(self.layers, next(self.masks), strict=True):
             frame = F.relu(layer(frame)) * factors
