@@ -176,8 +176,9 @@ def prune_checkpoints(folder: Path, keep: int | None) -> None:
     Of those from within an epoch only the last one stays, whatever `keep` is.
     """
     numbered = [path for path in list_checkpoints(folder) if NUMBERED_NAME.fullmatch(path.name)]
-    within = [path for path in numbered if "_step_" in path.name]
-    for path in {*within[:-1], *(numbered[:-keep] if keep else [])}:
+    outdated = [path for path in numbered if "_step_" in path.name][:-1]
+    others = [path for path in numbered if path not in outdated]
+    for path in outdated + (others[:-keep] if keep else []):
         try:
             remove_checkpoint(path)
         except DataError as error:  # such as a file that NFS holds: the new checkpoint is safe
@@ -277,7 +278,7 @@ def read_flags(path: Path) -> dict[str, Any]:
         DataError: when trainer_state.json is broken, or a flag is of another type.
     """
     saved, hints = read_state_file(path)["train_config"], get_type_hints(TrainConfig)
-    flags = {k: saved[k] for k in hints if k in saved and k not in UNSAVED_FLAGS}
+    flags = {k: saved[k] for k in hints if saved.get(k) is not None and k not in UNSAVED_FLAGS}
     for name, value in flags.items():
         if not isinstance(value, hints[name]):
             found = f"{name} is {value!r:.40}"
