@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from runs import draw_nothing, run_flags
 from safetensors.torch import load_file, save_file
 
 import conftest
@@ -20,14 +21,12 @@ import synthesize
 import train_taco
 from command_line.files import DataError
 from dataset import AudioConfig, audio_to_mel
-from forked_run import draw_nothing
 from model import Tacotron2, Tacotron2Config
 from scoring import pictures
 from scoring.pictures import summary_figure
 from speech.voice import Voice, load_checkpoint
 from stub_model import StubModel, free_running
 from synthesize import main
-from test_train_taco import run_flags
 from text.tokenizer import Tokenizer
 
 SMALL = {
