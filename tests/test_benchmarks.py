@@ -32,7 +32,7 @@ SIZE = train_step.Size(batch_size=2, n_text=9, n_mel=11)
 
 @pytest.fixture(autouse=True)
 def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The large matrix product takes seconds on a slow core."""
+    """Multiply small matrices, because large ones take seconds on a slow core."""
     monkeypatch.setitem(common.MATMUL_SIZE, "cpu", 128)
 
 
@@ -226,18 +226,12 @@ def test_loader_tables(tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     padding = {line.split("  ")[0]: float(line.split()[-1]) for line in printed if "13100" in line}
     assert 0 < padding["BatchSampler"] < 0.1 < padding["random order"] < 0.5
-
-
-def test_loader_counts_cores_and_padding():
-    row = loader.loader_row(num_workers=2, n_clips=100, audio_seconds=600.0, times=[5.0])
-    assert (row["clips_per_s"], row["clips_per_s_per_core"]) == (20.0, 10.0)
-    assert row["audio_s_per_s_per_core"] == 60.0
     assert loader.padding_share([10, 20, 30], [[0, 1], [2]]) == pytest.approx(10 / 70)
 
 
 @pytest.fixture
 def short_clips(tmp_path, monkeypatch) -> Path:
-    """Manifest of 8 clips of noise, 94 to 129 frames long; noise written later is as short."""
+    """Write 8 clips of noise, 94 to 129 frames long; return their manifest."""
     monkeypatch.setattr(loader, "LONGEST", 1.5)
     folder = tmp_path / "corpus"
     folder.mkdir()
@@ -254,8 +248,7 @@ def run_throughput(out: Path, *flags: str) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 def test_throughput_tables(short_clips, tmp_path, capsys, monkeypatch):
-    trained = []
-    step = throughput.train_step
+    trained, step = [], throughput.train_step
 
     def watched(contender, batch, dtype) -> None:
         trained.append((contender.name, batch))
@@ -269,32 +262,22 @@ def test_throughput_tables(short_clips, tmp_path, capsys, monkeypatch):
     turns = [OURS, TORCHAUDIO, OURS, TORCHAUDIO, TORCHAUDIO, OURS]
     assert [name for name, _ in trained] == [name for name in turns for _ in range(3)]
     for i, (_, batch) in enumerate(trained):
-        for x, y in zip(batch[:5], trained[i % 3][1][:5], strict=True):
-            assert torch.equal(x, y), "both models should see the same batches in the same order"
+        same = trained[i % 3][1]
+        assert torch.equal(batch.mels, same.mels) and torch.equal(batch.tokens, same.tokens)
 
     dataset = TTSDataset(short_clips, AudioConfig(), Tokenizer())
     lengths = [round(n_frames) for n_frames in dataset.n_frames]
     sampled = BatchSampler(dataset.n_frames, 3, seed=5).draw()
-    for (_, batch), clips in zip(trained[:3], sampled, strict=True):
-        assert sorted(batch.mel_lengths.tolist()) == sorted(lengths[i] for i in clips)
     config = Tacotron2Config(**SMALL, vocab_size=Tokenizer().vocab_size)
-    flops = sum(
-        forward_flops(config, 1, len(text), n_mel)
-        for text, n_mel in zip(dataset.texts, lengths, strict=True)
-    )
+    sizes = zip(dataset.texts, lengths, strict=True)
+    flops = sum(forward_flops(config, 1, len(text), n_mel) for text, n_mel in sizes)
     assert [row["model"] for row in rows] == [OURS, TORCHAUDIO]
     for row in rows:
         assert (row["steps"], row["frames"]) == ("3", str(sum(lengths)))
         seconds = 3 * float(row["step_ms"]) / 1e3
-        rate = float(row["frames_per_s"])
-        assert rate == pytest.approx(sum(lengths) / seconds)
-        assert float(row["frames_per_s_min"]) <= rate <= float(row["frames_per_s_max"])
+        assert float(row["frames_per_s"]) == pytest.approx(sum(lengths) / seconds)
         assert float(row["padding_share"]) == pytest.approx(loader.padding_share(lengths, sampled))
-        valid = 1 - float(row["padding_share"])
-        assert float(row["padded_frames_per_s"]) == pytest.approx(rate / valid)
-        assert 0 < float(row["waiting_share"]) < 1
         assert 3 * float(row["floor_ms"]) == pytest.approx(3 * flops / 1e6)
-        assert float(row["of_floor"]) == pytest.approx(3 * flops / 1e9 / seconds)
     ratio = float(rows[0]["frames_per_s"]) / float(rows[1]["frames_per_s"])
     assert f"frames per second, ours / torchaudio: {ratio:.2f} (" in capsys.readouterr().out
 
@@ -367,13 +350,8 @@ def test_wrong_flags(module, flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_own_sizes_need_no_peer():
-    args, config = train_step.parse_args(["--only", "ours", "--decoder_prenet_depth", "3"])
-    assert args.models == (OURS,) and config.decoder_prenet_depth == 3
-
-
 def test_griffin_lim_is_measured_on_recordings(tiny_corpus, tmp_path, monkeypatch, capsys):
-    """Two ways of its own and the repository's, which is nearer to the mel."""
+    """Compare two ways of the benchmark with the repository's, which comes closer to the mel."""
     names = ("pseudo-inverse, 60 iterations", "20 Itakura-Saito updates, 60",
              "magnitudes fitted in each of 48")  # fmt: skip
     monkeypatch.setattr(griffin_lim, "WAYS", {name: griffin_lim.WAYS[name] for name in names})

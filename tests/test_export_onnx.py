@@ -35,7 +35,7 @@ N_FRAMES = 40
 
 
 class GivenDropout(TorchFunctionMode):
-    """F.dropout of the prenet multiplies by masks (T_mel, depth, dim), one after the other."""
+    """Makes F.dropout multiply by masks (T_mel, depth, dim), one after the other."""
 
     def __init__(self, masks):
         super().__init__()
@@ -50,7 +50,7 @@ class GivenDropout(TorchFunctionMode):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Untrained, with batch norms that do something and alignments that are no plain."""
+    """Write an untrained checkpoint with batch norms and alignments that are not trivial."""
     folder = tmp_path_factory.mktemp("lively")
     torch.manual_seed(0)
     config = Tacotron2Config(vocab_size=Tokenizer().vocab_size, **SMALL)
@@ -155,8 +155,8 @@ def test_sound_is_that_of_the_repos_griffin_lim(exported, scaling, voice):
     assert np.isfinite(wav).all() and np.abs(wav).max() <= 1
 
 
-def test_the_copy_speaks_where_there_is_no_torch(exported, tmp_path):
-    """In a process that sees neither this repo nor torch."""
+def test_the_copy_speaks_without_torch(exported, tmp_path):
+    """Run it in a process that finds neither this repository nor torch."""
     folder = shutil.copytree(exported, tmp_path / "voice")
     assert sorted(path.name for path in folder.iterdir()) == FILES
     code = (

@@ -34,7 +34,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(voice, tmp_path):
-    """What a run leaves: demo/work_dir/demo/final_checkpoint, and the rest around it."""
+    """Make the files of a run: demo/work_dir/demo/final_checkpoint, and the others around it."""
     demo = tmp_path / "demo"
     checkpoint = Path(shutil.copytree(voice, demo / "work_dir/demo/final_checkpoint"))
     for name, content in {
