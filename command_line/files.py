@@ -24,7 +24,7 @@ class DataError(ValueError):
 
     def __init__(self, message: str) -> None:
         # A loader process sends its traceback along; the message is its last line.
-        super().__init__(message.rpartition("command_line.files.DataError: ")[2])
+        super().__init__(message.rpartition("command_line.files.DataError: ")[2].strip())
 
 
 @contextmanager

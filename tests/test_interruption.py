@@ -32,7 +32,7 @@ from forked_run import ForkedRun, hold, train
 from kill_and_resume import differences
 from runs import ON_CPU, run_flags
 from training.checkpoints import find_run_checkpoint, list_checkpoints, read_state
-from training.processes import SECOND_SIGNAL_SECONDS, Interrupt
+from training.processes import SECOND_SIGNAL_SECONDS, Interrupt, make_accelerator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
@@ -241,17 +241,19 @@ def test_a_gradient_that_is_not_finite_ends_the_run(begin):
         train_taco.train_epoch(run, state)
 
 
-def test_fp16_skips_a_step_whose_gradient_overflows(begin):
+def test_fp16_skips_a_step_whose_gradient_overflows(begin, monkeypatch):
+    """With the loss scaling of a GPU, which accelerate gives no CPU."""
+    accelerator = make_accelerator()
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    accelerator.native_amp = True
+    monkeypatch.setattr("runs.make_accelerator", lambda: accelerator)
     run, state = begin()
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    run.accelerator.scaler = run.optimizer.scaler = scaler
-    run.accelerator.native_amp = True
     backwards = iter(range(100))
     run.model.encoder.embedding.weight.register_hook(
         lambda gradient: gradient * (torch.inf if next(backwards) == 1 else 1.0)
     )
     train_taco.train_epoch(run, state)
-    assert state.step == 5 and scaler.get_scale() == 512.0
+    assert state.step == 5 and accelerator.scaler.get_scale() == 512.0
     assert all(weight.isfinite().all() for weight in run.model.parameters())
 
 
