@@ -29,8 +29,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,19 +70,19 @@ TOLERANCE = 1e-4
 class GivenDropout(Prenet):
     """The prenet with its dropout given, instead of drawn."""
 
-    masks: Iterator[Tensor]  # of each frame, (decoder_prenet_depth, decoder_prenet_dim)
+    masks: Tensor  # (decoder_prenet_depth, decoder_prenet_dim)
 
     def forward(self, frame: Tensor) -> Tensor:
         """(1, num_mels) -> (1, decoder_prenet_dim)."""
-        for layer, factors in zip(self.layers, next(self.masks), strict=True):
+        for layer, factors in zip(self.layers, self.masks, strict=True):
             frame = F.relu(layer(frame)) * factors
         return frame
 
 
-def copy_model(voice: Voice) -> Tacotron2:
-    """Copy the model, with the plain loops of model.py and GivenDropout as its prenet."""
+def copy_model(voice: Voice, prenet: Prenet) -> Tacotron2:
+    """Copy the model with the plain loops of model.py and this prenet."""
     model = Tacotron2(voice.model.config)
-    model.decoder.prenet = GivenDropout(model.config)
+    model.decoder.prenet = prenet
     model.load_state_dict(voice.model.state_dict())
     return model.eval().requires_grad_(False)
 
@@ -115,7 +114,7 @@ class OneStep(nn.Module):
         self, frame: Tensor, masks: Tensor, encoder_outputs: Tensor, keys: Tensor, *state: Tensor
     ) -> tuple[Tensor, ...]:
         """Takes and returns the inputs and outputs of step.onnx, in order."""
-        self.decoder.prenet.masks = iter([masks])
+        self.decoder.prenet.masks = masks
         nothing_is_padding = torch.zeros((), dtype=torch.bool)
         frame, stop_logit, _, state = self.decoder.step(
             frame, DecoderState(*state), encoder_outputs, keys, nothing_is_padding
@@ -158,8 +157,9 @@ def write_graph(
         )
 
 
-def write_graphs(model: Tacotron2, folder: Path) -> None:
+def write_graphs(voice: Voice, folder: Path) -> None:
     """Write the three float32 graphs."""
+    model = copy_model(voice, GivenDropout(voice.model.config))
     config, encoder = model.config, EncoderOfOneText(model)
     tokens = {"tokens": torch.ones(1, TRACED_TEXT, dtype=torch.int64)}
     write_graph(folder / ENCODER, encoder, tokens, ["encoder_outputs", "keys"])
@@ -177,8 +177,8 @@ def write_graphs(model: Tacotron2, folder: Path) -> None:
     write_graph(folder / POSTNET, Correction(model), mels, ["mels_after"])
 
 
-def check_graphs(model: Tacotron2, folder: Path) -> float:
-    """Compare the float32 graphs with the model: random text, frames and dropout.
+def check_graphs(voice: Voice, folder: Path) -> float:
+    """Compare the float32 graphs with model.py: random text and frames, no dropout.
 
     Both are teacher forced, because free running would feed rounding errors back.
 
@@ -187,15 +187,16 @@ def check_graphs(model: Tacotron2, folder: Path) -> float:
     """
     from extras.run_onnx import Speaker  # onnxruntime is an extra
 
-    config, rng, speaker = model.config, np.random.default_rng(0), Speaker(folder, threads=1)
+    config, rng = voice.model.config, np.random.default_rng(0)
+    model = copy_model(voice, Prenet(replace(config, decoder_prenet_dropout_p=0.0)))
     tokens = rng.integers(1, config.vocab_size, (1, TRIAL_TEXT))
     mels = rng.standard_normal((TRIAL_FRAMES, config.num_mels), np.float32)
-    masks = np.stack([speaker.draw_masks(rng) for _ in mels])
-    model.decoder.prenet.masks = iter(torch.from_numpy(masks))
     lengths = torch.tensor([TRIAL_TEXT]), torch.tensor([TRIAL_FRAMES])
     _, *expected = model(
         torch.from_numpy(tokens), lengths[0], torch.from_numpy(mels)[None], lengths[1]
     )
+    sizes = TRIAL_FRAMES, config.decoder_prenet_depth, config.decoder_prenet_dim
+    masks, speaker = np.ones(sizes, np.float32), Speaker(folder, threads=1)
     found = speaker.speak(tokens, rng, masks=masks, mels=mels)
     differences = {}
     for name, ours, theirs in zip(("mel", "stop token", "alignment"), expected, found, strict=True):
@@ -261,13 +262,12 @@ def make_settings(voice: Voice, stop_threshold: float) -> dict[str, Any]:
 
 def fill_folder(voice: Voice, folder: Path, int8: bool, stop_threshold: float) -> None:
     """Write all that --output_dir gets into a folder, and check the graphs."""
-    model, settings = copy_model(voice), make_settings(voice, stop_threshold)
-    content = json.dumps(settings, indent=2, ensure_ascii=False)
+    content = json.dumps(make_settings(voice, stop_threshold), indent=2, ensure_ascii=False)
     (folder / "settings.json").write_text(content, encoding="utf-8")
     np.save(folder / "mel_filters.npy", mel_filters(voice.audio_config, torch.device("cpu")))
     shutil.copyfile(Path(__file__).with_name("run_onnx.py"), folder / "speak.py")
-    write_graphs(model, folder)
-    difference = check_graphs(model, folder)
+    write_graphs(voice, folder)
+    difference = check_graphs(voice, folder)
     say(f"teacher forced, {TRIAL_FRAMES} frames: at most {difference:.1g} from PyTorch's numbers")
     if int8:
         quantize_step(folder)

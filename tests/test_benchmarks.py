@@ -305,11 +305,12 @@ def test_waiting_is_the_time_without_a_batch(short_clips, monkeypatch):
         for batch in batches:
             pass_time(0.25)
             yield batch
+        pass_time(0.125)
 
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(throughput, "train_step", lambda *args: pass_time(2.0))
     made = throughput.run_pass(None, slowly(), torch.float32, CPU)
-    assert (made.waiting, made.seconds) == (0.5, 4.5)
+    assert (made.waiting, made.seconds) == (0.625, 4.625)
     lengths = [round(n_frames) for n_frames in dataset.n_frames[:3]]
     assert [n_mel for _, n_mel in made.clips] == lengths
     assert made.n_padded == 2 * max(lengths[:2]) + lengths[2]

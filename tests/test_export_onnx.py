@@ -18,7 +18,7 @@ from command_line.files import DataError
 from conftest import speak
 from dataset import AudioConfig, audio_to_mel, mel_to_audio
 from extras import export_onnx
-from model import Encoder, Tacotron2, Tacotron2Config
+from model import Encoder, Prenet, Tacotron2, Tacotron2Config
 from speech.voice import load_checkpoint, write_config
 from test_model import lively
 from test_synthesize import SMALL
@@ -220,9 +220,10 @@ def test_what_cannot_be_exported_is_refused(checkpoint, tmp_path, monkeypatch):
     assert not out.exists()
 
 
-def test_a_changed_model_that_the_graphs_do_not_follow_is_refused(voice, tmp_path, monkeypatch):
-    plain = Encoder.forward
-    monkeypatch.setattr(Encoder, "forward", lambda *inputs: 1.01 * plain(*inputs))
+@pytest.mark.parametrize("part", [Encoder, Prenet])
+def test_a_model_that_the_graphs_do_not_follow_is_refused(voice, tmp_path, monkeypatch, part):
+    plain = part.forward
+    monkeypatch.setattr(part, "forward", lambda *inputs: 1.01 * plain(*inputs))
     with pytest.raises(DataError, match="another mel than the model"):
         export_onnx.fill_folder(voice, tmp_path, False, 0.5)
 
