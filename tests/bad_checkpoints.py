@@ -103,7 +103,6 @@ RUNS = {
     "step of text": (lambda f: edit_json(f / STATE, step="two"), STATE),
     "epoch negative": (lambda f: edit_json(f / STATE, epoch=-1), STATE),
     "history of numbers": (lambda f: edit_json(f / STATE, history=[1, 2]), STATE),
-    "state unknown field": (lambda f: edit_json(f / STATE, mood="good"), STATE),
     "config missing": (lambda f: (f / CONFIG).unlink(), CONFIG),
     "weights missing": (lambda f: (f / WEIGHTS).unlink(), f"{WEIGHTS} is missing"),
     "weights truncated": (lambda f: cut(f / WEIGHTS, 9000), WEIGHTS),
@@ -112,10 +111,6 @@ RUNS = {
     "optimizer truncated": (lambda f: cut(f / "optimizer.bin", 900), "optimizer.bin"),
     "optimizer empty": (lambda f: torch.save({}, f / "optimizer.bin"), "checkpoint_0"),
     "scheduler of text": (lambda f: (f / "scheduler.bin").write_text("x"), "scheduler.bin"),
-    "clips of others": (
-        lambda f: edit_json(f / STATE, epoch_step=1, epoch_clips=2),
-        "began with other clips",
-    ),
     "random state missing": (lambda f: (f / "random_states_0.pkl").unlink(), "random_states_0"),
 }
 

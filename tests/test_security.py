@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from runs import run_flags
 
 from conftest import RATE
 from model import Tacotron2
+from runs import run_flags
 from training.pictures import read_frame
 from world import HEADER, PLAIN, run, snapshot
 
@@ -204,7 +204,7 @@ def test_names_of_a_run_stay_plain(world, capsys, flag):
         flags = run_flags(world.corpus, world.out)
         code, said = run("train_taco", *flags, flag, name, capsys=capsys)
         assert code == 2 and "Traceback" not in said
-        assert f"{flag} must be a plain name" in said.strip().split("\n")[-1]
+        assert f"{flag}: must be a plain name" in said.strip().split("\n")[-1]
     assert snapshot(world.folder.parent) == before
 
 

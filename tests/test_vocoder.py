@@ -220,6 +220,7 @@ def change_config(**changes):
         (change_config(n_fft="absent", fmin="absent"), "does not say n_fft, fmin"),
         (change_config(resblock="3"), "make no HiFi-GAN"),
         (change_config(upsample_rates=[8, 8, 8]), "make no HiFi-GAN"),
+        (change_config(upsample_rates=[16, 16]), "make no HiFi-GAN"),
         (change_config(upsample_rates=[8, "8", 4]), "make no HiFi-GAN"),
         (change_config(upsample_kernel_sizes=[16, 16, 7]), "make no HiFi-GAN"),
         (change_config(upsample_initial_channel=10**9), "make no HiFi-GAN"),
