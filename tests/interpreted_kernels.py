@@ -38,6 +38,7 @@ CASES = {
     "more channels and units than a program has": (3, [12], 8, 150, 520, 40, 5, False),
     "five blocks, no dropout": (3, [300, 257], 4, 16, 8, 16, 31, False),
 }
+CASES_IN_HALF_PRECISION = ("two blocks of characters", "more channels and units than a program has")
 
 
 def multiply_bfloat16_as_float32() -> None:
@@ -115,6 +116,8 @@ def loop_distances(dtype: torch.dtype) -> dict[str, list[float]]:
     """Measure how far each output and gradient is from the plain loop in float32, by case."""
     results = {}
     for name, case in CASES.items():
+        if dtype != torch.float32 and name not in CASES_IN_HALF_PRECISION:
+            continue
         arguments = loop_arguments(case, dtype)
         exact = run_loop(False, [in_float32(x) for x in arguments])
         results[name] = distances(run_loop(True, arguments), exact)
@@ -134,7 +137,7 @@ def model_distances() -> dict[str, list[float]]:
     torch.manual_seed(0)
     tokens = torch.randint(1, SMALL.vocab_size, (3, 70))
     tokens = tokens.masked_fill(build_padding_mask(lengths), 0)
-    mels, mel_lengths = torch.randn(3, 11, SMALL.num_mels), torch.tensor([11, 6, 9])
+    mels, mel_lengths = torch.randn(3, 6, SMALL.num_mels), torch.tensor([6, 3, 5])
     for module in (fast_loops, fast_decoder):
         module.gpu_loops_work = lambda device, dtype: True
     steps, spoken = [], []
@@ -151,7 +154,7 @@ def model_distances() -> dict[str, list[float]]:
         gradients = torch.autograd.grad(total, [p for _, p in named])
         steps.append([x.detach() for x in (*output, *gradients)])
         with KnownDropout():
-            spoken.append(list(model.eval().infer(tokens, lengths, 6, 1.0)[:1]))
+            spoken.append(list(model.eval().infer(tokens, lengths, 4, 1.0)[:1]))
     return {"training step": distances(*steps), "free running": distances(*spoken)}
 
 

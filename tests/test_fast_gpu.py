@@ -1,7 +1,7 @@
 """fast/gpu.py and fast/kernels.py, as far as a machine without a GPU can check them.
 
-Triton's interpreter computes the kernels on a CPU; Triton's compiler, which needs no GPU, makes
-machine code for two of them; and FakeGraph plays a CUDA graph, with fixed addresses and no Python at
+Triton's interpreter computes the kernels on a CPU. Triton's compiler, which needs no GPU, makes
+machine code for two of them. FakeGraph plays a CUDA graph, with fixed addresses and no Python at
 replay, by recording PyTorch's operations. The last tests need a real GPU.
 """
 
@@ -31,10 +31,11 @@ from model import InferenceOutput, Tacotron2, build_padding_mask
 triton = pytest.importorskip("triton", reason="PyTorch brings Triton on Linux only")
 if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("the compiler is tested, not the interpreter", allow_module_level=True)
-import fast.gpu as fast_gpu  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime import build  # noqa: E402
+
+import fast.gpu as fast_gpu  # noqa: E402
 
 HERE = Path(__file__).parent
 # Of the largest number. One rounding is 6e-8, 5e-4 and 4e-3; a number is a sum of many terms.
@@ -64,7 +65,7 @@ def test_interpreted_kernels_equal_the_plain_loops():
     interpreted = json.loads(result.stdout)
     for dtype, tolerance in TOLERANCE.items():
         cases = interpreted["loops"][dtype]
-        assert len(cases) == 6
+        assert len(cases) == (6 if dtype == "float32" else 2)
         for name, distances in cases.items():
             assert len(distances) == 3 + 9, "outputs and gradients"
             assert max(distances) < tolerance, (dtype, name)  # false for nan, too
