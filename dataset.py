@@ -522,23 +522,16 @@ class TTSCollator:
         )
 
 
-def cut(clips: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Batches of at most batch_size clips, as equal in size as can be, the larger ones first."""
-    return np.array_split(clips, math.ceil(len(clips) / batch_size)) if len(clips) else []
-
-
 class BatchSampler(Sampler[list[int]]):
     """Batches of similar length, every clip once per epoch, from (seed, epoch) alone.
 
     Clips are sorted by a length blurred by a few per cent, cut into batches as equal in size as
-    can be, and the batches shuffled. With several processes, a batch of batch_size *
-    num_processes clips is dealt out to them, so that together they see what one process with
-    that batch size would see. With shuffle=False the order is longest first. In the first
-    short_first_epochs epochs the batches are not shuffled but go from short to long, so that the
-    alignment is learned on short clips (SortaGrad: Amodei et al. 2015, arXiv 1512.02595, 3.2).
-
-    `batches` are this process's lists of indices; `batch_sizes` counts the clips of the same
-    batches over all processes. `set_epoch` moves on to another epoch, or into the middle of one.
+    can be, and the batches shuffled. Several processes share a batch of batch_size * num_processes
+    clips, so that together they see what one process with that batch size would see; which of them
+    gets the longest clips rotates from batch to batch. With shuffle=False the order is longest
+    first. In the first short_first_epochs epochs the batches are not shuffled but go from short to
+    long, so that the alignment is learned on short clips (SortaGrad: Amodei et al. 2015, arXiv
+    1512.02595, 3.2).
 
     Args:
         lengths: of the clips, in any unit.
@@ -565,74 +558,44 @@ class BatchSampler(Sampler[list[int]]):
         if batch_size < 1:
             raise ValueError(f"--batch_size must be at least 1, found {batch_size}")
         self.lengths = np.asarray(lengths, dtype=np.float64)
-        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        self.seed, self.shuffle, self.short_first_epochs = seed, shuffle, short_first_epochs
         self.num_processes, self.process_index = num_processes, process_index
-        self.short_first_epochs = short_first_epochs
+        self.n_batches = math.ceil(len(lengths) / (batch_size * num_processes))
+        if len(lengths) < max(num_processes * self.n_batches, 1):
+            raise DataError(
+                f"{len(lengths)} clips cannot be shared by {num_processes} processes at "
+                f"--batch_size {batch_size}: some batch would leave one without a clip"
+            )
         self.set_epoch(epoch)
 
     @property
-    def total_batch_size(self) -> int:
-        """Clips per batch over all processes, at most."""
-        return self.batch_size * self.num_processes
-
-    @property
     def checksum(self) -> int:
-        """Of the lengths: another manifest has another order."""
+        """A checksum of the lengths: other clips have another order."""
         return zlib.crc32(self.lengths.tobytes())
 
-    def set_epoch(
-        self, epoch: int, n_seen: int = 0, order_batch_size: int | None = None, recut: bool = False
-    ) -> None:
-        """Goes to a place in the order of an epoch; the next iteration begins there.
+    def set_epoch(self, epoch: int, n_seen: int = 0) -> None:
+        """Go to an epoch, behind its first n_seen batches; the next iteration begins there."""
+        self.epoch, self.n_seen = epoch, n_seen
 
-        Args:
-            epoch: what the order is drawn from, with the seed.
-            n_seen: clips of the order to skip.
-            order_batch_size: the total_batch_size to draw the order with; today's if unset.
-            recut: whether the clips that are left are cut anew, into batches of today's
-                total_batch_size. Cutting them anew once more, after any number of those batches,
-                gives the same batches.
-
-        Raises:
-            DataError: when a process would get no clip of a batch, or n_seen clips are no whole
-                number of batches and `recut` is off.
-        """
-        n_clips, n_left = len(self.lengths), len(self.lengths) - n_seen
-        drawn = self.draw(epoch, order_batch_size or self.total_batch_size)
-        if recut:
-            batches = cut(np.concatenate(drawn)[n_seen:], self.total_batch_size)
-        else:
-            ends = np.cumsum([len(batch) for batch in drawn])
-            batches = [batch for batch, end in zip(drawn, ends, strict=True) if end > n_seen]
-        self.batch_sizes = [len(batch) for batch in batches]
-        if sum(self.batch_sizes) != n_left:
-            raise DataError(f"{n_seen} of {n_clips} clips are no whole number of batches")
-        if n_left < self.num_processes * len(batches) or n_clips == 0:
-            what = "clips that are left of the epoch" if n_seen else "clips"
-            raise DataError(
-                f"{n_left} {what} cannot be dealt to {self.num_processes} processes at "
-                f"--batch_size {self.batch_size}: some batch would leave one without a clip"
-            )
-        self.batches = [
-            np.array_split(batch, self.num_processes)[self.process_index].tolist()
-            for batch in batches
-        ]
-
-    def draw(self, epoch: int, total_batch_size: int) -> list[np.ndarray]:
-        """The batches of a whole epoch, as indices of clips."""
-        rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+    def draw(self) -> list[np.ndarray]:
+        """Draw the batches of the epoch, of all processes together, as indices of clips."""
+        rng = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
         keys = -self.lengths
         if self.shuffle:
             keys = keys * rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, size=len(keys))
-        batches = cut(np.argsort(keys, kind="stable"), total_batch_size)
+        batches = np.array_split(np.argsort(keys, kind="stable"), self.n_batches)
         if not self.shuffle:
             return batches
-        if epoch < self.short_first_epochs:
+        if self.epoch < self.short_first_epochs:
             return batches[::-1]
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def __len__(self) -> int:
-        return len(self.batches)
+        """Batches in a whole epoch."""
+        return self.n_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
+        for i, batch in enumerate(self.draw()):
+            if i >= self.n_seen:
+                shares = np.array_split(batch, self.num_processes)
+                yield shares[(self.process_index + i) % self.num_processes].tolist()

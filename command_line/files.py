@@ -20,7 +20,11 @@ from typing import Any
 
 
 class DataError(ValueError):
-    """A flag, a file or a text of the user's that cannot be used; the message is meant for them."""
+    """A flag, file or text that cannot be used; every script prints its message and ends."""
+
+    def __init__(self, message: str) -> None:
+        # A loader process sends its traceback along; the message is its last line.
+        super().__init__(message.rpartition("command_line.files.DataError: ")[2].strip())
 
 
 @contextmanager

@@ -1,15 +1,15 @@
 """How every script starts and ends: a user's mistake is one sentence, a lost console no harm.
 
-    @script
-    def main(argv: list[str] | None = None) -> None: ...
+@script
+def main(argv: list[str] | None = None) -> None: ...
 """
 
 import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +26,15 @@ def warn(message: object) -> None:
     """Prints a message to stderr, on one line, after the name of the running script."""
     name = Path(sys.argv[0]).name
     say(f"{name}: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+@contextmanager
+def never_fatal(what: str) -> Iterator[None]:
+    """Run a block that only shows something: any exception in it becomes one warning."""
+    try:
+        yield
+    except Exception as error:
+        warn(f"{what}: {error or type(error).__name__}; the run goes on without")
 
 
 def script(main: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,6 +3,9 @@
 import os
 import signal
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,63 +136,53 @@ def voice(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def run_folder(tiny_corpus, tmp_path_factory) -> Path:
     """A run's folder with a checkpoint of its beginning, which costs no training."""
-    from accelerate import Accelerator
-
     import train_taco
-    from test_train_taco import run_flags
-    from training.config import parse_args
+    from runs import run_flags, set_up
 
     folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, keep_signal_handlers():
         patch.setenv("ACCELERATE_USE_CPU", "true")
-        configs = parse_args(run_flags(tiny_corpus, folder), "")
-        run, state = train_taco.prepare(configs, Accelerator())
-    train_taco.save(run, state, "checkpoint_0")
+        run, state = set_up(run_flags(tiny_corpus, folder))
+        train_taco.save_checkpoint(run, state, "checkpoint_0")
     return folder
 
 
-SLOW_FILES = (  # begun first, or the last of them would leave a core idle for minutes
-    "test_make_voices", "test_reference_training", "test_interruption", "test_train_taco",
-    "test_bad_input", "test_odd_input", "test_epochs", "test_processes", "test_fast_gpu",
-    "test_launching", "test_resuming", "test_nonfinite", "test_full_disk", "test_benchmarks",
-    "test_wandb", "test_compile_export", "test_run_folder",
-)  # fmt: skip
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sorts the test files; within a file the order stays."""
-    places = {name: i for i, name in enumerate(SLOW_FILES)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+    """Begins with the files that have slow tests, or the last of them would idle a core."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
-@pytest.fixture
-def prepare(tiny_corpus, tmp_path, monkeypatch):
-    """Makes a run in this process, before its first step; in the same folder each time."""
-    from accelerate import Accelerator
-
-    import train_taco
-    from kill_and_resume import TINY_MODEL
-    from test_train_taco import run_flags
-    from training.config import parse_args
-
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-
-    def prepare(*flags, bare=False):
-        every = run_flags(tiny_corpus, tmp_path, *flags)
-        configs = parse_args([f for f in every if f not in TINY_MODEL] if bare else every, "")
-        return train_taco.prepare(configs, Accelerator())
-
-    return prepare
-
-
-@pytest.fixture
-def handlers_of_signals():
-    """Undoes what a test's own process has set up for signals."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGCHLD)
+@contextmanager
+def keep_signal_handlers() -> Iterator[None]:
+    """Undoes what a block sets up for signals."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def handlers_of_signals():
+    """Undoes what a test's own process sets up for signals."""
+    with keep_signal_handlers():
+        yield
+
+
+@pytest.fixture
+def begin(tiny_corpus, tmp_path, monkeypatch, handlers_of_signals):
+    """Sets up a run in this process, without pictures; in the same folder each time."""
+    from runs import TINY_MODEL, draw_nothing, run_flags, set_up
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    draw_nothing(monkeypatch.setattr)
+
+    def begin(*flags, corpus=tiny_corpus, bare=False):
+        every = run_flags(corpus, tmp_path, *flags)
+        return set_up([flag for flag in every if flag not in TINY_MODEL] if bare else every)
+
+    return begin
 
 
 @pytest.fixture

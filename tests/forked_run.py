@@ -19,7 +19,7 @@ from subprocess import CompletedProcess
 import torch
 
 import train_taco
-import training.validation as validation
+from runs import draw_nothing
 
 PRELOADED = (  # slow to import
     "pytest", "hypothesis", "torch", "torch._dynamo", "torchaudio", "accelerate", "pandas",
@@ -39,16 +39,6 @@ def process_variables(rank: int, processes: int, port: int) -> dict[str, str]:
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-
-
-def draw_nothing(set_attribute: Callable = setattr) -> None:
-    """From now on, runs in this process write no pictures, sounds or films.
-
-    A test that trains in its own process gives monkeypatch.setattr, which is undone.
-    """
-    set_attribute(validation, "draw_sample", lambda *_: {})
-    for name in ("film_first_epoch", "draw_losses", "make_film"):
-        set_attribute(train_taco, name, lambda *_: None)
 
 
 def run_here(
@@ -167,19 +157,15 @@ def hold(step: int, release: Path | None = None) -> None:
     It prints "held" when it begins to, so that what a test does next happens in that step, however
     fast or busy the machine is.
     """
-    train_epoch, train_step = train_taco.train_epoch, train_taco.train_step
+    train_step = train_taco.train_step
 
-    def held_epoch(run, state, saved_at):
-        def held_step(run, batches, number):
-            if number == step:
-                print("held", flush=True)
-                end = time.monotonic() + LONGEST_SECONDS
-                while not (run.interrupt.pending or (release and release.exists())):
-                    assert time.monotonic() < end, "nobody has released this run"
-                    time.sleep(0.01)
-            return train_step(run, batches, number)
+    def held_step(run, batches, number):
+        if number == step:
+            print("held", flush=True)
+            end = time.monotonic() + LONGEST_SECONDS
+            while not (run.interrupt.pending or (release and release.exists())):
+                assert time.monotonic() < end, "nobody has released this run"
+                time.sleep(0.01)
+        return train_step(run, batches, number)
 
-        train_taco.train_step = held_step
-        return train_epoch(run, state, saved_at)
-
-    train_taco.train_epoch = held_epoch
+    train_taco.train_step = held_step

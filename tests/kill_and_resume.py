@@ -6,14 +6,11 @@ A tiny model trains on a tiny made-up corpus and writes a checkpoint before ever
 kills fall into the writing of one. Each kill is SIGKILL to the run and all its processes, at a
 moment drawn from --seed; the next run begins with --resume_from_checkpoint latest. Every other kill
 waits until a checkpoint is being written. Three kinds of runs take a third of the kills each: one
-without loader processes, one with two, and one in legs: one process up to the middle of an epoch,
-two for some steps of it, one again to the end.
+without loader processes, one with two, and one of two processes with a loader process each.
 
 Whenever a run comes to its end, every tensor of its final checkpoint must equal, bit for bit, that
-of a run of its kind that nobody killed: a kill leaves no trace. Another number of processes does,
-because dropout, batch norm and the clips of a step differ, so the run in legs is compared with one
-that changes its processes after the same steps. Of every run, killed or not, the steps that
-the final checkpoint comes from must have seen each clip once in each epoch.
+of a run of its kind that nobody killed: a kill leaves no trace. And the steps that the final
+checkpoint comes from must have seen each clip once in each epoch.
 
 Ends with a summary; exit status 1 when anything differed. The runs are forked from this process,
 which has imported everything, also what a run imports late: ten seconds saved for each.
@@ -30,9 +27,9 @@ import sys
 import tempfile
 import time
 import traceback
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -44,15 +41,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_taco
 from conftest import make_tiny_corpus
 from dataset import Batch
-from forked_run import PRELOADED, draw_nothing, process_variables
+from forked_run import PRELOADED, process_variables
+from runs import TINY_MODEL, draw_nothing
 from training.checkpoints import TEMPORARY_PREFIX, list_checkpoints, read_state
-from training.setup import Run
+from training.run import Run
 
-TINY_MODEL = [
-    "--character_embed_dim=16", "--encoder_embed_dim=16", "--decoder_rnn_embed_dim=24",
-    "--decoder_prenet_dim=8", "--decoder_postnet_n_filters=8", "--attention_dim=8",
-    "--attention_location_n_filters=4",
-]  # fmt: skip
 COPIES = 4  # of the 9 clips: 18 steps of 2 clips an epoch
 EPOCHS = 2
 WRITE_SECONDS = 0.03  # that writing a checkpoint takes
@@ -60,18 +53,10 @@ EVERY_STEP = "0.0000001"  # --checkpoint_minutes
 RESUME = ["--resume_from_checkpoint", "latest"]
 
 
-class Leg(NamedTuple):
-    """A part of a run with one number of processes."""
-
-    n_processes: int
-    last_step: int | None  # it is asked to stop after this one; None: it goes to the run's end
-
-
-KINDS = {  # of runs: --num_workers, legs
-    "no loader process": (0, [Leg(1, None)]),
-    "two loader processes": (2, [Leg(1, None)]),
-    # 14 clips by step 7; the 22 left make 6 steps of two processes, the 3 left of them 2 of one.
-    "one process, two, and one again": (1, [Leg(1, 7), Leg(2, 12), Leg(1, None)]),
+KINDS = {  # of runs: --num_workers, processes
+    "no loader process": (0, 1),
+    "two loader processes": (2, 1),
+    "two processes": (1, 2),
 }
 
 
@@ -92,8 +77,8 @@ def read_all(checkpoint: Path) -> dict:
     for path in sorted([*checkpoint.glob("*.bin"), *checkpoint.glob("*.pkl")]):
         # Written by these tests themselves; numpy's random state is no plain tensor.
         content |= tensors_of(torch.load(path, weights_only=False), path.name)
-    state, _ = read_state(checkpoint)
-    return content | tensors_of(state._replace(wandb_run_id=None)._asdict(), "trainer_state.json")
+    state = asdict(read_state(checkpoint)) | {"wandb_run_id": None}
+    return content | tensors_of(state, "trainer_state.json")
 
 
 def differences(left: Path, right: Path) -> list[str]:
@@ -108,7 +93,7 @@ def differences(left: Path, right: Path) -> list[str]:
     return sorted(differing)
 
 
-def start(flags: list[str], folder: Path, leg: Leg) -> int:
+def start(flags: list[str], folder: Path, n_processes: int) -> int:
     """train_taco.py in forked processes, a group of its own; the id of the first, their leader.
 
     They write to log.txt, and a line per step to steps.jsonl: step, process, paths of its clips.
@@ -120,21 +105,19 @@ def start(flags: list[str], folder: Path, leg: Leg) -> int:
     if process:
         return process
     os.setsid()
-    rank = next((i for i in range(1, leg.n_processes) if os.fork() == 0), 0)
-    if leg.n_processes > 1:
-        os.environ |= process_variables(rank, leg.n_processes, port)
+    rank = next((i for i in range(1, n_processes) if os.fork() == 0), 0)
+    if n_processes > 1:
+        os.environ |= process_variables(rank, n_processes, port)
     output = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     train_step = train_taco.train_step
 
-    def recorded_step(run: Run, batches: list[Batch], step: int) -> tuple:
+    def recorded_step(run: Run, batches: list[Batch], step: int) -> dict:
         result = train_step(run, batches, step)
         line = [step + 1, rank, [path for batch in batches for path in batch.paths]]
         with open(folder / "steps.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        if step + 1 == leg.last_step:
-            signal.raise_signal(signal.SIGTERM)
         return result
 
     train_taco.train_step = recorded_step
@@ -159,7 +142,7 @@ def seen_otherwise(folder: Path, final: Path, clips: list[str]) -> list[str]:
     whole = [json.loads(line) for line in lines if line.endswith("]]")]
     taken = {(step, rank): paths for step, rank, paths in whole}
     first, wrong = 1, []
-    for row in read_state(final)[0].history:
+    for row in read_state(final).history:
         seen = [paths for (step, _), paths in taken.items() if first <= step <= row["step"]]
         if sorted(path for paths in seen for path in paths) != sorted(clips):
             wrong.append(f"epoch {row['epoch']} has not seen each clip once")
@@ -193,20 +176,17 @@ def kill(process: int) -> None:
     os.waitpid(process, 0)
 
 
-def run_to_its_end(flags: list[str], folder: Path, legs: list[Leg], limit: float) -> list[float]:
-    """Seconds that each leg of an undisturbed run takes; ends the script when one fails."""
-    seconds = []
-    for i, leg in enumerate(legs):
-        begun = time.monotonic()
-        process = start([*flags, *(RESUME if i else [])], folder, leg)
-        status = wait(process, limit)
-        if status is None:
-            kill(process)
-        if status != 0:
-            log = (folder / "log.txt").read_text()[-3000:]
-            sys.exit(f"a run that nobody disturbed ended with {status}:\n{log}")
-        seconds.append(time.monotonic() - begun)
-    return seconds
+def run_to_its_end(flags: list[str], folder: Path, n_processes: int, limit: float) -> float:
+    """Seconds that an undisturbed run takes; ends the script when it fails."""
+    begun = time.monotonic()
+    process = start(flags, folder, n_processes)
+    status = wait(process, limit)
+    if status is None:
+        kill(process)
+    if status != 0:
+        log = (folder / "log.txt").read_text()[-3000:]
+        sys.exit(f"a run that nobody disturbed ended with {status}:\n{log}")
+    return time.monotonic() - begun
 
 
 class Killer:
@@ -216,19 +196,18 @@ class Killer:
         self.times, self.rng, self.limit = times, rng, limit
         self.kills = self.in_write = self.mid_epoch = self.finished = 0
 
-    def end_leg(self, flags: list[str], folder: Path, leg: Leg, leg_seconds: float) -> str | None:
-        """Kills and resumes until the leg comes to its end; what went wrong, if anything."""
+    def reach_end(
+        self, flags: list[str], folder: Path, n_processes: int, run_seconds: float
+    ) -> str | None:
+        """Kills and resumes a run until it comes to its end; what went wrong, if anything."""
         checkpoints = folder / "work" / "tiny"
         while True:
             resume = list_checkpoints(checkpoints)
             if resume:
-                state, _ = read_state(resume[-1])
-                if leg.last_step and state.step >= leg.last_step:
-                    return None  # killed when all of the leg was saved
-                self.mid_epoch += state.epoch_step > 0
-            process = start([*flags, *(RESUME if resume else [])], folder, leg)
+                self.mid_epoch += read_state(resume[-1]).epoch_step > 0
+            process = start([*flags, *(RESUME if resume else [])], folder, n_processes)
             left = self.kills < self.times
-            status = wait(process, self.rng.uniform(0, leg_seconds) if left else self.limit)
+            status = wait(process, self.rng.uniform(0, run_seconds) if left else self.limit)
             if status is None and left and self.kills % 2:
                 status = wait_for_write(process, checkpoints, self.rng.uniform(0, WRITE_SECONDS))
             if status is None:
@@ -245,18 +224,17 @@ class Killer:
 
 
 def disturb(
-    killer: Killer, flags: list[str], folder: Path, legs: list[tuple[Leg, float]],
+    killer: Killer, flags: list[str], folder: Path, n_processes: int, seconds: float,
     straight: Path, clips: list[str],
 ) -> bool:  # fmt: skip
     """Runs until all kills are done, and the one after the last; whether all came out alike."""
     checkpoints = folder / "work" / "tiny"
     same = True
     while killer.kills < killer.times or not killer.finished:
-        for leg, seconds in legs:
-            failure = killer.end_leg(flags, folder, leg, seconds)
-            if failure:
-                print(failure)
-                return False
+        failure = killer.reach_end(flags, folder, n_processes, seconds)
+        if failure:
+            print(failure)
+            return False
         killer.finished += 1
         final = checkpoints / "final_checkpoint"
         differing = differences(final, straight) + seen_otherwise(folder, final, clips)
@@ -304,7 +282,7 @@ def main() -> None:
         corpus = make_tiny_corpus(folder / "corpus")
         train_manifest = copy_clips(corpus.train_manifest, COPIES, folder / "clips")
         clips = pd.read_csv(train_manifest)["file_path"].tolist()
-        for number, (kind, (num_workers, legs)) in enumerate(KINDS.items()):
+        for number, (kind, (num_workers, n_processes)) in enumerate(KINDS.items()):
             places = [folder / f"{number}_straight", folder / f"{number}_disturbed"]
             flags = [
                 [
@@ -321,19 +299,17 @@ def main() -> None:
             ]  # fmt: skip
             for place in places:
                 place.mkdir()
-            seconds = run_to_its_end(flags[0], places[0], legs, args.limit_seconds)
+            seconds = run_to_its_end(flags[0], places[0], n_processes, args.limit_seconds)
             straight = places[0] / "work" / "tiny" / "final_checkpoint"
             wrong = seen_otherwise(places[0], straight, clips)
             print(f"{kind}: undisturbed, {wrong or 'each clip once an epoch'}", flush=True)
             killer = Killer(args.times // 3 + (number < args.times % 3), rng, args.limit_seconds)
             killers.append(killer)
             often = ["--checkpoint_minutes", EVERY_STEP, "--keep_checkpoints", "2"]
-            timed_legs = list(zip(legs, seconds, strict=True))
-            same = (
-                not wrong
-                and disturb(killer, flags[1] + often, places[1], timed_legs, straight, clips)
-                and same
-            )
+            flags[1] += often
+            same = not wrong and same and disturb(
+                killer, flags[1], places[1], n_processes, seconds, straight, clips
+            )  # fmt: skip
     total = {
         name: sum(getattr(killer, name) for killer in killers)
         for name in ("kills", "in_write", "mid_epoch", "finished")

@@ -10,15 +10,14 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import train_taco
-from training.config import parse_args
-from training.processes import end_group, read_groups
-from training.setup import make_loader
-from training.validation import validate
+from runs import set_up
+from training.processes import end_processes
+from training.set_up import group_batches
+from training.validation import score_teacher_forced
 
 
 class Recorder:
@@ -36,31 +35,19 @@ class Recorder:
 
 
 def main(output, *flags):
-    configs = parse_args(list(flags), "")
-    accelerator = Accelerator()
-    run, state = train_taco.prepare(configs, accelerator)
+    run, state = set_up(list(flags))
     for module in run.model.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
             module.eval()
-    recorder = Recorder(run.model)
-    run = run._replace(optimizer=recorder)
-    loader = make_loader(run, run.train_set, seed=0, epoch=0)
-    groups = read_groups(loader, run.config.gradient_accumulation_steps)
-    losses, n_frames, grad_norm = train_taco.train_step(run, next(groups), state.step)
-    means = accelerator.reduce(torch.tensor(list(losses.values())), "mean")
-    validation = validate(accelerator, run.model, run.val_loader)
-    if accelerator.is_main_process:
-        torch.save(
-            {
-                "gradients": recorder.gradients,
-                "losses": dict(zip(losses, means.tolist(), strict=True)),
-                "n_frames": float(n_frames),
-                "grad_norm": grad_norm,
-                "validation": validation,
-            },
-            output,
-        )
-    end_group(accelerator)
+    run.optimizer = Recorder(run.model)
+    groups = group_batches(run.train_loader, run.config.gradient_accumulation_steps)
+    step = train_taco.train_step(run, next(groups), state.step)
+    with run.evaluation():
+        validation = score_teacher_forced(run)
+    if run.is_main:
+        gradients = run.optimizer.gradients
+        torch.save({"gradients": gradients, "step": step, "validation": validation}, output)
+    end_processes(run.accelerator)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The last section of the README: another attention, run as it stands there."""
+"""Run the example of docs/changing_the_model.md, another attention, as it stands there."""
 
 import re
 
@@ -9,16 +9,17 @@ from scipy.stats import betabinom
 
 import model as model_module
 import train_taco
+from conftest import REPO
 from fast.decoder import speed_up
 from forked_run import draw_nothing
 from model import Decoder, Tacotron2, Tacotron2Config, build_padding_mask, tacotron2_loss
 from speech.voice import load_checkpoint
 from synthesize import synthesize
-from test_launching import README
 from test_model import NO_DROPOUT, SMALL, make_batch
 from test_train_taco import run_flags
 
-EXAMPLE = README.split("## Example: another attention")[1]
+PAGE = (REPO / "docs/changing_the_model.md").read_text(encoding="utf-8")
+EXAMPLE = PAGE.split("## Example: another attention")[1]
 CODE, SAID = re.findall(r"```(?:python)?\n(.*?)```", EXAMPLE, re.DOTALL)
 MAX_LINES = 40  # of the class; the imports and the three lines that use it come on top
 

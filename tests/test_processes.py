@@ -1,4 +1,4 @@
-"""Several processes, several machines and accumulated batches all take the same step."""
+"""Several processes and accumulated batches all take the same step."""
 
 import os
 import socket
@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import one_step
-from test_train_taco import REPO, run_flags
+from conftest import REPO
+from runs import ON_CPU, run_flags
 
 N_CLIPS = 5  # uneven for two processes, and for two accumulated batches
 NO_DROPOUT = [
@@ -36,12 +37,7 @@ def one_batch(tiny_corpus, tmp_path_factory):
     frame = pd.read_csv(tiny_corpus.train_manifest)[:N_CLIPS]
     frame.to_csv(folder / "train.csv", index=False)
     corpus = tiny_corpus._replace(train_manifest=folder / "train.csv")
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
+    environment = {**os.environ, **ON_CPU, "GLOO_SOCKET_IFNAME": "lo"}
 
     def take_step(name, batch_size, accumulated=1, launchers=()):
         output = folder / f"{name}.pt"
@@ -80,27 +76,17 @@ def alone(one_batch):
 
 
 def assert_same_step(step, reference):
-    assert step["n_frames"] == reference["n_frames"]
-    assert step["losses"] == pytest.approx(reference["losses"], rel=1e-5)
+    assert step["step"] == pytest.approx(reference["step"], rel=1e-4)  # losses, norm, frames
     assert step["validation"] == pytest.approx(reference["validation"], rel=1e-5)
-    assert step["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-4)
     assert step["gradients"].keys() == reference["gradients"].keys()
     for name, gradient in reference["gradients"].items():
         torch.testing.assert_close(step["gradients"][name], gradient, atol=1e-6, rtol=0, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(one_batch, alone, port):
     launcher = accelerate("--num_machines", "1", "--main_process_port", port)
     assert_same_step(one_batch("two_processes", 3, launchers=[launcher]), alone)
-
-
-def test_two_machines_are_one_with_twice_the_batch(one_batch, alone, port):
-    launchers = [
-        accelerate("--num_machines", "2", "--machine_rank", rank, "--main_process_ip", "127.0.0.1",
-                   "--main_process_port", port)
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    assert_same_step(one_batch("two_machines", 3, launchers=launchers), alone)
 
 
 def test_accumulated_batches_are_one_large_batch(one_batch, alone):

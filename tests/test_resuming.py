@@ -1,341 +1,476 @@
-"""Going on with other flags, another manifest or other processes than a run began with."""
+"""Checkpoints: written whole or not at all, found again, and resumed bit for bit."""
 
 import json
+import os
+import resource
 import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import train_taco
 from command_line.files import DataError
-from forked_run import draw_nothing, train
+from conftest import REPO
+from forked_run import ForkedRun, hold, train
 from kill_and_resume import differences
-from test_nonfinite import StopAfter
-from test_train_taco import run_flags
-from training import setup
-from training.checkpoints import load_checkpoint_state
-from training.config import parse_args
+from runs import ON_CPU, StopAt, run_flags
+from training.checkpoints import (
+    STATE_FILE,
+    checkpoint_is_due,
+    clear_remains,
+    find_checkpoint_folders,
+    find_run_checkpoint,
+    load_run_state,
+    prune_checkpoints,
+    read_state,
+    remove_checkpoint,
+    save_checkpoint,
+)
+from training.processes import hold_folder, make_accelerator, refuse_separate_disks
 
-N_CLIPS = 9  # of the tiny corpus: 5 steps an epoch at its batch size of 2
-NEW_KEYS = ("epoch_clips", "order_batch_size", "order_checksum", "order_recut")
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture
-def begin(tiny_corpus, tmp_path, monkeypatch):
-    """A run prepared in this process; `steps` is filled with the rate and the clips of each."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    draw_nothing(monkeypatch.setattr)
-    train_step = train_taco.train_step
+def record(monkeypatch):
+    """Notes the learning rate and the clips of each step that a run takes from now on."""
+    train_step, steps = train_taco.train_step, []
 
-    def begin(*flags, corpus=tiny_corpus):
-        configs = parse_args(run_flags(corpus, tmp_path, "--training_epochs", 4, *flags), "")
-        run, state = train_taco.prepare(configs, Accelerator())
-        steps = []
+    def recorded_step(run, batches, step):
+        clips = [path for batch in batches for path in batch.paths]
+        steps.append(SimpleNamespace(lr=run.optimizer.param_groups[0]["lr"], clips=clips))
+        return train_step(run, batches, step)
 
-        def recorded_step(run, batches, step):
-            clips = [path for batch in batches for path in batch.paths]
-            steps.append(SimpleNamespace(lr=run.optimizer.param_groups[0]["lr"], clips=clips))
-            return train_step(run, batches, step)
-
-        monkeypatch.setattr(train_taco, "train_step", recorded_step)
-        return run, state, steps
-
-    return begin
+    monkeypatch.setattr(train_taco, "train_step", recorded_step)
+    return steps
 
 
-def stop_in_epoch(run, state, n_steps):
-    """Trains so many steps of an epoch and writes a checkpoint, whose name is returned."""
-    with pytest.raises(train_taco.Interrupted) as stopped:
-        train_taco.train_epoch(run._replace(interrupt=StopAfter(n_steps)), state, 0.0)
-    return str(stopped.value)
+def stop_at(run, state, step: int) -> str:
+    """Train up to a step of an epoch; the name of the checkpoint written there."""
+    run.interrupt = StopAt(state, step)
+    with pytest.raises(SystemExit):
+        train_taco.train_epoch(run, state)
+    return f"checkpoint_{state.epoch}_step_{step}"
 
 
-def decayed(epoch):
-    """1e-3 until epoch 1, then exponentially to 1e-5 at epoch 4."""
-    return 1e-3 * 0.01 ** np.clip((epoch - 1) / 3, 0, 1)
+def train_an_epoch(run, state) -> None:
+    train_taco.train_epoch(run, state)
+    train_taco.finish_epoch(run, state)
 
 
-DECAY = ["--start_decay_epochs", 1]
+def test_a_run_resumes_bit_for_bit_at_any_step(begin, tiny_corpus, tmp_path):
+    """In the middle of an epoch and at its end, here in the same process."""
+    train_taco.main(run_flags(tiny_corpus, tmp_path / "straight"))
+    straight = tmp_path / "straight" / "work" / "tiny" / "final_checkpoint"
+    run, state = begin()
+    name = stop_at(run, state, 3)
+    run, state = begin("--resume_from_checkpoint", name)
+    assert (state.epoch, state.epoch_step, state.step) == (0, 3, 3)
+    train_an_epoch(run, state)
+    save_checkpoint(run, state, "checkpoint_1")
+    run, state = begin("--resume_from_checkpoint", "checkpoint_1")
+    train_taco.train(run, state)
+    assert differences(run.folder / "final_checkpoint", straight) == []
 
 
-def test_the_learning_rate_over_epochs_is_one_curve_whatever_the_batch(begin):
-    run, state, steps = begin(*DECAY)
+@pytest.mark.slow
+def test_kill_9_at_any_moment():
+    """A short run of the script that a user can run for longer."""
+    script = REPO / "tests" / "kill_and_resume.py"
+    done = subprocess.run(
+        [sys.executable, script, "--times", "3", "--no_pictures"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 kills" in done.stdout and ", all with the same final checkpoint" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "flags", [["--batch_size", 3], ["--gradient_accumulation_steps", 2], ["--seed", 7]]
+)
+def test_with_another_layout_the_epoch_that_was_begun_begins_again(begin, record, capsys, flags):
+    run, state = begin()
+    name = stop_at(run, state, 2)
+    del record[:]
+    run, state = begin(*flags, "--resume_from_checkpoint", name)
+    said = capsys.readouterr().out
+    assert "epoch 1 begins again" in said and flags[0].lstrip("-") in said
+    assert (state.epoch, state.epoch_step, state.step) == (0, 0, 2)
+    train_an_epoch(run, state)
+    assert sorted(clip for step in record for clip in step.clips) == sorted(run.train_set.paths)
+
+
+def test_another_manifest_begins_the_epoch_again(begin, tiny_corpus, tmp_path, record):
+    run, state = begin()
+    name = stop_at(run, state, 2)
+    del record[:]
+    frame = pd.read_csv(tiny_corpus.train_manifest)
+    grown = tiny_corpus._replace(train_manifest=tmp_path / "grown.csv")
+    pd.concat([frame, frame[:4]]).to_csv(grown.train_manifest, index=False)
+    run, state = begin("--resume_from_checkpoint", name, corpus=grown)
+    train_an_epoch(run, state)
+    assert len([clip for step in record for clip in step.clips]) == 13
+
+
+@pytest.mark.slow
+def test_more_processes_go_on_from_the_last_whole_epoch(begin, tiny_corpus, tmp_path):
+    run, state = begin()
+    name = stop_at(run, state, 2)
+    flags = run_flags(tiny_corpus, tmp_path, "--resume_from_checkpoint", name)
+    done = train([*flags, "--training_epochs", 1], processes=2)
+    assert "--num_processes was 1 and is now 2" in done.stdout
+    assert done.stdout.count("epoch 1 begins again") == 1, "only one process reports"
+    history = read_state(run.folder / "final_checkpoint").history
+    assert [row["step"] for row in history] == [2 + 3]
+    states = [
+        torch.load(run.folder / "final_checkpoint" / f"random_states_{i}.pkl", weights_only=False)
+        for i in (0, 1)
+    ]
+    assert not torch.equal(*(x["torch_manual_seed"] for x in states))
+
+
+def test_the_learning_rate_over_epochs_is_one_curve_whatever_the_batch(begin, record):
+    def decayed(epochs):
+        """1e-3 until epoch 1, then exponentially to 1e-5 at epoch 4."""
+        return 1e-3 * 0.01 ** np.clip((epochs - 1) / 3, 0, 1)
+
+    flags = ["--start_decay_epochs", 1, "--training_epochs", 4]
+    run, state = begin(*flags)
     for _ in range(2):
-        state, _ = train_taco.train_epoch(run, state, 0.0)
-        state = train_taco.finish_epoch(run, state)
-    train_taco.save(run, state, "checkpoint_2")
-    seen = np.cumsum([0] + [len(step.clips) for step in steps])[:-1]
-    np.testing.assert_allclose([step.lr for step in steps], decayed(seen / N_CLIPS))
-    for flags in (["--batch_size", 1], ["--batch_size", 4], ["--gradient_accumulation_steps", 3]):
-        run, state, steps = begin(*DECAY, *flags, "--resume_from_checkpoint", "checkpoint_2")
-        state, _ = train_taco.train_epoch(run, state, 0.0)
-        seen = np.cumsum([0] + [len(step.clips) for step in steps])[:-1]
-        np.testing.assert_allclose([step.lr for step in steps], decayed(2 + seen / N_CLIPS))
-    assert train_taco.finish_epoch(run, state).history[-1]["learning_rate"] == pytest.approx(
-        decayed(3)
-    )
+        train_an_epoch(run, state)
+    save_checkpoint(run, state, "checkpoint_2")
+    np.testing.assert_allclose([step.lr for step in record], decayed(np.arange(10) / 5))
+    for more, n_steps in (("--batch_size", 9), ("--batch_size", 3), ("--batch_size", 2)):
+        del record[:]
+        run, state = begin(*flags, more, n_steps, "--resume_from_checkpoint", "checkpoint_2")
+        train_an_epoch(run, state)
+        places = 2 + np.arange(len(record)) / len(record)
+        np.testing.assert_allclose([step.lr for step in record], decayed(places))
 
 
-def test_flags_that_are_not_given_again_stay_those_of_the_run(begin, capsys):
-    """And what the command line gives wins, also where it is a default, and is listed."""
-    run, state, _ = begin("--learning_rate", 5e-4, "--max_grad_norm", 0.5, "--keep_checkpoints", 3)
-    name = stop_in_epoch(run, state, 1)
+def test_extending_a_finished_run_prints_how_the_rate_jumps(begin, capsys):
+    run, state = begin()
+    train_taco.train(run, state)
+    assert "learning rate:" not in capsys.readouterr().out
+    flags = ["--resume_from_checkpoint", "latest", "--training_epochs", 8]
+    run, state = begin(*flags)
+    train_taco.train(run, state)
+    assert "in the last step before this, 0.001 from here on" in capsys.readouterr().out
+
+
+def test_flags_of_the_checkpoint_stay_unless_they_are_given_anew(begin, capsys):
+    run, state = begin("--learning_rate", 5e-4, "--max_grad_norm", 0.5, "--keep_checkpoints", 3)
+    name = stop_at(run, state, 1)
     capsys.readouterr()
-    run, _, _ = begin("--max_grad_norm", 1, "--resume_from_checkpoint", name)
+    run, _ = begin("--max_grad_norm", 1, "--resume_from_checkpoint", name, bare=True)
     config, said = run.config, capsys.readouterr().out
     assert (config.learning_rate, config.max_grad_norm, config.keep_checkpoints) == (5e-4, 1.0, 3)
+    assert run.model_config.attention_dim == 8, "sizes are the checkpoint's too"
     assert "--max_grad_norm was 0.5 and is now 1.0" in said and "--learning_rate" not in said
-    file = run.folder / name / "trainer_state.json"
+    file = run.folder / name / STATE_FILE
     content = json.loads(file.read_text())
     content["train_config"]["learning_rate"] = "fast"
     file.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"trainer_state.json: .*learning_rate is 'fast'"):
         begin("--resume_from_checkpoint", name)
-    content["train_config"]["learning_rate"] = 1e-7
-    file.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=f"{name}: --min_learning_rate must not exceed"):
-        begin("--min_learning_rate", 1e-6, "--resume_from_checkpoint", name)
+    with pytest.raises(DataError, match=r"--attention_dim was 8 and is now 12; --min_db was -100"):
+        content["train_config"]["learning_rate"] = 1e-3
+        file.write_text(json.dumps(content))
+        begin("--resume_from_checkpoint", name, "--attention_dim", 12, "--min_db", -80)
 
 
-def test_optimizer_flags_that_are_said_to_have_changed_have(begin, capsys):
-    run, state, _ = begin()
-    name = stop_in_epoch(run, state, 2)
-    flags = {"learning_rate": 5e-4, "weight_decay": 0.1, "adam_eps": 1e-3}
-    words = [word for flag, value in flags.items() for word in (f"--{flag}", value)]
-    run, state, steps = begin(*words, "--resume_from_checkpoint", name)
-    said = capsys.readouterr().out
-    assert "--learning_rate was 0.001 and is now 0.0005" in said
-    assert "--weight_decay was 1e-06 and is now 0.1" in said
-    assert "--adam_eps was 1e-06 and is now 0.001" in said
-    weight = run.model.encoder.embedding.weight
-    spoken = {int(token) for clip in run.train_set for token in clip.tokens}
-    silent = [i for i in range(1, len(weight)) if i not in spoken]  # no gradient but the decay's
-    old = weight.detach().clone()[silent]
-    old_mean = run.optimizer.state[weight]["exp_avg"].clone()[silent]
-    stop_in_epoch(run, state, 1)
-    now = {key: value[silent] for key, value in run.optimizer.state[weight].items() if value.dim()}
-    assert steps[0].lr == 5e-4
-    torch.testing.assert_close(now["exp_avg"], 0.9 * old_mean + 0.1 * 0.1 * old)
-    mean, square = now["exp_avg"] / (1 - 0.9**3), now["exp_avg_sq"] / (1 - 0.999**3)
-    torch.testing.assert_close(
-        weight[silent], old - 5e-4 * mean / (square.sqrt() + 1e-3), atol=1e-6, rtol=0
-    )
+def test_optimizer_flags_that_have_changed_take_effect(begin):
+    run, state = begin()
+    name = stop_at(run, state, 2)
+    flags = ["--weight_decay", 0.1, "--adam_eps", 1e-3, "--learning_rate", 5e-4]
+    run, state = begin(*flags, "--resume_from_checkpoint", name)
+    (group,) = run.optimizer.param_groups
+    assert (group["weight_decay"], group["eps"]) == (0.1, 1e-3)
+    stop_at(run, state, 3)
+    assert run.optimizer.param_groups[0]["lr"] == 5e-4
 
 
 def test_weights_that_share_one_memory_are_all_in_the_checkpoint(begin):
     """As cuDNN lays out those of an LSTM on a GPU."""
-    run, state, _ = begin()
+    run, state = begin()
     for lstm in (run.model.encoder.lstm, run.model.decoder.decoder_rnn):
         weights = [*lstm.parameters()]
         memory = torch.cat([weight.detach().flatten() for weight in weights])
         for weight, part in zip(weights, memory.split([w.numel() for w in weights]), strict=True):
             weight.data = part.view_as(weight)
-    path = run.folder / stop_in_epoch(run, state, 2)
+    save_checkpoint(run, state, "checkpoint_1")
     expected = run.model.state_dict()
-    saved = load_file(path / "model.safetensors")
+    saved = load_file(run.folder / "checkpoint_1" / "model.safetensors")
     assert saved.keys() == expected.keys()
     for name, weight in saved.items():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=0, msg=name)
 
 
-def test_another_precision_decoder_or_number_of_processes_is_listed(begin, capsys):
-    """The launcher's two are given anew each time; older checkpoints do not say them."""
-    run, state, _ = begin("--no-fast_decoder")
-    name = stop_in_epoch(run, state, 1)
-    file = run.folder / name / "trainer_state.json"
-    content = json.loads(file.read_text())
-    flags = content["train_config"]
-    assert (flags.pop("mixed_precision"), flags.pop("num_processes")) == ("no", 1)
-    for launched, listed in (
-        ({}, []),
-        ({"mixed_precision": "no", "num_processes": 1}, []),
-        (
-            {"mixed_precision": "bf16", "num_processes": 2},
-            ["--mixed_precision was bf16 and is now no", "--num_processes was 2 and is now 1"],
-        ),
-    ):
-        file.write_text(json.dumps({**content, "train_config": flags | launched}))
-        for given, decoder in ((["--fast_decoder"], ["--fast_decoder was False and is now True"]),
-                               ([], [])):  # fmt: skip
-            capsys.readouterr()
-            run, _, _ = begin(*given, "--resume_from_checkpoint", name)
-            said = capsys.readouterr().out.splitlines()[1:]
-            assert [line.strip() for line in said] == decoder + listed
-            assert run.config.fast_decoder == bool(given)
-
-
-def test_fp16_goes_on_from_a_run_without_it(begin):
+def test_fp16_resumes_a_run_without_it(begin):
     """With a loss scale of its own; accelerate would look for the other run's."""
-    run, state, _ = begin()
-    name = stop_in_epoch(run, state, 1)
+    run, state = begin()
+    name = stop_at(run, state, 1)
     scaler = run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
-    sizes = run.audio_config, run.model_config, run.tokenizer
-    assert load_checkpoint_state(run.accelerator, run.folder / name, *sizes).epoch_step == 1
+    load_run_state(run, run.folder / name)
     assert run.accelerator.scaler is scaler and scaler.get_scale() == 512.0
 
 
 @pytest.mark.parametrize("found", ["its own", "none", "another's"])
 def test_best_checkpoint_is_believed_only_if_it_is_this_runs(begin, capsys, found):
     """A best epoch whose weights are elsewhere would keep every later one from being kept."""
-    run, state, _ = begin()
-    row = {"epoch": 3, "val_loss": 0.5, "free_running_score": 0.4}
-    state = state._replace(epoch=3, best_epoch=3, history=[row])
-    train_taco.save(run, state, "checkpoint_3")
+    run, state = begin()
+    state.epoch = state.best_epoch = 3
+    state.history = [{"epoch": 3, "step": 15, "val_loss": 0.5, "free_running_score": 0.4}]
+    save_checkpoint(run, state, "checkpoint_3")
     if found != "none":
-        other = row | {"val_loss": 0.5 if found == "its own" else 0.6}
-        train_taco.save(run, state._replace(history=[other]), "best_checkpoint")
-    capsys.readouterr()
-    _, state, _ = begin("--resume_from_checkpoint", "checkpoint_3")
+        state.epoch = 3 if found == "its own" else 4
+        save_checkpoint(run, state, "best_checkpoint")
+    _, state = begin("--resume_from_checkpoint", "checkpoint_3")
     assert state.best_epoch == (3 if found == "its own" else 0)
-    assert ("best_checkpoint: not this run's" in capsys.readouterr().out) == (not state.best_epoch)
-
-
-def test_processes_with_other_clips_are_refused(begin, monkeypatch):
-    """Machines without a shared disk each read their own manifest."""
-    gathered = []
-
-    def gather(content):
-        gathered.append(content)
-        return [*content, (8, 3, 1)]
-
-    monkeypatch.setattr(setup, "gather_object", gather)
-    with pytest.raises(DataError, match="by process: 9 and 3, 8 and 3"):
-        begin()
-    with pytest.raises(DataError, match="the manifests differ between the processes"):
-        begin()
-    assert gathered[0] == gathered[1], "the same clips have the same sum"
-
-
-def test_other_texts_are_other_clips(begin, tiny_corpus, tmp_path, monkeypatch):
-    sums = []
-    monkeypatch.setattr(setup, "gather_object", lambda content: sums.extend(content) or content)
-    begin()
-    frame = pd.read_csv(tiny_corpus.train_manifest)
-    frame.loc[4, "normalized_transcript"] += " or so"
-    frame.to_csv(tmp_path / "other.csv", index=False)
-    begin(corpus=tiny_corpus._replace(train_manifest=tmp_path / "other.csv"))
-    assert sums[0][:2] == sums[1][:2] and sums[0][2] != sums[1][2]
-
-
-@pytest.mark.parametrize(
-    "flags", [["--batch_size", 3], ["--batch_size", 1], ["--gradient_accumulation_steps", 2]]
-)
-def test_an_epoch_that_goes_on_with_other_batches_sees_each_clip_once(begin, flags, capsys):
-    run, state, steps = begin()
-    name = stop_in_epoch(run, state, 1)
-    seen = steps[0].clips
-    run, state, steps = begin(*flags, "--resume_from_checkpoint", name)
-    name = stop_in_epoch(run, state, 1)  # in the same epoch once more
-    seen += steps[0].clips
-    run, state, steps = begin(*flags, "--resume_from_checkpoint", name)
-    state, _ = train_taco.train_epoch(run, state, 0.0)
-    seen += [clip for step in steps for clip in step.clips]
-    assert sorted(seen) == sorted(run.train_set.paths)
-    assert state.epoch_clips == N_CLIPS
     said = capsys.readouterr().out
-    assert ("left of the epoch are in batches of" in said) == (flags[0] == "--batch_size")
+    assert ("best_checkpoint is not this run's" in said) == (not state.best_epoch)
 
 
-def test_more_processes_go_on_in_the_middle_of_an_epoch(begin, tiny_corpus, tmp_path):
-    run, state, _ = begin()
-    name = stop_in_epoch(run, state, 2)  # 4 clips; 5 are left, in 2 batches of 4 at most
-
-    def draws_of(process):
-        content = torch.load(run.folder / name / f"random_states_{process}.pkl", weights_only=False)
-        return content["torch_manual_seed"]
-
-    before = draws_of(0)
-    flags = ["--training_epochs", 2, "--resume_from_checkpoint", name, "--validation_epochs", 2]
-    flags += ["--checkpoint_minutes", 1e-7]  # writes it once more, before the first step
-    done = train(run_flags(tiny_corpus, tmp_path, *flags), processes=2)
-    assert "the 5 clips that are left of the epoch are in batches of 4" in done.stdout
-    assert "1 of 2 processes had none there" in done.stdout
-    state = json.loads((run.folder / "final_checkpoint" / "trainer_state.json").read_text())
-    assert [row["step"] for row in state["history"]] == [4, 7]
-    assert torch.equal(draws_of(0), before), "the process that was there goes on as it stood"
-    seed = int(np.random.SeedSequence([42, 1, 2]).generate_state(1)[0])  # --seed, process, step
-    assert torch.equal(draws_of(1), torch.Generator().manual_seed(seed).get_state())
+def test_a_checkpoint_written_before_this_version_resumes(begin):
+    """It says more than what is read today, and lacks the layout and the last rate."""
+    run, state = begin()
+    name = stop_at(run, state, 2)
+    file = run.folder / name / STATE_FILE
+    content = json.loads(file.read_text())
+    for key in ("layout", "learning_rate", "alignment_checked"):
+        del content[key]
+    content |= {"epoch_skipped": 0, "order_checksum": 7, "alignment_judged": True}
+    content["train_config"] |= {"skip_nonfinite": False, "checkpoint_minutes": None}
+    file.write_text(json.dumps(content))
+    _, state = begin("--resume_from_checkpoint", name)
+    assert (state.epoch, state.epoch_step, state.step) == (0, 0, 2)
 
 
-def test_another_manifest_is_refused_within_an_epoch_and_taken_at_its_end(
-    begin, tiny_corpus, tmp_path
-):
-    run, state, _ = begin()
-    name = stop_in_epoch(run, state, 2)
-    state, _ = train_taco.train_epoch(run, state, 0.0)
-    train_taco.save(run, train_taco.finish_epoch(run, state), "checkpoint_1")
-    frame = pd.read_csv(tiny_corpus.train_manifest)
-    grown = tiny_corpus._replace(train_manifest=tmp_path / "grown.csv")
-    pd.concat([frame, frame[:4]]).to_csv(grown.train_manifest, index=False)
-    with pytest.raises(DataError, match="within an epoch that began with other clips than the 13"):
-        begin("--resume_from_checkpoint", name, corpus=grown)
-    run, state, steps = begin("--resume_from_checkpoint", "checkpoint_1", corpus=grown)
-    train_taco.train_epoch(run, state, 0.0)
-    assert len([clip for step in steps for clip in step.clips]) == 13
+def save_at(run, state, epoch: int, name: str | None = None) -> None:
+    state.epoch = state.step = epoch
+    state.history = [{"epoch": epoch, "step": epoch, "free_running_score": 0.0, "val_loss": 1.0}]
+    save_checkpoint(run, state, name or f"checkpoint_{epoch}")
 
 
-def make_old(checkpoint, run, **flags):
-    """What a version that counted only steps wrote, with a scheduler besides."""
-    path = checkpoint / "trainer_state.json"
-    content = json.loads(path.read_text())
-    content["train_config"] |= flags
-    path.write_text(json.dumps({k: v for k, v in content.items() if k not in NEW_KEYS}))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(run.optimizer.optimizer, lambda step: 1.0)
-    torch.save(scheduler.state_dict(), checkpoint / "scheduler.bin")
+def test_the_newest_checkpoints_are_kept_and_only_those_of_a_run_are_touched(begin):
+    """By when they were written, not by their epochs; and of those within an epoch, the last."""
+    run, state = begin("--keep_checkpoints", 3)
+    theirs = ["checkpoint_1_keep_this", "checkpoint_01", "my_checkpoint_1", ".writing_notes"]
+    for name in theirs:
+        (run.folder / name).mkdir(parents=True)
+        (run.folder / name / STATE_FILE).touch()
+    for epoch in (5, 6, 2):
+        save_at(run, state, epoch)
+    save_at(run, state, 6, "best_checkpoint")
+    for step in (3, 4):
+        save_at(run, state, 2, f"checkpoint_2_step_{step}")
+    kept = ["best_checkpoint", "checkpoint_2", "checkpoint_2_step_4", "checkpoint_6"]
+    assert names_in(run.folder) == sorted([*kept, *theirs])
+    assert find_run_checkpoint(run.folder, "latest").name == "checkpoint_2_step_4"
+    prune_checkpoints(run.folder, None)
+    assert names_in(run.folder) == sorted([*kept, *theirs]), "without the flag all stay"
+    begin("--overwrite")
+    assert names_in(run.folder) == sorted(theirs)
 
 
-@pytest.mark.parametrize(("accumulated", "n_steps"), [(1, 3), (2, 2)])
-def test_checkpoints_of_older_versions_resume_at_the_same_clip(begin, accumulated, n_steps):
-    flags = ["--gradient_accumulation_steps", accumulated]
-    run, state, steps = begin(*flags)
-    name = stop_in_epoch(run, state, n_steps)
-    n_clips = sum(len(step.clips) for step in steps)
-    make_old(run.folder / name, run)
-    for batch_size in (3, 2):
-        more = ["--batch_size", batch_size, "--resume_from_checkpoint", name]
-        run, state, _ = begin(*flags, *more)
-        place = (state.epoch_step, state.epoch_clips, state.order_batch_size)
-        assert place == (n_steps, n_clips, 2), "as it was written, whatever the batch is now"
-    state, _ = train_taco.train_epoch(run, state, 0.0)
-    train_taco.save(run, state, "resumed")
-    run, state, _ = begin(*flags, "--overwrite")
-    state, _ = train_taco.train_epoch(run, state, 0.0)
-    train_taco.save(run, state, "straight")
-    assert differences(run.folder / "resumed", run.folder / "straight") == []
+def test_an_old_checkpoint_that_cannot_be_removed_stays_with_a_warning(begin, capsys, monkeypatch):
+    """NFS, or Windows: the new one is safe, and the run goes on."""
+    run, state = begin("--keep_checkpoints", 1)
+    save_at(run, state, 1)
+
+    def busy(source, target):
+        if Path(source).name == "checkpoint_1":
+            raise OSError(16, "Device or resource busy", str(source))
+        replace(source, target)
+
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", busy)
+    save_at(run, state, 2)
+    assert names_in(run.folder) == ["checkpoint_1", "checkpoint_2"]
+    assert "an old checkpoint stays: " in capsys.readouterr().err
 
 
-def test_scores_of_older_checkpoints_have_their_present_names(begin):
-    run, state, _ = begin()
-    name = stop_in_epoch(run, state, 1)
-    path = run.folder / name / "trainer_state.json"
-    names = ("focus", "coverage", "monotonicity")
-    old = [*(f"val_{x}" for x in names), *(f"free_{x}" for x in (*names, "stopped", "score"))]
-    row = {"epoch": 1, "val_loss": 0.5, **{x: i for i, x in enumerate(old)}}
-    content = {**json.loads(path.read_text()), "history": [row]}
-    del content["best_epoch"]
-    path.write_text(json.dumps({**content, "best_score": row["free_score"]}))
-    shutil.copytree(path.parent, run.folder / "best_checkpoint")
-    new = [*names, *(f"free_running_{x}" for x in names)]
-    new += ["stopped_by_itself", "free_running_score"]
-    by_hand = {"epoch": 1, "val_loss": 0.5, **{x: i for i, x in enumerate(new)}}
-    state = begin("--resume_from_checkpoint", name)[1]
-    assert (state.history, state.best_epoch) == ([by_hand], 1)
-    path.write_text(json.dumps({**content, "history": [], "best_score": -1.0}))
-    assert begin("--resume_from_checkpoint", name)[1].best_epoch == 0
+def test_a_broken_state_is_named_and_passed_over(begin, capsys):
+    run, state = begin()
+    for epoch in (1, 2):
+        save_at(run, state, epoch)
+    file = run.folder / "checkpoint_2" / STATE_FILE
+    sound = json.loads(file.read_text())
+    for content in ("{", "[]", json.dumps({**sound, "written_at": float("inf")}), ""):
+        file.write_text(content)
+        assert find_run_checkpoint(run.folder, "latest").name == "checkpoint_1"
+        assert str(file) in capsys.readouterr().err
+    shutil.rmtree(run.folder / "checkpoint_1")
+    with pytest.raises(DataError, match="no checkpoint that can be read in"):
+        begin("--resume_from_checkpoint", "latest_or_new")
 
 
-def test_an_older_checkpoint_whose_place_is_unclear_is_refused(begin):
-    run, state, _ = begin()
-    name = stop_in_epoch(run, state, 3)
-    for flags, reason in (
-        ({"batch_size": None}, "does not say how many clips of its epoch were seen"),
-        ({"batch_size": 8}, "at step 3 of an epoch, and those of .* have 2"),
-    ):
-        make_old(run.folder / name, run, **flags)
-        with pytest.raises(DataError, match=reason):
-            begin("--resume_from_checkpoint", name)
+def test_a_taken_folder_is_refused_and_latest_or_new_starts_and_goes_on(begin):
+    run, state = begin("--resume_from_checkpoint", "latest_or_new")
+    assert state.step == 0
+    save_at(run, state, 1)
+    with pytest.raises(DataError, match=r"--resume_from_checkpoint latest .*--overwrite would"):
+        begin()
+    assert begin("--resume_from_checkpoint", "latest_or_new")[1].step == 1
+    with pytest.raises(DataError, match="checkpoint_9: no checkpoint there or in"):
+        begin("--resume_from_checkpoint", "checkpoint_9")
+
+
+class Killed(BaseException):
+    """In the place of SIGKILL: nothing catches it."""
+
+
+def test_a_checkpoint_is_on_the_disk_before_its_name_and_the_old_one_until_then(begin, monkeypatch):
+    run, state = begin()
+    save_at(run, state, 1)
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def noted_fsync(descriptor):
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def killed_at_the_name(source, target):
+        if target == run.folder / "checkpoint_1":
+            raise Killed
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", killed_at_the_name)
+    with pytest.raises(Killed):
+        save_at(run, state, 7, "checkpoint_1")
+    written = run.folder / ".writing_checkpoint_1"
+    assert len(list(written.iterdir())) >= 5 and set(done) == {written, *written.iterdir()}
+    monkeypatch.setattr(os, "replace", replace)
+    clear_remains(run.folder)
+    assert names_in(run.folder) == ["checkpoint_1"]
+    assert read_state(run.folder / "checkpoint_1").step == 1
+
+
+def test_a_kill_while_a_checkpoint_is_removed_leaves_no_half_of_it(begin, monkeypatch):
+    run, state = begin()
+    save_at(run, state, 1)
+    rmtree = shutil.rmtree
+
+    def killed_at_work(path, **options):
+        if Path(path).exists():
+            raise Killed
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", killed_at_work)
+    with pytest.raises(Killed):
+        remove_checkpoint(run.folder / "checkpoint_1")
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    assert find_checkpoint_folders(run.folder) == [] != names_in(run.folder)
+    clear_remains(run.folder)
+    assert names_in(run.folder) == []
+
+
+@pytest.fixture
+def largest_file():
+    """Sets the size in bytes at which writing a file fails, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda n_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_not_there(begin, tmp_path, largest_file):
+    """Those of before are untouched. Fails in safetensors, in torch.save and in Python."""
+    run, state = begin()
+    train_taco.train_epoch(run, state)
+    save_checkpoint(run, state, "checkpoint_1")
+    saved = run.folder / "checkpoint_1"
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    sizes = {path.name: path.stat().st_size for path in saved.iterdir()}
+    for name in ("model.safetensors", "optimizer.bin", STATE_FILE):
+        if name == STATE_FILE:
+            state.history = [{"epoch": 0, "step": 0, "note": "x" * 2 * sizes["optimizer.bin"]}]
+            largest_file(sizes["optimizer.bin"] + 1000)
+        else:
+            largest_file(sizes[name] // 2)
+        for target in ("checkpoint_1", "checkpoint_2"):
+            with pytest.raises(DataError, match=f"{target}: the checkpoint cannot be written"):
+                save_checkpoint(run, state, target)
+        assert names_in(run.folder) == ["checkpoint_1"], name
+        assert differences(saved, copy) == []
+
+
+def test_checkpoint_minutes_count_across_epochs(begin):
+    """The clock does not begin anew with an epoch, or short epochs would never be saved."""
+    run, state = begin("--checkpoint_minutes", 30)
+    run.interrupt = SimpleNamespace(pending=False)
+    for minutes, due in ((29, False), (31, True)):
+        run.saved_at -= 60 * minutes
+        train_an_epoch(run, state)  # its best_checkpoint sets the clock back
+        run.saved_at -= 60 * minutes
+        assert checkpoint_is_due(run) == due
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from training.processes import hold_folder, make_accelerator
+with hold_folder(make_accelerator(), Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_until_the_first_is_gone(tiny_corpus, tmp_path):
+    """It touches nothing; after a kill it need not wait for the loader processes left behind."""
+    flags = run_flags(tiny_corpus, tmp_path, "--training_epochs", 1)
+    folder = tmp_path / "work" / "tiny"
+    first = ForkedRun([*flags, "--num_workers", 2], before=partial(hold, 0))
+    try:
+        first.wait_for_line("held")
+        before = names_in(folder)
+        for more in ([], ["--overwrite"], ["--resume_from_checkpoint", "latest_or_new"]):
+            second = train([*flags, *more], check=False)
+            assert second.returncode == 1 and second.stderr.count("\n") == 1, second.stderr
+            assert f"{folder}: another run is training there" in second.stderr
+            assert names_in(folder) == before
+    finally:
+        first.kill()
+    done = train([*flags, "--resume_from_checkpoint", "latest_or_new"])
+    assert "checkpoint: " in done.stdout
+    assert names_in(folder) == ["best_checkpoint", "checkpoint_1", "final_checkpoint"]
+
+
+def test_a_folder_that_nothing_came_of_goes_again(tmp_path):
+    folder = tmp_path / "work" / "tiny"
+    with hold_folder(make_accelerator(), folder):
+        assert names_in(folder) == [".lock"]
+    assert names_in(tmp_path) == []
+    with hold_folder(make_accelerator(), folder):
+        (folder / "checkpoint_1").mkdir()
+    assert names_in(folder) == ["checkpoint_1"]
+
+
+def test_processes_that_do_not_see_the_folder_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.processes.gather_object", lambda seen: [*seen, False])
+    with pytest.raises(DataError, match="1 of 2 processes do not see"):
+        refuse_separate_disks(make_accelerator(), tmp_path)
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_training_that_cannot_write_ends_with_one_sentence(tiny_corpus, tmp_path):
+    flags = run_flags(tiny_corpus, tmp_path, "--checkpoint_minutes", 1e-7)
+    command = [sys.executable, str(REPO / "train_taco.py"), *flags]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 16; exec "$@"', "bash", *command],
+        cwd=REPO, env=os.environ | ON_CPU, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "cannot be written" in done.stderr.strip().split("\n")[-1]
+    assert "Traceback" not in done.stderr

@@ -1,10 +1,9 @@
-"""The flags: TrainConfig, and the one function that turns the three configs into flags.
+"""The flags of training: TrainConfig, and the parser that turns the three configs into flags.
 
 AudioConfig stands in dataset.py and Tacotron2Config in model.py, beside what they describe.
 """
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_type_hints
@@ -13,19 +12,15 @@ from command_line.files import path_argument
 from command_line.flags import FlagParser
 from dataset import MEL_SCALINGS, AudioConfig
 from model import Tacotron2Config
-from text.tokenizer import CLEANERS, Tokenizer
+from text.tokenizer import CLEANERS
 
 MAX_INT = 2**31 - 1  # numpy takes no seed above twice this
-MAX_WORKERS = 1024  # loader processes; more are a slip of the finger, and a machine that hangs
-PATHS = (
-    "working_directory", "save_audio_gen", "path_to_train_manifest", "path_to_val_manifest",
-    "path_to_symbols", "warm_start", "resume_from_checkpoint", "vocoder",
-)  # fmt: skip
+MAX_WORKERS = 1024  # loader processes; more are a typing mistake, and a machine that hangs
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The run. Raises ValueError naming the flag that is off."""
+    """The flags of a run. Raises ValueError naming the flag that is wrong."""
 
     working_directory: Annotated[str, "folder in which every experiment has its own"]
     save_audio_gen: Annotated[str, "folder for the pictures and wavs of each validation"]
@@ -82,15 +77,14 @@ class TrainConfig:
     validation_epochs: Annotated[int, "validate after every so many epochs, and the last"] = 1
     checkpoint_epochs: Annotated[int, "epochs between two checkpoints"] = 25
     checkpoint_minutes: Annotated[
-        float | None, "minutes between two more, also mid-epoch; none if unset"
-    ] = None
+        float, "minutes between two checkpoints within an epoch, of which the last stays; 0 is off"
+    ] = 30.0
     keep_checkpoints: Annotated[
         int | None,
         "checkpoints written last to keep; all if unset, which at the default sizes are 340 MB "
         "each",
     ] = None
     keep_pictures: Annotated[int, "epochs whose pictures and sounds to keep, more early ones"] = 30
-    skip_nonfinite: Annotated[bool, "skip steps with a non-finite loss instead of ending"] = False
     vocoder: Annotated[
         str | None, "folder of a HiFi-GAN for the sounds of validations; Griffin-Lim if unset"
     ] = None
@@ -100,7 +94,9 @@ class TrainConfig:
     max_decoder_steps: Annotated[
         int, "frames after which free running is cut (86 are 1 s at the default audio settings)"
     ] = 2000
-    fast_decoder: Annotated[bool, "train with fast/decoder.py, not model.py's plain loops"] = True
+    fast_decoder: Annotated[bool, "train with the decoder of fast/, not model.py's plain loops"] = (
+        True
+    )
     num_workers: Annotated[
         int, "processes that load data, per device; with 0, the training itself does"
     ] = 2
@@ -168,9 +164,9 @@ class TrainConfig:
             raise ValueError(f"--drop_frame_rate must be in [0, 1), found {self.drop_frame_rate}")
         if self.warm_start_allow_mismatch and not self.warm_start:
             raise ValueError("--warm_start_allow_mismatch is for --warm_start, which is not given")
-        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+        if not self.checkpoint_minutes >= 0:
             raise ValueError(
-                f"--checkpoint_minutes must be above 0, found {self.checkpoint_minutes}"
+                f"--checkpoint_minutes must be at least 0, found {self.checkpoint_minutes}"
             )
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
@@ -190,67 +186,50 @@ class TrainConfig:
 
 
 class Configs(NamedTuple):
-    """What the flags say."""
+    """The three configs that the flags of training fill."""
 
     train: TrainConfig
     audio: AudioConfig
     model: Tacotron2Config
-    given: frozenset[str] = frozenset()  # the flags that the command line names
 
 
-CONFIG_CLASSES = (TrainConfig, AudioConfig, Tacotron2Config)
+CONFIG_CLASSES = {"training": TrainConfig, "audio": AudioConfig, "model": Tacotron2Config}
 FROM_TOKENIZER = ("vocab_size", "pad_token_id")  # fields that are no flags
 CHOICES = {"mel_scaling": MEL_SCALINGS, "cleaner": CLEANERS}
-TRAIN_GROUPS = {  # as --help shows the fields of TrainConfig
-    "data": (
-        "path_to_train_manifest", "path_to_val_manifest", "path_to_symbols", "extra_symbols",
-        "cleaner", "phonemes", "batch_size", "short_first_epochs", "num_workers",
-    ),
-    "optimiser": (
-        "training_epochs", "learning_rate", "min_learning_rate", "start_decay_epochs",
-        "warmup_steps", "gradient_accumulation_steps", "max_grad_norm", "weight_decay", "adam_eps",
-        "stop_positive_weight", "sync_batch_norm", "skip_nonfinite", "fast_decoder", "seed",
-    ),
-    "attention": (
-        "guided_attention_weight", "guided_attention_sigma", "guided_attention_steps",
-        "drop_frame_rate", "alignment_warning_steps",
-    ),
-    "checkpoints and resume": (
-        "working_directory", "experiment_name", "checkpoint_epochs", "checkpoint_minutes",
-        "keep_checkpoints", "resume_from_checkpoint", "overwrite", "warm_start",
-        "warm_start_allow_mismatch",
-    ),
-    "validation and logging": (
-        "save_audio_gen", "keep_pictures", "vocoder", "validation_epochs",
-        "free_running_clips", "max_decoder_steps", "console_out_iters", "log_wandb",
-        "log_tensorboard", "wandb_log_iters", "run_name",
-    ),
-}  # fmt: skip
-TITLES = {AudioConfig: "audio", Tacotron2Config: "model"}
+PATHS = (
+    "working_directory",
+    "save_audio_gen",
+    "path_to_train_manifest",
+    "path_to_val_manifest",
+    "path_to_symbols",
+    "warm_start",
+    "resume_from_checkpoint",
+    "vocoder",
+)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, config_class: type) -> None:
-    """One flag for each field of a config, with its type, default and help line."""
-    by_name = {field.name: field for field in fields(config_class)}
+def make_parser(description: str) -> FlagParser:
+    """Make the parser of training: one flag for each field of the three configs."""
+    usage = "%(prog)s --flag value --flag value ..."  # argparse's own would be 40 lines
+    parser = FlagParser(description=description, usage=usage)
+    for title, config_class in CONFIG_CLASSES.items():
+        add_config_flags(parser, title, config_class)
+    return parser
+
+
+def add_config_flags(parser: argparse.ArgumentParser, title: str, config_class: type) -> None:
+    """Add a group of flags, one for each field of a config that is no flag yet."""
     taken = {action.dest for action in parser._actions}.union(FROM_TOKENIZER)
-    groups = {TITLES[config_class]: by_name} if config_class in TITLES else TRAIN_GROUPS
-    for title, names in groups.items():
-        group = parser.add_argument_group(title)
-        for name in names:
-            if name not in taken:
-                add_field(group, by_name[name], get_hint(config_class, name))
+    group = parser.add_argument_group(title)
+    hints = get_type_hints(config_class, include_extras=True)
+    for field in fields(config_class):
+        if field.name not in taken:
+            kind, help_line = hints[field.name].__args__[0], hints[field.name].__metadata__[0]
+            add_field(group, field, getattr(kind, "__args__", (kind,))[0], help_line)
 
 
-def get_hint(config_class: type, name: str) -> tuple[type, str]:
-    """A field's type, of int | None the int, and its help line."""
-    hint = get_type_hints(config_class, include_extras=True)[name]
-    kind = hint.__args__[0]
-    return getattr(kind, "__args__", (kind,))[0], hint.__metadata__[0]
-
-
-def add_field(group: Any, field: Field, hint: tuple[type, str]) -> None:
-    """A field's flag; what it is unset or by default stands at the end of its help line."""
-    kind, help_line = hint
+def add_field(group: Any, field: Field, kind: type, help_line: str) -> None:
+    """Add the flag of a field, with its default at the end of the help line."""
     required, default = field.default is MISSING, field.default
     if required:
         help_line += " (required)"
@@ -271,40 +250,15 @@ def add_field(group: Any, field: Field, hint: tuple[type, str]) -> None:
         action.default = default
 
 
-def find_given(parser: argparse.ArgumentParser, argv: list[str] | None) -> frozenset[str]:
-    """The flags that the command line names, also where it repeats a default."""
-    unset = object()
-    names = [action.dest for action in parser._actions]
-    values = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, unset))))
-    return frozenset(name for name in names if values[name] is not unset)
-
-
-def make_configs(
-    parser: argparse.ArgumentParser, values: dict[str, Any], classes: Sequence[type]
-) -> tuple:
-    """Configs out of the flags' values, or of the default where a config's field was no flag.
-
-    A mistake ends the program with one sentence.
-    """
-    tokenizer = Tokenizer()
-    values |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_token_id}
+def make_config(parser: argparse.ArgumentParser, args: argparse.Namespace, kind: type) -> Any:
+    """Make a config out of the flags' values; a mistake ends the program with one sentence."""
+    names = [field.name for field in fields(kind) if hasattr(args, field.name)]
     try:
-        return tuple(
-            kind(
-                **{field.name: values[field.name] for field in fields(kind) if field.name in values}
-            )
-            for kind in classes
-        )
+        return kind(**{name: getattr(args, name) for name in names})
     except ValueError as error:
         parser.error(str(error))
 
 
-def parse_args(argv: list[str] | None, description: str) -> Configs:
-    """Flags to the three configs; a mistake ends the program with one sentence."""
-    usage = "%(prog)s --flag value --flag value ..."  # argparse's own would be 40 lines
-    parser = FlagParser(description=description, usage=usage)
-    for config_class in CONFIG_CLASSES:
-        add_config_arguments(parser, config_class)
-    given = find_given(parser, argv)
-    configs = make_configs(parser, vars(parser.parse_args(argv)), CONFIG_CLASSES)
-    return Configs(*configs, given)
+def make_configs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Configs:
+    """Make the three configs out of the flags' values."""
+    return Configs(*(make_config(parser, args, kind) for kind in CONFIG_CLASSES.values()))

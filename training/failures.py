@@ -1,86 +1,47 @@
-"""Steps that fail: not finite, or out of memory. What is put back, and what is said.
+"""Turns what goes wrong in a training step into one sentence that names the step and its clips."""
 
-Apart from train_taco.py, because what a learner reads there is the step that goes well.
-"""
-
-import math
-import sys
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from command_line.files import DataError
 from dataset import Batch
-from training.checkpoints import TrainerState
-from training.setup import Run
-
-# Of fp16. A scale too high for the gradients is found within some twenty steps; one below 1 would
-# make gradients smaller than they are.
-MAX_SKIPPED_IN_A_ROW = 50
-MIN_LOSS_SCALE = 1.0
+from training.run import Run
 
 
-class OutOfMemory(DataError):
-    """The GPU's memory has run out, on one process."""
+@contextmanager
+def explain_memory(advice: str) -> Iterator[None]:
+    """Turn running out of memory, on a GPU or a CPU, into a DataError that ends with `advice`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        said = str(error).lower()
+        known = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
+        if not (known or "out of memory" in said or "can't allocate memory" in said):
+            raise
+        raise DataError(f"memory ran out {advice}") from None
 
 
-def take_snapshot(run: Run) -> Callable[[], None]:
-    """Copies what a forward pass changes: random states and the running means of batch norms.
+def explain_failures(train_step: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a training step: a failure becomes a DataError that names the step and the clips."""
 
-    Returns:
-        A function that puts them back, for a step that turns out not to be finite.
-    """
-    device = run.accelerator.device
-    buffers = [(buffer, buffer.clone()) for buffer in run.model.buffers()]
-    random_state = torch.get_rng_state()
-    cuda_random_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    @functools.wraps(train_step)
+    def explained(run: Run, batches: list[Batch], step: int) -> Any:
+        largest = max(batches, key=lambda batch: batch.mels.numel())
+        advice = (
+            f"in step {step + 1}, on {len(largest.texts)} clips of up to {largest.mels.shape[1]} "
+            f"frames and {largest.tokens.shape[1]} characters; lower --batch_size, now "
+            f"{run.config.batch_size}, and raise --gradient_accumulation_steps, now "
+            f"{run.config.gradient_accumulation_steps}, which keeps the clips of a step"
+        )
+        with explain_memory(advice):
+            try:
+                return train_step(run, batches, step)
+            except FloatingPointError as error:
+                paths = ", ".join(path for batch in batches for path in batch.paths)
+                raise DataError(f"step {step + 1}: {error}, with the clips {paths}") from None
 
-    def put_back() -> None:
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        torch.set_rng_state(random_state)
-        if cuda_random_state is not None:
-            torch.cuda.set_rng_state(cuda_random_state, device)
-
-    return put_back
-
-
-def describe_out_of_memory(run: Run, batches: list[Batch], step: int) -> OutOfMemory:
-    """What the largest batch of a step was like, and which flags make it smaller."""
-    batch = max(batches, key=lambda batch: batch.mels.numel())
-    config = run.config
-    return OutOfMemory(
-        f"step {step + 1}: the GPU's memory ran out on {len(batch.texts)} clips of up to "
-        f"{batch.mels.shape[1]} frames and {batch.tokens.shape[1]} characters; lower --batch_size, "
-        f"now {config.batch_size}, and raise --gradient_accumulation_steps, now "
-        f"{config.gradient_accumulation_steps}, which keeps the clips of a step"
-    )
-
-
-def refuse_nonfinite(run: Run, batches: list[Batch], step: int, loss: float) -> None:
-    """Ends the run on a step that is not finite, or with --skip_nonfinite says that it is skipped.
-
-    Raises:
-        DataError: naming the step and the clips, without --skip_nonfinite.
-    """
-    paths = ", ".join(path for batch in batches for path in batch.paths)
-    what = "gradient" if math.isfinite(loss) else "loss"
-    sentence = f"step {step + 1}: the {what} is not finite, with the clips {paths}"
-    if not run.config.skip_nonfinite:
-        raise DataError(f"{sentence}; --skip_nonfinite skips such steps")
-    print(f"{sentence}: skipped", file=sys.stderr)
-
-
-def scaling_failure(run: Run, state: TrainerState) -> str | None:
-    """Why fp16 cannot go on when its loss scaling skips step after step, else None."""
-    scaler, n_skipped = run.accelerator.scaler, state.skipped_in_a_row
-    if scaler is None or n_skipped == 0:
-        return None
-    scale = scaler.get_scale()
-    if n_skipped < MAX_SKIPPED_IN_A_ROW and scale >= MIN_LOSS_SCALE:
-        return None
-    return (
-        f"step {state.step}: the gradient is not finite in fp16, with the loss scale down to "
-        f"{scale:g} and {n_skipped} steps skipped in a row; --mixed_precision bf16 (or no) needs "
-        "no loss scale"
-    )
+    return explained

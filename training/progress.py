@@ -1,0 +1,168 @@
+"""What a run prints: the means of its steps, an epoch's scores, and warnings on the alignment."""
+
+import math
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from tqdm import tqdm
+
+from command_line.main import never_fatal, say
+from scoring.scores import ALIGNMENT_SCORES, describe_score
+from training.config import TrainConfig
+from training.state import TrainerState
+from training.tracking import Tracking
+
+# Focus x coverage x monotonicity of teacher forcing. Measured on the demo corpus at batch 16: 0.09
+# untrained and at a hopeless learning rate; with guided attention 0.4 by step 50 and 0.5 after its
+# release; without it 0.15 to 0.25 until step 550, while the arg-max skips half of the characters,
+# and above 0.3 from step 650 on, as it comes to visit most of them.
+ALIGNED = 0.25
+UNGUIDED_PATIENCE = 10  # in that measurement, guided attention aligned ten times sooner
+
+
+class Progress:
+    """Shows the means over the last steps on the console and hands them to the trackers.
+
+    On a terminal they stand behind a progress bar, elsewhere they are plain lines.
+    """
+
+    def __init__(self, config: TrainConfig, is_main: bool) -> None:
+        self.config, self.is_main = config, is_main
+        self.tracking: Tracking | None = None  # of the main process
+        self.bar: tqdm | None = None
+
+    def begin_epoch(self, epoch: int, epoch_step: int, n_steps: int) -> None:
+        """Start a bar and new means for an epoch that stands at a step."""
+        self.epoch, self.n_steps = epoch, n_steps
+        self.begun_at, self.begun_step = time.perf_counter(), epoch_step
+        self.reset_means()
+        with never_fatal("the progress bar"):
+            self.bar = tqdm(
+                total=n_steps,
+                initial=epoch_step,
+                desc=f"epoch {epoch + 1}/{self.config.training_epochs}",
+                disable=not (self.is_main and sys.stderr.isatty()),
+            )
+
+    def reset_means(self) -> None:
+        """Begin new means."""
+        self.since, self.n_shown = time.perf_counter(), 0
+        self.sums: dict[str, float] = {}
+
+    def show(self, state: TrainerState, losses: dict[str, float]) -> None:
+        """Take in one step; show the means every --console_out_iters and --wandb_log_iters.
+
+        Args:
+            state: after the step.
+            losses: what `train_step` has returned.
+        """
+        step, epoch_step = state.step, state.epoch_step
+        self.n_shown += 1
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        to_console = step % self.config.console_out_iters == 0
+        tracked = self.tracking is not None and bool(self.tracking.trackers)
+        to_trackers = tracked and step % self.config.wandb_log_iters == 0
+        if not self.is_main or not (to_console or to_trackers):
+            return
+        means = {name: total / self.n_shown for name, total in self.sums.items()}
+        frames_per_second = self.sums["n_frames"] / (time.perf_counter() - self.since)
+        del means["n_frames"]
+        if to_console:
+            with never_fatal("the progress line"):
+                self.print_means(epoch_step, means, frames_per_second)
+        if to_trackers:
+            values = {**means, "frames_per_second": frames_per_second}
+            values["learning_rate"] = state.learning_rate
+            self.tracking.log_step(values, step, self.epoch + epoch_step / self.n_steps)
+        self.reset_means()
+
+    def print_means(
+        self, epoch_step: int, means: dict[str, float], frames_per_second: float
+    ) -> None:
+        """Print a line, or move the bar and change what stands behind it."""
+        per_step = (time.perf_counter() - self.begun_at) / (epoch_step - self.begun_step)
+        n_left = (self.config.training_epochs - self.epoch) * self.n_steps - epoch_step
+        shown = {
+            name.replace("_loss", ""): f"{mean:.3f}"
+            for name, mean in means.items()
+            if name != "grad_norm"
+        }
+        shown["frames/s"] = f"{frames_per_second:,.0f}"
+        shown["left"] = str(timedelta(seconds=round(per_step * n_left)))
+        if self.bar.disable:
+            line = "  ".join(f"{name} {value}" for name, value in shown.items())
+            say(f"epoch {self.epoch + 1}  step {epoch_step}/{self.n_steps}  {line}")
+        else:
+            self.bar.set_postfix(shown, refresh=False)
+            self.bar.update(epoch_step - self.bar.n)
+
+    def log_best(self, row: dict[str, float]) -> None:
+        """Log the epoch whose weights are now in best_checkpoint."""
+        if self.is_main:
+            self.tracking.log_best(row)
+
+    def finish(self) -> None:
+        """End the trackers after the last step."""
+        if self.is_main:
+            self.tracking.finish()
+
+    def end_epoch(self) -> None:
+        """Close the bar."""
+        with never_fatal("the progress bar"):
+            self.bar.close()
+
+    def print_saved(self, what: str, path: Path) -> None:
+        """Print a checkpoint's path, above the bar if there is one."""
+        if self.is_main:
+            with never_fatal("the console"):
+                tqdm.write(f"{what} {path}")
+                sys.stdout.flush()
+
+
+def print_epoch(row: dict[str, float]) -> None:
+    """Print an epoch's losses, and if it was validated its scores, in aligned columns."""
+    begin = f"epoch {row['epoch']} done".ljust(14)
+    parts = [begin, *(f"{n} {row[n]:6.3f}" for n in ("train_loss", "val_loss") if n in row)]
+    if "free_running_score" not in row:
+        say("  ".join(parts))
+        return
+    score = row["free_running_score"]
+    parts.append(f"free_running_score {score:.3f} ({describe_score(score)})")
+    pairs = [f"{n} {row[n]:.3f} / {row[f'free_running_{n}']:.3f}" for n in ALIGNMENT_SCORES]
+    stopped = f"stopped_by_itself {row['stopped_by_itself']:.3f}"
+    say("  ".join(parts), "  ".join(["forced / free".ljust(len(begin)), *pairs, stopped]))
+
+
+def alignment_is_due(step: int, config: TrainConfig) -> bool:
+    """Return True once --alignment_warning_steps have passed after the end of guided attention.
+
+    While it still draws a diagonal, an alignment says nothing. Without it, patience is longer.
+    """
+    if config.alignment_warning_steps == 0:
+        return False
+    if config.guided_attention_weight > 0:
+        return step >= config.guided_attention_steps + config.alignment_warning_steps
+    return step >= UNGUIDED_PATIENCE * config.alignment_warning_steps
+
+
+def describe_missing_alignment(row: dict[str, float], config: TrainConfig) -> str | None:
+    """Advise what to change when a validation's teacher-forced scores show no alignment."""
+    score = math.prod(row[name] for name in ALIGNMENT_SCORES)
+    if score >= ALIGNED:
+        return None
+    guide = "guided attention: --guided_attention_weight 5, now 0"
+    if config.guided_attention_weight > 0:
+        n_steps = config.guided_attention_steps
+        guide = f"guided attention for longer: --guided_attention_steps, now {n_steps}"
+    return f"""step {row["step"]}: attention has not begun to align.
+Focus x coverage x monotonicity is {score:.2f}, and at least {ALIGNED} once it has. The losses fall
+all the same, but the model will not speak. What usually helps:
+  a larger batch: --batch_size, now {config.batch_size}, or --gradient_accumulation_steps
+  no silence at the edges of the clips: prep_splits.py --trim_db 40
+  a learning rate near 1e-3: --learning_rate, now {config.learning_rate:g}
+  {guide}
+  short clips first, for longer: --short_first_epochs 2, now {config.short_first_epochs}
+  less of the true previous frame: --drop_frame_rate 0.1, now {config.drop_frame_rate:g}"""

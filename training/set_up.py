@@ -1,0 +1,364 @@
+"""Sets up a run before its first step: data, model, optimizer and loaders, new or resumed."""
+
+import platform
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+
+from command_line.files import DataError, check_writable, read_json
+from command_line.flags import FlagParser
+from command_line.main import say, warn
+from dataset import Batch, BatchSampler, TTSCollator, TTSDataset
+from fast.decoder import speed_up
+from model import Tacotron2
+from speech.hub import find_checkpoint
+from speech.vocoder import load_vocoder
+from speech.voice import outline_model, read_config, warm_start
+from text.phonemes import load_dictionary
+from text.tokenizer import Tokenizer
+from training.checkpoints import (
+    choose_checkpoint,
+    clear_remains,
+    copy_weights,
+    find_checkpoint_folders,
+    list_changed_flags,
+    load_run_state,
+    read_flags,
+    read_state,
+    remove_checkpoint,
+)
+from training.config import Configs, TrainConfig, make_configs
+from training.pictures import remove_pictures
+from training.processes import Interrupt, on_main
+from training.progress import Progress
+from training.run import Run
+from training.state import TrainerState
+from training.tracking import Tracking
+from training.validation import count_free_running_clips
+
+VALIDATION_WORKERS = 4  # at most; each reads some 200 clips a second (benchmarks/loader.py)
+
+
+def set_up(
+    accelerator: Accelerator, parser: FlagParser, argv: list[str] | None
+) -> tuple[Run, TrainerState]:
+    """Set up everything that a run needs, new or resumed.
+
+    Raises:
+        DataError: when a manifest or checkpoint cannot be used, or a folder not be written to.
+    """
+    args = parser.parse_args(argv)
+    folder = Path(args.working_directory) / args.experiment_name
+    resumed = on_main(accelerator, lambda: find_start(folder, args))
+    if resumed:
+        parser.set_defaults(**read_flags(resumed))
+    begun_with = resumed or (args.warm_start and find_checkpoint(args.warm_start))
+    if begun_with:
+        model_config, audio_config, tokenizer = read_config(begun_with)
+        parser.set_defaults(**asdict(model_config) | asdict(audio_config))
+        if not resumed:
+            parser.set_defaults(cleaner=tokenizer.cleaner)
+    configs = make_configs(parser, parser.parse_args(argv))
+    run = build_run(configs, accelerator, begun_with, is_new=resumed is None)
+    set_seed(run.config.seed, device_specific=True)  # each process draws its own dropout
+    state = resume(run, resumed) if resumed else TrainerState()
+    on_main(accelerator, lambda: clear_folders(run, is_new=resumed is None))
+    if run.is_main:  # only now that nothing can stop the run
+        start_showing(run, state)
+    return run, state
+
+
+def find_start(folder: Path, args: Any) -> Path | None:
+    """Find the checkpoint that the run goes on from; None for a new run."""
+    check_writable("--save_audio_gen", args.save_audio_gen)
+    clear_remains(folder)
+    return choose_checkpoint(folder, args.resume_from_checkpoint, args.overwrite)
+
+
+def clear_folders(run: Run, is_new: bool) -> None:
+    """Make the folder of the pictures; for a new run, remove what an earlier one has left."""
+    if is_new:
+        for path in find_checkpoint_folders(run.folder):
+            remove_checkpoint(path)
+        remove_pictures(run.pictures)
+    run.pictures.mkdir(parents=True, exist_ok=True)
+
+
+def choose_tokenizer(config: TrainConfig, begun_with: Path | None, is_new: bool) -> Tokenizer:
+    """Choose the table of symbols: the checkpoint's, --path_to_symbols, or the built-in one.
+
+    --extra_symbols adds its symbols, and --phonemes those of ARPAbet.
+
+    Raises:
+        DataError: when a file cannot be used, or a resumed run lacks symbols that are asked for.
+    """
+    symbols = read_config(begun_with)[2].symbols if begun_with else Tokenizer().symbols
+    if is_new and (path := config.path_to_symbols):
+        symbols = read_json(path, f"--path_to_symbols {path}")
+    try:
+        tokenizer = Tokenizer(symbols, config.cleaner)
+    except ValueError as error:
+        raise DataError(f"--path_to_symbols {config.path_to_symbols}: {error}") from None
+    extended = tokenizer.with_characters(config.extra_symbols or "")
+    extended = extended.with_phonemes() if config.phonemes else extended
+    if not is_new and extended.vocab_size > tokenizer.vocab_size:
+        missing = extended.symbols[tokenizer.vocab_size :]
+        flag = "phonemes" if len(missing[-1]) > 1 else "extra_symbols"
+        raise DataError(
+            f"--{flag}: the symbols of {begun_with} lack {' '.join(missing)[:40]}, and cannot "
+            "change in the course of a run; --warm_start takes its weights into a new one"
+        )
+    return extended
+
+
+def make_loader(
+    dataset: TTSDataset, config: TrainConfig, accelerator: Accelerator, n_workers: int, **order: Any
+) -> DataLoader:
+    """Make a loader of this process's batches, in the order that BatchSampler draws.
+
+    Raises:
+        DataError: when there are too few clips for the processes.
+    """
+    try:
+        sampler = BatchSampler(
+            dataset.n_frames,
+            config.batch_size,
+            num_processes=accelerator.num_processes,
+            process_index=accelerator.process_index,
+            **order,
+        )
+    except DataError as error:
+        raise DataError(f"{dataset.manifest}: {error}") from None
+    return open_loader(dataset, sampler, n_workers, accelerator.device)
+
+
+def open_loader(
+    dataset: TTSDataset, batches: Iterable[list[int]], n_workers: int, device: torch.device
+) -> DataLoader:
+    """Make a loader of collated batches, whose processes live as long as it does."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=TTSCollator(dataset.audio_config, dataset.tokenizer),
+        num_workers=n_workers,
+        persistent_workers=n_workers > 0,
+        pin_memory=device.type == "cuda",
+        # Its own generator: making a loader must not move the random numbers of training.
+        generator=torch.Generator(),
+    )
+
+
+def group_batches(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Yield lists of `size` batches, one optimizer step each; the last one may be shorter.
+
+    Raises:
+        DataError: when a clip cannot be read, or a loader process has died.
+    """
+    batches = iter(loader)
+    try:
+        while group := list(islice(batches, size)):
+            yield group
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = "a loader process was killed, or memory ran out"
+        raise DataError(f"{reason}; fewer --num_workers need less memory") from error
+
+
+def synchronize_batch_norm(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
+    """Take the means and variances of batch norm over all GPUs together.
+
+    Raises:
+        DataError: for several processes on a CPU, where torch cannot do it.
+    """
+    if accelerator.num_processes == 1:
+        return model  # its batch norm sees the whole batch as it is
+    if accelerator.device.type != "cuda":
+        raise DataError(
+            f"--sync_batch_norm is for GPUs, found {accelerator.num_processes} processes on "
+            f"{accelerator.device.type}"
+        )
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def open_data(config: TrainConfig, audio_config: Any, tokenizer: Tokenizer) -> tuple:
+    """Open the clips to train on and those to validate on.
+
+    Raises:
+        DataError: naming the manifest and what is wrong with it.
+    """
+    dictionary = load_dictionary() if config.phonemes else None
+    train_set = TTSDataset(
+        config.path_to_train_manifest, audio_config, tokenizer, dictionary, config.seed
+    )
+    val_dictionary = None if tokenizer.has_letters else dictionary
+    val_set = TTSDataset(config.path_to_val_manifest, audio_config, tokenizer, val_dictionary)
+    return train_set, val_set
+
+
+def build_model(
+    configs: Configs, tokenizer: Tokenizer, accelerator: Accelerator, warm_path: Path | None
+) -> torch.nn.Module:
+    """Build the model, with fresh weights or those of a warm start.
+
+    Raises:
+        DataError: when it is too large, or a warm start cannot be used.
+    """
+    config = configs.train
+    outline_model(configs.model)  # refuses what is too large before it takes memory
+    set_seed(config.seed)
+    model = Tacotron2(configs.model)
+    if config.fast_decoder:
+        model = speed_up(model)
+    if warm_path:
+        allow = config.warm_start_allow_mismatch
+        differences = warm_start(model, warm_path, configs.audio, tokenizer, allow)
+        if accelerator.is_main_process:
+            say(f"weights of {config.warm_start}", *(f"  {line}" for line in differences))
+    if config.sync_batch_norm:
+        model = synchronize_batch_norm(model, accelerator)
+    return model
+
+
+def build_run(
+    configs: Configs, accelerator: Accelerator, begun_with: Path | None, is_new: bool
+) -> Run:
+    """Build a run as it stands before the first step of a new one.
+
+    Raises:
+        DataError: when a manifest, the symbols, a warm start or a vocoder cannot be used.
+    """
+    tokenizer = choose_tokenizer(configs.train, begun_with, is_new)
+    model_config = replace(
+        configs.model, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_token_id
+    )
+    configs = configs._replace(model=model_config)
+    config = configs.train
+    train_set, val_set = open_data(config, configs.audio, tokenizer)
+    if config.free_running_clips is None:
+        n_clips = count_free_running_clips(train_set, val_set)
+        config = replace(config, free_running_clips=n_clips)
+    model = build_model(configs, tokenizer, accelerator, begun_with if is_new else None)
+    optimizer = torch.optim.Adam(
+        model.parameters(),
+        lr=config.learning_rate,
+        eps=config.adam_eps,
+        weight_decay=config.weight_decay,
+    )
+    vocoder = None
+    if config.vocoder:
+        vocoder = load_vocoder(config.vocoder, configs.audio, accelerator.device)
+    n_workers = config.num_workers
+    order = {"seed": config.seed, "short_first_epochs": config.short_first_epochs}
+    train_loader = make_loader(train_set, config, accelerator, n_workers, **order)
+    n_workers = min(n_workers, VALIDATION_WORKERS)
+    val_loader = make_loader(val_set, config, accelerator, n_workers, shuffle=False)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accelerator.register_save_state_pre_hook(copy_weights)
+    return Run(
+        config=config,
+        audio_config=configs.audio,
+        model_config=configs.model,
+        tokenizer=tokenizer,
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        interrupt=Interrupt(),
+        progress=Progress(config, accelerator.is_main_process),
+        vocoder=vocoder,
+    )
+
+
+def resume(run: Run, path: Path) -> TrainerState:
+    """Put a run back where its checkpoint left it, and print what has changed since.
+
+    With the layout of the checkpoint, it resumes at the very step. With another one, such as
+    another number of processes, it does the epoch that was begun once more.
+
+    Raises:
+        DataError: when the checkpoint cannot be used, or not with these flags.
+    """
+    changed = list_changed_flags(path, run.flags)
+    state = read_state(path)
+    load_run_state(run, path)
+    for group in run.optimizer.param_groups:
+        group.update(eps=run.config.adam_eps, weight_decay=run.config.weight_decay)
+    if state.epoch_step and state.layout != run.layout:
+        names = [k for k, v in run.layout.items() if state.layout.get(k) != v]
+        changed.append(
+            f"epoch {state.epoch + 1} begins again: the checkpoint stands at its step "
+            f"{state.epoch_step}, and its order of clips is another ({', '.join(names)})"
+        )
+        state.restart_epoch()
+    best = run.folder / "best_checkpoint"
+    if state.best_epoch and not holds_epoch(best, state.best_epoch):
+        state.best_epoch = 0
+        changed.append(f"{best.name} is not this run's; the next validated epoch replaces it")
+    if run.is_main:
+        where = f"resumed from {path}: epoch {state.epoch}, step {state.step}"
+        say(where, *(f"  {line}" for line in changed))
+    return state
+
+
+def holds_epoch(path: Path, epoch: int) -> bool:
+    """Return True if the checkpoint at `path` was written at the end of this epoch."""
+    try:
+        return read_state(path).epoch == epoch
+    except DataError:
+        return False
+
+
+def start_showing(run: Run, state: TrainerState) -> None:
+    """Start the trackers, and print what is about to be trained and what of the texts is lost."""
+    facts = describe_run(run)
+    run.progress.tracking = Tracking(run.config, facts, state.step, state.wandb_run_id)
+    state.wandb_run_id = run.progress.tracking.wandb_run_id
+    device, n = run.accelerator.device, run.accelerator.num_processes
+    is_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if is_gpu else device.type
+    size, accumulated = run.config.batch_size, run.config.gradient_accumulation_steps
+    say(
+        f"{facts['parameters'] / 1e6:.1f} M parameters, {len(run.train_set):,} clips to train on, "
+        f"{len(run.val_set):,} to validate on ({run.config.free_running_clips:,} of them spoken "
+        f"freely), {run.steps_per_epoch:,} steps an epoch, "
+        f"mixed precision: {run.accelerator.mixed_precision}",
+        f"{n} {'process' if n == 1 else 'processes'} ({name}) x {size} clips a batch x "
+        f"{accumulated} accumulated = {n * size * accumulated} clips a step",
+    )
+    is_bf16 = run.accelerator.mixed_precision == "bf16"
+    if is_gpu and is_bf16 and torch.cuda.get_device_capability(device) < (8, 0):
+        warn(f"{name} emulates bfloat16, slowly: --mixed_precision fp16 is faster on it")
+    if both := set(run.train_set.paths) & set(run.val_set.paths):
+        warn(f"{len(both)} clips are in both manifests, such as {min(both)}: scores look too good")
+    texts = [*run.train_set.texts, *run.val_set.texts]
+    if unknown := run.tokenizer.describe_unknown(texts):
+        say(unknown, file=sys.stderr)
+    if folded := run.tokenizer.describe_folded(texts):
+        say(f"{folded}; --extra_symbols adds symbols for them", file=sys.stderr)
+
+
+def describe_run(run: Run) -> dict[str, Any]:
+    """Collect the flags of a run, and what they do not say: parameters, clips, hours, versions."""
+    facts = {**run.flags, **asdict(run.audio_config), **asdict(run.model_config)}
+    facts["parameters"] = sum(p.numel() for p in run.model.parameters())
+    for name, clips in (("train", run.train_set), ("val", run.val_set)):
+        facts[f"{name}_clips"] = len(clips)
+        hours = sum(clips.n_frames) * clips.audio_config.hop_seconds / 3600
+        facts[f"{name}_hours"] = round(hours, 3)
+    facts["versions"] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "accelerate": accelerate.__version__,
+    }
+    return facts
