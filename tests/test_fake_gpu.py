@@ -181,19 +181,14 @@ def test_under_float16_the_decoders_lstm_runs_in_float16(cudnn, monkeypatch):
     assert torch.bfloat16 not in seen and "aten::mm" in seen[torch.float16]
 
 
-def test_a_gpu_without_bfloat16_is_told_to_use_fp16(monkeypatch, capsys):
-    """One line, once; float32 runs the kernels there as on any GPU."""
+def test_a_gpu_without_bfloat16_runs_the_kernels_in_other_dtypes(monkeypatch):
     monkeypatch.setattr(fast_loops, "gpu_disagreement", lambda device, dtype: 1e-3)
-    gpu_of(monkeypatch, 91900, (7, 5))
-    gpu_loops_work.cache_clear()
-    device = torch.device("cuda:0")
-    assert not gpu_loops_work(device, torch.bfloat16) and not gpu_loops_work(device, torch.bfloat16)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "cuda:0 has compute capability 7.5" in line and "--mixed_precision fp16" in line
-    assert gpu_loops_work(device, torch.float16) and gpu_loops_work(device, torch.float32)
-    gpu_of(monkeypatch, 91900, (8, 0))
-    gpu_loops_work.cache_clear()
-    assert gpu_loops_work(device, torch.bfloat16) and not capsys.readouterr().err
+    device, half = torch.device("cuda:0"), torch.bfloat16
+    for capability in ((7, 5), (8, 0)):
+        gpu_of(monkeypatch, 91900, capability)
+        gpu_loops_work.cache_clear()
+        works = {d: gpu_loops_work(device, d) for d in (half, torch.float16, torch.float64)}
+        assert works == {half: capability == (8, 0), torch.float16: True, torch.float64: False}
     gpu_loops_work.cache_clear()
 
 
