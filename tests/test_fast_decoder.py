@@ -17,7 +17,7 @@ from fast.decoder import (
     prepare_cell,
     speed_up,
 )
-from fast.loops import _LSTM, AttentionLoop, fast_lstm
+from fast.loops import AttentionLoop, fast_lstm
 from fast.postnet import CLIPS_AT_ONCE, ChunkedPostNet
 from model import (
     Decoder,
@@ -26,7 +26,6 @@ from model import (
     Prenet,
     Tacotron2,
     Tacotron2Config,
-    Tacotron2Output,
     build_padding_mask,
 )
 
@@ -43,15 +42,7 @@ SMALL = Tacotron2Config(
     attention_location_kernel_size=7,
     attention_dropout_p=0.4,
 )
-BF16_OUTPUT, BF16_GRADIENT = 0.05, 0.1  # of the norm; 8 bits are 0.004 at each operation
 DOUBLE = {"dtype": torch.float64, "requires_grad": True}
-
-
-def test_lstm_gradients_in_double_precision():
-    torch.manual_seed(0)
-    n_in, n_hidden = 3, 2
-    shapes = ((4, 2, n_in), (4 * n_hidden, n_in), (4 * n_hidden, n_hidden), (4 * n_hidden,))
-    assert torch.autograd.gradcheck(_LSTM.apply, [torch.randn(*s, **DOUBLE) for s in shapes])
 
 
 def loop_arguments(padding: list[list[int]], with_dropout: bool) -> list[Tensor | None]:
@@ -107,24 +98,19 @@ def make_batch(lengths: list[tuple[int, int]]) -> tuple[Tensor, ...]:
     return tokens, token_lengths, mels, mel_lengths
 
 
-def train_step(
-    model: Tacotron2,
-    batch: tuple[Tensor, ...],
-    dtype: torch.dtype = torch.float32,
-    seed: int = 1,
-) -> tuple[Tacotron2Output, dict[str, Tensor]]:
+def train_step(model: Tacotron2, batch: tuple[Tensor, ...], seed: int) -> dict[str, Tensor]:
     """Compute outputs, and gradients of their random projection; dropout is a known factor."""
     model.train().zero_grad()
-    with KnownDropout(), torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+    with KnownDropout():
         output = model(*batch)
     generator = torch.Generator().manual_seed(seed)
     weights = [torch.randn(part.shape, generator=generator) for part in output]
     sum((part * w).mean() for part, w in zip(output, weights, strict=True)).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-    return Tacotron2Output(*(part.detach().to(batch[2].dtype) for part in output)), gradients
+    return {name: part.detach() for name, part in output._asdict().items()} | gradients
 
 
-def fast_and_plain(contrast: float) -> tuple[Tacotron2, Tacotron2]:
+def fast_and_plain(contrast: float = 1.0) -> tuple[Tacotron2, Tacotron2]:
     """Build both decoders with the same weights; more contrast makes more pointed alignments."""
     torch.manual_seed(0)
     plain = Tacotron2(SMALL)
@@ -138,9 +124,7 @@ def fast_and_plain(contrast: float) -> tuple[Tacotron2, Tacotron2]:
 
 
 @pytest.mark.parametrize(
-    "lengths",
-    [[(9, 17), (4, 21), (7, 2)], [(1, 3), (5, 1)]],
-    ids=["mixed", "shortest"],
+    "lengths", [[(9, 17), (4, 21), (7, 2)], [(1, 3), (5, 1)]], ids=["mixed", "shortest"]
 )
 def test_fast_equals_plain(lengths):
     """Outputs and every gradient, with dropout as a known factor of each channel."""
@@ -149,29 +133,8 @@ def test_fast_equals_plain(lengths):
     fast, plain = (model.double() for model in fast_and_plain(contrast=8.0))
     assert type(fast.decoder) is FastDecoder and type(plain.decoder) is Decoder
     for seed in range(2):
-        fast_output, fast_gradients = train_step(fast, batch, torch.float64, seed)
-        plain_output, plain_gradients = train_step(plain, batch, torch.float64, seed)
-        torch.testing.assert_close(
-            {**fast_output._asdict(), **fast_gradients},
-            {**plain_output._asdict(), **plain_gradients},
-            rtol=1e-9,
-            atol=1e-11,
-        )
-
-
-def test_bfloat16_is_close_to_float32():
-    """As close as the plain loop under autocast is: rounding to 8 bits, not another function."""
-    batch = make_batch([(9, 17), (4, 21), (7, 2)])
-    fast, plain = fast_and_plain(contrast=2.0)
-    exact_output, exact_gradients = train_step(plain, batch)
-    for model in (fast, plain):
-        output, gradients = train_step(model, batch, torch.bfloat16)
-        for name, half, exact in zip(output._fields, output, exact_output, strict=True):
-            assert (half - exact).norm() < BF16_OUTPUT * exact.norm(), name
-            assert not torch.equal(half, exact), f"{name}: autocast was off"
-        for name in ("decoder.attention_rnn.weight_hh", "decoder.decoder_rnn.weight_hh_l0"):
-            exact = exact_gradients[name]
-            assert (gradients[name] - exact).norm() < BF16_GRADIENT * exact.norm(), name
+        ours, expected = (train_step(model, batch, seed) for model in (fast, plain))
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
 
 
 def test_fast_lstm_equals_torchs():
@@ -192,8 +155,6 @@ CHANGES = {
     "nothing": lambda lstm: None,
     "in place": lambda lstm: lstm.weight_ih.mul_(2.0),
     "a bias": lambda lstm: lstm.bias_hh.add_(1),
-    # An average of weights is put in place like this; no tensor's version moves on.
-    "data.copy_": lambda lstm: lstm.weight_ih.data.copy_(torch.rand(28, 5)),
     "data": lambda lstm: setattr(lstm.weight_hh, "data", torch.rand(28, 7)),
     "vector_to_parameters": lambda lstm: nn.utils.vector_to_parameters(
         torch.rand(28 * (5 + 7 + 1 + 1)), lstm.parameters()
@@ -228,7 +189,7 @@ def test_training_frees_what_free_running_has_kept():
 
 def test_the_postnet_gives_the_same_numbers_in_chunks(monkeypatch):
     """More clips than a chunk, of different lengths; training still sees the whole batch."""
-    fast, plain = fast_and_plain(contrast=1.0)
+    fast, plain = fast_and_plain()
     assert (type(fast.postnet), type(plain.postnet)) == (ChunkedPostNet, PostNet)
     n_clips = 2 * CLIPS_AT_ONCE + 1
     mels = torch.randn(n_clips, 30, SMALL.num_mels)
@@ -243,23 +204,6 @@ def test_the_postnet_gives_the_same_numbers_in_chunks(monkeypatch):
         fast.postnet(mels, mask)
     fast.postnet(mels, mask)
     assert sizes == [CLIPS_AT_ONCE, CLIPS_AT_ONCE, 1, n_clips], "with a gradient, all at once"
-
-
-def test_a_model_made_in_inference_mode_speaks():
-    with torch.inference_mode():
-        torch.manual_seed(0)
-        model = speed_up(Tacotron2(SMALL)).eval()
-        outputs = model.infer(torch.tensor([[1, 2, 3]]), None, 5, 1.0)
-    assert outputs.mels.shape == (1, 5, SMALL.num_mels) and outputs.mels.isfinite().all()
-
-
-def test_free_running_in_train_mode_drops_as_the_plain_loop_does():
-    frames = []
-    for model in fast_and_plain(contrast=2.0):
-        with KnownDropout(), torch.no_grad():
-            text, mask = torch.ones(1, 4, SMALL.encoder_embed_dim), torch.zeros(1, 4).bool()
-            frames.append(model.train().decoder.infer(text, mask, 3, 1.0)[0])
-    assert torch.equal(*frames)
 
 
 def changed(name: str, text: str, replacement: str):
