@@ -61,13 +61,14 @@ class Tacotron2Config:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if type(value) is int and name != "pad_token_id" and not 1 <= value <= MAX_SIZE:
+            if name.endswith("_p"):
+                if not 0 <= value < 1:
+                    raise ValueError(f"--{name} must be in [0, 1), found {value}")
+            elif name != "pad_token_id" and not 1 <= value <= MAX_SIZE:
                 bounds = "at least 1" if value < 1 else f"at most {MAX_SIZE}"
                 raise ValueError(f"--{name} must be {bounds}, found {value}")
-            if name.endswith("kernel_size") and value % 2 == 0:
+            elif name.endswith("kernel_size") and value % 2 == 0:
                 raise ValueError(f"--{name} must be odd, found {value}")
-            if name.endswith("_p") and not 0 <= value < 1:
-                raise ValueError(f"--{name} must be in [0, 1), found {value}")
         if self.encoder_embed_dim % 2:
             raise ValueError(f"--encoder_embed_dim must be even, found {self.encoder_embed_dim}")
 
