@@ -59,7 +59,7 @@ def test_the_help_of_training(capsys):
         ("--bathc_size=3", ["--batch_size"]),
         ("--Batch-Size", ["--batch_size"]),
         ("--resume", ["--resume_from_checkpoint"]),
-        ("--epochs", ["--training_epochs", "--checkpoint_epochs", "--validation_epochs"]),
+        ("--epochs", ["--training_epochs", "--validation_epochs", "--checkpoint_epochs"]),
         ("--no-fast_decodr", ["--no-fast_decoder"]),
         ("--xyz", []),
     ],
