@@ -42,7 +42,7 @@ REHEARSAL_FLAGS ?=
 demo: $(DEMO)/report.json
 	@cat $(DEMO)/report.txt
 	@echo
-	@echo "Look at    $(DEMO)/validation/alignment.gif, $(DEMO)/validation/loss.png, $(DEMO)/spoken/*.png, $(DEMO)/worst/*.png"
+	@echo "Look at    $(DEMO)/validation/demo/alignment.gif, $(DEMO)/validation/demo/loss.png, $(DEMO)/spoken/*.png, $(DEMO)/worst/*.png"
 	@echo "Listen to  $(DEMO)/spoken/*.wav"
 
 $(DEMO)/report.json: $(DEMO)/spoken/done

@@ -1,27 +1,24 @@
-"""Tacotron 2 weights to and from torchaudio and NVIDIA/tacotron2.
+"""Convert Tacotron 2 weights from and to torchaudio and NVIDIA/tacotron2.
 
     python convert_checkpoint.py --from nvidia tacotron2_statedict.pt --to voices/nvidia
     python synthesize.py --checkpoint voices/nvidia --text "Printing." --output_dir spoken
     python convert_checkpoint.py --from work_dir/tacotron2/final_checkpoint --to torchaudio out.pt
 
-Both peers have the model's tensors in these very shapes, under other names; sizes are read off the
-shapes, and an entry that is missing, unknown or of another shape stops the conversion. A written
-file loads there with `strict=True`; files are read as plain tensors only, never as code.
+Both peers have the model's tensors in the same shapes under other names. Sizes are read off the
+shapes; an entry that is missing, unknown or of another shape ends the conversion. Exported files
+load in the peer with `strict=True`. Files are read as plain tensors only, never as code.
 
-What a state dict does not say is taken from the peers' defaults: 22050 Hz, windows of 1024 samples
-every 256, mel filters up to 8000 Hz, natural-log mels. torchaudio's weights for WaveRNN have other
-mels: for them, correct "audio" in the written config.json. The table of symbols follows from the
-number of embeddings (148: NVIDIA's; 38 and 96: torchaudio's characters and phonemes), or stands in
---symbols, a JSON list, padding first. Text is lower-cased before it is looked up, so NVIDIA's
-capitals have ids that no text reaches. Phonemes are said by ARPAbet in braces, "{T ER1 N} left", or
-for whole texts by `synthesize.py --phonemes`.
+A state dict does not say how its mels were made, so the peers' defaults are taken: 22050 Hz, 1024
+samples every 256, filters up to 8000 Hz, natural-log mels. torchaudio's weights for WaveRNN have
+other mels: correct "audio" in the config.json that this script writes. The symbols follow from
+their number (148: NVIDIA's; 38 and 96: torchaudio's characters and phonemes), or come from
+--symbols, a JSON list that begins with padding. Cleaned text is in lower case, so NVIDIA's capitals
+are never used. Phonemes are spoken from ARPAbet in braces, "{T ER1 N} left", or by
+`synthesize.py --phonemes`.
 """
 
-import argparse
 import os
 import re
-import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,16 +35,17 @@ from command_line.files import (
     write_whole,
 )
 from command_line.flags import FlagParser
+from command_line.main import say, script
 from dataset import AudioConfig
 from model import Tacotron2, Tacotron2Config
-from speech.voice import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, write_config
+from speech.voice import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, outline_model, write_config
 from text.phonemes import ARPABET
 from text.tokenizer import Tokenizer
 
 LAYOUTS = ("torchaudio", "nvidia")
 COUNTER = ".num_batches_tracked"  # of a batch norm; files from before PyTorch 0.4.1 lack it
 
-# Beginnings of our names -> of torchaudio's, the first that fits; other names are the same.
+# How our names begin -> how torchaudio's do; the first that fits counts, other names are the same.
 TORCHAUDIO_NAMES = {
     "encoder.embedding.": "embedding.",
     "decoder.attention.key_layer.": "decoder.attention_layer.memory_layer.",
@@ -57,9 +55,26 @@ TORCHAUDIO_NAMES = {
     "decoder.mel_projection.": "decoder.linear_projection.",
     "decoder.stop_projection.": "decoder.gate_layer.",
 }
-# NVIDIA wraps its convolutions and linear layers in a module of their own.
+# NVIDIA wraps its convolutions and linear layers in modules of their own.
 NVIDIA_CONV = re.compile(r"(convolutions\.\d+\.0|_conv)\.(weight|bias)$")
 NVIDIA_LINEAR = re.compile(r"(layers\.\d+|_layer|\.v|_dense|_projection)\.(weight|bias)$")
+
+# The tensor, by our name, and the dimension that each size of the model is read off.
+SIZES = {
+    "vocab_size": ("encoder.embedding.weight", 0),
+    "character_embed_dim": ("encoder.embedding.weight", 1),
+    "encoder_embed_dim": ("encoder.convolutions.0.0.weight", 0),
+    "encoder_kernel_size": ("encoder.convolutions.0.0.weight", 2),
+    "num_mels": ("decoder.mel_projection.weight", 0),
+    "decoder_rnn_embed_dim": ("decoder.attention_rnn.weight_hh", 1),
+    "decoder_prenet_dim": ("decoder.prenet.layers.0.weight", 0),
+    "decoder_postnet_n_filters": ("postnet.convolutions.0.0.weight", 0),
+    "decoder_postnet_kernel_size": ("postnet.convolutions.0.0.weight", 2),
+    "attention_dim": ("decoder.attention.query_layer.weight", 0),
+    "attention_location_n_filters": ("decoder.attention.location_conv.weight", 0),
+    "attention_location_kernel_size": ("decoder.attention.location_conv.weight", 2),
+}
+COUNTS = {"encoder": "encoder_n_convolutions", "postnet": "decoder_postnet_num_convs"}
 
 LOWER_CASE = "abcdefghijklmnopqrstuvwxyz"
 COMMON = ("_", *"-!'(),.:;? ")  # padding and punctuation
@@ -69,18 +84,9 @@ SYMBOLS = {
     148: (*COMMON, *LOWER_CASE.upper(), *LOWER_CASE, *("@" + phone for phone in ARPABET)),  # NVIDIA
 }
 
-# No two of these, nor the sums and multiples that a model has of them, are the same number: so a
-# model of these sizes shows which size each dimension of each tensor is.
-PROBE_SIZES = {
-    "vocab_size": 11, "num_mels": 13, "character_embed_dim": 34, "encoder_embed_dim": 34,
-    "encoder_kernel_size": 5, "decoder_rnn_embed_dim": 101, "decoder_prenet_dim": 23,
-    "decoder_postnet_n_filters": 29, "decoder_postnet_kernel_size": 7, "attention_dim": 31,
-    "attention_location_n_filters": 37, "attention_location_kernel_size": 9,
-}  # fmt: skip
-
 
 def peer_name(name: str, layout: str) -> str:
-    """Our name of a tensor -> the peer's."""
+    """Translate our name of a tensor into the peer's."""
     start = next((start for start in TORCHAUDIO_NAMES if name.startswith(start)), "")
     name = TORCHAUDIO_NAMES.get(start, "") + name.removeprefix(start)
     if name.startswith("decoder.decoder_rnn."):
@@ -92,16 +98,12 @@ def peer_name(name: str, layout: str) -> str:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .pt file, bare or under "state_dict", without a `module.` prefix.
-
-    Raises:
-        DataError: when the file is missing, broken, no state dict, or needs code to be run.
-    """
+    """Read the state dict of a .pt file, bare or under "state_dict", without `module.` prefixes."""
     if not os.path.isfile(path):  # unlike Path.is_file, False for any unusable name
         raise DataError(f"{path}: no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken or hostile pickle brings up
+    except Exception as error:  # a broken or hostile pickle raises anything
         kind = type(error).__name__
         raise DataError(f"{path}: refused, cannot be read as plain tensors ({kind})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else None
@@ -115,44 +117,25 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def infer_config(state: dict[str, Tensor], layout: str) -> Tacotron2Config:
-    """Sizes from the shapes; what shapes do not say, such as dropout, stays at its default.
+    """Read the model's sizes off the shapes; others, such as dropout, get their defaults.
 
     Raises:
-        ValueError: when the sizes are none that the model can have.
+        ValueError: when no model can have these sizes.
     """
-    votes = {field: [] for field in PROBE_SIZES}
-    for name, probe in Tacotron2(Tacotron2Config(**PROBE_SIZES)).state_dict().items():
+    sizes = {}
+    for field, (name, dimension) in SIZES.items():
         tensor = state.get(peer_name(name, layout))
-        if tensor is None or tensor.ndim != probe.ndim:
-            continue
-        for size, probe_size in zip(tensor.shape, probe.shape, strict=True):
-            for field in (f for f in PROBE_SIZES if PROBE_SIZES[f] == probe_size):
-                votes[field].append(size)
-    # The majority: one misshapen tensor is then found to be the odd one, and not all the others.
-    default = Tacotron2Config()
-    sizes = {field: statistics.mode([*v, getattr(default, field)]) for field, v in votes.items()}
-    counts = {"encoder": "encoder_n_convolutions", "postnet": "decoder_postnet_num_convs"}
-    for module, field in counts.items():
-        names = [name for name in state if name.startswith(f"{module}.convolutions.")]
-        n_entries = sum(not name.endswith(COUNTER) for name in names)
-        # Six to a convolution: weight and bias twice, mean, variance.
-        sizes[field] = round(n_entries / 6) or getattr(default, field)
+        if tensor is not None and tensor.ndim > dimension:
+            sizes[field] = tensor.shape[dimension]
+    for module, field in COUNTS.items():
+        found = [re.match(rf"{module}\.convolutions\.(\d+)\.", name) for name in state]
+        if numbers := [int(match[1]) for match in found if match]:
+            sizes[field] = max(numbers) + 1
     return Tacotron2Config(**sizes)
 
 
-def model_from_peer(state: dict[str, Tensor], layout: str, path: Path) -> Tacotron2:
-    """Our model with the weights of a peer's state dict.
-
-    Raises:
-        DataError: naming the entry that is missing, unknown, or of another shape or kind.
-    """
-    try:
-        model = Tacotron2(infer_config(state, layout))
-    except ValueError as error:
-        raise DataError(f"{path}: {layout} weights of sizes that do not fit ({error})") from None
-    expected = {peer_name(name, layout): tensor for name, tensor in model.state_dict().items()}
-    absent = [name for name in expected if name.endswith(COUNTER) and name not in state]
-    state = state | dict.fromkeys(absent, torch.tensor(0))
+def find_faults(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Say of each entry that is missing, unknown, or of another shape or kind what is wrong."""
     faults = [f"{name} is missing" for name in expected if name not in state]
     for name, found in state.items():
         if name not in expected:
@@ -161,44 +144,84 @@ def model_from_peer(state: dict[str, Tensor], layout: str, path: Path) -> Tacotr
             faults.append(f"{name} is {(*found.shape,)} instead of {(*shape,)}")
         elif expected[name].is_floating_point() != found.is_floating_point():
             faults.append(f"{name} is {found.dtype} instead of {expected[name].dtype}")
-    if faults:
+    return faults
+
+
+def model_from_peer(state: dict[str, Tensor], layout: str, path: Path) -> Tacotron2:
+    """Build our model with the weights of a peer's state dict; `path` is for messages."""
+    try:
+        config = infer_config(state, layout)
+        AudioConfig(num_mels=config.num_mels)  # checks the number
+        outline = outline_model(config)  # without memory, until the shapes are known to fit
+    except ValueError as error:
+        raise DataError(f"{path}: {layout} weights of sizes that do not fit ({error})") from None
+    expected = {peer_name(name, layout): t for name, t in outline.state_dict().items()}
+    absent = [name for name in expected if name.endswith(COUNTER) and name not in state]
+    state = state | dict.fromkeys(absent, torch.tensor(0))
+    if faults := find_faults(state, expected):
         more = f"; {len(faults) - 3} more such entries" if len(faults) > 3 else ""
         raise DataError(f"{path}: not a {layout} Tacotron 2: {'; '.join(faults[:3])}{more}")
     if absent:
-        print(f"{path}: {len(absent)} num_batches_tracked entries are absent and are set to 0")
+        say(f"{path}: {len(absent)} num_batches_tracked entries are absent and are set to 0")
+    model = Tacotron2(config)
     model.load_state_dict({name: state[peer_name(name, layout)] for name in model.state_dict()})
     return model
 
 
 def read_symbols(path: str | None, n_symbols: int) -> Tokenizer:
-    """The table in a JSON file, or that of the peer with so many symbols when there is no file.
-
-    Raises:
-        DataError: when the file is no list of n_symbols different strings, or no peer's table fits.
-    """
+    """Read the symbols from a JSON file, or without one, take those of the peer with so many."""
     if path is None:
         if n_symbols not in SYMBOLS:
             raise DataError(f"no table of {n_symbols} symbols is known: give it as --symbols FILE")
         return Tokenizer(SYMBOLS[n_symbols])
+    symbols = read_json(path, f"--symbols {path}")
     try:
-        symbols = read_json(path, f"--symbols {path}")
-        is_list = isinstance(symbols, list) and all(isinstance(s, str) for s in symbols)
-        if not is_list or len(symbols) != n_symbols:
-            raise ValueError(f"not a JSON list of {n_symbols} strings")
-        return Tokenizer(symbols)
-    except DataError:
-        raise
+        tokenizer = Tokenizer(symbols)
+        if tokenizer.vocab_size != n_symbols:
+            raise ValueError(f"the weights have {n_symbols} symbols, not {tokenizer.vocab_size}")
     except ValueError as error:
         raise DataError(f"--symbols {path}: cannot be used ({error})") from None
+    return tokenizer
+
+
+def import_peer(layout: str, source: Path, target: Path, symbols: str | None) -> None:
+    """Convert a peer's file into a checkpoint folder."""
+    model = model_from_peer(read_state_dict(source), layout, source)
+    tokenizer = read_symbols(symbols, model.config.vocab_size)
+    audio_config = AudioConfig(num_mels=model.config.num_mels, mel_scaling="log")
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        write_config(folder, model.config, audio_config, tokenizer)
+        safetensors.torch.save_file(model.state_dict(), folder / WEIGHTS_FILE, {"format": "pt"})
+
+    write_target(target, write)
+    if not any(symbol in LOWER_CASE for symbol in tokenizer.symbols[1:]):
+        but = " but as phonemes, by --phonemes" if tokenizer.has_phonemes else ""
+        say(f"warning: its symbols hold no lower-case letter, text cannot be spoken with it{but}")
+    say(f"{target}: {tokenizer.vocab_size} symbols, log mels")
+
+
+def export_voice(source: Path, layout: str, target: Path) -> None:
+    """Convert a checkpoint folder into a peer's file."""
+    voice = load_checkpoint(source)
+    config = voice.model.config
+    needs = {"character_embed_dim": config.encoder_embed_dim, "decoder_prenet_depth": 2}
+    for field, needed in needs.items():
+        if (found := getattr(config, field)) != needed:
+            raise DataError(f"{source}: {layout} needs --{field} {needed}, found {found}")
+    state = {peer_name(name, layout): t for name, t in voice.model.state_dict().items()}
+    content = {"state_dict": state} if layout == "nvidia" else state
+    write_target(target, lambda temporary: torch.save(content, temporary))
+    if voice.audio_config.mel_scaling != "log":
+        say(f"warning: the mels are {voice.audio_config.mel_scaling}, {layout} expects log mels")
+    say(f"{target}: a {layout} state dict")
 
 
 @file_errors()
 def check_target(path: Path, is_folder: bool, overwrite: bool) -> None:
-    """Refuses a target that is in the way.
-
-    Raises:
-        DataError: when it exists without --overwrite, or is nothing that this script has written.
-    """
+    """Refuse to replace what exists, except with --overwrite what this script has written."""
+    check_writable("--to", path.parent)
     if not os.path.lexists(path):
         return
     if not overwrite:
@@ -212,64 +235,15 @@ def check_target(path: Path, is_folder: bool, overwrite: bool) -> None:
 
 @file_errors()
 def write_target(path: Path, write: Callable[[Path], None]) -> None:
-    """write_whole, whose errors are told in one sentence.
-
-    Raises:
-        DataError: when it cannot be written; nothing of it is left then.
-    """
+    """Write a file or folder whole, or leave nothing of it."""
     try:
         write_whole(path, write)
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: cannot be written ({error})") from None
 
 
-def import_peer(layout: str, source: Path, target: Path, symbols: str | None) -> str:
-    """A peer's file to a checkpoint folder; returns what was written, in words.
-
-    Raises:
-        DataError: when the weights or the symbols cannot be used.
-    """
-    model = model_from_peer(read_state_dict(source), layout, source)
-    tokenizer = read_symbols(symbols, model.config.vocab_size)
-    try:
-        audio_config = AudioConfig(num_mels=model.config.num_mels, mel_scaling="log")
-    except ValueError as error:
-        raise DataError(f"{source}: {layout} weights of sizes that do not fit ({error})") from None
-
-    def write(folder: Path) -> None:
-        folder.mkdir()
-        write_config(folder, model.config, audio_config, tokenizer)
-        safetensors.torch.save_file(model.state_dict(), folder / WEIGHTS_FILE, {"format": "pt"})
-
-    write_target(target, write)
-    if not any(symbol in LOWER_CASE for symbol in tokenizer.symbols[1:]):
-        but = " but as phonemes, by --phonemes" if tokenizer.has_phonemes else ""
-        print(f"warning: its symbols hold no lower-case letter, text cannot be spoken with it{but}")
-    return f"{target}: {tokenizer.vocab_size} symbols, log mels"
-
-
-def export_voice(source: Path, layout: str, target: Path) -> str:
-    """A checkpoint folder to a peer's file; returns what was written, in words.
-
-    Raises:
-        DataError: when the folder cannot be used, or the model has a size that no peer can have.
-    """
-    voice = load_checkpoint(source)
-    config = voice.model.config
-    needs = {"character_embed_dim": config.encoder_embed_dim, "decoder_prenet_depth": 2}
-    for field, needed in needs.items():
-        if (found := getattr(config, field)) != needed:
-            raise DataError(f"{source}: {layout} needs --{field} {needed}, found {found}")
-    state = {peer_name(name, layout): t for name, t in voice.model.state_dict().items()}
-    content = {"state_dict": state} if layout == "nvidia" else state
-    write_target(target, lambda temporary: torch.save(content, temporary))
-    if voice.audio_config.mel_scaling != "log":
-        print(f"warning: the mels are {voice.audio_config.mel_scaling}, {layout} expects log mels")
-    return f"{target}: a {layout} state dict"
-
-
 def parse_end(flag: str, values: list[str]) -> tuple[str | None, Path]:
-    """The values of a flag: a layout and a file, or None and a folder. Raises DataError."""
+    """Parse what a flag gives: a layout and a file, or a folder, whose layout is None."""
     path = Path(os.path.abspath(os.path.expanduser(values[-1])))
     if len(values) == 1 and values[0] and values[0] not in LAYOUTS:
         return None, path
@@ -278,27 +252,9 @@ def parse_end(flag: str, values: list[str]) -> tuple[str | None, Path]:
     raise DataError(f"{flag} takes a folder, or torchaudio or nvidia and a file, found {values}")
 
 
-def run(args: argparse.Namespace) -> str:
-    """Converts; returns what was written, in words.
-
-    Raises:
-        DataError: when it cannot be done; nothing is written then.
-    """
-    source_layout, source = parse_end("--from", args.source)
-    target_layout, target = parse_end("--to", args.target)
-    if (source_layout is None) == (target_layout is None):
-        raise DataError("one of --from and --to must be a folder, the other a layout and a file")
-    if args.symbols and source_layout is None:
-        raise DataError("--symbols is for weights of a peer; a folder has its own symbols")
-    check_writable("--to", target.parent)
-    check_target(target, target_layout is None, args.overwrite)
-    if target_layout is None:
-        return import_peer(source_layout, source, target, args.symbols)
-    return export_voice(source, target_layout, target)
-
-
+@script
 def main(argv: list[str] | None = None) -> None:
-    """Runs with these flags (default: the command line's); bad input ends in one sentence."""
+    """Convert as the flags say; nothing is written when it cannot be done."""
     parser = FlagParser(description=__doc__.split("\n")[0])
     ends = {"nargs": "+", "required": True, "metavar": "DIR | LAYOUT FILE"}
     parser.add_argument("--from", dest="source", help="what to read", **ends)
@@ -307,10 +263,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--symbols", type=path_argument, help=symbols_help)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
     args = parser.parse_args(argv)
-    try:
-        print(run(args))
-    except DataError as error:
-        sys.exit(f"convert_checkpoint.py: {' '.join(str(error).split())}")
+    source_layout, source = parse_end("--from", args.source)
+    target_layout, target = parse_end("--to", args.target)
+    if (source_layout is None) == (target_layout is None):
+        raise DataError("one of --from and --to must be a folder, the other a layout and a file")
+    if args.symbols and source_layout is None:
+        raise DataError("--symbols is for weights of a peer; a folder has its own symbols")
+    check_target(target, target_layout is None, args.overwrite)
+    if target_layout is None:
+        import_peer(source_layout, source, target, args.symbols)
+    else:
+        export_voice(source, target_layout, target)
 
 
 if __name__ == "__main__":

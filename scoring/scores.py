@@ -1,7 +1,7 @@
-"""How good an alignment and a mel are: pure functions of tensors.
+"""Score alignments and mels: pure functions of tensors.
 
-Focus, coverage and monotonicity say whether an alignment is well formed, word_start_errors whether
-it is true, mel_cepstral_distortion how far a mel is from the recording's.
+Focus, coverage and monotonicity tell whether an alignment is well formed, word_start_errors whether
+it is true, and mel_cepstral_distortion how far a mel is from the recording's.
 """
 
 import numpy as np
@@ -12,31 +12,31 @@ from command_line.files import DataError
 from dataset import AudioConfig, to_log_mel
 from model import InferenceOutput
 
-# These names are those of training, its pictures and checkpoints, wandb and evaluate.py. Without
-# "free_running_", an alignment is teacher forced.
+# Training, its pictures and checkpoints, wandb and evaluate.py use these names. Scores without
+# "free_running_" are those of a teacher-forced alignment.
 ALIGNMENT_SCORES = ("focus", "coverage", "monotonicity")
 FREE_RUNNING_SCORES = (
     *(f"free_running_{name}" for name in ALIGNMENT_SCORES),
     "stopped_by_itself",
     "free_running_score",
 )
-COVERED = 0.5  # frames' worth of attention that counts a character as visited
-GOOD_SCORE = 0.5  # free running, from here on; half of it is fair
+COVERED = 0.5  # frames of attention; a character that gets as much counts as visited
+GOOD_SCORE = 0.5  # a free-running score from here on is good, from half of it on fair
 N_CEPSTRA = 13  # c_1 to c_13; c_0 is loudness
 
 
 def alignment_scores(
     alignments: Tensor, token_lengths: Tensor, mel_lengths: Tensor
 ) -> dict[str, Tensor]:
-    """How well formed alignments are, per item; says nothing about whether they are true.
+    """Score how well formed each alignment is, not whether it is true.
 
     Args:
         alignments: (B, T_mel, T_text).
         token_lengths, mel_lengths: (B,) int64.
 
     Returns:
-        focus: mean over frames of the alignment's maximum, 1 is sharp; coverage: share of
-        characters that get at least half a frame of attention; monotonicity: share of steps on
+        focus: the mean over frames of the alignment's maximum, 1 is sharp; coverage: the share of
+        characters that get at least half a frame of attention; monotonicity: the share of steps on
         which the arg-max does not go back. Each (B,).
     """
     alignments, token_lengths = alignments.float(), token_lengths.to(alignments.device)
@@ -54,18 +54,18 @@ def alignment_scores(
 
 
 def free_running_limit(n_frames: int, max_decoder_steps: int) -> int:
-    """Frames after which free running is cut, for recordings of at most n_frames.
+    """Limit the frames of free running beside recordings of at most n_frames.
 
-    What speaks for more than twice as long has no right end, and need not be waited for.
+    A voice that speaks for more than twice as long does not stop at the right place anyway.
     """
     return min(max_decoder_steps, 2 * n_frames + 100)
 
 
 def free_running_scores(output: InferenceOutput, token_lengths: Tensor) -> dict[str, Tensor]:
-    """FREE_RUNNING_SCORES, per item: its alignment's, whether it stopped by itself, one score.
+    """Score each item's free running by FREE_RUNNING_SCORES, (B,) each.
 
-    The score is the product of the others: near 0 when an item does not stop, babbles, skips or
-    goes back, 0.5 to 0.8 when all is well.
+    The last one, free_running_score, is the product of the others: near 0 when an item does not
+    stop, babbles, skips or goes back, and 0.5 to 0.8 when all is well.
     """
     scores = alignment_scores(output.alignments, token_lengths, output.mel_lengths)
     values = [*scores.values(), (~output.reached_limit).float()]
@@ -74,22 +74,22 @@ def free_running_scores(output: InferenceOutput, token_lengths: Tensor) -> dict[
 
 
 def describe_score(score: float) -> str:
-    """What a free-running score means, in a word, and what it should be where it is not good."""
+    """Describe a free-running score in a word, with the range of good ones where it is not."""
     if score >= GOOD_SCORE:
         return "good"
     return f"{'fair' if score >= GOOD_SCORE / 2 else 'poor'}: {GOOD_SCORE} to 0.8 is good"
 
 
 def mel_cepstral_distortion(mel: Tensor, reference: Tensor, audio_config: AudioConfig) -> float:
-    """Mel-cepstral distortion in dB of a mel from its reference, under dynamic time warping.
+    """Measure the mel-cepstral distortion in dB of a mel, under dynamic time warping.
 
-    (10 / ln 10) sqrt(2 sum (c_k - c'_k)^2) over k = 1..13, mean over the frames that the path
+    (10 / ln 10) sqrt(2 sum (c_k - c'_k)^2) over k = 1..13: the mean over the frames that the path
     pairs with a frame of the reference, then over the reference's frames. (A mean over the whole
-    path falls when a model that never stops adds what fits one silent frame: untrained models
-    then score best.) c is the DCT-II of the natural-log mel, scaled to be the amplitudes of its
-    cosines, so that the result is the root mean square in dB between two smoothed spectra.
-    Comparable at the same sampling_rate, num_mels, n_fft, window_size, hop_size, fmin, fmax and
-    min_db; not with figures of papers, whose cepstra come from other analyses.
+    path would fall when a model never stops and adds frames that match a silent one, so that
+    untrained models score best.) c is the DCT-II of the natural-log mel, scaled to the amplitudes
+    of its cosines, so that the result is the root mean square in dB between two smoothed spectra.
+    Compare numbers at the same sampling_rate, num_mels, n_fft, window_size, hop_size, fmin, fmax
+    and min_db only, and not with those of papers, whose cepstra come from other analyses.
 
     Args:
         mel, reference: (T_mel, num_mels) as audio_config scales them, of any two lengths.
@@ -117,7 +117,7 @@ def mel_cepstral_distortion(mel: Tensor, reference: Tensor, audio_config: AudioC
 def word_start_errors(
     alignment: Tensor, words: list[dict], hop_seconds: float
 ) -> tuple[list[float], list[float]]:
-    """Seconds by which words start too late (positive) or too early, every word but the first.
+    """Measure by how many seconds each word but the first starts too late, or too early (< 0).
 
     Args:
         alignment: (T_mel, T_text) of one utterance, without padding.
@@ -126,7 +126,7 @@ def word_start_errors(
 
     Returns:
         The errors of the time at which the alignment's arg-max first reaches each word's first
-        character (the clip's end when it never does), and those of a straight diagonal.
+        character (the clip's end when it never does), and the errors of a straight diagonal.
     """
     n_frames, n_text = alignment.shape
     positions = alignment.argmax(dim=1)  # (T_mel,)
@@ -137,3 +137,14 @@ def word_start_errors(
         errors.append(frame * hop_seconds - word["start"])
         diagonal_errors.append(word["index"] / n_text * n_frames * hop_seconds - word["start"])
     return errors, diagonal_errors
+
+
+def indices_fit(words: list[dict], text: str, cleaned: str) -> bool:
+    """Check that the indices of a text's words count the characters of the cleaned text.
+
+    make_demo_corpus.py counts the text as written, which is as long unless cleaning spells out a
+    number or an abbreviation. extras/align_words.py finds its words in the cleaned text.
+    """
+    if len(text) == len(cleaned):
+        return True
+    return all(cleaned.startswith(word.get("word", "?"), word["index"]) for word in words)

@@ -97,14 +97,14 @@ class Handler(BaseHTTPRequestHandler):
 def fake_hub(cache: str) -> Iterator[FakeHub]:
     """A hub that hf_hub_download and HfApi turn to in this process, with a cache of its own."""
     hub = FakeHub()
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True).start()
     download = functools.partial(
         huggingface_hub.hf_hub_download, endpoint=hub.url, cache_dir=cache, etag_timeout=5
     )
     api = functools.partial(huggingface_hub.HfApi, endpoint=hub.url)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub, "hf_hub_download", download)
-        patch.setattr(huggingface_hub, "HfApi", api)
+        patch.setattr("extras.publish.HfApi", api)
         yield hub
     hub.shutdown()
     hub.server_close()

@@ -1,4 +1,4 @@
-"""Not a test: the peers' state dicts, which the tests of convert_checkpoint.py are built from."""
+"""Not a test: state dicts of torchaudio and NVIDIA for the tests of convert_checkpoint.py."""
 
 from pathlib import Path
 
@@ -47,23 +47,23 @@ OUR_SIZES = Tacotron2Config(
 )
 
 
-def batch_norm(name: str, size: int) -> dict[str, tuple[int, ...]]:
+def convolution(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
+    """List the entries of a convolution and its batch norm."""
     fields = ("weight", "bias", "running_mean", "running_var")
-    return {**{f"{name}.{f}": (size,) for f in fields}, f"{name}.num_batches_tracked": ()}
+    return {
+        f"{name}.0.conv.weight": shape,
+        f"{name}.0.conv.bias": shape[:1],
+        **{f"{name}.1.{field}": shape[:1] for field in fields},
+        f"{name}.1.num_batches_tracked": (),
+    }
 
 
 # NVIDIA/tacotron2's model.py and layers.py with hparams.py's sizes, written down name by name.
 NVIDIA_SHAPES = {
     "embedding.weight": (148, 512),
-    "encoder.convolutions.0.0.conv.weight": (512, 512, 5),
-    "encoder.convolutions.0.0.conv.bias": (512,),
-    **batch_norm("encoder.convolutions.0.1", 512),
-    "encoder.convolutions.1.0.conv.weight": (512, 512, 5),
-    "encoder.convolutions.1.0.conv.bias": (512,),
-    **batch_norm("encoder.convolutions.1.1", 512),
-    "encoder.convolutions.2.0.conv.weight": (512, 512, 5),
-    "encoder.convolutions.2.0.conv.bias": (512,),
-    **batch_norm("encoder.convolutions.2.1", 512),
+    **convolution("encoder.convolutions.0", 512, 512, 5),
+    **convolution("encoder.convolutions.1", 512, 512, 5),
+    **convolution("encoder.convolutions.2", 512, 512, 5),
     "encoder.lstm.weight_ih_l0": (1024, 512),
     "encoder.lstm.weight_hh_l0": (1024, 256),
     "encoder.lstm.bias_ih_l0": (1024,),
@@ -91,35 +91,16 @@ NVIDIA_SHAPES = {
     "decoder.linear_projection.linear_layer.bias": (80,),
     "decoder.gate_layer.linear_layer.weight": (1, 1536),
     "decoder.gate_layer.linear_layer.bias": (1,),
-    "postnet.convolutions.0.0.conv.weight": (512, 80, 5),
-    "postnet.convolutions.0.0.conv.bias": (512,),
-    **batch_norm("postnet.convolutions.0.1", 512),
-    "postnet.convolutions.1.0.conv.weight": (512, 512, 5),
-    "postnet.convolutions.1.0.conv.bias": (512,),
-    **batch_norm("postnet.convolutions.1.1", 512),
-    "postnet.convolutions.2.0.conv.weight": (512, 512, 5),
-    "postnet.convolutions.2.0.conv.bias": (512,),
-    **batch_norm("postnet.convolutions.2.1", 512),
-    "postnet.convolutions.3.0.conv.weight": (512, 512, 5),
-    "postnet.convolutions.3.0.conv.bias": (512,),
-    **batch_norm("postnet.convolutions.3.1", 512),
-    "postnet.convolutions.4.0.conv.weight": (80, 512, 5),
-    "postnet.convolutions.4.0.conv.bias": (80,),
-    **batch_norm("postnet.convolutions.4.1", 80),
+    **convolution("postnet.convolutions.0", 512, 80, 5),
+    **convolution("postnet.convolutions.1", 512, 512, 5),
+    **convolution("postnet.convolutions.2", 512, 512, 5),
+    **convolution("postnet.convolutions.3", 512, 512, 5),
+    **convolution("postnet.convolutions.4", 80, 512, 5),
 }
 
 
-def nvidia_state() -> dict[str, Tensor]:
-    """The published file's names, shapes and kinds, full of ones."""
-    kinds = {True: torch.int64, False: torch.float32}
-    return {
-        name: torch.ones(shape, dtype=kinds[name.endswith("num_batches_tracked")])
-        for name, shape in NVIDIA_SHAPES.items()
-    }
-
-
 def small_peer() -> torchaudio.models.Tacotron2:
-    """Small, with no two entries alike and counters that are not 0."""
+    """Make a small model with no two entries alike and counters that are not 0."""
     torch.manual_seed(0)
     model = torchaudio.models.Tacotron2(**PEER_SIZES)
     for name, tensor in model.state_dict().items():
@@ -131,7 +112,7 @@ def small_peer() -> torchaudio.models.Tacotron2:
 
 
 def small_state(layout: str) -> dict[str, Tensor]:
-    """small_peer's weights in either layout. NVIDIA's names hang on the literal list above."""
+    """Return small_peer's weights in either layout; NVIDIA_SHAPES holds NVIDIA's names fast."""
     state = small_peer().state_dict()
     if layout == "nvidia":
         ours = Tacotron2(OUR_SIZES).state_dict()
@@ -144,7 +125,7 @@ def run_cli(*argv: str | Path) -> None:
 
 
 def error_of(*argv: str | Path) -> str:
-    """The one sentence that a failing conversion ends with."""
+    """Return the one sentence that a failing conversion ends with."""
     with pytest.raises(SystemExit) as caught:
         run_cli(*argv)
     message = caught.value.code

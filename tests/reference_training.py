@@ -120,11 +120,19 @@ def train(manifest, model_sizes: dict, n_processes: int = 1, **changes) -> dict[
     for epoch in range(flags["training_epochs"]):
         n_clips = flags["batch_size"] * n_processes
         batches = order_of_clips(dataset, flags, epoch, n_clips)
-        seen = 0
-        for group in (batches[i : i + size] for i in range(0, len(batches), size)):
+        n_steps = math.ceil(len(batches) / size)
+        for epoch_step in range(n_steps):
+            first = epoch_step * size
+            group = batches[first : first + size]
             decay = max(1 - step / flags["guided_attention_steps"], 0.0)
             weight = flags["guided_attention_weight"] * decay
-            shares = [[cut(clips, n_processes)[i] for clips in group] for i in range(n_processes)]
+            shares = [  # who gets the longest clips rotates from batch to batch
+                [
+                    cut(clips, n_processes)[(p + first + i) % n_processes]
+                    for i, clips in enumerate(group)
+                ]
+                for p in range(n_processes)
+            ]
             batches_of = [[collate([dataset[i] for i in s]) for s in share] for share in shares]
             n_frames = sum(int(b.mel_lengths.sum()) for some in batches_of for b in some)
             model.zero_grad()
@@ -140,8 +148,7 @@ def train(manifest, model_sizes: dict, n_processes: int = 1, **changes) -> dict[
                 if process:
                     for name, buffer in model.named_buffers():
                         buffer.copy_(before[name])
-            step, before_it = step + 1, epoch + seen / len(dataset)
-            rate = learning_rate(step, before_it, flags)
-            seen += sum(map(len, group))
+            step += 1
+            rate = learning_rate(step, epoch + epoch_step / n_steps, flags)
             adam(parameters, moments, step, rate, flags)
     return model.state_dict()

@@ -1,209 +1,267 @@
-"""The pictures, sounds and films that a run leaves, and the clip that they show."""
+"""Pictures show their data: what is drawn where, with which labels and limits, in which frames."""
 
-import random
-from pathlib import Path
-from types import SimpleNamespace
+import gc
+import os
+import weakref
+from itertools import pairwise
 
 import numpy as np
 import pytest
-import soundfile
 import torch
+from matplotlib import colormaps
+from PIL import Image
 
-import training.pictures as pictures
-from conftest import SENTENCES, speak
-from dataset import AudioConfig, Utterance, audio_to_mel
-from model import Tacotron2Output
-from stub_model import StubModel, free_running
-from text.tokenizer import Tokenizer
-from training.pictures import (
-    choose_sample,
-    draw_sample,
-    film_first_epoch,
-    make_film,
-    thin_out,
-    write_frame,
+from scoring import pictures
+from scoring.pictures import (
+    alignment_film,
+    figure_to_array,
+    loss_figure,
+    save_figure,
+    summary_figure,
 )
 
-CONFIG = AudioConfig()
+pytestmark = pytest.mark.filterwarnings("error")  # a missing glyph is a warning
+
+HOP = 256 / 22050
+SHORT_TEXT = "It cost $5 or $6."
+LONG_TEXT = "Printing, in the only sense with which we are at present concerned, differs from most"
 
 
-@pytest.mark.parametrize(
-    ("max_decoder_steps", "limit", "stopped"), [(2000, 204, True), (150, 150, False)]
-)
-def test_sample_of_an_epoch(monkeypatch, tmp_path, max_decoder_steps, limit, stopped):
-    """Each array, title and file; the sound is free running's, at its level and length."""
-    tokenizer, text, drawn = Tokenizer(), SENTENCES[5], {}
-    wav = torch.from_numpy(speak(text)).float()
-    free_mel, tokens = audio_to_mel(wav, CONFIG), tokenizer.encode(text)
-    true, before, after = (torch.full((52, 80), value) for value in (-1.0, 0.5, 1.0))
-    forced = Tacotron2Output(
-        before[None], after[None], torch.zeros(1, 52), torch.full((1, 52, len(tokens)), 0.25)
-    )
-    free_alignment = torch.full((len(free_mel), len(tokens)), 0.75)
-    run = SimpleNamespace(
-        bare_model=StubModel(forced, free_running(free_mel, free_alignment, stopped)),
-        config=SimpleNamespace(max_decoder_steps=max_decoder_steps, keep_pictures=30),
-        audio_config=CONFIG, tokenizer=tokenizer, vocoder=None, pictures=tmp_path,
-        val_set=None,
-    )  # fmt: skip
-    monkeypatch.setattr(
-        pictures, "choose_sample", lambda _: Utterance(tokens, true, text, "clip.wav")
-    )
-    monkeypatch.setattr(pictures, "summary_figure", lambda *what, title: (*what, title))
-    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: drawn.update({path: figure}))
-    torch.manual_seed(0)
-    media = draw_sample(run, 7)
+def soft_alignment(n_frames, n_characters, width=0.6):
+    centres = np.linspace(0, n_characters - 1, n_frames)[:, None]
+    alignment = np.exp(-0.5 * ((np.arange(n_characters) - centres) / width) ** 2)
+    return alignment / alignment.sum(axis=1, keepdims=True)
 
-    (_, forward), (_, infer) = run.bare_model.calls
-    expected = (tokens[None], torch.tensor([len(tokens)]), true[None], torch.tensor([52]))
-    assert all(torch.equal(a, b) for a, b in zip(forward, expected, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(infer[:2], expected[:2], strict=True))
-    assert infer[2:] == (limit,)
 
-    stem = f"{tmp_path}/epoch_007"
-    assert {name: medium.path for name, medium in media.items()} == {
-        "teacher_forced": f"{stem}_teacher_forced.png",
-        "free_running": f"{stem}_free_running.png",
-        "spoken": f"{stem}_free_running.wav",
-        "recording": "clip.wav",
-    }
-    ending = "stopped by itself" if stopped else "reached the limit"
-    for kind, mel, alignment, title in (
-        ("teacher_forced", after, forced.alignments[0], "teacher forced"),
-        ("free_running", free_mel, free_alignment, f"free running, {ending}"),
+def some_mel(n_frames, seed=0):
+    return np.random.default_rng(seed).normal(size=(n_frames, 80))
+
+
+def draw(alignment, text=None, **options):
+    """The alignment, as axes[-1], below some mel."""
+    text = text or "x" * alignment.shape[1]
+    return summary_figure(None, some_mel(len(alignment)), alignment, text, HOP, **options)
+
+
+def y_labels(figure):
+    figure_to_array(figure)  # a missing glyph would warn
+    return figure.axes[-1].get_yticklabels()
+
+
+# Mels and alignments
+
+
+def test_a_bright_cell_is_seen_at_its_seconds_and_character():
+    alignment = np.zeros((10, 8))
+    alignment[7, 2] = 1.0
+    figure = draw(alignment)
+    pixels = figure_to_array(figure)
+
+    def colour_at(frame, character):
+        place = figure.axes[-1].transData.transform(((frame + 0.5) * HOP, character))
+        return pixels[len(pixels) - 1 - int(place[1]), int(place[0])]
+
+    bright, dark = (255 * np.array(colormaps[pictures.COLOUR_MAP](x)[:3]) for x in (1.0, 0.0))
+    np.testing.assert_allclose(colour_at(7, 2), bright, atol=2)
+    for place in ((6, 2), (8, 2), (7, 1), (7, 3), (2, 7), (7, 5)):
+        np.testing.assert_allclose(colour_at(*place), dark, atol=2)
+
+
+def test_mels_and_alignment_share_time_and_mels_their_colours():
+    alignment = torch.from_numpy(soft_alignment(40, len(SHORT_TEXT)))
+    mels = some_mel(50), 3 * some_mel(40)
+    mels[1][3] = np.nan  # of a diverged model; must not blank the picture
+    figure = summary_figure(mels[0], torch.from_numpy(mels[1]), alignment, SHORT_TEXT, HOP)
+    names = [axes.get_ylabel() for axes in figure.axes]
+    assert names == ["true mel (bin)", "predicted mel (bin)", ""]
+    figure_to_array(figure)
+    assert len({(axes.bbox.x0, axes.bbox.width) for axes in figure.axes}) == 1
+    mel_range = np.nanmin(mels[1]), np.nanmax(mels[1])
+    for axes, values, limits in zip(
+        figure.axes, (*mels, alignment), (mel_range, mel_range, (0, 1)), strict=True
     ):
-        *arrays, shown_text, hop_seconds, shown_title = drawn[media[kind].path]
-        assert all(torch.equal(a, b) for a, b in zip(arrays, (true, mel, alignment), strict=True))
-        assert (shown_text, hop_seconds) == (text.lower(), 256 / 22050)
-        assert shown_title == f"epoch 7, {title}"
-        assert media[kind].caption == f"epoch 7, {title}: {text.lower()}"
-    assert media["spoken"].caption == media["free_running"].caption
-    assert media["recording"].caption == f"recording: {text.lower()}"
-    with np.load(f"{stem}.npz") as content:
-        np.testing.assert_array_equal(content["alignment"], forced.alignments[0])
-        np.testing.assert_array_equal(content["mel"], after)
-
-    spoken, rate = soundfile.read(media["spoken"].path, dtype="float32")
-    assert rate == 22050 and len(spoken) == 256 * len(free_mel)
-    assert np.std(spoken) == pytest.approx(float(wav.std()), rel=0.1)
-    again = audio_to_mel(torch.from_numpy(spoken), CONFIG)
-    assert (again - free_mel)[free_mel > 0].abs().mean() < 0.3  # 3.75 dB, of what is above -50 dB
+        assert axes.get_xlim() == pytest.approx((0, 50 * HOP))  # the longer of the two
+        assert axes.images[0].get_clim() == pytest.approx(limits)
+        shown = axes.images[0].get_array().filled(np.nan)
+        np.testing.assert_allclose(shown, np.asarray(values).T, atol=1e-6)
+        n_frames, n = values.shape
+        assert axes.images[0].get_extent() == [0, n_frames * HOP, -0.5, n - 0.5]
+    assert [axes.get_ylabel() for axes in draw(alignment).axes] == ["mel (bin)", ""]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [
-        ([1.0, 5.0, 9.0, 2.0, 8.0], 5.0),
-        ([6.0, 1.0, 1.5, 9.0, 2.0], 6.0),  # the median is 2 s: the nearest of 3 s or more
-        ([1.0, 2.9, 2.0], 2.0),
-    ],
-)
-def test_the_clip_that_is_shown_is_of_median_length_but_not_short(seconds, shown):
-    class Clips(list):
-        audio_config = CONFIG
-        n_frames = [x * 22050 / 256 for x in seconds]  # noqa: RUF012
-
-    assert choose_sample(Clips(seconds)) == shown
+def test_short_texts_are_labelled_by_character():
+    text = (SHORT_TEXT + " But it is worth much more to those who can read a")[:60]
+    figure = draw(soft_alignment(90, 60), text, title=text)  # "$5 or $6" would fail as a formula
+    assert [label.get_text() for label in y_labels(figure)] == list(text.replace(" ", "␣"))
+    assert list(figure.axes[-1].get_yticks()) == list(range(60))
+    with pytest.raises(ValueError, match="text has 4 characters, its alignment 60"):
+        draw(soft_alignment(90, 60), "four")
 
 
-def test_the_film_begins_before_the_first_step_and_training_goes_on_as_if_it_did_not(
-    begin, monkeypatch
-):
-    """Eight frames of an epoch of 100 steps, each with the same dropout."""
-    run, state = begin()
-    monkeypatch.setattr(type(run), "steps_per_epoch", 100)
-    before, weights = random_states(), [p.clone() for p in run.model.state_dict().values()]
-    for state.epoch_step in range(100):
-        state.step = state.epoch_step
-        film_first_epoch(run, state)
-    steps = [0, 12, 25, 37, 50, 62, 75, 87]
-    frames = sorted(run.pictures.iterdir())
-    assert [path.name for path in frames] == [f"epoch_000_step_{step:06d}.npz" for step in steps]
-    assert len({path.read_bytes() for path in frames}) == 1
-    assert random_states() == before and run.model.training
-    now = run.model.state_dict().values()
-    assert all(torch.equal(a, b) for a, b in zip(now, weights, strict=True))
-    clip = run.val_set[1]
-    lengths = torch.tensor([len(clip.tokens)]), torch.tensor([len(clip.mel)])
-    with run.evaluation():
-        output = run.model(clip.tokens[None], lengths[0], clip.mel[None], lengths[1])
-    with np.load(frames[0]) as content:
-        for name, array in (("alignment", output.alignments), ("mel", output.mels_after)):
-            np.testing.assert_allclose(content[name], array[0], rtol=1e-3, atol=1e-3)
-    state.epoch, state.epoch_step = 1, 0
-    film_first_epoch(run, state)
-    assert len(list(run.pictures.iterdir())) == 8
+@pytest.mark.parametrize(("text", "least"), [(LONG_TEXT, 13), ("a b c d e " * 18, 20)])
+def test_long_texts_are_labelled_by_word_without_overlap(text, least):
+    figure = draw(soft_alignment(300, len(text)), text, title=text * 2)
+    labels = y_labels(figure)
+    assert len(labels) >= least and {label.get_text() for label in labels} <= set(text.split())
+    first = text.split()[0]
+    assert labels[0].get_text() == first
+    assert figure.axes[-1].get_yticks()[0] == (len(first) - 1) / 2  # its middle
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(low.y1 < high.y0 for low, high in pairwise(boxes))
+    assert all(box.x0 >= 0 for box in boxes)
+    title = figure.axes[0].title.get_window_extent()
+    assert title.x0 >= 0 and title.x1 <= figure.bbox.x1 and title.y1 <= figure.bbox.y1
 
 
-def random_states() -> list:
-    numpy_state = np.random.get_state()[1]  # noqa: NPY002
-    return [torch.get_rng_state().tolist(), numpy_state.tolist(), random.getstate()]
+@pytest.mark.parametrize("cell", [(10, 5), (1990, 630)])
+def test_a_single_cell_of_many_keeps_its_value(cell):
+    """A mean over the cells of a pixel would be a sixth of it."""
+    alignment = np.zeros((2003, 641))
+    alignment[cell] = 1.0
+    axes = draw(alignment).axes[-1]
+    shown = np.asarray(axes.images[0].get_array())
+    rows, columns = shown.shape
+    assert axes.bbox.height / 2 < rows <= axes.bbox.height
+    assert axes.bbox.width / 2 < columns <= axes.bbox.width
+    (row,), (column,) = np.nonzero(shown)
+    assert shown[row, column] == 1.0
+    _, right, bottom, top = axes.images[0].get_extent()
+    assert axes.get_xlim()[1] == pytest.approx(2003 * HOP) and axes.get_ylim() == (-0.5, 640.5)
+    assert abs((column + 0.5) / columns * right / HOP - cell[0]) < 3
+    assert abs((row + 0.5) / rows * (top - bottom) + bottom - cell[1]) < 2
 
 
-@pytest.fixture
-def film(monkeypatch, tmp_path):
-    """Make a film of the epochs of these numbers; its titles, alignments and mels."""
-
-    def film(epochs):
-        films = []
-
-        def note(alignments, path, text, titles, hop_seconds, mels):
-            assert (path, text, hop_seconds) == (tmp_path / "alignment.gif", "hi", 0.5)
-            films.append((titles, alignments, mels))
-
-        monkeypatch.setattr(pictures, "alignment_film", note)
-        history = [{"epoch": epoch, "free_running_score": 0.5} for epoch in epochs]
-        make_film(tmp_path, [*history, {"epoch": 3000, "train_loss": 1.0}], "hi", 0.5)
-        return films[0] if films else None
-
-    return film
+def test_the_arg_max_of_long_alignments_is_marked():
+    alignment = soft_alignment(1000, 187)
+    (path,) = draw(alignment).axes[-1].lines
+    np.testing.assert_allclose(path.get_xdata(), (np.arange(1000) + 0.5) * HOP)
+    np.testing.assert_array_equal(path.get_ydata(), alignment.argmax(axis=1))
+    assert len(draw(soft_alignment(300, 60)).axes[-1].lines) == 0  # it is seen without
+    (blurred,) = draw(soft_alignment(1000, 187, width=12)).axes[-1].lines
+    assert len(blurred.get_xdata()) == 0
 
 
-def write_frame_of(number: int, path: Path, n_characters: int = 2) -> None:
-    """Write a frame whose arrays hold the number."""
-    shapes = {"alignments": (1, 3, n_characters), "mels_after": (1, 3, 4)}
-    arrays = {name: torch.full(shape, number / 100) for name, shape in shapes.items()}
-    write_frame(path, SimpleNamespace(**arrays))
+# Curves
 
 
-def test_film_goes_from_the_first_step_through_the_first_epoch_to_the_last(film, tmp_path):
-    """In the order of numbers; epochs that were not validated, or that come later, are no part."""
-    assert film([1, 2]) is None
-    for step in (0, 25, 50):
-        write_frame_of(step, tmp_path / f"epoch_000_step_{step:06d}.npz")
-    numbers = [2, 999, 1000]
-    for epoch in [*numbers, 1001, 3000]:
-        write_frame_of(epoch, tmp_path / f"epoch_{epoch:03d}.npz")
-    titles, alignments, mels = film([1, *numbers])
-    assert titles == ("step 0", "step 25", "step 50", "epoch 2", "epoch 999", "epoch 1000")
-    for arrays, shape in ((alignments, (3, 2)), (mels, (3, 4))):
-        for value, array in zip((0, 25, 50, *numbers), arrays, strict=True):
-            np.testing.assert_allclose(array, np.full(shape, value / 100), rtol=1e-3)
+def panels_of(history):
+    """The panels of a history by title."""
+    figure = loss_figure(history)
+    figure_to_array(figure)
+    return {axes.get_title(loc="left"): axes for axes in figure.axes}
 
 
-def test_film_is_of_the_clip_of_the_last_epoch(film, tmp_path, capsys):
-    """Other text lengths are those of an earlier choice; what cannot be read is left out."""
-    for epoch, n_characters in ((1, 5), (3, 2), (5, 2)):
-        write_frame_of(epoch, tmp_path / f"epoch_{epoch:03d}.npz", n_characters)
-    (tmp_path / "epoch_004.npz").write_bytes(b"broken")
-    assert film(range(1, 6))[0] == ("epoch 3", "epoch 5")
-    assert "the film goes without " in capsys.readouterr().err
+def test_losses_share_a_panel_and_a_log_scale():
+    history = [
+        {"epoch": e, "train_loss": 5.0 / e, "train_stop_loss": 1.0 / e, "learning_rate": 1e-3}
+        for e in range(1, 6)
+    ]
+    history[2]["val_loss"], history[4]["val_loss"] = 2.0, 1.2  # every other epoch
+    history[3]["train_stop_loss"] = float("nan")
+    panels = panels_of(history)
+    assert list(panels) == ["loss", "stop loss", "learning rate"]
+    total = panels["loss"]
+    assert total.get_yscale() == "log"
+    assert [line.get_label() for line in total.lines] == ["training 1", "validation 1.2"]
+    assert list(total.lines[0].get_ydata()) == [5.0 / e for e in range(1, 6)]
+    assert list(total.lines[1].get_xdata()) == [3, 5]
+    assert list(panels["stop loss"].lines[0].get_xdata()) == [1, 2, 3, 5]
+    bottom, top = total.get_ylim()
+    assert sum(bottom <= tick <= top for tick in total.get_yticks()) >= 3  # though in one decade
+    assert list(panels_of([{"train_loss": 3.0, "note": "warm"}])) == ["loss"]
 
 
-def test_files_of_old_epochs_thin_out(tmp_path):
-    """The first and the last stay, half of the others are of the first tenth of the training."""
-    kinds = ("_free_running.wav", ".npz")
-    others = {"loss.png", "epoch_000_step_000025.npz", *(f"epoch_300{kind}" for kind in kinds)}
-    for name in others:
-        (tmp_path / name).touch()
-    for epoch in range(1, 251):
-        for kind in kinds:
-            (tmp_path / f"epoch_{epoch:03d}{kind}").touch()
-        thin_out(tmp_path, epoch, 30)
-        names = {path.name for path in tmp_path.iterdir()}
-        epochs = sorted({int(name[6:9]) for name in names - others})
-        assert names == others | {f"epoch_{e:03d}{kind}" for e in epochs for kind in kinds}
-        assert len(epochs) == min(epoch, 30) and {1, epoch} <= set(epochs)
-    assert set(range(1, 9)) <= set(epochs) and 20 < epochs[15] < 50
-    gaps = np.diff(epochs)
-    assert max(gaps) < 50 and all(gaps[i] <= 2 * gaps[i + 1] for i in range(len(gaps) - 2))
+def test_scores_go_from_0_to_1_and_share_a_panel():
+    history = [
+        {"coverage": 1.0, "free_running_coverage": x, "free_running_score": 0.6,
+         "stopped_by_itself": 0.9}
+        for x in (1.0, 0.998, 0.996)
+    ]  # fmt: skip
+    panels = panels_of(history)
+    assert list(panels) == ["free running score", "coverage", "stopped by itself"]
+    forced, free = panels["coverage"].lines
+    assert forced.get_label() == "teacher forced 1.000" and free.get_label() == "free running 0.996"
+    assert list(forced.get_ydata()) == [1, 1, 1] and list(free.get_ydata()) == [1, 0.998, 0.996]
+    assert forced.get_color() != free.get_color()
+    assert panels["stopped by itself"].get_legend() is None
+    for axes in panels.values():
+        bottom, top = axes.get_ylim()
+        assert -0.1 < bottom < 0 and 1 < top < 1.1
+
+
+@pytest.mark.parametrize("n_panels", [1, 24])
+def test_a_sheet_is_at_most_two_screens_high(n_panels):
+    figure = loss_figure([{f"val_{i}_loss": 1.0 for i in range(n_panels)}, {"epoch": 2}])
+    assert figure.bbox.height <= 2000
+    assert len({axes.get_position().bounds for axes in figure.axes}) == n_panels
+
+
+# Files
+
+
+def test_a_png_is_the_figure_and_is_deterministic(tmp_path):
+    first, second = tmp_path / "a.png", tmp_path / "new/folder/b.png"
+    for path in (first, second, second):  # drawing a figure again moves nothing
+        if path != second or not second.exists():
+            figure = draw(soft_alignment(40, len(SHORT_TEXT)), SHORT_TEXT, title="epoch 1")
+        save_figure(figure, path)
+        assert path.read_bytes() == first.read_bytes()
+    with Image.open(first) as png:
+        np.testing.assert_array_equal(np.asarray(png.convert("RGB")), figure_to_array(figure))
+        assert "Software" not in png.info
+    assert os.listdir(second.parent) == ["b.png"]  # no temporary file stays
+
+
+def test_figures_are_freed(tmp_path):
+    figure = draw(soft_alignment(20, 10))
+    save_figure(figure, tmp_path / "x.png")
+    left = weakref.ref(figure)
+    del figure
+    gc.collect()
+    assert left() is None
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """The GIF of three epochs as it is read back: frames (height, width, 3), and its facts."""
+    path = tmp_path_factory.mktemp("film") / "film.gif"
+    alignments = [soft_alignment(120, 40, width) for width in (20, 8, 1)]
+    mels = [some_mel(120, seed) * scale for seed, scale in enumerate((0.1, 0.5, 1.0))]
+    alignment_film(alignments, path, LONG_TEXT[:40], ["epoch 1", "|Å| gj", "epoch 3"], HOP, mels)
+    assert os.listdir(path.parent) == ["film.gif"]
+    frames, durations = [], []
+    with Image.open(path) as gif:
+        for i in range(gif.n_frames):
+            gif.seek(i)
+            durations.append(gif.info["duration"])
+            frames.append(np.asarray(gif.convert("RGB")).astype(int))
+        return frames, durations, gif.info["loop"], path.stat().st_size
+
+
+def test_a_film_loops_and_holds_its_last_frame(film):
+    frames, durations, loop, n_bytes = film
+    assert [frame.shape for frame in frames] == [(400, 640, 3)] * 3
+    assert durations == [300, 300, 2500] and loop == 0  # for ever
+    assert n_bytes / 3 < 1e6 / 30  # 30 frames stay below 1 MB, even with noise as mel
+
+
+def test_a_film_moves_in_its_title_mel_and_alignment_only(film):
+    """The axes, labels and colour bars stay where they are, whatever the title and the range."""
+    for before, after in pairwise(film[0]):
+        moved = (before != after).any(axis=-1)
+        title, mel, alignment = moved[:20], moved[25:162, 60:600], moved[182:361, 60:600]
+        assert title.any() and mel.mean() > 0.2 and alignment.any()
+        for part in (title, mel, alignment):
+            part[...] = False
+        assert moved[:, :55].sum() == moved[:, 603:].sum() == moved[364:].sum() == 0
+
+
+def test_a_film_keeps_one_mel_range_for_all_frames(tmp_path):
+    flat = [np.full((10, 80), value) for value in (0.0, 1.0)]
+    path = tmp_path / "film.gif"
+    alignment_film([soft_alignment(10, 5)] * 2, path, "Hello", ["a", "b"], HOP, flat)
+    with Image.open(path) as gif:
+        for i in (0, 1):
+            gif.seek(i)
+            colour = 255 * np.array(colormaps[pictures.COLOUR_MAP](float(i))[:3])
+            np.testing.assert_allclose(gif.convert("RGB").getpixel((300, 90)), colour, atol=4)

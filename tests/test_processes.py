@@ -1,4 +1,4 @@
-"""Several processes, several machines and accumulated batches all take the same step."""
+"""Several processes and accumulated batches all take the same step."""
 
 import os
 import socket
@@ -83,18 +83,10 @@ def assert_same_step(step, reference):
         torch.testing.assert_close(step["gradients"][name], gradient, atol=1e-6, rtol=0, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(one_batch, alone, port):
     launcher = accelerate("--num_machines", "1", "--main_process_port", port)
     assert_same_step(one_batch("two_processes", 3, launchers=[launcher]), alone)
-
-
-def test_two_machines_are_one_with_twice_the_batch(one_batch, alone, port):
-    launchers = [
-        accelerate("--num_machines", "2", "--machine_rank", rank, "--main_process_ip", "127.0.0.1",
-                   "--main_process_port", port)
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    assert_same_step(one_batch("two_machines", 3, launchers=launchers), alone)
 
 
 def test_accumulated_batches_are_one_large_batch(one_batch, alone):

@@ -1,10 +1,10 @@
-"""Figures to English words: numbers, money, units, dates, times, telephone numbers.
+"""Spell all that has figures as English words: numbers, money, units, dates, times, telephones.
 
     spell_numerals("$3.50 at 10:30 for 5 kg")
     # "three dollars and fifty cents at ten thirty for five kilograms"
 
 The rules at the end are applied one after the other, from the longest patterns to the shortest.
-Those on amounts leave figures ("3 dollars and 50 cents"), which the last one spells out.
+Functions named _write_ leave figures ("3 dollars and 50 cents"), which the last rule spells.
 """
 
 import re
@@ -18,8 +18,7 @@ MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September",
     "October", "November", "December",
 )  # fmt: skip
-# Of each sign the name of one and of several, and of a hundredth of it, if people use one.
-CURRENCIES = {
+CURRENCIES = {  # the names of one and of several, and of hundredths where people use them
     "$": ("dollar", "dollars", "cent", "cents"),
     "\u00a3": ("pound", "pounds", "penny", "pence"),
     "\u20ac": ("euro", "euros", "cent", "cents"),
@@ -30,46 +29,55 @@ CURRENCIES = {
     "\u00a2": ("cent", "cents"),
     "CHF": ("franc", "francs"),
 }
-CODES = {"USD": "$", "GBP": "\u00a3", "EUR": "\u20ac", "JPY": "\u00a5", "INR": "\u20b9"}
-CODES |= {"CHF": "CHF"}
+CODES = {
+    "USD": "$",
+    "GBP": "\u00a3",
+    "EUR": "\u20ac",
+    "JPY": "\u00a5",
+    "INR": "\u20b9",
+    "CHF": "CHF",
+}
 NATIONS = {"US": "", "A": "Australian ", "AU": "Australian ", "C": "Canadian ", "CA": "Canadian "}
 MAGNITUDES = {
     "k": "thousand", "m": "million", "mn": "million", "bn": "billion", "b": "billion",
     "tn": "trillion", "hundred": "hundred", "thousand": "thousand", "million": "million",
     "billion": "billion", "trillion": "trillion",
 }  # fmt: skip
-# One and several, where that is not an s more. Upper and lower case differ: mW is not MW.
-UNITS = {
+UNITS = {  # mW is not MW
     "kg": "kilogram", "g": "gram", "mg": "milligram", "\u03bcg": "microgram", "t": "ton",
     "lb": "pound", "lbs": "pound", "oz": "ounce", "km": "kilometer", "m": "meter",
     "cm": "centimeter", "mm": "millimeter", "\u03bcm": "micrometer", "nm": "nanometer",
-    "mi": "mile", "yd": "yard", "ft": ("foot", "feet"), "inch": ("inch", "inches"),
-    "ha": "hectare", "l": "liter", "L": "liter", "ml": "milliliter", "mL": "milliliter",
-    "gal": "gallon", "h": "hour", "hr": "hour", "hrs": "hour", "min": "minute",
-    "mins": "minute", "sec": "second", "secs": "second", "ms": "millisecond",
-    "\u03bcs": "microsecond", "ns": "nanosecond", "Hz": ("hertz", "hertz"),
-    "kHz": ("kilohertz", "kilohertz"), "MHz": ("megahertz", "megahertz"),
-    "GHz": ("gigahertz", "gigahertz"), "W": "watt", "mW": "milliwatt", "kW": "kilowatt",
-    "MW": "megawatt", "GW": "gigawatt", "kWh": "kilowatt-hour", "V": "volt", "kV": "kilovolt",
-    "mA": "milliamp", "\u03a9": "ohm", "Pa": "pascal", "kPa": "kilopascal", "dB": "decibel",
-    "kB": "kilobyte", "KB": "kilobyte", "MB": "megabyte", "GB": "gigabyte", "TB": "terabyte",
-    "Mbps": ("megabit a second", "megabits a second"), "cal": "calorie", "kcal": "kilocalorie",
-    "kJ": "kilojoule", "px": "pixel", "hp": ("horsepower", "horsepower"),
-    "mph": ("mile an hour", "miles an hour"), "kph": ("kilometer an hour", "kilometers an hour"),
-    "rpm": ("revolution a minute", "revolutions a minute"), "%": ("percent", "percent"),
-    "fps": ("frame a second", "frames a second"), "\u2030": ("per mille", "per mille"),
-    "sq ft": ("square foot", "square feet"), "\u00b0": "degree",
-    "\u00b0C": ("degree Celsius", "degrees Celsius"),
-    "\u00b0 C": ("degree Celsius", "degrees Celsius"),
-    "\u00b0F": ("degree Fahrenheit", "degrees Fahrenheit"),
-    "\u00b0 F": ("degree Fahrenheit", "degrees Fahrenheit"),
+    "mi": "mile", "yd": "yard", "ft": "foot", "inch": "inch", "ha": "hectare", "l": "liter",
+    "L": "liter", "ml": "milliliter", "mL": "milliliter", "gal": "gallon", "h": "hour",
+    "hr": "hour", "hrs": "hour", "min": "minute", "mins": "minute", "sec": "second",
+    "secs": "second", "ms": "millisecond", "\u03bcs": "microsecond", "ns": "nanosecond",
+    "Hz": "hertz", "kHz": "kilohertz", "MHz": "megahertz", "GHz": "gigahertz", "W": "watt",
+    "mW": "milliwatt", "kW": "kilowatt", "MW": "megawatt", "GW": "gigawatt",
+    "kWh": "kilowatt-hour", "V": "volt", "kV": "kilovolt", "mA": "milliamp", "\u03a9": "ohm",
+    "Pa": "pascal", "kPa": "kilopascal", "dB": "decibel", "kB": "kilobyte", "KB": "kilobyte",
+    "MB": "megabyte", "GB": "gigabyte", "TB": "terabyte", "Mbps": "megabit a second",
+    "cal": "calorie", "kcal": "kilocalorie", "kJ": "kilojoule", "px": "pixel",
+    "hp": "horsepower", "mph": "mile an hour", "kph": "kilometer an hour",
+    "rpm": "revolution a minute", "fps": "frame a second", "%": "percent", "\u2030": "per mille",
+    "sq ft": "square foot", "\u00b0": "degree", "\u00b0C": "degree Celsius",
+    "\u00b0 C": "degree Celsius", "\u00b0F": "degree Fahrenheit",
+    "\u00b0 F": "degree Fahrenheit",
 }  # fmt: skip
+# Plurals that are not the first word and an s: "miles an hour", but "square feet"
+PLURALS = {"foot": "feet", "inch": "inches", "square foot": "square feet"}
+PLURALS |= {name: name for name in UNITS.values() if name.endswith(("hertz", "power"))}
+PLURALS |= {"percent": "percent", "per mille": "per mille"}
 PER = {"s": "second", "d": "day", "wk": "week", "mo": "month", "yr": "year"}  # after a stroke
 DENOMINATORS = {*range(2, 11), 12, 16, 32, 64, 100}
 
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"  # a comma only before three figures
 _NUMBER = rf"{_WHOLE}(?:\.\d+)?"
 _FRACTION = r"(?:\d{1,3}[ -])?\d{1,3}/\d{1,3}(?![\d/])"
+
+
+def any_of(words: Iterable[str]) -> str:
+    """Build a pattern that matches any of the words, the longest first."""
+    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
 
 
 @lru_cache(maxsize=4096)
@@ -82,7 +90,7 @@ def _spell_figures(figures: str) -> str:
 
 
 def spell_number(number: str) -> str:
-    """'1465' -> 'fourteen sixty-five'; '1,465' -> 'one thousand ...'; '2.5' -> 'two point five'."""
+    """Spell '1465' as 'fourteen sixty-five', '1,465' as 'one thousand, ...', '2.5' as a decimal."""
     whole, _, decimals = number.replace(",", "").partition(".")
     decimals = decimals.rstrip("0")
     if len(whole) > MAX_FIGURES or (len(whole) > 1 and whole[0] == "0"):
@@ -102,7 +110,7 @@ def _spell_ordinal(match: re.Match) -> str:
 
 
 def _spell_plural(match: re.Match) -> str:
-    """'1990s', '90s', '747s', and "1990's"; but "2024's" is no plural."""
+    """Spell '1990s', '90s', '747s' and "1990's"; but "2024's" is a genitive."""
     words = spell_number(match["number"])
     if words in ("one hundred", "one thousand"):
         words = words.removeprefix("one ")
@@ -114,7 +122,7 @@ def _spell_plural(match: re.Match) -> str:
 
 
 def _spell_time(match: re.Match) -> str:
-    """'10:30', '10:05', '10:00', '22:00', '10 am', '10:30:15'."""
+    """Spell '10:30', '10:05', '10:00', '22:00', '10 am', '10:30:15'."""
     hour, minute, second, half = match.group("hour", "minute", "second", "half")
     if int(hour) > 24 or int(minute or 0) > 59 or int(second or 0) > 59:
         return match[0]
@@ -135,13 +143,13 @@ def _write_date(year: str, month: str, day: str, found: str) -> str:
 
 
 def _write_slashed_date(match: re.Match) -> str:
-    """Month first, as in America, unless that cannot be."""
+    """Write '3/4/2024' as 'March 4, 2024', but '13/4/2024' as 'April 13, 2024'."""
     month, day = (match[2], match[1]) if int(match[1]) > 12 else (match[1], match[2])
     return _write_date(match[3], month, day, match[0])
 
 
 def _spell_phone(match: re.Match) -> str:
-    """'555-1234', '(555) 123-4567', '+44 20 7946 0958', and other groups of figures."""
+    """Spell '555-1234', '(555) 123-4567', '+44 20 7946 0958' figure by figure."""
     groups = re.findall(r"\d+", match[0])
     is_range = len(groups) == 2 and all(group.endswith("0") for group in groups)
     has_plus = match[0].startswith("+")
@@ -151,7 +159,7 @@ def _spell_phone(match: re.Match) -> str:
 
 
 def _spell_version(match: re.Match) -> str:
-    """'v2.0.1', 'version 3.10', '2.0.1', and 192.168.0.1 figure by figure."""
+    """Spell 'v2.0.1', 'version 3.10', '2.0.1', and 192.168.0.1 figure by figure."""
     parts = match["parts"].split(".")
     if not match["name"] and len(parts) == 4:
         return " dot ".join(map(_spell_figures, parts))
@@ -159,7 +167,7 @@ def _spell_version(match: re.Match) -> str:
 
 
 def _write_range(match: re.Match) -> str:
-    """'10-20', '1914-18', '$5-10', '9am-5pm', with "to" instead of the dash."""
+    """Write '10-20', '1914-18', '$5-10', '9am-5pm' with "to" instead of the dash."""
     first, second = match[1], match[2]
     if first[0] in CURRENCIES and second[0] not in CURRENCIES:
         first, second = first[1:], first[0] + second
@@ -169,7 +177,7 @@ def _write_range(match: re.Match) -> str:
 
 
 def _spell_fraction(match: re.Match) -> str:
-    """'1/2', '2 3/4'; other strokes, as in 9/11 and 24/7, are none."""
+    """Spell '1/2' and '2 3/4' as fractions, but not 9/11 and 24/7."""
     whole, top, bottom = match[1], int(match[2]), int(match[3])
     if not 0 < top < bottom or bottom not in DENOMINATORS:
         return match[0].replace("/", " ")
@@ -182,20 +190,22 @@ def _spell_fraction(match: re.Match) -> str:
 
 
 def _plain_amount(number: str) -> str:
-    """A number that is not to be read as a year: 1465 -> 1,465."""
+    """Keep a number from being read as a year: 1465 -> 1,465."""
     return f"{int(number):,}" if number.isdecimal() and len(number) == 4 else number
 
 
 def _name_unit(unit: str, is_plural: bool) -> str:
-    """'km' -> 'kilometers', 'm^2' -> 'square meters'."""
+    """Name a unit: 'km' -> 'kilometers', 'm^2' -> 'square meters'."""
     power = {"^2": "square ", "^3": "cubic "}.get(unit[-2:], "")
-    names = UNITS[unit[:-2] if power else unit]
-    one, several = (names, f"{names}s") if isinstance(names, str) else names
-    return power + (several if is_plural else one)
+    name = UNITS[unit[:-2] if power else unit]
+    if is_plural:
+        first, space, rest = name.partition(" ")
+        name = PLURALS.get(name, f"{first}s{space}{rest}")
+    return power + name
 
 
 def _name_divisor(divisor: str | None) -> str:
-    """'/h' -> ' per hour', '/m^2' -> ' per square meter', '/person' -> ' per person'."""
+    """Name '/h' -> ' per hour', '/m^2' -> ' per square meter', '/person' -> ' per person'."""
     if not divisor:
         return ""
     unit, power = divisor[1:].removesuffix("^2").removesuffix("^3"), divisor[-2:]
@@ -204,16 +214,16 @@ def _name_divisor(divisor: str | None) -> str:
     return f" per {_name_unit(divisor[1:], is_plural=False) if unit in UNITS else unit}"
 
 
-def _name_amount(match: re.Match) -> str:
-    """'5kg', '1 ft', '10-ft', '60 km/h', '1/2 m^2'."""
+def _write_amount(match: re.Match) -> str:
+    """Write '5kg', '1 ft', '10-ft', '60 km/h', '1/2 m^2' with the unit's name."""
     number, space, unit, divisor = match.groups()
     is_plural = number != "1" and space != "-" and not re.fullmatch(r"\d+/\d+", number)
     name = _name_unit(unit, is_plural) + _name_divisor(divisor)
     return f"{_plain_amount(number)}{'-' if space == '-' else ' '}{name}"
 
 
-def _name_money(match: re.Match) -> str:
-    """'$3.50', '\u20ac3,50', '\u00a35m', '$1.5 million', 'US$5', '5 EUR', '$5/kg'."""
+def _write_money(match: re.Match) -> str:
+    """Write '$3.50', '\u20ac3,50', '\u00a35m', '$1.5 million', 'US$5', '5 EUR', '$5/kg'."""
     found = match.groupdict()
     sign = CODES.get(found["sign"], found["sign"])
     names = CURRENCIES[sign]
@@ -234,14 +244,9 @@ def _name_money(match: re.Match) -> str:
     return words + divisor
 
 
-def _any_of(words: Iterable[str]) -> str:
-    """A pattern of the words, longest first."""
-    return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
-
-
 _SIGN = rf"[{''.join(sign for sign in CURRENCIES if len(sign) == 1)}]"
 _PRICE = rf"(?P<number>\d+,\d\d(?!\d)|{_NUMBER}|\.\d+)"
-_PRICE += rf"(?:\s?(?P<magnitude>(?i:{_any_of(MAGNITUDES)}))(?![\w^]))?"
+_PRICE += rf"(?:\s?(?P<magnitude>(?i:{any_of(MAGNITUDES)}))(?![\w^]))?"
 _DIVISOR = r"(?P<divisor>/[A-Za-z\u03bc]+(?:\^[23])?)?"
 _HOUR = r"(?<![\w.,:])(?P<hour>\d{1,2})"
 _MINUTE = r"(?P<minute>\d\d)(?::(?P<second>\d\d))?"
@@ -286,11 +291,11 @@ _RULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
         lambda m: m[0].translate({ord("."): ",", ord(","): "."}),
     ),
     (
-        rf"(?<!\w)(?:(?P<nation>{_any_of(NATIONS)}) ?)?(?P<sign>{_SIGN}|{_any_of(CODES)})\s?"
+        rf"(?<!\w)(?:(?P<nation>{any_of(NATIONS)}) ?)?(?P<sign>{_SIGN}|{any_of(CODES)})\s?"
         rf"{_PRICE}{_DIVISOR}",
-        _name_money,
+        _write_money,
     ),
-    (rf"(?<![\d.,]){_PRICE}\s?(?P<sign>{_SIGN}|(?:{_any_of(CODES)})\b){_DIVISOR}", _name_money),
+    (rf"(?<![\d.,]){_PRICE}\s?(?P<sign>{_SIGN}|(?:{any_of(CODES)})\b){_DIVISOR}", _write_money),
     (r"(?<![\w.,])(\d\d?)p\b", lambda m: f"{m[1]} {'penny' if m[1] == '1' else 'pence'}"),
     (
         rf"(?<![\d.,])({_NUMBER})(?:\s?bn|M)\b",
@@ -304,8 +309,8 @@ _RULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
     (r"(?<=\d)\u2032(?!\w)", " feet"),
     (r"(?<=\d)\u2033(?!\w)", " inches"),
     (
-        rf"(?<![\w.,/])({_FRACTION}|{_NUMBER})(\s?|-)((?:{_any_of(UNITS)})(?:\^[23])?){_DIVISOR}(?![\w^])",
-        _name_amount,
+        rf"(?<![\w.,/])({_FRACTION}|{_NUMBER})(\s?|-)((?:{any_of(UNITS)})(?:\^[23])?){_DIVISOR}(?![\w^])",
+        _write_amount,
     ),
     (r"(?<![\w.,/])(?:(\d{1,3})[ -])?(\d{1,3})/(\d{1,3})(?![\d/])", _spell_fraction),
     # Numbers with letters and signs
@@ -324,9 +329,8 @@ _COMPILED = [(re.compile(pattern), action) for pattern, action in _RULES]
 
 
 def spell_numerals(text: str) -> str:
-    """The text with words for all that has figures."""
-    if not re.search(r"\d", text):
-        return text
-    for pattern, action in _COMPILED:
-        text = pattern.sub(action, text)
+    """Spell all that has figures."""
+    if re.search(r"\d", text):
+        for pattern, action in _COMPILED:
+            text = pattern.sub(action, text)
     return text

@@ -1,4 +1,4 @@
-"""Turns what goes wrong in a training step into one sentence that names the step and its clips."""
+"""Turns what goes wrong in a run into one sentence: what, where, and what to change."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -23,6 +23,18 @@ def explain_memory(advice: str) -> Iterator[None]:
         if not (known or "out of memory" in said or "can't allocate memory" in said):
             raise
         raise DataError(f"memory ran out {advice}") from None
+
+
+@contextmanager
+def explain_lost_loader() -> Iterator[None]:
+    """Turn the death of a loader process, which torch raises anywhere, into a DataError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = "a loader process was killed, or memory ran out"
+        raise DataError(f"{reason}; fewer --num_workers need less memory") from None
 
 
 def explain_failures(train_step: Callable[..., Any]) -> Callable[..., Any]:

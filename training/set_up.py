@@ -158,20 +158,10 @@ def open_loader(
 
 
 def group_batches(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """Yield lists of `size` batches, one optimizer step each; the last one may be shorter.
-
-    Raises:
-        DataError: when a clip cannot be read, or a loader process has died.
-    """
+    """Yield lists of `size` batches, one optimizer step each; the last one may be shorter."""
     batches = iter(loader)
-    try:
-        while group := list(islice(batches, size)):
-            yield group
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = "a loader process was killed, or memory ran out"
-        raise DataError(f"{reason}; fewer --num_workers need less memory") from error
+    while group := list(islice(batches, size)):
+        yield group
 
 
 def synchronize_batch_norm(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:

@@ -1,0 +1,307 @@
+"""Turn English text as people type it into words as they are read aloud.
+
+    expand_abbreviations("Dr. No lives at 5 Main St.")   # "Doctor No lives at 5 Main Street."
+    spell_capitals("The FBI and NASA")                   # "The f b i and NASA"
+    spell_signs("R&D = fun", known)                      # "R and D  equals  fun"
+
+Numbers are in numbers.py. Letters keep their case, because it tells "No. 5" from "no. It" and
+"IT" from "it".
+"""
+
+import re
+from functools import lru_cache
+
+from num2words import num2words
+
+from text.numbers import any_of, spell_numerals
+
+
+def _split(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+TITLES = {  # their full stop ends a sentence only at the end of the text
+    "mr": "mister", "mrs": "missus", "ms": "miz", "messrs": "messieurs", "dr": "doctor",
+    "prof": "professor", "rev": "reverend", "hon": "honorable", "gov": "governor",
+    "sen": "senator", "rep": "representative", "pres": "president", "maj": "major",
+    "gen": "general", "capt": "captain", "lt": "lieutenant", "col": "colonel", "sgt": "sergeant",
+    "cpl": "corporal", "pvt": "private", "cmdr": "commander", "adm": "admiral", "mt": "mount",
+    "st": "saint", "ft": "fort",
+}  # fmt: skip
+ABBREVIATIONS = {
+    **TITLES,
+    "co": "company", "ltd": "limited", "inc": "incorporated", "corp": "corporation",
+    "bros": "brothers", "dept": "department", "jr": "junior", "sr": "senior", "esq": "esquire",
+    "etc": "et cetera", "&c": "et cetera", "vs": "versus", "approx": "approximately",
+    "ave": "avenue", "blvd": "boulevard", "rd": "road", "tel": "telephone", "vol": "volume",
+    "vols": "volumes", "mss": "manuscripts", "ph.d": "p h d", "ph. d": "p h d", "ll.d": "l l d",
+}  # fmt: skip
+# Abbreviations only with a capital: in lower case, a word or its end may stand before a full stop.
+CAPITALISED = _split("rep sen pres gov adm ave mt inc tel")
+# Abbreviations with another meaning after a name or before no name: "Main St.", "Elm Dr."
+AFTER_NAMES = {"st": "street", "dr": "drive", "ft": "feet"}
+# Abbreviations only before a number: "No. 5" but "No. It", "p. 5" but "P. Smith"
+BEFORE_NUMBERS = {
+    "no": "number", "nos": "numbers", "p": "page", "pp": "pages", "fig": "figure",
+    "figs": "figures", "ch": "chapter", "chap": "chapter", "sec": "section", "art": "article",
+    "eq": "equation", "pt": "part", "c": "circa", "ca": "circa", "est": "established",
+    "jan": "january", "feb": "february", "mar": "march", "apr": "april", "jun": "june",
+    "jul": "july", "aug": "august", "sep": "september", "sept": "september", "oct": "october",
+    "nov": "november", "dec": "december",
+}  # fmt: skip
+# Units that people write with a full stop after a number, as numbers.py knows them
+DOTTED_UNITS = {u: u for u in _split("ft lb lbs oz mi yd hr hrs min mins sec gal")} | {"in": "inch"}
+# Words that begin a sentence where they have a capital: "Co. The" ends one.
+STARTERS = _split(
+    "A After All Although An And As At Because Before But By During Each Every For From Had Has "
+    "Have He Her Here His How However I If In Is It Its Many My No Not Now On One Only Or Our She "
+    "Since So Some Such That The Their Then There These They This Those Though Thus To Under Until "
+    "Was We Were What When Where Which While Who Why With Yes Yet You Your"
+)
+SIGNS = {
+    "&": " and ", "@": " at ", "#": " hashtag ", "+": " plus ", "=": " equals ", "_": " ",
+    "%": " percent ", "\u00b0": " degrees ", "\u00d7": " times ", "\u00f7": " divided by ",
+    "\u00b1": " plus or minus ", "<": " less than ", ">": " greater than ",
+    "\u2264": " at most ", "\u2265": " at least ", "\u2248": " about ", "~": " about ",
+    "\u2260": " is not equal to ", "\u00a7": " section ", "\u00a9": " copyright ", "|": " ",
+    "\\": " backslash ", "*": " ", "\u2022": " ", "\u2122": " ", "\u00ae": " ", "^": " ",
+    "\u2192": " to ", "\u221e": " infinity ", "\u221a": " square root of ", "\u00a2": " cents ",
+    "\u2014": " - ", "\u2015": " - ", "$": " dollars ", "\u00a3": " pounds ",
+    "\u20ac": " euros ", "\u00a5": " yen ",
+}  # fmt: skip
+SIGNS_IN_ADDRESSES = {
+    ".": "dot", "@": "at", "-": "dash", "_": "underscore", "/": "slash", ":": "colon",
+    "?": "question mark", "=": "equals", "&": "and", "#": "hash", "+": "plus", "%": "percent",
+    "~": "tilde",
+}  # fmt: skip
+DOMAINS = _split(
+    "com org net edu gov mil info biz io ai dev app uk co de fr es nl eu ca au jp cn ru ch se pl "
+    "py txt pdf html csv json wav mp3 jpg png exe"
+)
+KINGS = _split(
+    "Alexander Alfonso Benedict Catherine Charles Christian Clement Edward Elizabeth Francis "
+    "Frederick George Gregory Gustav Henry Innocent Ivan James John Leo Louis Mary Napoleon "
+    "Nicholas Paul Philip Pius Ramses Richard Umberto Urban Wilhelm William"
+)
+NUMBERED = _split("Act Article Book Chapter Part Phase Scene Section Type Volume War")
+ROMAN = (
+    "I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII XIX XX XXI XXII XXIII XXIV "
+    "XXV XXVI XXVII XXVIII XXIX XXX"
+)
+# Read letter by letter although they can be pronounced
+INITIALISMS = _split(
+    "abc ac ad ai aka am aol apa api ata atm bc ceo cfo cia coo cv dea diy ecg eeg ekg epa er esa "
+    "est eta eu fda gui hiv icu id ie io ios iou ip ipo iq ira irs iso ivf lol ma mba mit mri nra "
+    "nsa ny nyu ok os pa phd pm pow pr qa rna roi sos suv tba uae ucla ufo ui uk ul un ups url us "
+    "usa usaf usb ussr utc uv ux vip"
+)
+WORDS_WHEN_SHOUTED = _split("us am ad ma pa id ok un er")  # in a text that is all capitals
+UTTERANCES = _split("hmm shh psst mr mrs ms dr nth")
+# How the syllables of English words begin and end. Short words that have none are read letter by
+# letter; longer ones are taken for names.
+ONSETS = _split(
+    "b bl br c ch chr cl cr cz d dr dw f fl fr g gh gl gn gr gw h j k kh kl kn kr kw l ll m n p "
+    "ph pl pr ps q r rh s sc sch schw scr sh shr sk sl sm sn sp sph spl spr sq st str sv sw t th "
+    "thr thw tr ts tw v vl w wh wr x z"
+)
+CODAS = _split(
+    "b bb bbs bs bt bts c ch chs cht chts ck cks cs ct cts d dd dds ds dst dth f ff ffs fs ft fth "
+    "fts g gg ggs gh ghs ght ghts gn gns gs h hl hm hn hns hr hrs j k ks l lb lbs lc lch ld lds "
+    "lf lfs lk lks ll lls lm lms ln lp lps ls lsh lt lth lts ltz lx lz m mb mbs mm mn mns mp mph "
+    "mps mpt ms n nc nch nck nct nd nds ndt ng ngs nk nks nn nns ns nst nt nth nths nts ntz nx nz "
+    "p ph phs pp pps ps pt pth pts q r rb rbs rc rch rck rct rd rds rf rfs rg rgs rk rks rl rld "
+    "rlds rls rm rms rn rns rnt rp rps rr rrs rs rsh rst rsts rt rth rths rts rtz rv rx rz s sc "
+    "sch sh sk sks sm sms sp sps ss st sts t tch th ths ts tt tts tz v w wd wds wk wks wl wls wn "
+    "wns ws x xt xth z"
+)
+MAX_SPELLED = 5  # letters of a word that is read letter by letter for its lack of syllables
+
+_STARTER = rf"(?:{any_of(STARTERS)})\b(?!\.)"
+_SENTENCE_END = re.compile(rf"[\"')\]]*(?:\s*\Z|\s*\n\s*\n|\s+[\"'(]*{_STARTER})|\.\.")
+_TEXT_END = re.compile(r"[\"')\]]*\s*\Z|\.\.")
+_ABBREVIATION = re.compile(r"(?<![\w.'])((?i:ph\. ?d|ll\.d)|[A-Za-z]{1,6}|&c)\.")
+_NUMBER_AHEAD = re.compile(r"\s*#?(?:\d|[IVX]{2,}\b)")
+_NUMBER_BEHIND = re.compile(r"\d[ -]?\Z")
+_NAME_AHEAD = re.compile(r"\s*[A-Z]")
+_NAME_BEHIND = re.compile(r"\b[A-Z][\w'-]* \Z")
+_ORDINAL_BEHIND = re.compile(r"\d(?:st|nd|rd|th)[ -]\Z")
+_BRITISH_TITLE = re.compile(r"\b(?:Mr|Mrs|Ms|Dr)(?=\s+[A-Z])")
+_LETTERS = re.compile(r"(?<![\w.'])(?:(?:[A-Za-z]\.){2,}(?:[A-Z](?![\w.]))?|[A-Z]\.[A-Z](?![\w.]))")
+_INITIALS = re.compile(r"(?<![\w.'])[A-Z]\.(?:\s[A-Z]\.)*(?=\s+[A-Z\"'(]|[A-Z]|\s+[a-z])")
+_JOINED_SENTENCES = re.compile(r"(?<=[a-z][.!?])(?=[A-Z][a-z])")
+_ADDRESS = re.compile(
+    r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
+    r"|(?<!\w)(?:(?:https?|ftp)://|www\.)[^\s<>\"]*[\w/]"
+    rf"|(?<![\w@.-])(?:[\w-]+\.)+(?:{any_of(DOMAINS)})\b(?!\.?[A-Z])"
+    r"(?:/[\w./?=&#%~+-]*[\w/])?"
+)
+_WORLD_WAR = re.compile(r"\bWW ?(I{1,2}|[12])\b")
+_ROMAN = re.compile(rf"\b([A-Z][a-z]+)( the)? ({any_of(ROMAN.split())})\b")
+_CAPITALS = re.compile(r"(?<![A-Za-z'])([A-Z]{2,})('s|s)?(?![A-Za-z])(?!')")  # not ISN'T
+_CODE = re.compile(r"(?<![A-Za-z])(?!USD|GBP|EUR|JPY|INR|CHF)[A-Z]{2,3}(?=\d)")
+_ELLIPSIS = re.compile(r"\.(?:\s\.){2,}|\.{4,}")
+_DOUBLE_QUOTE = re.compile("``|''|,,(?=\\w)")
+_ONSET, _VOWELS, _CODA = f"(?:{any_of(ONSETS)})?", "[aeiouy]{1,3}", f"(?:{any_of(CODAS)})?"
+_SYLLABLES = re.compile(rf"{_ONSET}(?:qu)?{_VOWELS}(?:{_CODA}{_ONSET}{_VOWELS})*{_CODA}")
+
+
+@lru_cache(maxsize=16)
+def has_capitals(known: frozenset[str]) -> bool:
+    """Tell if a table of characters has capitals."""
+    return any(c != c.lower() for c in known)
+
+
+@lru_cache(maxsize=16)
+def has_figures(known: frozenset[str]) -> bool:
+    """Tell if a table of characters has figures."""
+    return any(c.isdecimal() for c in known)
+
+
+def to_words(text: str, known: frozenset[str]) -> str:
+    """Spell out what is read aloud as words: abbreviations, addresses, numbers, capitals, signs.
+
+    Numbers stay where the characters `known` have figures, words in capitals where they have
+    capitals.
+    """
+    is_shouted = text.isupper() and len(text.split()) > 2
+    text = expand_abbreviations(text)
+    if not has_capitals(known):
+        text = expand_codes(text)
+    if not has_figures(known):
+        text = spell_numerals(text)
+    if not has_capitals(known):
+        text = spell_capitals(text, is_shouted)
+    return spell_signs(text, known)
+
+
+def expand_abbreviations(text: str) -> str:
+    """Spell out addresses, abbreviations and initials."""
+    if "." in text or "@" in text or "://" in text:
+        text = _ADDRESS.sub(_spell_address, text)
+        text = _ABBREVIATION.sub(_expand_abbreviation, text)
+        text = _LETTERS.sub(_spell_letters, text)
+        text = _INITIALS.sub(_spell_initials, text)
+        text = _JOINED_SENTENCES.sub(" ", text)
+    return _BRITISH_TITLE.sub(lambda m: TITLES[m[0].lower()].capitalize(), text)
+
+
+def _spell_address(match: re.Match) -> str:
+    """Spell 'bob@example.com' or 'https://www.example.org/a-b'."""
+    address = re.sub(r"^\w+://", "", match[0]).rstrip("/")
+    words = []
+    for part in re.findall(r"[A-Za-z]+|\d+|.", address):
+        lower = part.lower()
+        is_word = is_pronounceable(lower) and lower not in INITIALISMS
+        if re.fullmatch("[a-z]+", lower) and len(part) <= MAX_SPELLED and not is_word:
+            part = " ".join(lower)
+        words.append(SIGNS_IN_ADDRESSES.get(part, part))
+    return " ".join(words)
+
+
+def _expand_abbreviation(match: re.Match) -> str:
+    """Replace an abbreviation and its full stop, by what stands before and after it."""
+    text, word, end = match.string, match[1].lower(), match.end()
+    before = _before(match)
+    if word in DOTTED_UNITS and _NUMBER_BEHIND.search(before):
+        full = DOTTED_UNITS[word]
+    elif word in BEFORE_NUMBERS and _NUMBER_AHEAD.match(text, end):
+        return f"{_match_capital(BEFORE_NUMBERS[word], match[1])} "
+    elif word not in ABBREVIATIONS or (word in CAPITALISED and match[1].islower()):
+        return match[0]
+    elif word in AFTER_NAMES and (
+        _ORDINAL_BEHIND.search(before)
+        or ((word == "ft" or _NAME_BEHIND.search(before)) and not _NAME_AHEAD.match(text, end))
+    ):
+        full = AFTER_NAMES[word]
+    else:
+        full = ABBREVIATIONS[word]
+    is_title = full == TITLES.get(word)
+    ends = (_TEXT_END if is_title else _SENTENCE_END).match(text, end)
+    return _match_capital(full, match[1]) + ("." if ends else _space(match))
+
+
+def _before(match: re.Match) -> str:
+    """Return the text just before a match, long enough for a name."""
+    return match.string[max(0, match.start() - 30) : match.start()]
+
+
+def _space(match: re.Match) -> str:
+    """Return the space that keeps a word in place of a match apart from what follows."""
+    return " " if match.string[match.end() : match.end() + 1].isalnum() else ""
+
+
+def _match_capital(word: str, found: str) -> str:
+    return word.capitalize() if found[0].isupper() else word
+
+
+def _spell_letters(match: re.Match) -> str:
+    """Spell 'U.S.', 'p.m.', 'J.R.R.'; the full stop stays where a sentence ends."""
+    letters = " ".join(re.findall("[A-Za-z]", match[0]))
+    if match[0].endswith(".") and _SENTENCE_END.match(match.string, match.end()):
+        return f"{letters}."
+    return letters + _space(match)
+
+
+def _spell_initials(match: re.Match) -> str:
+    """Spell the 'J. D.' of 'J. D. Tippit', but not the "I." that ends a sentence."""
+    before = _before(match)
+    is_initial = _NAME_BEHIND.search(before) or _ORDINAL_BEHIND.search(before) or not before
+    return match[0] if match[0] == "I." and not is_initial else _spell_letters(match)
+
+
+def expand_codes(text: str) -> str:
+    """Write Roman numbers in figures, and the letters of codes such as MP3 apart."""
+    text = _WORLD_WAR.sub(lambda m: f"World War {2 if m[1] in ('II', '2') else 1}", text)
+    text = _ROMAN.sub(_write_roman, text)
+    return _CODE.sub(lambda m: " ".join(m[0].lower()) + " ", text)
+
+
+def _write_roman(match: re.Match) -> str:
+    """Write 'Henry VIII', 'World War II'; one letter only after words that a number follows."""
+    word, roman = match[1], match[3]
+    number = ROMAN.split().index(roman) + 1
+    is_king = word in KINGS or bool(match[2])
+    if len(roman) == 1 and word not in NUMBERED and not (is_king and roman != "I"):
+        return match[0]
+    return f"{word} the {num2words(number, to='ordinal_num')}" if is_king else f"{word} {number}"
+
+
+def spell_capitals(text: str, is_shouted: bool = False) -> str:
+    """Spell words in capitals letter by letter where people read them so.
+
+    In a shouted text, which is all in capitals, US is more likely a word.
+    """
+
+    def spell(match: re.Match) -> str:
+        word = match[1].lower()
+        around = (
+            text[max(0, match.start() - 1) : match.start()] + text[match.end() : match.end() + 1]
+        )
+        is_joined = len(word) <= 3 and "&" in around  # AT&T
+        is_initialism = word in INITIALISMS and not (is_shouted and word in WORDS_WHEN_SHOUTED)
+        is_odd = len(word) <= MAX_SPELLED and not is_pronounceable(word) and word not in UTTERANCES
+        if is_joined or is_initialism or is_odd:
+            return " ".join(word) + ("'s" if match[2] else "")
+        return match[0]
+
+    return _CAPITALS.sub(spell, text)
+
+
+def is_pronounceable(word: str) -> bool:
+    """Check that a word in lower case is made of English syllables: 'nasa', but not 'fbi'."""
+    return bool(_SYLLABLES.fullmatch(word)) and any(c not in "aeiou" for c in word)
+
+
+def spell_signs(text: str, known: frozenset[str]) -> str:
+    """Name the signs that are not among the characters `known`; unify ellipses and quotes.
+
+    Signs stay as they are where `known` lacks letters of their names, as another alphabet does.
+    """
+    text = _DOUBLE_QUOTE.sub('"', _ELLIPSIS.sub("...", text))
+    if "#" not in known:
+        text = re.sub(r"(?<=[A-Z])#(?!\w)", " sharp", text)
+    if known.issuperset(text) or SIGNS.keys().isdisjoint(text):
+        return text
+    sayable = known | {c.lower() for c in known}
+    names = {c: name for c, name in SIGNS.items() if c not in known and sayable.issuperset(name)}
+    return "".join(names.get(c, c) for c in text)
