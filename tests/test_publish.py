@@ -47,7 +47,7 @@ def run(voice, tmp_path):
         **{demo / f"spoken/00{i}.wav": f"sound 00{i}" for i in (1, 2, 3)},
         demo / "spoken/001.txt": "hear me.\n",
     }.items():
-        name.parent.mkdir(exist_ok=True)
+        name.parent.mkdir(parents=True, exist_ok=True)
         name.write_text(content)
     return checkpoint
 
