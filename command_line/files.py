@@ -43,7 +43,7 @@ def file_errors() -> Iterator[None]:
 
 
 def import_extra(name: str, needed_by: str, requirements: str) -> ModuleType:
-    """A package that only some users need, and that requirements-*.txt has.
+    """A package that only some users need, and that requirements/*.txt has.
 
     Raises:
         DataError: when it is not installed; `needed_by` is the flag or the like that asks for it.

@@ -149,7 +149,8 @@ def collect(args: argparse.Namespace) -> Material:
         if args.report:
             raise
         warn(f"left out of the card: {error}")
-    samples = "validation", "samples"
+    experiment = checkpoint.absolute().parent.name
+    samples = f"validation/{experiment}", f"samples/{experiment}"
     material = Material(
         report,
         step,
@@ -262,7 +263,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--output_dir", type=path_argument, help="that folder, for --dry_run; must be new")
     near = f"default: looked for in the {N_PARENTS} folders above the checkpoint"
     add("--report", type=path_argument, help=f"report.json of evaluate.py ({near})")
-    samples_help = "folder of training's pictures, --save_audio_gen"
+    samples_help = "folder of training's pictures, SAVE_AUDIO_GEN/EXPERIMENT_NAME"
     add("--samples", type=path_argument, metavar="DIR", help=f"{samples_help} ({near})")
     sounds_help = f"folder of synthesize.py's wavs; the first {N_SOUNDS} are published"
     add("--sounds", type=path_argument, metavar="DIR", help=f"{sounds_help} ({near})")

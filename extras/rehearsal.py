@@ -10,7 +10,7 @@ It writes to --folder:
 
     table.json, table.txt    a row for each epoch: word starts, stops, lengths, losses
     curve.png                the error of word starts over the steps
-    samples/alignment.gif    the alignment, epoch by epoch
+    samples/tacotron2/       pictures and sounds; alignment.gif is the alignment, epoch by epoch
 """
 
 import json
@@ -89,8 +89,8 @@ def train(folder: Path, epochs: int, extra_flags: list[str]) -> None:
         environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     run(
         ["bash", "train_taco.sh", "--batch_size", str(CLIPS_PER_STEP // n), "--num_workers", "0",
-         "--no-log_wandb", "--training_epochs", str(epochs), "--checkpoint_minutes", "10",
-         "--keep_checkpoints", "1", "--console_out_iters", "25",
+         "--no-log_wandb", "--training_epochs", str(epochs), "--start_decay_epochs", "125",
+         "--checkpoint_minutes", "10", "--keep_checkpoints", "1", "--console_out_iters", "25",
          "--resume_from_checkpoint", "latest_or_new", *extra_flags],
         environment,
     )  # fmt: skip

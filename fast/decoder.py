@@ -19,7 +19,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -140,7 +139,7 @@ def prepare_attention(
 class FastDecoder(Decoder):
     """Decoder with fast teacher forcing and free running; made by `speed_up`."""
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "FastDecoder":
         """Switch to train or eval mode; train mode frees the memory kept for free running."""
         if mode:
             for lstm in (self.attention_rnn, self.decoder_rnn):

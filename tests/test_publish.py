@@ -41,13 +41,13 @@ def run(voice, tmp_path):
         checkpoint / "optimizer.bin": "not to be published",
         checkpoint / "trainer_state.json": '{"step": 7, "flags": "/home/someone"}',
         demo / "report.json": json.dumps(REPORT),
-        demo / "validation/epoch_009_free_running.png": "picture of 009",
-        demo / "validation/epoch_010_free_running.png": "picture of 010",
-        demo / "validation/loss.png": "losses",
+        demo / "validation/demo/epoch_009_free_running.png": "picture of 009",
+        demo / "validation/demo/epoch_010_free_running.png": "picture of 010",
+        demo / "validation/demo/loss.png": "losses",
         **{demo / f"spoken/00{i}.wav": f"sound 00{i}" for i in (1, 2, 3)},
         demo / "spoken/001.txt": "hear me.\n",
     }.items():
-        name.parent.mkdir(exist_ok=True)
+        name.parent.mkdir(parents=True, exist_ok=True)
         name.write_text(content)
     return checkpoint
 

@@ -39,8 +39,10 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signalled_at: float | None = None
-        for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
-            if signal.getsignal(number) != signal.SIG_IGN:
+        for name in SIGNALS:
+            number = getattr(signal, name, None)
+            under_nohup = name == "SIGHUP" and number and signal.getsignal(number) == signal.SIG_IGN
+            if number and not under_nohup:
                 signal.signal(number, self.remember)
 
     def remember(self, number: int, _: object) -> None:
