@@ -29,8 +29,7 @@ from command_line.files import (
 )
 from command_line.flags import FlagParser
 from command_line.main import say, script
-from scoring.scores import describe_score
-from speech.report import find_faults
+from speech.report import describe_result, find_faults
 from speech.speaking import PAUSES, SpeakingOptions, Synthesis, encode, speak
 from speech.vocoder import load_vocoder
 from speech.voice import CONFIG_FILE, WEIGHTS_FILE, Voice, device_argument, load_checkpoint
@@ -106,16 +105,13 @@ def draw_piece(text: str, result: Synthesis, voice: Voice) -> tuple[str, float, 
 
 
 def describe_piece(text: str, result: Synthesis, voice: Voice) -> str:
-    """Say how a piece went: length, ending, score and what looks wrong."""
-    tokens, score = encode(text, voice), result.scores["free_running_score"]
-    seconds = len(result.wav) / voice.audio_config.sampling_rate
-    ending = "did not stop" if result.reached_limit else "stopped by itself"
-    verdict = f"{seconds:.2f} s, {ending}, free-running score {score:.2f} "
-    verdict += f"({describe_score(score)})"
-    faults = find_faults(result, tokens, voice)
+    """Describe how a piece was spoken: its text, length, ending, score and what looks wrong."""
+    tokens = encode(text, voice)
+    parts = [describe_result(result, len(result.wav) / voice.audio_config.sampling_rate)]
     if unknown := voice.tokenizer.unknown_characters(text):
-        faults.insert(0, f"left out {unknown!r}, which the checkpoint has no symbols for")
-    return f"{voice.tokenizer.decode(tokens)} \N{EM DASH} {'; '.join([verdict, *faults])}"
+        parts.append(f"left out {unknown!r}, which the checkpoint has no symbols for")
+    parts += find_faults(result, tokens, voice)
+    return f"{voice.tokenizer.decode(tokens)} \N{EM DASH} {'; '.join(parts)}"
 
 
 def show_piece(text: str, result: Synthesis, voice: Voice, start: float) -> str:

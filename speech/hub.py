@@ -1,4 +1,4 @@
-"""A checkpoint by its name on the Hugging Face Hub: USER/NAME, or USER/NAME@REVISION.
+"""Find a checkpoint by its name on the Hugging Face Hub: USER/NAME, or USER/NAME@REVISION.
 
     folder = find_checkpoint("someone/a-voice")   # downloaded once, then taken from the cache
 
@@ -48,10 +48,10 @@ def download(name: str, repo: str, filename: str, revision: str | None) -> Path:
     from huggingface_hub import errors, hf_hub_download
 
     missing = "no such checkpoint folder"
-    reasons = {  # the first that fits is given; some of these classes derive from later ones
+    reasons = {  # the first match is reported; some of these classes derive from later ones
         errors.HFValidationError: missing,
-        errors.GatedRepoError: "the Hugging Face Hub gives it only to those who have asked on its "
-        "page",
+        errors.GatedRepoError: "the Hugging Face Hub gives it only to those who have asked for "
+        "access on its page",
         errors.RepositoryNotFoundError: f"{missing}, and no repository of this name on the Hugging "
         "Face Hub that you may read (a private one needs `hf auth login` or HF_TOKEN)",
         errors.RevisionNotFoundError: f"the repository has no revision {revision}",

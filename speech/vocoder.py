@@ -1,11 +1,11 @@
-"""HiFi-GAN instead of Griffin-Lim: natural-log mel (T_mel, num_mels) to wav. Kong et al. 2020.
+"""Turn mels into sound with a HiFi-GAN (Kong et al. 2020) instead of Griffin-Lim.
 
     vocoder = load_vocoder("UNIVERSAL_V1", voice.audio_config)   # needs requirements/vocoder.txt
     wav = to_audio(mel, voice.audio_config, vocoder)             # Griffin-Lim if vocoder is None
 
-A folder holds what jik876/hifi-gan publishes: config.json and beside it the generator's weights,
-generator_v1 or g_02500000 (the last by name is taken). V1 and V2 are transformers' module; V3 is
-that module with the residual blocks below.
+The vocoder's folder holds the files that jik876/hifi-gan publishes: config.json and the generator's
+weights, generator_v1 or g_02500000 (of several, the last by name is used). V1 and V2 are
+transformers' module; V3 is that module with the residual blocks below.
 """
 
 import math
@@ -37,7 +37,7 @@ LEAKY_SLOPE = 0.1
 def to_audio(mel: Tensor, audio_config: AudioConfig, vocoder: Vocoder | None = None) -> Tensor:
     """Turn a scaled mel (T_mel, num_mels) into sound (T_mel * hop_size,).
 
-    Griffin-Lim does it if vocoder is None. The mel is clamped first, see `clamp_mel`.
+    The mel is clamped first, see `clamp_mel`. Griffin-Lim makes the sound if vocoder is None.
     """
     if vocoder is None:
         return mel_to_audio(mel, audio_config)
@@ -80,7 +80,7 @@ def load_vocoder(
 
 
 def read_vocoder_config(folder: Path) -> dict[str, Any]:
-    """Read config.json, and check that it has every field that is used here."""
+    """Read config.json, and check that it has every field that this file uses."""
     path = folder / "config.json"
     if not os.path.isdir(folder):
         raise DataError(f"--vocoder {folder}: no such folder")
@@ -112,7 +112,7 @@ def list_differences(config: dict[str, Any], audio_config: AudioConfig) -> list[
 
 
 def check_sizes(path: Path, config: dict[str, Any]) -> None:
-    """Refuse sizes that contradict each other, or for which memory would run out."""
+    """Refuse sizes that contradict each other, or that would exhaust the memory."""
 
     def are_sizes(value: object) -> bool:
         return isinstance(value, list) and all(type(x) is int and 1 <= x <= MAX_SIZE for x in value)
@@ -163,7 +163,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def fold_weight_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Replace each pair g, v of weight norm by g v / |v|, where |v| is over all but dimension 0.
 
-    torch has named the pairs in two ways.
+    Old and new versions of torch name the pairs differently.
     """
     folded = dict(state)
     for g_name, v_name in (

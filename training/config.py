@@ -56,9 +56,9 @@ class TrainConfig:
         float, "Adam's learning rate until the decay begins; far from 1e-3 attention may not align"
     ] = 1e-3
     min_learning_rate: Annotated[float, "learning rate that the decay ends at"] = 1e-5
-    start_decay_epochs: Annotated[int | None, "epoch at which it decays; half of all if unset"] = (
-        None
-    )
+    start_decay_epochs: Annotated[
+        int | None, "epoch at which the decay begins; half of all if unset"
+    ] = None
     warmup_steps: Annotated[int, "steps in which the rate rises from 0; 0 is off"] = 100
     weight_decay: Annotated[float, "Adam's L2 penalty"] = 1e-6
     adam_eps: Annotated[float, "Adam's epsilon"] = 1e-6
@@ -125,7 +125,7 @@ class TrainConfig:
         "english writes numbers and abbreviations as English words, basic leaves them alone; "
         "--warm_start uses the checkpoint's unless this is passed",
     ] = "english"
-    phonemes: Annotated[bool, "learn half the words of half the clips as CMUdict's phonemes"] = (
+    phonemes: Annotated[bool, "train on half the words of half the clips as CMUdict's phonemes"] = (
         False
     )
     warm_start: Annotated[
@@ -170,9 +170,15 @@ class TrainConfig:
             raise ValueError(
                 f"--num_workers must be at most {MAX_WORKERS}, found {self.num_workers}"
             )
-        positive = "learning_rate min_learning_rate adam_eps max_grad_norm"
-        positive += " guided_attention_sigma stop_positive_weight"
-        for name in positive.split():
+        positive = (
+            "learning_rate",
+            "min_learning_rate",
+            "adam_eps",
+            "max_grad_norm",
+            "guided_attention_sigma",
+            "stop_positive_weight",
+        )
+        for name in positive:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name} must be above 0, found {getattr(self, name)}")
         if not 0 <= self.drop_frame_rate < 1:
