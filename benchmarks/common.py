@@ -1,4 +1,4 @@
-"""What the benchmarks share: the peer model, counted FLOPs, the device's speed, timing, tables.
+"""Shared by the benchmarks: the peer model, counted FLOPs, the device's speed, timing, tables.
 
 The floor of a time is the model's FLOPs over the rate of a large matrix product of that dtype,
 measured on the device in the same run. The FLOPs are those of the paper's model: an implementation
@@ -51,7 +51,7 @@ def make_parser(description: str, **counts: tuple[int, str]) -> argparse.Argumen
 
 
 def read_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Flags:
-    """Read the flags; first add those of the models, their sizes and their device."""
+    """Add the flags of the models, their sizes and their device, and read all flags."""
     add = parser.add_argument
     device = "cuda" if torch.cuda.is_available() else "cpu"
     device_help = "where the models run (default: %(default)s)"
@@ -142,7 +142,7 @@ def decoder_step_weights(config: Tacotron2Config) -> int:
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """Return the seconds until the device has done what `function` asks of it."""
+    """Measure the seconds until the device has finished the work of `function`."""
     wait = (torch.cpu if device.type == "cpu" else torch.accelerator).synchronize
     wait(device)
     start = time.perf_counter()
@@ -169,7 +169,7 @@ def read_rate(device: torch.device, n_bytes: int) -> float:
 
 
 def print_device(device: torch.device) -> str:
-    """Print and return a line on the machine and the version of PyTorch."""
+    """Print and return a line about the machine and the version of PyTorch."""
     cpus = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", cpus.read_text() if cpus.exists() else "")
     name = found[1] if found else platform.processor() or platform.machine()

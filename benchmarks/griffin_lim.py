@@ -1,4 +1,4 @@
-"""Mel to sound by Griffin-Lim: how near the sound's mel comes, and what it costs on one core.
+"""Measure Griffin-Lim: how near the sound's mel comes, and what it costs on one core.
 
     OMP_NUM_THREADS=1 python benchmarks/griffin_lim.py --recordings LJSpeech-1.1/wavs
 
@@ -109,7 +109,7 @@ def mel_errors(sound: Tensor, recording: Tensor) -> dict[str, Tensor]:
 
 
 def measure(recordings: Sequence[Path], seed: int) -> list[Row]:
-    """Measure each of WAYS; return a row for each."""
+    """Measure each way of WAYS; return a row for each."""
     errors = {name: {column: [] for column in MELS} for name in WAYS}
     cpu_seconds, peaks = dict.fromkeys(WAYS, 0.0), dict.fromkeys(WAYS, 0.0)
     n_samples = 0
@@ -138,10 +138,10 @@ def measure(recordings: Sequence[Path], seed: int) -> list[Row]:
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure with these flags."""
-    parser = make_parser(__doc__, n_clips=(16, "of the recordings"))
+    parser = make_parser(__doc__, n_clips=(16, "number of recordings"))
     add = parser.add_argument
     add("--recordings", type=Path, required=True, help="folder of wav or flac files")
-    add("--seed", type=int, default=0, help="of the first phases (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the first phases (default: %(default)s)")
     args = parser.parse_args(argv)
     found = sorted(p for p in args.recordings.glob("*") if p.suffix in (".wav", ".flac"))
     if not found:

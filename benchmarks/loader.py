@@ -1,4 +1,4 @@
-"""The data loader alone: clips per second per core, from the manifest to collated batches.
+"""Time the data loader alone: clips per second per core, from the manifest to collated batches.
 
     python benchmarks/loader.py
     python benchmarks/loader.py --manifest data/train_metadata.csv --batch_size 32
@@ -72,7 +72,7 @@ def write_corpus(folder: Path, n_clips: int) -> Path:
 
 @contextmanager
 def open_corpus(args: argparse.Namespace) -> Iterator[Path]:
-    """Give --manifest, or the manifest of a temporary corpus of noise."""
+    """Yield --manifest, or the manifest of a temporary corpus of noise."""
     with tempfile.TemporaryDirectory() as folder:
         yield args.manifest or write_corpus(Path(folder), args.n_clips)
 
@@ -158,11 +158,14 @@ def measure(args: argparse.Namespace, manifest: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure with these flags."""
     parser = common.make_parser(
-        __doc__, n_clips=(256, "of noise"), batch_size=(16, "clips"), repeats=(3, "timed passes")
+        __doc__,
+        n_clips=(256, "clips of noise"),
+        batch_size=(16, "clips"),
+        repeats=(3, "timed passes"),
     )
     add = parser.add_argument
     add("--manifest", type=Path, help="CSV of prep_splits.py; noise if unset")
-    workers_help = "worker processes, beside a run without (default: 2)"
+    workers_help = "worker processes, after a run without any (default: 2)"
     add("--num_workers", type=count_argument, nargs="+", default=[2], help=workers_help)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

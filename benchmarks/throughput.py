@@ -1,4 +1,4 @@
-"""Mel frames per second of training, this model and torchaudio's in turn: loader to optimizer.
+"""Measure mel frames per second of training, this model's and torchaudio's, loader to optimizer.
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --batch_size 16 --steps 4    # on a CPU
@@ -122,19 +122,20 @@ def parse_args(argv: Sequence[str] | None) -> common.Flags:
     """Read the flags, and set args.audio_config; argparse ends the program on a mistake."""
     parser = common.make_parser(
         __doc__,
-        n_clips=(LJSPEECH_CLIPS, "of noise"),
+        n_clips=(LJSPEECH_CLIPS, "clips of noise"),
         batch_size=(128, "clips"),
         repeats=(3, "timed passes"),
     )
     add = parser.add_argument
     add("--manifest", type=Path, help="CSV of prep_splits.py; noise if unset")
-    add("--dtype", choices=DTYPES, default="bfloat16", help="of products (default: bfloat16)")
+    dtype_help = "precision of matrix products (default: bfloat16)"
+    add("--dtype", choices=DTYPES, default="bfloat16", help=dtype_help)
     n_workers = min((os.cpu_count() or 1) - 1, MOST_WORKERS)
     worker_count = partial(count_argument, least=0, most=MAX_WORKERS)
     workers_help = "loader processes (default: a core each but one, at most 8; here %(default)s)"
     add("--num_workers", type=worker_count, default=n_workers, help=workers_help)
-    add("--seed", type=seed_argument, default=0, help="of the order (default: 0)")
-    add("--steps", type=count_argument, help="of a pass; a whole epoch if unset")
+    add("--seed", type=seed_argument, default=0, help="seed of the order (default: 0)")
+    add("--steps", type=count_argument, help="steps of a pass; a whole epoch if unset")
     args, config = common.read_flags(parser, argv)
     args.audio_config = make_config(parser, args, AudioConfig)
     return args, config

@@ -1,4 +1,4 @@
-"""A page to try a voice: type a text, hear it, see its mel and alignment with a cursor.
+"""Serve a page to try a voice: type a text, hear it, see its mel and alignment with a cursor.
 
     python -m extras.app --checkpoint work_dir/tacotron2 --vocoder UNIVERSAL_V1
 
@@ -7,7 +7,7 @@ The page offers all of them, and the vocoders beside Griffin-Lim. It reads the c
 each text, so that you hear the newest one of a run that is still training.
 
 Only this machine can open the page, and the page asks no other machine for anything: the server
-listens on 127.0.0.1, and a Content-Security-Policy has the browser refuse other hosts.
+listens on 127.0.0.1, and a Content-Security-Policy makes the browser refuse other hosts.
 """
 
 import base64
@@ -87,16 +87,14 @@ def data_url(kind: str, content: io.BytesIO) -> str:
 
 
 def draw_piece(text: str, result: Synthesis, voice: Voice) -> tuple[str, float, float]:
-    """Draw mel and alignment; return the PNG's URL and where its time axis begins and ends.
+    """Draw mel and alignment; return the PNG's URL and the ends of its time axis.
 
-    These two are shares of the picture's width.
+    The ends are shares of the picture's width.
     """
     from scoring.pictures import summary_figure  # matplotlib is slow to import
 
-    spoken, hop_seconds = (
-        voice.tokenizer.decode(encode(text, voice)),
-        voice.audio_config.hop_seconds,
-    )
+    spoken = voice.tokenizer.decode(encode(text, voice))
+    hop_seconds = voice.audio_config.hop_seconds
     figure = summary_figure(None, result.mel, result.alignment, spoken, hop_seconds)
     content = io.BytesIO()
     figure.savefig(content, format="png")
@@ -181,7 +179,7 @@ def launch(page: "gradio.Blocks", port: int | None) -> str:
     from starlette.middleware import Middleware  # comes with gradio
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    # Another site whose name leads to 127.0.0.1 must not be able to read the page.
+    # Another site whose name resolves to 127.0.0.1 must not be able to read the page.
     own_names = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     with file_errors():  # such as a port that is taken
         _, url, _ = page.launch(
@@ -204,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     port = partial(count_argument, most=65535)
     add("--port", type=port, help="of the page (default: the first free one from 7860)")
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    device_help = "such as cpu, cuda or cuda:1 (default: cuda where there is one)"
+    device_help = "where the model runs, such as cpu or cuda:1 (default: cuda where there is one)"
     add("--device", type=device_argument, default=default_device, help=device_help)
     args = parser.parse_args(argv)
     page = make_page(find_checkpoints(args.checkpoint), args.vocoder, args.device)

@@ -1,4 +1,4 @@
-"""Read and write a voice: a folder with config.json and model.safetensors. No pickle is ever opened.
+"""Read and write voices: folders with config.json and model.safetensors. No pickle is ever opened.
 
     voice = load_checkpoint("work_dir/tacotron2/final_checkpoint")
     voice = load_checkpoint("USER/NAME")   # from the Hugging Face Hub, see speech/hub.py
