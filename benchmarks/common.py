@@ -78,17 +78,25 @@ def build_torchaudio(config: Tacotron2Config, **options: Any) -> torchaudio.mode
     """Build torchaudio's model in our sizes; its dropout outside the decoder is always 0.5."""
     c = config
     return torchaudio.models.Tacotron2(
-        n_mels=c.num_mels, n_symbol=c.vocab_size, symbol_embedding_dim=c.character_embed_dim,
-        encoder_embedding_dim=c.encoder_embed_dim, encoder_n_convolution=c.encoder_n_convolutions,
-        encoder_kernel_size=c.encoder_kernel_size, decoder_rnn_dim=c.decoder_rnn_embed_dim,
-        decoder_dropout=c.decoder_dropout_p, attention_rnn_dim=c.decoder_rnn_embed_dim,
-        attention_hidden_dim=c.attention_dim, attention_dropout=c.attention_dropout_p,
+        n_mels=c.num_mels,
+        n_symbol=c.vocab_size,
+        symbol_embedding_dim=c.character_embed_dim,
+        encoder_embedding_dim=c.encoder_embed_dim,
+        encoder_n_convolution=c.encoder_n_convolutions,
+        encoder_kernel_size=c.encoder_kernel_size,
+        decoder_rnn_dim=c.decoder_rnn_embed_dim,
+        decoder_dropout=c.decoder_dropout_p,
+        attention_rnn_dim=c.decoder_rnn_embed_dim,
+        attention_hidden_dim=c.attention_dim,
+        attention_dropout=c.attention_dropout_p,
         attention_location_n_filter=c.attention_location_n_filters,
         attention_location_kernel_size=c.attention_location_kernel_size,
-        prenet_dim=c.decoder_prenet_dim, postnet_n_convolution=c.decoder_postnet_num_convs,
+        prenet_dim=c.decoder_prenet_dim,
+        postnet_n_convolution=c.decoder_postnet_num_convs,
         postnet_kernel_size=c.decoder_postnet_kernel_size,
-        postnet_embedding_dim=c.decoder_postnet_n_filters, **options,
-    )  # fmt: skip
+        postnet_embedding_dim=c.decoder_postnet_n_filters,
+        **options,
+    )
 
 
 def forward_macs(

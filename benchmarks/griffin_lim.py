@@ -76,9 +76,17 @@ def fixed_magnitudes(
     filters = mel_filters(c, mel.device)
     magnitude = invert(to_log_mel(longer, c).exp().t(), filters)
     wav = torchaudio.functional.griffinlim(
-        magnitude, torch.hann_window(c.window_size), c.n_fft, c.hop_size, c.window_size,
-        power=1.0, n_iter=n_iter, momentum=momentum, length=None, rand_init=True,
-    )  # fmt: skip
+        magnitude,
+        torch.hann_window(c.window_size),
+        c.n_fft,
+        c.hop_size,
+        c.window_size,
+        power=1.0,
+        n_iter=n_iter,
+        momentum=momentum,
+        length=None,
+        rand_init=True,
+    )
     return wav[edge * c.hop_size - c.hop_size // 2 :][: len(mel) * c.hop_size]
 
 

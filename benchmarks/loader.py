@@ -104,12 +104,13 @@ def loader_row(num_workers: int, n_clips: int, audio_seconds: float, times: list
     """Make a line of the table."""
     n_cores, median = max(num_workers, 1), statistics.median(times)
     return {
-        "num_workers": num_workers, "clips_per_s": n_clips / median,
+        "num_workers": num_workers,
+        "clips_per_s": n_clips / median,
         "clips_per_s_per_core": n_clips / median / n_cores,
         "per_core_min": n_clips / max(times) / n_cores,
         "per_core_max": n_clips / min(times) / n_cores,
         "audio_s_per_s_per_core": audio_seconds / median / n_cores,
-    }  # fmt: skip
+    }
 
 
 def padding_share(lengths: Sequence[float], batches: Sequence[Sequence[int]]) -> float:

@@ -42,9 +42,11 @@ from training.config import MAX_WORKERS, TrainConfig, make_config
 from training.set_up import group_batches, open_loader
 
 TRAINING = {
-    "lr": TrainConfig.learning_rate, "eps": TrainConfig.adam_eps,
-    "weight_decay": TrainConfig.weight_decay, "max_grad_norm": TrainConfig.max_grad_norm,
-}  # fmt: skip
+    "lr": TrainConfig.learning_rate,
+    "eps": TrainConfig.adam_eps,
+    "weight_decay": TrainConfig.weight_decay,
+    "max_grad_norm": TrainConfig.max_grad_norm,
+}
 MOST_WORKERS = 8  # by default: with 15 on 16 cores an H100 waited longer
 
 
@@ -104,15 +106,22 @@ def timing_row(
     flops = sum(common.forward_flops(config, 1, n_text, n_mel) for n_text, n_mel in one.clips)
     floor = common.TRAINING_PASSES * flops / rate
     row = {
-        "model": name, "dtype": args.dtype, "batch_size": args.batch_size,
-        "num_workers": args.num_workers, "steps": one.n_steps, "frames": n_frames,
-        "frames_per_s": n_frames / median, "frames_per_s_min": n_frames / max(times),
-        "frames_per_s_max": n_frames / min(times), "padded_frames_per_s": one.n_padded / median,
+        "model": name,
+        "dtype": args.dtype,
+        "batch_size": args.batch_size,
+        "num_workers": args.num_workers,
+        "steps": one.n_steps,
+        "frames": n_frames,
+        "frames_per_s": n_frames / median,
+        "frames_per_s_min": n_frames / max(times),
+        "frames_per_s_max": n_frames / min(times),
+        "padded_frames_per_s": one.n_padded / median,
         "padding_share": 1.0 - n_frames / one.n_padded,
         "waiting_share": statistics.median(p.waiting / p.seconds for p in passes),
-        "step_ms": 1e3 * median / one.n_steps, "floor_ms": 1e3 * floor / one.n_steps,
+        "step_ms": 1e3 * median / one.n_steps,
+        "floor_ms": 1e3 * floor / one.n_steps,
         "of_floor": floor / median,
-    }  # fmt: skip
+    }
     if args.device.type == "cuda":
         row["peak_mib"] = max(p.peak_mib for p in passes)
     return row

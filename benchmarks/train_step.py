@@ -61,9 +61,12 @@ class Contender(NamedTuple):
 
 
 def make_contender(
-    name: str, config: Tacotron2Config, device: torch.device, max_grad_norm: float = math.inf,
+    name: str,
+    config: Tacotron2Config,
+    device: torch.device,
+    max_grad_norm: float = math.inf,
     **adam: Any,
-) -> Contender:  # fmt: skip
+) -> Contender:
     """Make a model with random weights and its Adam."""
     torch.manual_seed(0)
     model = common.build_torchaudio(config) if name == TORCHAUDIO else Tacotron2(config)

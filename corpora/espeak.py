@@ -80,9 +80,15 @@ class Speaker:
         self.library.espeak_SetParameter(PARAMETER_RATE, words_per_minute, 0)
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # espeak-ng seeds with the time
         self.library.espeak_Synth.argtypes = [
-            ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint,
-            ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
-        ]  # fmt: skip
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+            ctypes.c_uint,
+            ctypes.c_int,
+            ctypes.c_uint,
+            ctypes.c_uint,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+        ]
         self.chunks: list[np.ndarray] = []
         self.events: list[tuple[int, int, int, bytes]] = []
         self.callback = SynthCallback(self._collect)  # kept: the library holds only a pointer

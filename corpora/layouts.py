@@ -111,7 +111,7 @@ def read_text(path: Path) -> str:
 
 
 def find_separator(lines: list[str]) -> str:
-    """Guess the separator: | if most lines have one, else the one that comes first in most lines."""
+    """Guess the separator: | if most lines have one, else the one that is first in most lines."""
     if 2 * sum("|" in line for line in lines) >= len(lines):
         return "|"  # texts have no |, but most have commas
     firsts = Counter(found[0] for found in (re.search("[\t;,]", line) for line in lines) if found)

@@ -11,9 +11,9 @@ demo_sentences.py; the second speaks any text file, one sentence a line. Both wr
     word_times.json  {id: [{"word", "index" of its first character, "start" in seconds}, ...]}
     corpus.json      the arguments and totals
 
-word_times.json is the true alignment, as the synthesizer itself reports it; evaluate.py compares the
-attention of a trained model with it. espeak-ng and its voices come with `pip install
-espeakng-loader`. The same arguments give the same bytes (see BLOCK_SIZE).
+The synthesizer itself reports the times in word_times.json: they are the true alignment, with which
+evaluate.py compares a model's. espeak-ng and its voices come with `pip install espeakng-loader`.
+The same arguments give the same bytes (see BLOCK_SIZE).
 """
 
 import argparse

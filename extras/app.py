@@ -166,9 +166,14 @@ def make_page(checkpoints: list[str], vocoders: list[str], device: str) -> "grad
             gr.Textbox(text, label="Text", lines=3, max_length=MAX_TEXT),
             gr.Dropdown(checkpoints, value=checkpoints[0], label="Checkpoint"),
             gr.Dropdown([GRIFFIN_LIM, *vocoders], value=GRIFFIN_LIM, label="Vocoder"),
-            gr.Number(42, precision=0, minimum=0, maximum=2**31,
-                      label="Seed (another one sounds a little different)"),
-        ]  # fmt: skip
+            gr.Number(
+                42,
+                precision=0,
+                minimum=0,
+                maximum=2**31,
+                label="Seed (another one sounds a little different)",
+            ),
+        ]
         button = gr.Button("Speak", variant="primary")
         button.click(partial(answer, device=device), fields, gr.HTML(), api_name=False)
     return page
@@ -183,10 +188,18 @@ def launch(page: "gradio.Blocks", port: int | None) -> str:
     own_names = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     with file_errors():  # such as a port that is taken
         _, url, _ = page.launch(
-            server_name=HOST, server_port=port, share=False, quiet=True, ssr_mode=False, css=STYLE,
-            head=HEAD, footer_links=[], run_history=False, prevent_thread_lock=True,
+            server_name=HOST,
+            server_port=port,
+            share=False,
+            quiet=True,
+            ssr_mode=False,
+            css=STYLE,
+            head=HEAD,
+            footer_links=[],
+            run_history=False,
+            prevent_thread_lock=True,
             app_kwargs={"middleware": [own_names]},
-        )  # fmt: skip
+        )
     return url
 
 

@@ -57,11 +57,16 @@ OPSET = 17
 ENCODER, STEP, POSTNET, INT8_STEP = "encoder.onnx", "step.onnx", "postnet.onnx", "step.int8.onnx"
 DYNAMIC_AXES = {  # the tensors whose axis 1 varies
     "T_text": (
-        "tokens", "encoder_outputs", "keys", "alignment", "cumulative_alignment",
-        "next_alignment", "next_cumulative_alignment",
+        "tokens",
+        "encoder_outputs",
+        "keys",
+        "alignment",
+        "cumulative_alignment",
+        "next_alignment",
+        "next_cumulative_alignment",
     ),
     "T_mel": ("mels_before", "mels_after"),
-}  # fmt: skip
+}
 TRACED_TEXT, TRACED_FRAMES = 12, 8  # characters and frames that the graphs are traced with
 TRIAL_TEXT, TRIAL_FRAMES = 50, 300  # of the comparison with the model: a whole sentence
 TOLERANCE = 1e-4

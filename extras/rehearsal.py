@@ -178,13 +178,15 @@ def rehearse(folder: Path, steps: int, extra_flags: list[str]) -> None:
             speed = seconds / (state["step"] - before)
         # An earlier call may have trained a part of the epoch, so its time follows from the speed.
         done, hours = (rows[-1]["step"], rows[-1]["hours"]) if rows else (0, 0.0)
-        rows.append({
-            "step": state["step"],
-            "hours": hours + (state["step"] - done) * speed / 3600,
-            "seconds_per_step": speed,
-            "val_loss": state["history"][-1]["val_loss"],
-            **evaluate(folder),
-        })  # fmt: skip
+        rows.append(
+            {
+                "step": state["step"],
+                "hours": hours + (state["step"] - done) * speed / 3600,
+                "seconds_per_step": speed,
+                "val_loss": state["history"][-1]["val_loss"],
+                **evaluate(folder),
+            }
+        )
         write_table(folder, rows)
         say((folder / "table.txt").read_text(encoding="utf-8"))
 

@@ -52,10 +52,14 @@ class Speaker:
         return (rng.random(shape, np.float32) >= p).astype(np.float32) / np.float32(1 - p)
 
     def speak(
-        self, tokens: np.ndarray, rng: np.random.Generator, max_decoder_steps: int = 2000,
-        stop_threshold: float | None = None, masks: np.ndarray | None = None,
+        self,
+        tokens: np.ndarray,
+        rng: np.random.Generator,
+        max_decoder_steps: int = 2000,
+        stop_threshold: float | None = None,
+        masks: np.ndarray | None = None,
         mels: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Make the mel of tokens (1, T_text), free running unless `mels` are given.
 
         Args:
