@@ -229,20 +229,20 @@ def write_files(args: argparse.Namespace, texts: list[str], voice: Voice) -> boo
         output_dir.mkdir(parents=True, exist_ok=True)
         first = 1 if args.overwrite else last_number(output_dir) + 1
     cut = [split_text(text, voice.tokenizer, args.max_characters) for text in texts]
-    every = [piece.text for pieces in cut for piece in pieces]
-    results = speak(every, voice, options, args.batch_size)
-    hidden = None if len(every) > 1 else True  # None shows the bar on a terminal only
-    bar = tqdm(results, total=len(every), unit="sentence", disable=hidden)
+    all_pieces = [piece.text for pieces in cut for piece in pieces]
+    results = speak(all_pieces, voice, options, args.batch_size)
+    hidden = None if len(all_pieces) > 1 else True  # None shows the bar on a terminal only
+    bar = tqdm(results, total=len(all_pieces), unit="sentence", disable=hidden)
     results = iter(bar)
-    all_well = True
+    all_spoken = True
     for number, (text, pieces) in enumerate(zip(texts, cut, strict=True), start=first):
         stem = f"{number:03d}"
         spoken = write_spoken(pieces, results, voice, output_dir, stem, args.pause_ms, args.speed)
         with tqdm.external_write_mode():  # hides the bar while lines are printed
             print_report(spoken, text, pieces, voice, output_dir / f"{stem}.wav")
-        all_well = all_well and not any(result.failed for result in spoken.results)
+        all_spoken = all_spoken and not any(result.failed for result in spoken.results)
     bar.close()
-    return all_well
+    return all_spoken
 
 
 def write_stream(args: argparse.Namespace, texts: list[str], voice: Voice) -> None:
@@ -269,8 +269,8 @@ def main(argv: list[str] | None = None) -> int:
     for text in args.text or []:
         if os.path.isfile(text):
             warn(
-                f"--text {text} is spoken as it stands; --text_file {text} speaks the lines of "
-                "that file"
+                f"--text speaks the words {text!r} themselves; --text_file {text} speaks the lines "
+                "of that file"
             )
     texts = skip_unspeakable(sentences, voice)
     if args.stream:

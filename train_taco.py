@@ -165,7 +165,7 @@ def finish_epoch(run: Run, state: TrainerState) -> None:
 
 
 def train(run: Run, state: TrainerState) -> None:
-    """Train from where the run stands to its final checkpoint."""
+    """Train from the current state to the final checkpoint."""
     epoch = state.epoch + state.epoch_step / run.steps_per_epoch
     before, now = state.learning_rate, learning_rate(state.step, epoch, run.config)
     if before and run.accelerator.is_main_process and not 0.8 < now / before < 1.25:

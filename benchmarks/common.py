@@ -36,7 +36,7 @@ Flags = tuple[argparse.Namespace, Tacotron2Config]
 
 
 def make_parser(description: str, **counts: tuple[int, str]) -> argparse.ArgumentParser:
-    """Make a parser that shows a script's docstring as it stands.
+    """Make a parser that shows a script's docstring without reformatting it.
 
     Each of `counts` is a flag that takes a whole number: its default and its help.
     """
@@ -143,7 +143,7 @@ def forward_flops(config: Tacotron2Config, batch_size: int, n_text: int, n_mel: 
 
 
 def decoder_step_weights(config: Tacotron2Config) -> int:
-    """Count the weights that one decoder step has to read, whatever the batch size."""
+    """Count the weights that one decoder step has to read, at any batch size."""
     one = forward_macs(config, batch_size=1, n_text=1, n_mel=1)
     parts = ("prenet", "attention LSTM", "attention query", "decoder LSTM", "projections")
     return sum(one[part] for part in parts)  # one multiply-add each

@@ -52,10 +52,10 @@ def librosa_nnls(mel: Tensor, filters: Tensor) -> Tensor:
     return torch.from_numpy(librosa.util.nnls(filters.numpy(), mel.numpy())).float()
 
 
-def multiplicative(mel: Tensor, filters: Tensor, divergence: str, steps: int = 20) -> Tensor:
-    """Update magnitudes by factors that lower one of two divergences."""
+def multiplicative(mel: Tensor, filters: Tensor, divergence: str) -> Tensor:
+    """Update magnitudes 20 times by factors that lower one of two divergences."""
     magnitude = torch.ones(filters.shape[1], mel.shape[1])
-    for _ in range(steps):
+    for _ in range(20):
         found = (filters @ magnitude).clamp_min(1e-10)
         if divergence == "Kullback-Leibler":
             gain = (filters.t() @ (mel / found)) / filters.sum(dim=0)[:, None].clamp_min(1e-10)

@@ -128,10 +128,10 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
 def put_in_place(temporary: Path, path: Path, replaced: Path) -> None:
     """Rename `temporary` to `path`, so that a reader or a crash never finds half of it.
 
-    A folder that stands there already is first renamed to `replaced`, and removed at the end.
+    If `path` is an existing folder, it is first renamed to `replaced`, and removed at the end.
 
     Raises:
-        OSError: when a folder stands in the way of a file, among others.
+        OSError: when a folder is in the way of a file, among others.
     """
     shutil.rmtree(replaced, ignore_errors=True)
     if path.is_dir() and temporary.is_dir():

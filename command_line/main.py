@@ -34,7 +34,7 @@ def never_fatal(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        warn(f"{what}: {error or type(error).__name__}; the run goes on without it")
+        warn(f"{what}: {error or type(error).__name__}; the run continues without it")
 
 
 def script(main: Callable[..., Any]) -> Callable[..., Any]:

@@ -27,7 +27,7 @@ T = TypeVar("T")
 class Clip(NamedTuple):
     """A recording and its transcript. The path is absolute once the recording is found."""
 
-    place: str  # where the transcript stands: "metadata.csv line 3"
+    place: str  # where the transcript was found: "metadata.csv line 3"
     clip_id: str  # path of the recording in the folder, without wavs/ and without its suffix
     transcript: str
     path: Path = Path()
@@ -78,7 +78,7 @@ def inspect_recording(path: Path) -> tuple[float, str]:
     problem = ""
     if promised := TRUNCATED.search(info.extra_info):
         problem = f"truncated: {promised[2]} bytes of samples instead of {promised[1]} in {path}"
-    # A header does not tell whether a flac is whole, nor whether floats are numbers.
+    # The header does not show if a flac is complete, or if a sample is NaN or infinite.
     if info.format == "FLAC" or info.subtype in ("FLOAT", "DOUBLE"):
         blocks = soundfile.blocks(path, BLOCK_SIZE, dtype="float32")
         if not all(np.isfinite(block).all() for block in blocks):

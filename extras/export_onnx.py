@@ -244,7 +244,7 @@ def quantize_step(folder: Path) -> None:
 def make_settings(voice: Voice, stop_threshold: float) -> dict[str, Any]:
     """Collect what speak.py needs beside the graphs, for settings.json.
 
-    natural-log mel = mel * log_mel_scale + log_mel_shift, whatever the scaling of the mels.
+    natural-log mel = mel * log_mel_scale + log_mel_shift, for both scalings of mels.
     """
     audio, scale, shift = voice.audio_config, 1.0, 0.0
     if audio.mel_scaling == "scaled_db":

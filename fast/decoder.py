@@ -297,7 +297,7 @@ def make_twin(part: nn.Module, config: Tacotron2Config, fast_class: type) -> nn.
 
 
 def is_patched(part: nn.Module) -> bool:
-    """Tell whether a module has hooks, or a forward other than its class's."""
+    """Tell if a module has hooks, or a forward other than its class's."""
     return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
 
 
@@ -321,7 +321,7 @@ def find_difference(decoder: nn.Module) -> str | None:
         twin = make_twin(plain, plain.config, FastDecoder)
         with torch.inference_mode(False), torch.autocast("cpu", enabled=False), KnownDropout():
             results = [trial_results(either) for either in (plain, twin)]
-    except Exception as error:  # whatever a changed part raises
+    except Exception as error:  # a changed part may raise anything
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     for name, ours in results[0].items():
         distance = float((results[1][name] - ours).norm() / ours.norm().clamp_min(1e-30))

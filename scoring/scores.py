@@ -1,7 +1,7 @@
 """Score alignments and mels: pure functions of tensors.
 
-Focus, coverage and monotonicity tell whether an alignment is well formed, word_start_errors whether
-it is true, and mel_cepstral_distortion how far a mel is from the recording's.
+Focus, coverage and monotonicity show if an alignment is well formed, word_start_errors shows if it
+is true, and mel_cepstral_distortion how far a mel is from the recording's.
 """
 
 import numpy as np

@@ -53,7 +53,7 @@ def write_spoken(
         temporary = Path(folder) / stem
         with wave.open(f"{temporary}.wav", "wb") as wav_file:
             wav_file.setparams((1, 2, audio_config.sampling_rate, 0, "NONE", ""))
-            for piece, result in zip(pieces, results):  # noqa: B905 (results go on after the text)
+            for piece, result in zip(pieces, results):  # noqa: B905 (more texts follow)
                 pause = 0.0 if piece is pieces[-1] else pause_ms / 1000 * PAUSES[piece.end]
                 n_silent = round(pause / audio_config.hop_seconds)  # frames
                 silence = torch.full((n_silent, audio_config.num_mels), audio_config.silence)

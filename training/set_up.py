@@ -172,7 +172,7 @@ def synchronize_batch_norm(model: torch.nn.Module, accelerator: Accelerator) -> 
         DataError: for several processes on a CPU, where torch cannot do it.
     """
     if accelerator.num_processes == 1:
-        return model  # its batch norm sees the whole batch as it is
+        return model  # its batch norm already sees the whole batch
     if accelerator.device.type != "cuda":
         raise DataError(
             f"--sync_batch_norm is for GPUs, found {accelerator.num_processes} processes on "
@@ -207,7 +207,7 @@ def build_model(
         DataError: when it is too large, or a warm start cannot be used.
     """
     config = configs.train
-    outline_model(configs.model)  # refuses what is too large before it takes memory
+    outline_model(configs.model)  # refuses a model that is too large before it takes memory
     set_seed(config.seed)
     model = Tacotron2(configs.model)
     if config.fast_decoder:
@@ -225,7 +225,7 @@ def build_model(
 def build_run(
     configs: Configs, accelerator: Accelerator, begun_with: Path | None, is_new: bool
 ) -> Run:
-    """Build a run as it is before the first step of a new one.
+    """Build a run in the state before the first step of a new one.
 
     Raises:
         DataError: when a manifest, the symbols, a warm start or a vocoder cannot be used.

@@ -129,7 +129,7 @@ class Tracking:
         try:
             self.trackers[name] = make()
         except Exception as error:
-            warn(f"training goes on without {name} ({error or type(error).__name__})")
+            warn(f"training continues without {name} ({error or type(error).__name__})")
 
     def call(self, method: str, *arguments: Any) -> None:
         """Call a method of every tracker; drop a tracker that fails, with a warning."""
@@ -138,7 +138,7 @@ class Tracking:
                 getattr(tracker, method)(*arguments)
             except Exception as error:
                 del self.trackers[name]
-                warn(f"training goes on without {name} ({error or type(error).__name__})")
+                warn(f"training continues without {name} ({error or type(error).__name__})")
 
     def log_step(self, means: dict[str, float], step: int, epoch: float) -> None:
         """Log the means over the last steps; `epoch` has a fraction."""
