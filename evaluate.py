@@ -58,7 +58,7 @@ from scoring.scores import (
 from scoring.summary import WORD_ERRORS, make_report
 from speech.speaking import MAX_DECODER_STEPS
 from speech.vocoder import Vocoder, load_vocoder, to_audio
-from speech.voice import Voice, device_argument, load_checkpoint
+from speech.voice import Voice, add_device_flag, load_checkpoint
 
 
 class ScoredClip(NamedTuple):
@@ -215,9 +215,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--max_decoder_steps", steps_help, count_argument, default=MAX_DECODER_STEPS)
     seed_help = "seed of the prenet's dropout (default: %(default)s)"
     add("--seed", seed_help, seed_argument, default=42)
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    device_help = "such as cpu, cuda or cuda:1 (default: cuda where there is one)"
-    add("--device", device_help, device_argument, default=default_device)
+    add_device_flag(parser)
     args = parser.parse_args(argv)
     if args.vocoder and not (args.save_worst or args.asr):
         parser.error("--vocoder is for the sounds of --save_worst and --asr, which are not given")

@@ -54,7 +54,7 @@ from dataset import (
     write_wav,
 )
 from speech.hub import find_checkpoint
-from speech.voice import WEIGHTS_FILE, Voice, device_argument, load_checkpoint
+from speech.voice import WEIGHTS_FILE, Voice, add_device_flag, load_checkpoint
 
 SOURCES = ("teacher_forced", "recording")
 SETTINGS_FILE = "export.json"  # records where the mels in the folder come from
@@ -179,9 +179,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--num_workers", type=partial(count_argument, least=0), default=2, help=workers_help)
     seed_help = "seed of the prenet's dropout (default: %(default)s)"
     add("--seed", type=seed_argument, default=42, help=seed_help)
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    device_help = "where the model runs, such as cpu or cuda:1 (default: cuda where there is one)"
-    add("--device", type=device_argument, default=default_device, help=device_help)
+    add_device_flag(parser)
     return parser.parse_args(argv)
 
 

@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from tqdm import tqdm
 
 from command_line.files import (
@@ -45,7 +44,7 @@ from speech.speaking import (
 )
 from speech.streaming import stream
 from speech.vocoder import load_vocoder
-from speech.voice import DTYPES, Voice, device_argument, load_checkpoint
+from speech.voice import DTYPES, Voice, add_device_flag, load_checkpoint
 from text.phonemes import load_dictionary, to_phonemes
 from text.splitting import MAX_CHARACTERS, PARAGRAPH_END, split_text
 
@@ -73,7 +72,6 @@ HELP = {
     "speed": "speed of the sound, at the same pitch; the .npy keeps the model's own speed",
     "vocoder": "folder of a HiFi-GAN that makes the sound (needs requirements/vocoder.txt)",
     "dtype": "precision of the matrix products; bfloat16 is faster",
-    "device": "where the model runs, such as cpu, cuda or cuda:1",
 }
 
 
@@ -191,8 +189,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("speed", type=partial(number_between, least=0.25, most=4.0), default=1.0)
     add("vocoder", type=path_argument, metavar="DIR")
     add("dtype", choices=DTYPES, default="float32")
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("device", type=device_argument, default=default_device)
+    add_device_flag(parser)
     args = parser.parse_args(argv)
     if not 0 < args.stop_threshold < 1:
         parser.error(f"--stop_threshold must be between 0 and 1, found {args.stop_threshold}")

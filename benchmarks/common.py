@@ -23,7 +23,7 @@ import torchaudio
 from command_line.files import count_argument
 from command_line.flags import FlagParser
 from model import Tacotron2Config
-from speech.voice import DTYPES, device_argument
+from speech.voice import DTYPES, add_device_flag
 from training.config import add_config_flags, make_config
 
 OURS, PLAIN, TORCHAUDIO = "ours", "ours, plain loops", "torchaudio"
@@ -53,9 +53,7 @@ def make_parser(description: str, **counts: tuple[int, str]) -> argparse.Argumen
 def read_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Flags:
     """Add the flags of the models, their sizes and their device, and read all flags."""
     add = parser.add_argument
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    device_help = "where the models run (default: %(default)s)"
-    add("--device", type=device_argument, default=device, help=device_help)
+    add_device_flag(parser)
     add("--threads", type=count_argument, help="CPU threads of torch; torch's own if unset")
     only_help = "one of the models (default: both)"
     add("--only", choices=(*MODELS, "both"), default="both", help=only_help)

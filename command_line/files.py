@@ -27,6 +27,11 @@ class DataError(ValueError):
         super().__init__(message.rpartition("command_line.files.DataError: ")[2].strip())
 
 
+def one_line(message: object, width: int | None = 200) -> str:
+    """Join the lines of a message, and cut it after `width` characters."""
+    return " ".join(str(message).split())[:width]
+
+
 @contextmanager
 def file_errors() -> Iterator[None]:
     """Turn an OSError in the block, or in the decorated function, into a DataError.

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from command_line.files import DataError
+from command_line.files import DataError, one_line
 
 
 def say(*lines: object, file: TextIO | None = None) -> None:
@@ -25,7 +25,7 @@ def say(*lines: object, file: TextIO | None = None) -> None:
 def warn(message: object) -> None:
     """Print a message to stderr, on one line, after the name of the running script."""
     name = Path(sys.argv[0]).name
-    say(f"{name}: {' '.join(str(message).split())}", file=sys.stderr)
+    say(f"{name}: {one_line(message, None)}", file=sys.stderr)
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def script(main: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return main(argv)
         except DataError as error:
-            sys.exit(f"{name}: {' '.join(str(error).split())}")
+            sys.exit(f"{name}: {one_line(error, None)}")
         except KeyboardInterrupt:
             say(f"{name}: interrupted", file=sys.stderr)
             sys.exit(130)

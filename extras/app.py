@@ -25,6 +25,7 @@ from command_line.files import (
     count_argument,
     file_errors,
     import_extra,
+    one_line,
     path_argument,
 )
 from command_line.flags import FlagParser
@@ -32,7 +33,7 @@ from command_line.main import say, script
 from speech.report import describe_result, find_faults
 from speech.speaking import PAUSES, SpeakingOptions, Synthesis, encode, speak
 from speech.vocoder import load_vocoder
-from speech.voice import CONFIG_FILE, WEIGHTS_FILE, Voice, device_argument, load_checkpoint
+from speech.voice import CONFIG_FILE, WEIGHTS_FILE, Voice, add_device_flag, load_checkpoint
 from text.splitting import MAX_CHARACTERS, split_text
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def answer(text: str, checkpoint: str, vocoder: str, seed: float | None, device:
             hifi_gan = load_vocoder(vocoder, voice.audio_config, device)
         return speak_text(text, voice, SpeakingOptions(seed=int(seed or 0), vocoder=hifi_gan))
     except DataError as error:
-        return f'<p class="problem" role="alert">{html.escape(" ".join(str(error).split()))}</p>'
+        return f'<p class="problem" role="alert">{html.escape(one_line(error, None))}</p>'
 
 
 def make_page(checkpoints: list[str], vocoders: list[str], device: str) -> "gradio.Blocks":
@@ -214,9 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--vocoder", type=path_argument, nargs="+", default=[], metavar="DIR", help=vocoder_help)
     port = partial(count_argument, most=65535)
     add("--port", type=port, help="of the page (default: the first free one from 7860)")
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    device_help = "where the model runs, such as cpu or cuda:1 (default: cuda where there is one)"
-    add("--device", type=device_argument, default=default_device, help=device_help)
+    add_device_flag(parser)
     args = parser.parse_args(argv)
     page = make_page(find_checkpoints(args.checkpoint), args.vocoder, args.device)
     say(f"{launch(page, args.port)}  (Ctrl-C ends it)")

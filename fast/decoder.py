@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from command_line.files import one_line
 from command_line.main import say
 from fast.loops import (
     Attention,
@@ -322,7 +323,7 @@ def find_difference(decoder: nn.Module) -> str | None:
         with torch.inference_mode(False), torch.autocast("cpu", enabled=False), KnownDropout():
             results = [trial_results(either) for either in (plain, twin)]
     except Exception as error:  # a changed part may raise anything
-        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return one_line(f"{type(error).__name__}: {error}")
     for name, ours in results[0].items():
         distance = float((results[1][name] - ours).norm() / ours.norm().clamp_min(1e-30))
         if not distance < TRIAL_TOLERANCE:

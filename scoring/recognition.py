@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from command_line.files import DataError, import_extra
+from command_line.files import DataError, import_extra, one_line
 from text.phonemes import PHONEMES_IN_BRACES
 from text.tokenizer import Tokenizer
 
@@ -49,7 +49,7 @@ def load_recognizer(name: str, device: str) -> Recognizer:
     try:
         pipe = transformers.pipeline(task, model=name, device=device)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise DataError(f"--asr {name}: is no recognizer that can be loaded ({reason})") from None
 
     def recognize(samples: np.ndarray) -> str:

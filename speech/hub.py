@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from command_line.files import DataError, read_json
+from command_line.files import DataError, one_line, read_json
 
 HUB_NAME = re.compile(r"(?P<repo>(?P<user>\w[\w.-]*)/\w[\w.-]*)(?:@(?P<revision>\S+))?", re.ASCII)
 OWN_FIELDS = {"format_version", "audio", "symbols"}  # in config.json of our checkpoints only
@@ -64,5 +64,5 @@ def download(name: str, repo: str, filename: str, revision: str | None) -> Path:
         return Path(hf_hub_download(repo, filename, revision=revision))
     except (*reasons, errors.HTTPError, OSError) as error:
         fitting = [reason for kind, reason in reasons.items() if isinstance(error, kind)]
-        other = f"cannot be downloaded ({' '.join(str(error).split())[:200]})"
+        other = f"cannot be downloaded ({one_line(error)})"
         raise DataError(f"{name}: {(*fitting, other)[0]}") from None

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from command_line.files import DataError, import_extra, read_json
+from command_line.files import DataError, import_extra, one_line, read_json
 from dataset import AudioConfig, clamp_mel, mel_to_audio, to_log_mel
 
 Vocoder = Callable[[Tensor], Tensor]  # natural-log mel (T_mel, num_mels) -> wav (n_samples,)
@@ -73,7 +73,7 @@ def load_vocoder(
     try:
         generator.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise DataError(f"--vocoder {path}: does not fit config.json ({reason})") from None
     generator = generator.to(device).eval().requires_grad_(False)
     return lambda log_mel: generator(log_mel.to(device).float())
@@ -152,7 +152,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = {name.replace("ups.", "upsampler.", 1): x for name, x in state.items()}
         state = {name: weight.float() for name, weight in fold_weight_norm(state).items()}
     except Exception as error:  # torch.load raises nearly anything on a broken file
-        reason = " ".join(str(error).split())[:150]
+        reason = one_line(error, 150)
         raise DataError(f"--vocoder {path}: not a generator's weights ({reason})") from None
     broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
     if broken:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, get_type_hints
 import safetensors.torch
 import torch
 
-from command_line.files import DataError
+from command_line.files import DataError, one_line
 from dataset import AudioConfig
 from fast.decoder import speed_up
 from model import Tacotron2, Tacotron2Config
@@ -162,7 +162,7 @@ def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -
         state = safetensors.torch.load_file(path)
         model.load_state_dict(state)
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise DataError(f"{path}: weights do not fit config.json ({reason})") from None
     broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
     if broken:
@@ -178,6 +178,13 @@ def device_argument(value: str) -> str:
         reason = str(error).split("\n")[0][:120]
         raise argparse.ArgumentTypeError(f"{value} cannot be used ({reason})") from None
     return value
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --device, which is a GPU by default if there is one."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    text = "where the model runs, such as cpu or cuda:1 (default: cuda if there is a GPU, else cpu)"
+    parser.add_argument("--device", type=device_argument, default=default, help=text)
 
 
 def inference_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:

@@ -22,7 +22,7 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from command_line.files import DataError, file_errors, flush_to_disk, put_in_place
+from command_line.files import DataError, file_errors, flush_to_disk, one_line, put_in_place
 from command_line.main import say, warn
 from speech.voice import WEIGHTS_FILE, list_differences, write_config
 from training.config import TrainConfig
@@ -88,7 +88,7 @@ def save_checkpoint(run: Run, state: TrainerState, name: str) -> None:
             flush_to_disk(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         free = shutil.disk_usage(run.folder).free // 2**20  # torch does not say when a disk is full
         raise DataError(
             f"{path}: the checkpoint cannot be written ({reason}; {free} MiB are free there)"
@@ -310,7 +310,7 @@ def refuse_code(path: Path) -> None:
         try:
             content = load_file(file) if file == weights else load_tensors(file, map_location="cpu")
         except Exception as error:  # torch raises nearly anything on a broken file
-            reason = " ".join(str(error).split())[:120]
+            reason = one_line(error, 120)
             raise DataError(f"{file}: refused, not plain tensors and numbers ({reason})") from None
         # If it cannot use these, accelerate continues silently with other random numbers.
         if file.match(RANDOM_STATES_FILE.format("*")) and not set(content) >= RANDOM_STATES:
@@ -337,6 +337,6 @@ def load_run_state(run: Run, path: Path) -> None:
     try:
         run.accelerator.load_state(str(path))
     except Exception as error:  # files with other content raise nearly anything
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise DataError(f"{path}: cannot be loaded ({reason})") from None
     run.accelerator.scaler = scaler
