@@ -210,7 +210,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--worst", worst_help, count_argument, default=5)
     vocoder_help = "folder of a HiFi-GAN that makes these sounds (needs requirements/vocoder.txt)"
     add("--vocoder", vocoder_help, metavar="DIR")
-    add("--batch_size", "clips at once (default: %(default)s)", count_argument, default=32)
+    add("--batch_size", "clips per batch (default: %(default)s)", count_argument, default=32)
     steps_help = "frames after which free running is cut (default: %(default)s)"
     add("--max_decoder_steps", steps_help, count_argument, default=MAX_DECODER_STEPS)
     seed_help = "seed of the prenet's dropout (default: %(default)s)"

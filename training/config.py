@@ -30,7 +30,7 @@ def name_argument(value: str) -> str:
 class TrainConfig:
     """The flags of a run. A wrong value raises a ValueError that names its flag."""
 
-    working_directory: Annotated[str, "folder in which every experiment has its own"]
+    working_directory: Annotated[str, "folder that holds a folder for each experiment"]
     save_audio_gen: Annotated[str, "folder for the pictures and wavs of each validation"]
     path_to_train_manifest: Annotated[str, "train_metadata.csv of prep_splits.py"]
     path_to_val_manifest: Annotated[str, "test_metadata.csv of prep_splits.py"]
@@ -50,24 +50,24 @@ class TrainConfig:
         "clips per device and step; where memory is short, halve it and double "
         "--gradient_accumulation_steps, because small batches align later",
     ] = 64
-    gradient_accumulation_steps: Annotated[int, "batches added up to one optimizer step"] = 1
+    gradient_accumulation_steps: Annotated[int, "batches accumulated for one optimizer step"] = 1
     sync_batch_norm: Annotated[bool, "batch norm over the batches of all GPUs together"] = False
     learning_rate: Annotated[
         float, "Adam's learning rate until the decay begins; far from 1e-3 attention may not align"
     ] = 1e-3
-    min_learning_rate: Annotated[float, "learning rate that the decay ends at"] = 1e-5
+    min_learning_rate: Annotated[float, "learning rate at which the decay ends"] = 1e-5
     start_decay_epochs: Annotated[
         int | None, "epoch at which the decay begins; half of all if unset"
     ] = None
     warmup_steps: Annotated[int, "steps in which the rate rises from 0; 0 is off"] = 100
     weight_decay: Annotated[float, "Adam's L2 penalty"] = 1e-6
     adam_eps: Annotated[float, "Adam's epsilon"] = 1e-6
-    max_grad_norm: Annotated[float, "gradients are scaled down to this norm"] = 1.0
+    max_grad_norm: Annotated[float, "norm to which larger gradients are clipped"] = 1.0
     guided_attention_weight: Annotated[float, "guided attention's weight at step 0; 0 is off"] = 5.0
     guided_attention_sigma: Annotated[float, "width of its diagonal, share of the clip"] = 0.2
     guided_attention_steps: Annotated[
         int,
-        "step at which its weight has fallen to 0; for too long, it forces a straight line that "
+        "step at which its weight has fallen to 0; a later one forces a straight line that "
         "does not follow the speech",
     ] = 300
     drop_frame_rate: Annotated[
@@ -91,11 +91,10 @@ class TrainConfig:
     ] = 30.0
     keep_checkpoints: Annotated[
         int | None,
-        "how many of the latest checkpoints to keep; all if unset, 340 MB each at the default "
-        "sizes",
+        "number of latest checkpoints to keep; all if unset, 340 MB each at the default sizes",
     ] = None
     keep_pictures: Annotated[
-        int, "how many epochs to keep pictures and sounds of, more of the early ones"
+        int, "number of epochs whose pictures and sounds are kept, more of them early ones"
     ] = 30
     vocoder: Annotated[
         str | None, "folder of a HiFi-GAN for the sounds of validations; Griffin-Lim if unset"
