@@ -4,17 +4,17 @@
     python synthesize.py --checkpoint voices/nvidia --text "Printing." --output_dir spoken
     python convert_checkpoint.py --from work_dir/tacotron2/final_checkpoint --to torchaudio out.pt
 
-Both peers have the model's tensors in the same shapes under other names. Sizes are read off the
-shapes; an entry that is missing, unknown or of another shape ends the conversion. Exported files
-load in the peer with `strict=True`. Files are read as plain tensors only, never as code.
+Both peers have the model's tensors in the same shapes under other names. The script reads the sizes
+off the shapes; an entry that is missing, unknown or of another shape ends the conversion. Exported
+files load in the peer with `strict=True`. Files are read as plain tensors only, never as code.
 
-A state dict does not say how its mels were made, so the peers' defaults are taken: 22050 Hz, 1024
-samples every 256, filters up to 8000 Hz, natural-log mels. torchaudio's weights for WaveRNN have
-other mels: correct "audio" in the config.json that this script writes. The symbols follow from
-their number (148: NVIDIA's; 38 and 96: torchaudio's characters and phonemes), or come from
---symbols, a JSON list that begins with padding. Cleaned text is in lower case, so NVIDIA's capitals
-are never used. Phonemes are spoken from ARPAbet in braces, "{T ER1 N} left", or by
-`synthesize.py --phonemes`.
+A state dict does not say how its mels were made, so the script assumes the peers' defaults: 22050
+Hz, 1024 samples every 256, filters up to 8000 Hz, natural-log mels. torchaudio's weights for
+WaveRNN were trained on other mels: correct "audio" in the config.json that this script writes.
+The number of symbols decides which symbols they are (148: NVIDIA's; 38 and 96: torchaudio's
+characters and phonemes), unless --symbols names a JSON list that begins with padding. Cleaned text
+is in lower case, so NVIDIA's capitals are never used. To speak phonemes, write ARPAbet in braces,
+"{T ER1 N} left", or use `synthesize.py --phonemes`.
 """
 
 import os
@@ -43,9 +43,9 @@ from text.phonemes import ARPABET
 from text.tokenizer import Tokenizer
 
 LAYOUTS = ("torchaudio", "nvidia")
-COUNTER = ".num_batches_tracked"  # of a batch norm; files from before PyTorch 0.4.1 lack it
+COUNTER = ".num_batches_tracked"  # a batch norm's; files from before PyTorch 0.4.1 lack it
 
-# How our names begin -> how torchaudio's do; the first that fits counts, other names are the same.
+# Prefixes of our names -> torchaudio's. The first that matches is used; other names are the same.
 TORCHAUDIO_NAMES = {
     "encoder.embedding.": "embedding.",
     "decoder.attention.key_layer.": "decoder.attention_layer.memory_layer.",
@@ -59,7 +59,7 @@ TORCHAUDIO_NAMES = {
 NVIDIA_CONV = re.compile(r"(convolutions\.\d+\.0|_conv)\.(weight|bias)$")
 NVIDIA_LINEAR = re.compile(r"(layers\.\d+|_layer|\.v|_dense|_projection)\.(weight|bias)$")
 
-# The tensor, by our name, and the dimension that each size of the model is read off.
+# For each size of the model, the tensor (by our name) and the dimension that it is read off.
 SIZES = {
     "vocab_size": ("encoder.embedding.weight", 0),
     "character_embed_dim": ("encoder.embedding.weight", 1),
@@ -135,7 +135,7 @@ def infer_config(state: dict[str, Tensor], layout: str) -> Tacotron2Config:
 
 
 def find_faults(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
-    """Say of each entry that is missing, unknown, or of another shape or kind what is wrong."""
+    """List the entries that are missing, unknown, or of another shape or kind, each in a phrase."""
     faults = [f"{name} is missing" for name in expected if name not in state]
     for name, found in state.items():
         if name not in expected:
@@ -169,7 +169,7 @@ def model_from_peer(state: dict[str, Tensor], layout: str, path: Path) -> Tacotr
 
 
 def read_symbols(path: str | None, n_symbols: int) -> Tokenizer:
-    """Read the symbols from a JSON file, or without one, take those of the peer with so many."""
+    """Read the symbols from a JSON file; without one, use the peer's table of n_symbols symbols."""
     if path is None:
         if n_symbols not in SYMBOLS:
             raise DataError(f"no table of {n_symbols} symbols is known: give it as --symbols FILE")
@@ -197,8 +197,8 @@ def import_peer(layout: str, source: Path, target: Path, symbols: str | None) ->
 
     write_target(target, write)
     if not any(symbol in LOWER_CASE for symbol in tokenizer.symbols[1:]):
-        but = " but as phonemes, by --phonemes" if tokenizer.has_phonemes else ""
-        say(f"warning: its symbols hold no lower-case letter, text cannot be spoken with it{but}")
+        but = ", only phonemes, with --phonemes" if tokenizer.has_phonemes else ""
+        say(f"warning: no symbol is a lower-case letter, so this voice cannot speak text{but}")
     say(f"{target}: {tokenizer.vocab_size} symbols, log mels")
 
 
@@ -220,7 +220,7 @@ def export_voice(source: Path, layout: str, target: Path) -> None:
 
 @file_errors()
 def check_target(path: Path, is_folder: bool, overwrite: bool) -> None:
-    """Refuse to replace what exists, except with --overwrite what this script has written."""
+    """Refuse an existing target, unless this script wrote it and --overwrite is given."""
     check_writable("--to", path.parent)
     if not os.path.lexists(path):
         return
@@ -243,7 +243,7 @@ def write_target(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def parse_end(flag: str, values: list[str]) -> tuple[str | None, Path]:
-    """Parse what a flag gives: a layout and a file, or a folder, whose layout is None."""
+    """Parse the values of --from or --to as (layout, file), or as (None, folder)."""
     path = Path(os.path.abspath(os.path.expanduser(values[-1])))
     if len(values) == 1 and values[0] and values[0] not in LAYOUTS:
         return None, path
@@ -254,7 +254,7 @@ def parse_end(flag: str, values: list[str]) -> tuple[str | None, Path]:
 
 @script
 def main(argv: list[str] | None = None) -> None:
-    """Convert as the flags say; nothing is written when it cannot be done."""
+    """Convert one end to the other, or write nothing."""
     parser = FlagParser(description=__doc__.split("\n")[0])
     ends = {"nargs": "+", "required": True, "metavar": "DIR | LAYOUT FILE"}
     parser.add_argument("--from", dest="source", help="what to read", **ends)

@@ -4,13 +4,13 @@
         --path_to_manifest data/test_metadata.csv --output_json report.json \
         --output_csv clips.csv --save_worst worst
 
-The table has, teacher forced and free running, the alignment's focus (how sharp it is), coverage
-(the share of characters it visits) and monotonicity (the share of its steps that do not go back).
-Of free running it also has the share of clips that stop by themselves, their lengths beside the
-recordings', one score made of all these, and the mel-cepstral distortion from the recording's mel.
-`--word_times` takes the true starts of words, as make_demo_corpus.py writes them, and adds the
-errors of the alignment's word starts, beside those of a straight diagonal, which is what a fake
-alignment scores. `--asr` adds a speech recognizer's errors, see scoring/recognition.py.
+For teacher forcing and for free running, the table has the alignment's focus (how sharp it is),
+coverage (the share of characters it visits) and monotonicity (the share of its steps that do not go
+back). For free running it also has the share of clips that stop by themselves, their lengths
+compared with the recordings', one score made of all these, and the mel-cepstral distortion from the
+recording's mel. `--word_times` takes the true starts of words, as make_demo_corpus.py writes them,
+and adds the errors of the alignment's word starts, beside those of a straight diagonal, which is
+what a fake alignment scores. `--asr` adds a speech recognizer's errors, see scoring/recognition.py.
 """
 
 import argparse
@@ -58,11 +58,11 @@ from scoring.scores import (
 from scoring.summary import WORD_ERRORS, make_report
 from speech.speaking import MAX_DECODER_STEPS
 from speech.vocoder import Vocoder, load_vocoder, to_audio
-from speech.voice import Voice, device_argument, load_checkpoint
+from speech.voice import Voice, add_device_flag, load_checkpoint
 
 
 class ScoredClip(NamedTuple):
-    """A clip's scores, and what its picture and sound are made of."""
+    """A clip's scores, and the tensors for its picture and sound."""
 
     row: dict[str, Any]  # the clip's scores by name; WORD_ERRORS are lists, in seconds
     recording: Tensor  # (T_mel of the recording, num_mels)
@@ -132,7 +132,7 @@ def describe_evaluation(args: argparse.Namespace) -> dict[str, Any]:
     """Describe what was evaluated, on what and how, so that the numbers can be reproduced."""
     path = Path(args.checkpoint) / "trainer_state.json"  # a converted checkpoint has none
     state = read_json(path, str(path)) if os.path.isfile(path) else {}
-    is_folder = os.path.isdir(args.checkpoint)  # or else a name on the Hub
+    is_folder = os.path.isdir(args.checkpoint)  # otherwise it is a name on the Hub
     return {
         "checkpoint": os.path.abspath(args.checkpoint) if is_folder else args.checkpoint,
         "step": state.get("step") if isinstance(state, dict) else None,
@@ -169,7 +169,9 @@ def print_report(report: dict[str, Any]) -> None:
     say(*(f"{label:<{width}}  {value}" for label, value in rows))
 
 
-def save_worst(worst: list[ScoredClip], voice: Voice, folder: Path, vocoder: Any) -> None:
+def save_worst(
+    worst: list[ScoredClip], voice: Voice, folder: Path, vocoder: Vocoder | None
+) -> None:
     """Replace the folder's worst_1.png, worst_1.wav and so on.
 
     The picture shows both mels and the free-running alignment; the sound is free running.
@@ -191,6 +193,7 @@ def save_worst(worst: list[ScoredClip], voice: Voice, folder: Path, vocoder: Any
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the flags."""
     parser = FlagParser(description=__doc__.split("\n")[0])
 
     def add(flag: str, help: str, type: Any = path_argument, **options: Any) -> None:
@@ -203,17 +206,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--output_json", "file for the numbers")
     add("--output_csv", "file for a table with a row for each clip")
     add("--save_worst", "folder for pictures and sounds of the worst clips", metavar="DIR")
-    add("--worst", "how many (default: %(default)s)", count_argument, default=5)
+    worst_help = "number of clips that --save_worst saves (default: %(default)s)"
+    add("--worst", worst_help, count_argument, default=5)
     vocoder_help = "folder of a HiFi-GAN that makes these sounds (needs requirements/vocoder.txt)"
     add("--vocoder", vocoder_help, metavar="DIR")
-    add("--batch_size", "clips at once (default: %(default)s)", count_argument, default=32)
+    add("--batch_size", "clips per batch (default: %(default)s)", count_argument, default=32)
     steps_help = "frames after which free running is cut (default: %(default)s)"
     add("--max_decoder_steps", steps_help, count_argument, default=MAX_DECODER_STEPS)
     seed_help = "seed of the prenet's dropout (default: %(default)s)"
     add("--seed", seed_help, seed_argument, default=42)
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    device_help = "such as cpu, cuda or cuda:1 (default: cuda where there is one)"
-    add("--device", device_help, device_argument, default=default_device)
+    add_device_flag(parser)
     args = parser.parse_args(argv)
     if args.vocoder and not (args.save_worst or args.asr):
         parser.error("--vocoder is for the sounds of --save_worst and --asr, which are not given")
@@ -221,7 +223,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_word_times(path: str, clips: TTSDataset) -> dict[str, list[dict]]:
-    """Read word_times.json: by the stem of each clip's name its words, see word_start_errors."""
+    """Read word_times.json: the words of each clip, by its file's stem (see word_start_errors)."""
     word_times = read_json(path, f"--word_times {path}")
     try:
         for words in word_times.values():
@@ -236,7 +238,7 @@ def read_word_times(path: str, clips: TTSDataset) -> dict[str, list[dict]]:
 
 
 def check_outputs(args: argparse.Namespace) -> None:
-    """Refuse files and folders that cannot be written, before the work."""
+    """Refuse files and folders that cannot be written, before any work is done."""
     for name in ("output_json", "output_csv"):
         path = getattr(args, name)
         if path and os.path.isdir(path):
@@ -306,6 +308,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 @script
 def main(argv: list[str] | None = None) -> None:
+    """Evaluate the checkpoint and print the table."""
     print_report(run(parse_args(argv)))
 
 

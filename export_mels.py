@@ -1,19 +1,19 @@
-"""Write what jik876/hifi-gan's fine-tuning reads: mels, wavs and filelists of whole manifests.
+"""Export mels, wavs and filelists of whole manifests, to fine-tune jik876/hifi-gan on them.
 
     python export_mels.py --checkpoint work_dir/tacotron2/final_checkpoint \
         --path_to_manifest data/train_metadata.csv data/test_metadata.csv --output_dir mels
 
---output_dir gets, for each clip, ID.npy, the natural-log mel, float32, (num_mels, n_samples //
-hop_size), and wavs/ID.wav, the recording, 16-bit at the checkpoint's sampling rate; and for each
-manifest a filelist of lines ID|text, named after it. In HiFi-GAN's folder, then:
+For each clip the script writes to --output_dir ID.npy, the natural-log mel, float32, (num_mels,
+n_samples // hop_size), and wavs/ID.wav, the recording, 16-bit at the checkpoint's sampling rate.
+For each manifest it writes a filelist of lines ID|text, named after it. Then, in HiFi-GAN's folder:
 
     python train.py --fine_tuning True --config config_v1.json \
         --input_mels_dir mels --input_wavs_dir mels/wavs \
         --input_training_file mels/train_metadata.txt --input_validation_file mels/test_metadata.txt
 
 The checkpoint makes the mels by teacher forcing, so that each frame belongs to the samples of the
-recording; with --source recording they are the recordings' own. A call that was stopped continues
-where it was.
+recording; with --source recording they are the recordings' own. If the export is interrupted, the
+same command continues it.
 """
 
 import argparse
@@ -54,12 +54,12 @@ from dataset import (
     write_wav,
 )
 from speech.hub import find_checkpoint
-from speech.voice import WEIGHTS_FILE, Voice, device_argument, load_checkpoint
+from speech.voice import WEIGHTS_FILE, Voice, add_device_flag, load_checkpoint
 
 SOURCES = ("teacher_forced", "recording")
-SETTINGS_FILE = "export.json"  # says where the mels in the folder come from
-# HiFi-GAN cuts segments of this length out of the clips. It fails on a clip that is not longer, and
-# pads a shorter one with zeros, which are no silence in a log mel.
+SETTINGS_FILE = "export.json"  # records where the mels in the folder come from
+# HiFi-GAN cuts segments of this length out of the clips. It fails on a clip of exactly this length
+# in frames, and pads a shorter one with zeros, which are not silence in a log mel.
 SEGMENT_SAMPLES = 8192
 
 
@@ -99,18 +99,18 @@ def export_manifest(
     clips: TTSDataset, voice: Voice, output_dir: Path, args: argparse.Namespace
 ) -> None:
     """Write the mels and wavs of a manifest's clips that are not there yet."""
-    left = [
+    missing = [
         i
         for i, path in enumerate(clips.paths)
         if not (mel_path(path, output_dir).is_file() and wav_path(path, output_dir).is_file())
     ]
-    left.sort(key=lambda i: clips.n_frames[i], reverse=True)  # little padding; memory peaks first
+    missing.sort(key=lambda i: clips.n_frames[i], reverse=True)  # little padding, peak memory first
     with (
         ThreadPoolExecutor(max(1, args.num_workers)) as pool,
-        tqdm(total=len(clips), initial=len(clips) - len(left), unit="clip", disable=None) as bar,
+        tqdm(total=len(clips), initial=len(clips) - len(missing), unit="clip", disable=None) as bar,
     ):
-        for start in range(0, len(left), args.batch_size):
-            utterances = list(pool.map(clips.__getitem__, left[start : start + args.batch_size]))
+        for start in range(0, len(missing), args.batch_size):
+            utterances = list(pool.map(clips.__getitem__, missing[start : start + args.batch_size]))
             mels = make_mels(voice, utterances, args.source)
             for mel, utterance in zip(mels, utterances, strict=True):
                 write_clip(mel, utterance.path, voice.audio_config, output_dir)
@@ -134,14 +134,14 @@ def write_filelist(clips: TTSDataset, output_dir: Path, name: str) -> None:
 
 
 def check_names(paths: Iterable[str]) -> None:
-    """Refuse two recordings of one name, by which HiFi-GAN knows a clip, and names with a |."""
+    """Refuse names that two recordings share, as HiFi-GAN knows clips by name, or that hold a |."""
     seen: dict[str, str] = {}
     for path in paths:
         stem = Path(path).stem
         if "|" in stem or len(stem.splitlines()) != 1:
             raise DataError(f"{path!r}: a filelist cannot hold this name, as | ends its column")
         if seen.setdefault(stem, path) != path:
-            raise DataError(f"{path} and {seen[stem]} have one name, and would have one mel")
+            raise DataError(f"{path} and {seen[stem]} have the same name and would share one mel")
 
 
 @file_errors()
@@ -169,32 +169,30 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--checkpoint", type=path_argument, required=True, help=checkpoint_help)
     manifest_help = "CSVs of prep_splits.py, each of which gets a filelist"
     add("--path_to_manifest", type=path_argument, nargs="+", required=True, help=manifest_help)
-    output_help = "folder for the mels, wavs and filelists; what it has is not made again"
+    output_help = "folder for the mels, wavs and filelists; clips that it has are not made again"
     add("--output_dir", type=path_argument, required=True, help=output_help)
     source_help = "the checkpoint's mels, or the recordings' own (default: %(default)s)"
     add("--source", choices=SOURCES, default=SOURCES[0], help=source_help)
-    batch_help = "clips at once (default: %(default)s)"
+    batch_help = "clips per batch (default: %(default)s)"
     add("--batch_size", type=count_argument, default=32, help=batch_help)
-    workers_help = "recordings that are read at once (default: %(default)s)"
+    workers_help = "recordings to read at once (default: %(default)s)"
     add("--num_workers", type=partial(count_argument, least=0), default=2, help=workers_help)
-    seed_help = "of the prenet's dropout (default: %(default)s)"
+    seed_help = "seed of the prenet's dropout (default: %(default)s)"
     add("--seed", type=seed_argument, default=42, help=seed_help)
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    device_help = "such as cpu, cuda or cuda:1 (default: cuda where there is one)"
-    add("--device", type=device_argument, default=default_device, help=device_help)
+    add_device_flag(parser)
     return parser.parse_args(argv)
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
-    """Export every manifest; a clip that cannot be read ends it."""
+    """Export every manifest; stop at a clip that cannot be read."""
     args = parse_args(argv)
     output_dir = Path(args.output_dir)
     checkpoint = find_checkpoint(args.checkpoint)
     voice = load_checkpoint(checkpoint, args.device)
     names = [Path(path).stem for path in args.path_to_manifest]
     if len({*names}) < len(names):
-        raise DataError("--path_to_manifest: two have one name, and would have one filelist")
+        raise DataError("--path_to_manifest: two have the same name and would share one filelist")
     manifests = [
         TTSDataset(path, voice.audio_config, voice.tokenizer) for path in args.path_to_manifest
     ]

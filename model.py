@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-MAX_SIZE = 16384  # of every size; a larger model would only run out of memory
+MAX_SIZE = 16384  # the largest value of any size; a larger model would only run out of memory
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution that keeps the length, then batch norm: (B, C_in, T) -> (B, C_out, T)."""
+    """A convolution that keeps the length, then batch norm: (B, C_in, T) -> (B, C_out, T)."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, gain: str) -> None:
         conv = nn.Conv1d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
@@ -272,7 +272,7 @@ class Decoder(nn.Module):
         nn.init.xavier_uniform_(self.stop_projection.weight, gain=nn.init.calculate_gain("sigmoid"))
 
     def initial_state(self, encoder_outputs: Tensor) -> DecoderState:
-        """Make the state before the first frame: zeros, in at least float32 also under autocast."""
+        """Make the state before the first frame: zeros, float32 or wider even under autocast."""
         batch_size, n_text, text_dim = encoder_outputs.shape
         dtype = torch.promote_types(encoder_outputs.dtype, torch.float32)
         rnn, context, alignment = (
@@ -361,7 +361,7 @@ class Decoder(nn.Module):
         max_decoder_steps: int,
         stop_threshold: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run freely to the end, see `run_freely`; returns what `forward` returns."""
+        """Run freely to the end, see `run_freely`; return the same tensors as `forward`."""
         parts = self.run_freely(encoder_outputs, padding_mask, max_decoder_steps, stop_threshold)
         return tuple(torch.cat(part, dim=1) for part in zip(*parts, strict=True))
 
@@ -372,10 +372,10 @@ class Decoder(nn.Module):
         max_decoder_steps: int,
         stop_threshold: float,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Predict frame t from the predicted frame t - 1; yield what `forward` returns by frames.
+        """Predict frame t from the predicted frame t - 1; yield the tensors of `forward` by frames.
 
-        The end is the frame by which the stop token of every clip has been above stop_threshold
-        once, or frame max_decoder_steps.
+        It ends once the stop token of every clip has been above stop_threshold, and at the latest
+        after max_decoder_steps frames.
         """
         keys = self.attention.key_layer(encoder_outputs)
         state = self.initial_state(encoder_outputs)

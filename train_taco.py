@@ -1,4 +1,4 @@
-"""Trains Tacotron 2 by teacher forcing, on one or many GPUs or on a CPU.
+"""Train Tacotron 2 by teacher forcing, on one or many GPUs or on a CPU.
 
     accelerate launch --quiet --num_processes 1 train_taco.py \
         --experiment_name tacotron2 --run_name first \
@@ -6,9 +6,10 @@
         --path_to_train_manifest data/train_metadata.csv \
         --path_to_val_manifest data/test_metadata.csv
 
-Without --num_processes accelerate takes every GPU of the machine. `train_taco.sh` shows every flag.
+Without --num_processes accelerate uses every GPU of the machine. `train_taco.sh` shows every flag.
 Checkpoints go to WORKING_DIRECTORY/EXPERIMENT_NAME, the pictures and sounds of each validation to
-SAVE_AUDIO_GEN/EXPERIMENT_NAME. Read from top to bottom: schedules, one step, an epoch, the run.
+SAVE_AUDIO_GEN/EXPERIMENT_NAME. Read this file from top to bottom: the schedules, one step, one
+epoch, the run.
 """
 
 import contextlib
@@ -33,7 +34,10 @@ from training.validation import is_new_best, report_epoch, validate
 
 
 def learning_rate(step: int, epoch: float, config: TrainConfig) -> float:
-    """Rise linearly, stay constant, then decay exponentially over the (fractional) epochs."""
+    """Compute the rate: it rises over steps, stays constant, then decays exponentially over epochs.
+
+    `epoch` has a fraction.
+    """
     start = config.start_decay_epochs
     start = config.training_epochs / 2 if start is None else start
     progress = (epoch - start) / max(config.training_epochs - start, 1e-9)
@@ -43,7 +47,10 @@ def learning_rate(step: int, epoch: float, config: TrainConfig) -> float:
 
 
 def guided_attention_weight(step: int, config: TrainConfig) -> float:
-    """Fall linearly to 0 at --guided_attention_steps: a scaffold until attention aligns itself."""
+    """Compute the weight, which falls linearly to 0 at --guided_attention_steps.
+
+    Guided attention is a scaffold until the model aligns by itself.
+    """
     if step >= config.guided_attention_steps:
         return 0.0
     return config.guided_attention_weight * (1.0 - step / config.guided_attention_steps)
@@ -52,7 +59,7 @@ def guided_attention_weight(step: int, config: TrainConfig) -> float:
 def drop_frames(mels: Tensor, mel_lengths: Tensor, rate: float) -> Tensor:
     """Replace a share of the teacher frames (B, T_mel, num_mels) by the batch's mean frame.
 
-    What the previous frame does not tell, the decoder has to take from the text, so that it
+    The decoder then has to take from the text what the previous frame no longer tells it, and
     learns to attend sooner (Liu et al. 2019, arXiv 1909.01145).
     """
     if rate == 0:
@@ -78,7 +85,7 @@ def train_step(run: Run, batches: list[Batch], step: int) -> dict[str, float]:
     neither the number of processes nor the way a batch is split up changes the gradient.
 
     Returns:
-        The losses by name, and the gradient's norm before clipping as grad_norm, and n_frames.
+        The losses by name, the gradient's norm before clipping (grad_norm), and n_frames.
     """
     config, accelerator = run.config, run.accelerator
     n_frames = count_frames(run, batches)
@@ -107,7 +114,7 @@ def train_step(run: Run, batches: list[Batch], step: int) -> dict[str, float]:
     # The one place where the host waits for the device. All processes get the same numbers.
     numbers = torch.cat([totals, torch.stack([grad_norm, n_frames])]).tolist()
     losses = dict(zip((*LOSSES, "grad_norm", "n_frames"), numbers, strict=True))
-    # Under fp16 a gradient may overflow: accelerate then skips the update and scales less.
+    # Under fp16 a gradient may overflow: accelerate skips the update and lowers the loss scale.
     to_check = losses["loss"] if accelerator.scaler else losses["loss"] + losses["grad_norm"]
     if not math.isfinite(to_check):
         raise FloatingPointError("the loss or its gradient is not finite")
@@ -132,14 +139,14 @@ def train_epoch(run: Run, state: TrainerState) -> None:
         state.count_step(losses, rate)
         run.progress.show(state, losses)
         trim_memory(run.accelerator.device, state.step)
-        if checkpoint_is_due(run):  # by the clock, or because a signal asks for the end
+        if checkpoint_is_due(run):  # the time is up, or a signal asks the run to stop
             save_checkpoint(run, state, f"checkpoint_{state.epoch}_step_{state.step}")
             stop_if_asked(run, state)
     run.progress.end_epoch()
 
 
 def finish_epoch(run: Run, state: TrainerState) -> None:
-    """Validate where it is due, report the epoch, and write its checkpoints."""
+    """Validate if that is due, report the epoch, and write its checkpoints."""
     config, epoch = run.config, state.epoch + 1
     row = {"epoch": epoch, "step": state.step, **state.mean_losses()}
     media = {}
@@ -158,7 +165,7 @@ def finish_epoch(run: Run, state: TrainerState) -> None:
 
 
 def train(run: Run, state: TrainerState) -> None:
-    """Train from where the run stands to its final checkpoint."""
+    """Train from the current state to the final checkpoint."""
     epoch = state.epoch + state.epoch_step / run.steps_per_epoch
     before, now = state.learning_rate, learning_rate(state.step, epoch, run.config)
     if before and run.accelerator.is_main_process and not 0.8 < now / before < 1.25:

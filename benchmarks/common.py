@@ -1,4 +1,4 @@
-"""What the benchmarks share: the peer model, counted FLOPs, the device's speed, timing, tables.
+"""Shared by the benchmarks: the peer model, counted FLOPs, the device's speed, timing, tables.
 
 The floor of a time is the model's FLOPs over the rate of a large matrix product of that dtype,
 measured on the device in the same run. The FLOPs are those of the paper's model: an implementation
@@ -23,7 +23,7 @@ import torchaudio
 from command_line.files import count_argument
 from command_line.flags import FlagParser
 from model import Tacotron2Config
-from speech.voice import DTYPES, device_argument
+from speech.voice import DTYPES, add_device_flag
 from training.config import add_config_flags, make_config
 
 OURS, PLAIN, TORCHAUDIO = "ours", "ours, plain loops", "torchaudio"
@@ -36,7 +36,7 @@ Flags = tuple[argparse.Namespace, Tacotron2Config]
 
 
 def make_parser(description: str, **counts: tuple[int, str]) -> argparse.ArgumentParser:
-    """Make a parser that shows a script's docstring as it stands.
+    """Make a parser that shows a script's docstring without reformatting it.
 
     Each of `counts` is a flag that takes a whole number: its default and its help.
     """
@@ -51,11 +51,9 @@ def make_parser(description: str, **counts: tuple[int, str]) -> argparse.Argumen
 
 
 def read_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Flags:
-    """Read the flags; first add those of the models, their sizes and their device."""
+    """Add the flags of the models, their sizes and their device, and read all flags."""
     add = parser.add_argument
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    device_help = "where the models run (default: %(default)s)"
-    add("--device", type=device_argument, default=device, help=device_help)
+    add_device_flag(parser)
     add("--threads", type=count_argument, help="CPU threads of torch; torch's own if unset")
     only_help = "one of the models (default: both)"
     add("--only", choices=(*MODELS, "both"), default="both", help=only_help)
@@ -78,17 +76,25 @@ def build_torchaudio(config: Tacotron2Config, **options: Any) -> torchaudio.mode
     """Build torchaudio's model in our sizes; its dropout outside the decoder is always 0.5."""
     c = config
     return torchaudio.models.Tacotron2(
-        n_mels=c.num_mels, n_symbol=c.vocab_size, symbol_embedding_dim=c.character_embed_dim,
-        encoder_embedding_dim=c.encoder_embed_dim, encoder_n_convolution=c.encoder_n_convolutions,
-        encoder_kernel_size=c.encoder_kernel_size, decoder_rnn_dim=c.decoder_rnn_embed_dim,
-        decoder_dropout=c.decoder_dropout_p, attention_rnn_dim=c.decoder_rnn_embed_dim,
-        attention_hidden_dim=c.attention_dim, attention_dropout=c.attention_dropout_p,
+        n_mels=c.num_mels,
+        n_symbol=c.vocab_size,
+        symbol_embedding_dim=c.character_embed_dim,
+        encoder_embedding_dim=c.encoder_embed_dim,
+        encoder_n_convolution=c.encoder_n_convolutions,
+        encoder_kernel_size=c.encoder_kernel_size,
+        decoder_rnn_dim=c.decoder_rnn_embed_dim,
+        decoder_dropout=c.decoder_dropout_p,
+        attention_rnn_dim=c.decoder_rnn_embed_dim,
+        attention_hidden_dim=c.attention_dim,
+        attention_dropout=c.attention_dropout_p,
         attention_location_n_filter=c.attention_location_n_filters,
         attention_location_kernel_size=c.attention_location_kernel_size,
-        prenet_dim=c.decoder_prenet_dim, postnet_n_convolution=c.decoder_postnet_num_convs,
+        prenet_dim=c.decoder_prenet_dim,
+        postnet_n_convolution=c.decoder_postnet_num_convs,
         postnet_kernel_size=c.decoder_postnet_kernel_size,
-        postnet_embedding_dim=c.decoder_postnet_n_filters, **options,
-    )  # fmt: skip
+        postnet_embedding_dim=c.decoder_postnet_n_filters,
+        **options,
+    )
 
 
 def forward_macs(
@@ -135,14 +141,14 @@ def forward_flops(config: Tacotron2Config, batch_size: int, n_text: int, n_mel: 
 
 
 def decoder_step_weights(config: Tacotron2Config) -> int:
-    """Count the weights that one decoder step has to read, whatever the batch size."""
+    """Count the weights that one decoder step has to read, at any batch size."""
     one = forward_macs(config, batch_size=1, n_text=1, n_mel=1)
     parts = ("prenet", "attention LSTM", "attention query", "decoder LSTM", "projections")
     return sum(one[part] for part in parts)  # one multiply-add each
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """Return the seconds until the device has done what `function` asks of it."""
+    """Measure the seconds until the device has finished the work of `function`."""
     wait = (torch.cpu if device.type == "cpu" else torch.accelerator).synchronize
     wait(device)
     start = time.perf_counter()
@@ -169,7 +175,7 @@ def read_rate(device: torch.device, n_bytes: int) -> float:
 
 
 def print_device(device: torch.device) -> str:
-    """Print and return a line on the machine and the version of PyTorch."""
+    """Print and return a line about the machine and the version of PyTorch."""
     cpus = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", cpus.read_text() if cpus.exists() else "")
     name = found[1] if found else platform.processor() or platform.machine()

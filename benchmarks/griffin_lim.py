@@ -1,4 +1,4 @@
-"""Mel to sound by Griffin-Lim: how near the sound's mel comes, and what it costs on one core.
+"""Measure Griffin-Lim: how near the sound's mel comes, and what it costs on one core.
 
     OMP_NUM_THREADS=1 python benchmarks/griffin_lim.py --recordings LJSpeech-1.1/wavs
 
@@ -52,10 +52,10 @@ def librosa_nnls(mel: Tensor, filters: Tensor) -> Tensor:
     return torch.from_numpy(librosa.util.nnls(filters.numpy(), mel.numpy())).float()
 
 
-def multiplicative(mel: Tensor, filters: Tensor, divergence: str, steps: int = 20) -> Tensor:
-    """Update magnitudes by factors that lower one of two divergences."""
+def multiplicative(mel: Tensor, filters: Tensor, divergence: str) -> Tensor:
+    """Update magnitudes 20 times by factors that lower one of two divergences."""
     magnitude = torch.ones(filters.shape[1], mel.shape[1])
-    for _ in range(steps):
+    for _ in range(20):
         found = (filters @ magnitude).clamp_min(1e-10)
         if divergence == "Kullback-Leibler":
             gain = (filters.t() @ (mel / found)) / filters.sum(dim=0)[:, None].clamp_min(1e-10)
@@ -76,9 +76,17 @@ def fixed_magnitudes(
     filters = mel_filters(c, mel.device)
     magnitude = invert(to_log_mel(longer, c).exp().t(), filters)
     wav = torchaudio.functional.griffinlim(
-        magnitude, torch.hann_window(c.window_size), c.n_fft, c.hop_size, c.window_size,
-        power=1.0, n_iter=n_iter, momentum=momentum, length=None, rand_init=True,
-    )  # fmt: skip
+        magnitude,
+        torch.hann_window(c.window_size),
+        c.n_fft,
+        c.hop_size,
+        c.window_size,
+        power=1.0,
+        n_iter=n_iter,
+        momentum=momentum,
+        length=None,
+        rand_init=True,
+    )
     return wav[edge * c.hop_size - c.hop_size // 2 :][: len(mel) * c.hop_size]
 
 
@@ -109,7 +117,7 @@ def mel_errors(sound: Tensor, recording: Tensor) -> dict[str, Tensor]:
 
 
 def measure(recordings: Sequence[Path], seed: int) -> list[Row]:
-    """Measure each of WAYS; return a row for each."""
+    """Measure each way of WAYS; return a row for each."""
     errors = {name: {column: [] for column in MELS} for name in WAYS}
     cpu_seconds, peaks = dict.fromkeys(WAYS, 0.0), dict.fromkeys(WAYS, 0.0)
     n_samples = 0
@@ -138,10 +146,10 @@ def measure(recordings: Sequence[Path], seed: int) -> list[Row]:
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure with these flags."""
-    parser = make_parser(__doc__, n_clips=(16, "of the recordings"))
+    parser = make_parser(__doc__, n_clips=(16, "number of recordings"))
     add = parser.add_argument
     add("--recordings", type=Path, required=True, help="folder of wav or flac files")
-    add("--seed", type=int, default=0, help="of the first phases (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the first phases (default: %(default)s)")
     args = parser.parse_args(argv)
     found = sorted(p for p in args.recordings.glob("*") if p.suffix in (".wav", ".flac"))
     if not found:

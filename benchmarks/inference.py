@@ -1,4 +1,4 @@
-"""Free running, this model and torchaudio's in turn: time per decoder step, real-time factor.
+"""Time free running of this model and torchaudio's in turn, per decoder step and second of audio.
 
     python benchmarks/inference.py
     python benchmarks/inference.py --batch_size 1 4 16 64 --dtype bfloat16 --n_steps 400
@@ -104,13 +104,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = common.make_parser(
         __doc__, n_text=(80, "characters"), n_steps=(200, "frames"), repeats=(5, "timed runs")
     )
-    batch_help = "texts at once (default: 1 16)"
+    batch_help = "texts per batch (default: 1 16)"
     parser.add_argument(
         "--batch_size", type=count_argument, nargs="+", default=[1, 16], help=batch_help
     )
-    parser.add_argument(
-        "--dtype", choices=DTYPES, nargs="+", default=[*DTYPES], help="of products (default: both)"
-    )
+    dtype_help = "precision of matrix products (default: both)"
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=[*DTYPES], help=dtype_help)
     measure(*common.read_flags(parser, argv))
 
 

@@ -1,4 +1,4 @@
-"""The data loader alone: clips per second per core, from the manifest to collated batches.
+"""Time the data loader alone: clips per second per core, from the manifest to collated batches.
 
     python benchmarks/loader.py
     python benchmarks/loader.py --manifest data/train_metadata.csv --batch_size 32
@@ -72,7 +72,7 @@ def write_corpus(folder: Path, n_clips: int) -> Path:
 
 @contextmanager
 def open_corpus(args: argparse.Namespace) -> Iterator[Path]:
-    """Give --manifest, or the manifest of a temporary corpus of noise."""
+    """Yield --manifest, or the manifest of a temporary corpus of noise."""
     with tempfile.TemporaryDirectory() as folder:
         yield args.manifest or write_corpus(Path(folder), args.n_clips)
 
@@ -104,12 +104,13 @@ def loader_row(num_workers: int, n_clips: int, audio_seconds: float, times: list
     """Make a line of the table."""
     n_cores, median = max(num_workers, 1), statistics.median(times)
     return {
-        "num_workers": num_workers, "clips_per_s": n_clips / median,
+        "num_workers": num_workers,
+        "clips_per_s": n_clips / median,
         "clips_per_s_per_core": n_clips / median / n_cores,
         "per_core_min": n_clips / max(times) / n_cores,
         "per_core_max": n_clips / min(times) / n_cores,
         "audio_s_per_s_per_core": audio_seconds / median / n_cores,
-    }  # fmt: skip
+    }
 
 
 def padding_share(lengths: Sequence[float], batches: Sequence[Sequence[int]]) -> float:
@@ -158,11 +159,14 @@ def measure(args: argparse.Namespace, manifest: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure with these flags."""
     parser = common.make_parser(
-        __doc__, n_clips=(256, "of noise"), batch_size=(16, "clips"), repeats=(3, "timed passes")
+        __doc__,
+        n_clips=(256, "clips of noise"),
+        batch_size=(16, "clips"),
+        repeats=(3, "timed passes"),
     )
     add = parser.add_argument
     add("--manifest", type=Path, help="CSV of prep_splits.py; noise if unset")
-    workers_help = "worker processes, beside a run without (default: 2)"
+    workers_help = "worker processes, after a run without any (default: 2)"
     add("--num_workers", type=count_argument, nargs="+", default=[2], help=workers_help)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

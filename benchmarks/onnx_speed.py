@@ -1,4 +1,4 @@
-"""One text by PyTorch and by onnxruntime in turn, and how well the quantised LSTMs speak.
+"""Time a text by PyTorch and onnxruntime in turn, and score how the quantised LSTMs speak.
 
     python benchmarks/onnx_speed.py --checkpoint demo/work_dir/demo/final_checkpoint --threads 1
     python benchmarks/onnx_speed.py --checkpoint demo/work_dir/demo/final_checkpoint \
@@ -117,13 +117,14 @@ def measure(args: argparse.Namespace) -> None:
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure with these flags."""
-    parser = common.make_parser(__doc__, threads=(2, "of each runtime"), repeats=(9, "timed runs"))
+    threads = (2, "threads of each runtime")
+    parser = common.make_parser(__doc__, threads=threads, repeats=(9, "timed runs"))
     add = parser.add_argument
     add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
-    add("--text", default="Hello world!", help="what is timed (default: %(default)s)")
+    add("--text", default="Hello world!", help="text that is timed (default: %(default)s)")
     add("--path_to_manifest", type=path_argument, help="clips on which the graphs are scored")
     add("--word_times", type=path_argument, help="word_times.json of corpora/make_demo_corpus.py")
-    add("--seed", type=seed_argument, default=0, help="of the dropout (default: %(default)s)")
+    add("--seed", type=seed_argument, default=0, help="seed of dropout (default: %(default)s)")
     measure(parser.parse_args(argv))
 
 

@@ -1,4 +1,4 @@
-"""Mel frames per second of training, this model and torchaudio's in turn: loader to optimizer.
+"""Measure mel frames per second of training, this model's and torchaudio's, loader to optimizer.
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --batch_size 16 --steps 4    # on a CPU
@@ -42,9 +42,11 @@ from training.config import MAX_WORKERS, TrainConfig, make_config
 from training.set_up import group_batches, open_loader
 
 TRAINING = {
-    "lr": TrainConfig.learning_rate, "eps": TrainConfig.adam_eps,
-    "weight_decay": TrainConfig.weight_decay, "max_grad_norm": TrainConfig.max_grad_norm,
-}  # fmt: skip
+    "lr": TrainConfig.learning_rate,
+    "eps": TrainConfig.adam_eps,
+    "weight_decay": TrainConfig.weight_decay,
+    "max_grad_norm": TrainConfig.max_grad_norm,
+}
 MOST_WORKERS = 8  # by default: with 15 on 16 cores an H100 waited longer
 
 
@@ -104,15 +106,22 @@ def timing_row(
     flops = sum(common.forward_flops(config, 1, n_text, n_mel) for n_text, n_mel in one.clips)
     floor = common.TRAINING_PASSES * flops / rate
     row = {
-        "model": name, "dtype": args.dtype, "batch_size": args.batch_size,
-        "num_workers": args.num_workers, "steps": one.n_steps, "frames": n_frames,
-        "frames_per_s": n_frames / median, "frames_per_s_min": n_frames / max(times),
-        "frames_per_s_max": n_frames / min(times), "padded_frames_per_s": one.n_padded / median,
+        "model": name,
+        "dtype": args.dtype,
+        "batch_size": args.batch_size,
+        "num_workers": args.num_workers,
+        "steps": one.n_steps,
+        "frames": n_frames,
+        "frames_per_s": n_frames / median,
+        "frames_per_s_min": n_frames / max(times),
+        "frames_per_s_max": n_frames / min(times),
+        "padded_frames_per_s": one.n_padded / median,
         "padding_share": 1.0 - n_frames / one.n_padded,
         "waiting_share": statistics.median(p.waiting / p.seconds for p in passes),
-        "step_ms": 1e3 * median / one.n_steps, "floor_ms": 1e3 * floor / one.n_steps,
+        "step_ms": 1e3 * median / one.n_steps,
+        "floor_ms": 1e3 * floor / one.n_steps,
         "of_floor": floor / median,
-    }  # fmt: skip
+    }
     if args.device.type == "cuda":
         row["peak_mib"] = max(p.peak_mib for p in passes)
     return row
@@ -122,19 +131,20 @@ def parse_args(argv: Sequence[str] | None) -> common.Flags:
     """Read the flags, and set args.audio_config; argparse ends the program on a mistake."""
     parser = common.make_parser(
         __doc__,
-        n_clips=(LJSPEECH_CLIPS, "of noise"),
+        n_clips=(LJSPEECH_CLIPS, "clips of noise"),
         batch_size=(128, "clips"),
         repeats=(3, "timed passes"),
     )
     add = parser.add_argument
     add("--manifest", type=Path, help="CSV of prep_splits.py; noise if unset")
-    add("--dtype", choices=DTYPES, default="bfloat16", help="of products (default: bfloat16)")
+    dtype_help = "precision of matrix products (default: bfloat16)"
+    add("--dtype", choices=DTYPES, default="bfloat16", help=dtype_help)
     n_workers = min((os.cpu_count() or 1) - 1, MOST_WORKERS)
     worker_count = partial(count_argument, least=0, most=MAX_WORKERS)
     workers_help = "loader processes (default: a core each but one, at most 8; here %(default)s)"
     add("--num_workers", type=worker_count, default=n_workers, help=workers_help)
-    add("--seed", type=seed_argument, default=0, help="of the order (default: 0)")
-    add("--steps", type=count_argument, help="of a pass; a whole epoch if unset")
+    add("--seed", type=seed_argument, default=0, help="seed of the order (default: 0)")
+    add("--steps", type=count_argument, help="steps of a pass; a whole epoch if unset")
     args, config = common.read_flags(parser, argv)
     args.audio_config = make_config(parser, args, AudioConfig)
     return args, config

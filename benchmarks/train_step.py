@@ -1,4 +1,4 @@
-"""One training step, this model and torchaudio's in turn: time, frames per second, peak memory.
+"""Measure a training step, this model's and torchaudio's: time, frames per second, peak memory.
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --dtype bfloat16 --sweep 150x16 600x16 300x4 300x64
@@ -61,9 +61,12 @@ class Contender(NamedTuple):
 
 
 def make_contender(
-    name: str, config: Tacotron2Config, device: torch.device, max_grad_norm: float = math.inf,
+    name: str,
+    config: Tacotron2Config,
+    device: torch.device,
+    max_grad_norm: float = math.inf,
     **adam: Any,
-) -> Contender:  # fmt: skip
+) -> Contender:
     """Make a model with random weights and its Adam."""
     torch.manual_seed(0)
     model = common.build_torchaudio(config) if name == TORCHAUDIO else Tacotron2(config)
@@ -167,7 +170,7 @@ def flops_rows(config: Tacotron2Config, size: Size) -> list[Row]:
 
 
 def sweep_size(text: str) -> tuple[int, int]:
-    """argparse type: "300x16" -> (300, 16), frames and clips."""
+    """Parse "300x16" as (300, 16), frames and clips (an argparse type)."""
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"must be N_MELxBATCH_SIZE, as 300x16 is, found {text!r}")
     n_mel, batch_size = map(int, text.split("x"))
@@ -185,7 +188,8 @@ def parse_args(argv: Sequence[str] | None) -> common.Flags:
         sweep_repeats=(2, "timed steps for each size of --sweep"),
     )
     add = parser.add_argument
-    add("--dtype", choices=DTYPES, default="float32", help="of products (default: float32)")
+    dtype_help = "precision of matrix products (default: float32)"
+    add("--dtype", choices=DTYPES, default="float32", help=dtype_help)
     sweep_help = "other sizes, N_MELxBATCH_SIZE, to see what a frame costs at each"
     add("--sweep", type=sweep_size, nargs="+", default=[], metavar="SIZE", help=sweep_help)
     add("--plain", action="store_true", help="time this model without fast/decoder.py as well")

@@ -1,1 +1,1 @@
-"""What all scripts share: flags, and files that are checked and written whole or not at all."""
+"""Flags, files and the `main` wrapper that all scripts share."""

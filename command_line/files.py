@@ -1,8 +1,8 @@
-"""The user's files: read with checks, written whole or not at all. And what a bad one raises.
+"""Check the user's flags and files; write files whole or not at all.
 
-Every script ends with one sentence on a DataError, and with a traceback on any other exception,
-which is a defect of the code and not of what the user gave. Without torch, so that prep_splits.py
-starts at once.
+A flag or file that cannot be used raises DataError, and the script ends with that one sentence. Any
+other exception is a defect of the code and ends the script with a traceback. This file does not
+import torch, so that prep_splits.py starts at once.
 """
 
 import argparse
@@ -20,21 +20,23 @@ from typing import Any
 
 
 class DataError(ValueError):
-    """A flag, file or text that cannot be used; every script prints its message and ends."""
+    """A flag, file or text that cannot be used; every script prints the message and ends."""
 
     def __init__(self, message: str) -> None:
-        # A loader process sends its traceback along; the message is its last line.
+        # A loader process passes on its whole traceback; the message is the last line.
         super().__init__(message.rpartition("command_line.files.DataError: ")[2].strip())
+
+
+def one_line(message: object, width: int | None = 200) -> str:
+    """Join the lines of a message, and cut it after `width` characters."""
+    return " ".join(str(message).split())[:width]
 
 
 @contextmanager
 def file_errors() -> Iterator[None]:
-    """For code that reads or writes files of the user's: what the system refuses is a DataError.
+    """Turn an OSError in the block, or in the decorated function, into a DataError.
 
-    A with block, or a decorator of a whole function.
-
-    Raises:
-        DataError: with the message of the OSError, which names the file.
+    Its message is the OSError's, which names the file.
     """
     try:
         yield
@@ -43,10 +45,13 @@ def file_errors() -> Iterator[None]:
 
 
 def import_extra(name: str, needed_by: str, requirements: str) -> ModuleType:
-    """A package that only some users need, and that requirements/*.txt has.
+    """Import a package that only some users need, from one of the files in requirements/.
+
+    Args:
+        needed_by: the flag or script that needs it, for the message.
 
     Raises:
-        DataError: when it is not installed; `needed_by` is the flag or the like that asks for it.
+        DataError: when it is not installed.
     """
     try:
         return import_module(name)
@@ -57,21 +62,21 @@ def import_extra(name: str, needed_by: str, requirements: str) -> ModuleType:
 
 
 def path_argument(value: str) -> str:
-    """argparse type of a path: rejects '' (an unset shell variable) and expands ~."""
+    """Parse a path (an argparse type): refuse '' (an unset shell variable) and expand ~."""
     if not value:
         raise argparse.ArgumentTypeError("must not be empty")
     return os.path.expanduser(value)
 
 
 def seed_argument(value: str) -> int:
-    """argparse type: a seed that torch takes."""
+    """Parse a seed that torch takes (an argparse type)."""
     if not value.isdecimal() or int(value) >= 2**63:
         raise argparse.ArgumentTypeError(f"must be 0 to 2**63 - 1, found {value}")
     return int(value)
 
 
 def count_argument(value: str, least: int = 1, most: float = math.inf) -> int:
-    """argparse type: a whole number from `least` to `most`."""
+    """Parse a whole number from `least` to `most` (an argparse type)."""
     if not value.isdecimal() or not least <= int(value) <= most:
         bounds = f"{least} to {most}" if most < math.inf else f"at least {least}"
         raise argparse.ArgumentTypeError(f"must be {bounds}, found {value}")
@@ -79,10 +84,10 @@ def count_argument(value: str, least: int = 1, most: float = math.inf) -> int:
 
 
 def check_writable(flag: str, folder: str | Path) -> None:
-    """Checks that files can be put into a folder, which may have to be made; leaves nothing behind.
+    """Check that files can be written to a folder, existing or not; leave nothing behind.
 
     Raises:
-        DataError: naming the flag, where they cannot.
+        DataError: naming the flag, when they cannot.
     """
     folder = Path(os.path.abspath(folder))
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
@@ -95,7 +100,7 @@ def check_writable(flag: str, folder: str | Path) -> None:
 
 
 def read_json(path: str | Path, name: str) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
         DataError: beginning with `name`, when it cannot be read.
@@ -109,10 +114,10 @@ def read_json(path: str | Path, name: str) -> Any:
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
-    """Has `write` make a file or folder under a temporary name, then puts that in place of `path`.
+    """Let `write` make a file or folder under a temporary name, then rename it to `path`.
 
     Raises:
-        OSError: when it cannot be written; nothing of it is left then.
+        OSError: when it cannot be written; it then leaves nothing behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,17 +126,17 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
         write(temporary)
         put_in_place(temporary, path, temporary.with_suffix(".replaced"))
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # passes over a file
+        shutil.rmtree(temporary, ignore_errors=True)  # ignores a file
         temporary.unlink(missing_ok=True)
 
 
 def put_in_place(temporary: Path, path: Path, replaced: Path) -> None:
-    """Renames `temporary` to `path`, so that a reader or a crash never meets half of it.
+    """Rename `temporary` to `path`, so that a reader or a crash never finds half of it.
 
-    A folder that another folder replaces is renamed to `replaced` first, and then removed.
+    If `path` is an existing folder, it is first renamed to `replaced`, and removed at the end.
 
     Raises:
-        OSError: when a folder stands in the way of a file, among others.
+        OSError: when a folder is in the way of a file, among others.
     """
     shutil.rmtree(replaced, ignore_errors=True)
     if path.is_dir() and temporary.is_dir():
@@ -141,7 +146,7 @@ def put_in_place(temporary: Path, path: Path, replaced: Path) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """fsync a file, or a directory's entries."""
+    """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,9 +1,9 @@
-"""The parser of every script's flags: a mistake ends in one line, with the flag that was meant.
+"""Parse every script's flags, and answer a mistake with one line that suggests the right flag.
 
     $ python train_taco.py --lr 1e-3
     train_taco.py: there is no flag --lr: did you mean --learning_rate? --help lists them all
 
-Without torch, so that prep_splits.py starts at once.
+This file does not import torch, so that prep_splits.py starts at once.
 """
 
 import argparse
@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from command_line.files import one_line
+
 MAX_SUGGESTIONS = 3
 
 
 def suggest_flags(name: str, flags: Sequence[str]) -> list[str]:
-    """The flags that an unknown one may mean, the likeliest first; all with their dashes.
+    """List the flags that an unknown one may mean, the likeliest first, with their dashes.
 
-    First those whose words begin with its letters, as lr for learning_rate, then those spelled much
-    like it, then those that hold all of its words, as training_epochs for epochs.
+    First come flags whose initials it spells, as lr for learning_rate, then flags with a similar
+    spelling, then flags that contain all of its words, as training_epochs for epochs.
     """
     plain = {flag.lstrip("-").replace("-", "_"): flag for flag in flags}
     name = name.lstrip("-").replace("-", "_").lower()
@@ -31,19 +33,19 @@ def suggest_flags(name: str, flags: Sequence[str]) -> list[str]:
 
 
 class FlagParser(argparse.ArgumentParser):
-    """argparse's, without abbreviations, and with one line for a mistake instead of the usage."""
+    """An ArgumentParser that takes no abbreviations and answers a mistake with one line."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Ends the program with this message and exit code 2."""
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
+        """End the program with this message and exit code 2."""
+        self.exit(2, f"{self.prog}: {one_line(message, None)}\n")
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Refuses unknown flags first: a misspelled flag that is required is not a missing one."""
+        """Refuse unknown flags first, so that a misspelled required flag is not called missing."""
         args = list(sys.argv[1:] if args is None else args)
         for word in args:
             flag = word.split("=")[0]
@@ -53,8 +55,8 @@ class FlagParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def refuse_unknown(self, flag: str) -> NoReturn:
-        """Ends the program with a line that names the flags which this one may mean."""
-        is_off = flag.startswith("--no-") or flag.startswith("--no_")
+        """End the program with a line that suggests flags."""
+        is_off = flag.startswith(("--no-", "--no_"))
         known = [
             name
             for name in self._option_string_actions

@@ -1,4 +1,4 @@
-"""How every script starts and ends: a user's mistake is one sentence, a lost console no harm.
+"""Wrap every script's `main`: a user's mistake ends in one sentence, a closed console does no harm.
 
 @script
 def main(argv: list[str] | None = None) -> None: ...
@@ -13,19 +13,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from command_line.files import DataError
+from command_line.files import DataError, one_line
 
 
 def say(*lines: object, file: TextIO | None = None) -> None:
-    """Prints lines. Where the console is closed or the disk full, they are lost, not the work."""
+    """Print lines; if the console is closed or the disk is full, lose the lines, not the work."""
     with suppress(OSError):
         print(*lines, sep="\n", file=file or sys.stdout, flush=True)
 
 
 def warn(message: object) -> None:
-    """Prints a message to stderr, on one line, after the name of the running script."""
+    """Print a message to stderr, on one line, after the name of the running script."""
     name = Path(sys.argv[0]).name
-    say(f"{name}: {' '.join(str(message).split())}", file=sys.stderr)
+    say(f"{name}: {one_line(message, None)}", file=sys.stderr)
 
 
 @contextmanager
@@ -34,13 +34,13 @@ def never_fatal(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        warn(f"{what}: {error or type(error).__name__}; the run goes on without")
+        warn(f"{what}: {error or type(error).__name__}; the run continues without it")
 
 
 def script(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates a script's `main`: a DataError or Ctrl-C ends it with one line on stderr.
+    """Decorate a script's `main`: a DataError or Ctrl-C ends it with one line on stderr.
 
-    What the console's encoding lacks is printed as an escape, instead of ending the script.
+    Characters that the console's encoding lacks are printed as escapes and do not end the script.
     """
     name = Path(inspect.unwrap(main).__code__.co_filename).name
 
@@ -52,7 +52,7 @@ def script(main: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return main(argv)
         except DataError as error:
-            sys.exit(f"{name}: {' '.join(str(error).split())}")
+            sys.exit(f"{name}: {one_line(error, None)}")
         except KeyboardInterrupt:
             say(f"{name}: interrupted", file=sys.stderr)
             sys.exit(130)
@@ -64,7 +64,10 @@ def script(main: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def discard_unwritable(stream: TextIO) -> None:
-    """Flushes a stream; where that fails, Python would try again at its end and exit with 120."""
+    """Flush a stream, or redirect it to nowhere if that fails.
+
+    Python would otherwise flush it again when it ends, fail, and exit with 120.
+    """
     try:
         stream.flush()
     except OSError:

@@ -1,1 +1,1 @@
-"""Folders of recordings in any layout, the report on them, and the corpus of `make demo`."""
+"""Recordings in any layout of folder, the report on them, and the corpus of `make demo`."""

@@ -5,8 +5,8 @@
     read_sentences("book.txt", n_sentences=None)                # its lines, checked
 
 demo_grammar.ini has the grammar: lists of several hundred words, and the templates that they fill.
-Every letter comes often, and so does every mark but brackets. Sentences of more than
-LONGEST_SENTENCE characters are several parts joined, with quotes, years and numbers in words.
+Every letter is frequent, and so is every punctuation mark except brackets. A sentence of more than
+LONGEST_SENTENCE characters is several parts joined, with quotes, years and numbers in words.
 """
 
 import random
@@ -24,7 +24,7 @@ JOINS = (", and ", ", and ", ", but ", ", so ", ", while ", ", because ", "; ", 
 GIVE_UP_AFTER = 5_000  # draws in a row without a new sentence: the grammar is exhausted
 # A word as it is spoken, with its apostrophes and hyphens: "we'll", "brand-new".
 WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
-REPEATABLE = {"a", "an", "are", "is", "it", "the", "was"}  # no other word comes twice
+REPEATABLE = {"a", "an", "are", "is", "it", "the", "was"}  # no sentence has another word twice
 
 Slots = dict[str, list[str]]  # the words and templates that fill each slot of a template
 
@@ -40,7 +40,7 @@ def inflect(word: str, ending: str) -> str:
 
 
 def read_grammar() -> Slots:
-    """Read what each slot of a template can be filled with."""
+    """Read the words and templates that can fill each slot of a template."""
     grammar = ConfigParser(delimiters=("=",), comment_prefixes=("#",), interpolation=None)
     grammar.read(GRAMMAR, encoding="utf-8")
     slots = {
@@ -58,7 +58,7 @@ def read_grammar() -> Slots:
 
 
 def fill(template: str, slots: Slots, rng: random.Random) -> str:
-    """Replace {slots} until none is left but {a}."""
+    """Fill the {slots} of a template until only {a} is left."""
     return re.sub(r"{([a-z ]{2,})}", lambda m: fill(rng.choice(slots[m[1]]), slots, rng), template)
 
 
@@ -92,7 +92,7 @@ def make_sentences(min_chars: int, max_chars: int, seed: int) -> Iterator[str]:
     rng, slots = random.Random(seed), read_grammar()
     seen, misses = set(), 0
     while misses < GIVE_UP_AFTER:
-        if misses % 100 == 0:  # draws the length first, or short and long ones would be rare
+        if misses % 100 == 0:  # draw the length first, or short and long ones would be rare
             target = rng.randint(min_chars, max_chars)
         if target <= LONGEST_SENTENCE:
             text = draw_sentence(slots, rng)

@@ -23,7 +23,7 @@ def download_corpus(folder: Path, url: str, sha256: str) -> Path:
         if holds_clips(path):
             return path
     if corpus.exists() and any(corpus.iterdir()):
-        raise DataError(f"{corpus} is there but no whole corpus; move it away before --download.")
+        raise DataError(f"{corpus} is not a complete corpus; move it away before --download.")
     if not hasattr(tarfile, "data_filter"):
         raise DataError("--download needs Python 3.10.12, 3.11.4 or newer, to unpack safely.")
     import torch  # takes seconds

@@ -16,12 +16,12 @@ from command_line.files import DataError
 
 SAMPLING_RATE = 22050  # Hz, what espeak-ng's own synthesizer produces
 SLOWEST, FASTEST = 80, 450  # words per minute, espeak-ng's limits
-MAX_LEAD_SECONDS = 0.05
-TAIL_SECONDS = 0.1
+MAX_LEAD_SECONDS = 0.05  # of silence before the speech
+TAIL_SECONDS = 0.1  # of silence after it
 SILENCE_LEVEL = 32  # of 32768: -60 dB of full scale; espeak-ng's pauses are exact zeros
 
 # espeak-ng's dictionary speaks pairs such as "of the" as one word, with one event for both.
-# A zero-width space after each space keeps the pairs apart and is not heard.
+# A zero-width space after each space separates them and makes no sound.
 WORD_SEPARATOR = "\u200b"
 
 # From speak_lib.h.
@@ -53,7 +53,7 @@ SynthCallback = ctypes.CFUNCTYPE(
 
 
 class Speaker:
-    """Speak with espeak-ng, one voice at one speed. The library is global: one per process."""
+    """Speaks with espeak-ng, one voice at one speed. The library is global: one per process."""
 
     def __init__(self, voice: str, words_per_minute: int) -> None:
         try:
@@ -80,9 +80,15 @@ class Speaker:
         self.library.espeak_SetParameter(PARAMETER_RATE, words_per_minute, 0)
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # espeak-ng seeds with the time
         self.library.espeak_Synth.argtypes = [
-            ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint,
-            ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
-        ]  # fmt: skip
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+            ctypes.c_uint,
+            ctypes.c_int,
+            ctypes.c_uint,
+            ctypes.c_uint,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+        ]
         self.chunks: list[np.ndarray] = []
         self.events: list[tuple[int, int, int, bytes]] = []
         self.callback = SynthCallback(self._collect)  # kept: the library holds only a pointer

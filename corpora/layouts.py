@@ -30,7 +30,7 @@ LAYOUTS = (
     "metadata.csv with lines id|raw|normalized or id|text and wavs/ID.wav, or "
     "metadata.csv or transcripts.csv with a header such as file,text, or NAME.txt beside NAME.wav"
 )
-# Patterns for names of columns, in lower case and with underscores; the earliest that fits wins.
+# Patterns for names of columns, in lower case with underscores; the first that matches is used.
 AUDIO_COLUMNS = (
     r"((file|audio|wav)_?)?path",
     r"(audio|wav)_file|file_?name",
@@ -111,7 +111,7 @@ def read_text(path: Path) -> str:
 
 
 def find_separator(lines: list[str]) -> str:
-    """Guess the separator: | if most lines have one, else what most lines have first."""
+    """Guess the separator: | if most lines have one, else the one that is first in most lines."""
     if 2 * sum("|" in line for line in lines) >= len(lines):
         return "|"  # texts have no |, but most have commas
     firsts = Counter(found[0] for found in (re.search("[\t;,]", line) for line in lines) if found)
@@ -141,7 +141,7 @@ def split_rows(lines: list[str], separator: str, path: Path) -> list[Row]:
 
 
 def find_column(cells: list[str], patterns: tuple[str, ...]) -> int | None:
-    """Find the column whose name fits the earliest of the patterns."""
+    """Find the column whose name matches the first possible pattern."""
     names = [re.sub(r"[\s-]+", "_", cell.strip().lower()) for cell in cells]
     fits = (
         (i, name)
@@ -153,7 +153,7 @@ def find_column(cells: list[str], patterns: tuple[str, ...]) -> int | None:
 
 
 def find_columns(path: Path, rows: list[Row]) -> Columns:
-    """Decide which column names the recording, which holds the text, and if there is a header."""
+    """Decide which column names the recording, which has the text, and if there is a header."""
     line_number, cells = rows[0]
     audio, text = find_column(cells, AUDIO_COLUMNS), find_column(cells, TEXT_COLUMNS)
     if audio is not None and text is not None:
@@ -179,7 +179,7 @@ def clean_name(name: str) -> str:
 
 
 def read_row(cells: list[str], columns: Columns, separator: str, place: str) -> Clip:
-    """Make a clip of a table's row. Its path is still the one that the table gives."""
+    """Make a clip from a row of a table. Its path is the one in the table, not yet looked up."""
     if len(cells) != len(columns.names):
         expected = separator.join(columns.names)
         problem = f"{len(cells)} columns instead of {len(columns.names)} ({expected})"
@@ -250,7 +250,7 @@ def read_pairs(folder: Path) -> list[Clip]:
 
 
 def describe_content(folder: Path) -> str:
-    """Say what is in a folder, in a few words: "12 .wav, 1 without suffix"."""
+    """Describe the files in a folder in a few words: "12 .wav, 1 without suffix"."""
     kinds = Counter(Path(name).suffix or "without suffix" for name in list_files(folder))
     return ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(5)) or "nothing"
 

@@ -11,8 +11,8 @@ demo_sentences.py; the second speaks any text file, one sentence a line. Both wr
     word_times.json  {id: [{"word", "index" of its first character, "start" in seconds}, ...]}
     corpus.json      the arguments and totals
 
-The synthesizer itself measures word_times.json: it is the true alignment, which the attention of a
-trained model is compared with. espeak-ng and its voices come with `pip install espeakng-loader`.
+The synthesizer itself reports the times in word_times.json: they are the true alignment, with which
+evaluate.py compares a model's. espeak-ng and its voices come with `pip install espeakng-loader`.
 The same arguments give the same bytes (see BLOCK_SIZE).
 """
 
@@ -48,8 +48,8 @@ from corpora.espeak import FASTEST, SAMPLING_RATE, SLOWEST, Speaker
 N_SENTENCES, MIN_CHARS, MAX_CHARS, SEED = 3300, 10, 32, 42
 
 # espeak-ng carries the phase of its pitch flutter from one sentence to the next, even across
-# espeak_Terminate, so what a process has spoken before changes the samples. Every block of this
-# many sentences therefore gets a fresh process; the corpus is the same whatever runs beside it.
+# espeak_Terminate, so the samples depend on the sentences that a process has spoken before. Every
+# block of this many sentences therefore gets a fresh process, and the corpus is always the same.
 BLOCK_SIZE = 250
 N_PROCESSES = os.cpu_count() or 1
 
@@ -58,7 +58,7 @@ Spoken = tuple[str, str, float, list[dict[str, Any]]]  # id, text, seconds, word
 
 
 def time_words(text: str, starts: dict[int, int]) -> list[dict[str, Any]]:
-    """Return the words of a text with their starts in seconds, where they have one."""
+    """List the words of a text that have a start, with the start in seconds."""
     return [
         {"word": word[0], "index": word.start(), "start": round(start / SAMPLING_RATE, 5)}
         for word in WORD.finditer(text)
@@ -80,7 +80,7 @@ def speak_block(
 
 
 def speak_block_apart(*block_and_voice: Any) -> list[Spoken]:
-    """Call speak_block in a process of its own."""
+    """Run speak_block in a process of its own."""
     spawn = multiprocessing.get_context("spawn")  # a forked process would have spoken before
     ignore_ctrl_c = signal.signal, (signal.SIGINT, signal.SIG_IGN)  # it is for the parent alone
     try:
@@ -139,8 +139,8 @@ def choose_sentences(args: argparse.Namespace) -> list[str]:
     return sentences
 
 
-def is_there(folder: Path, arguments: dict[str, Any], overwrite: bool) -> bool:
-    """Return True if a folder holds the corpus of these arguments, False if it may be written."""
+def is_made(folder: Path, arguments: dict[str, Any], overwrite: bool) -> bool:
+    """Tell if a folder already has the corpus of these arguments; refuse one with other content."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
@@ -163,17 +163,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--path_to_save", type=path_argument, required=True, help="folder to make")
     text_help = "UTF-8 text to speak, one sentence a line (default: the grammar's sentences)"
     add("--sentences", type=path_argument, help=text_help)
-    n_help = f"how many (default: {N_SENTENCES}, or all of --sentences)"
+    n_help = f"number of sentences (default: {N_SENTENCES}, or all of --sentences)"
     add("--n_sentences", type=count_argument, help=n_help)
-    grammar = {"min_chars": MIN_CHARS, "max_chars": MAX_CHARS, "seed": SEED}
-    for name, default in grammar.items():
-        kind = int if name == "seed" else count_argument
-        add(f"--{name}", type=kind, help=f"of the grammar's sentences (default: {default})")
+    min_help = "characters of the grammar's shortest sentences"
+    add("--min_chars", type=count_argument, help=f"{min_help} (default: {MIN_CHARS})")
+    max_help = "characters of the grammar's longest sentences"
+    add("--max_chars", type=count_argument, help=f"{max_help} (default: {MAX_CHARS})")
+    add("--seed", type=int, help=f"seed of the grammar's sentences (default: {SEED})")
     add("--voice", default="en-us", help="an espeak-ng voice (default: %(default)s)")
     speed = partial(count_argument, least=SLOWEST, most=FASTEST)
-    add("--words_per_minute", type=speed, default=160, help="speed (default: %(default)s)")
+    add("--words_per_minute", type=speed, default=160, help="pace (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace another corpus at path_to_save")
     args = parser.parse_args(argv)
+    grammar = {"min_chars": MIN_CHARS, "max_chars": MAX_CHARS, "seed": SEED}
     for name, default in grammar.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
@@ -197,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     folder = Path(args.path_to_save).absolute()
     with file_errors():
-        if is_there(folder, arguments, args.overwrite):
+        if is_made(folder, arguments, args.overwrite):
             say(f"{folder} is already there, made with the same arguments.")
             return
     Speaker(args.voice, args.words_per_minute)  # refuses a bad voice before any process starts

@@ -1,4 +1,4 @@
-"""The recordings of a corpus: find, check, read and trim them."""
+"""Find, check, read and trim the recordings of a corpus."""
 
 import os
 import re
@@ -27,7 +27,7 @@ T = TypeVar("T")
 class Clip(NamedTuple):
     """A recording and its transcript. The path is absolute once the recording is found."""
 
-    place: str  # where the transcript stands: "metadata.csv line 3"
+    place: str  # where the transcript was found: "metadata.csv line 3"
     clip_id: str  # path of the recording in the folder, without wavs/ and without its suffix
     transcript: str
     path: Path = Path()
@@ -36,7 +36,7 @@ class Clip(NamedTuple):
 
 
 def describe_problems(clips: list[Clip]) -> list[str]:
-    """Return a line for each of the first ten bad clips, and the number of the others."""
+    """Describe the first ten bad clips in a line each, and count the others."""
     bad = [clip for clip in clips if clip.problem]
     lines = [f"{clip.place}: {clip.clip_id!r}: {clip.problem}" for clip in bad[:MAX_LISTED]]
     return [*lines, f"and {len(bad) - MAX_LISTED} more"] if len(bad) > MAX_LISTED else lines
@@ -50,7 +50,7 @@ def map_clips(function: Callable[[Clip], T], clips: list[Clip], verb: str) -> li
 
 
 def remove_suffix(name: str) -> str:
-    """'a/b.wav' -> 'a/b'. Only .wav and .flac are suffixes: other dots belong to the id."""
+    """Remove .wav or .flac: 'a/b.wav' -> 'a/b'. Other dots belong to the id."""
     return re.sub(r"(?<=[^/])\.(wav|flac)\Z", "", name, flags=re.IGNORECASE)
 
 
@@ -73,12 +73,12 @@ def find_recording(name: Path, folder: Path) -> Path | None:
 
 
 def inspect_recording(path: Path) -> tuple[float, str]:
-    """Return the length of a recording in seconds, and what is wrong with it or ""."""
+    """Return the length of a recording in seconds, and a problem, or "" if there is none."""
     info = soundfile.info(path)
     problem = ""
     if promised := TRUNCATED.search(info.extra_info):
         problem = f"truncated: {promised[2]} bytes of samples instead of {promised[1]} in {path}"
-    # A header does not tell whether a flac is whole, nor whether floats are numbers.
+    # The header does not show if a flac is complete, or if a sample is NaN or infinite.
     if info.format == "FLAC" or info.subtype in ("FLOAT", "DOUBLE"):
         blocks = soundfile.blocks(path, BLOCK_SIZE, dtype="float32")
         if not all(np.isfinite(block).all() for block in blocks):
@@ -89,7 +89,7 @@ def inspect_recording(path: Path) -> tuple[float, str]:
 
 
 def check_audio(clip: Clip, folder: Path) -> Clip:
-    """Find a clip's recording and fill in its path and duration, or the problem with it."""
+    """Find a clip's recording and fill in its path and duration, or a problem."""
     if clip.problem:
         return clip
     path = find_recording(clip.path, folder)

@@ -2,9 +2,9 @@
 
     python prep_splits.py --path_to_ljspech my_voice --report my_voice_report
 
-Measures length, silence, level and clipping of each clip and the pace of its text, and lists the
-clips whose text does not seem to be what is spoken. Writes report.json (the numbers of the table),
-clips.csv (a row for each clip) and recordings.png (histograms).
+It measures length, silence, level and clipping of each clip and the pace of its text, and lists the
+clips whose text does not seem to match the recording. It writes report.json (the numbers of the
+table), clips.csv (a row for each clip) and recordings.png (histograms).
 
 A frame of 20 ms is silent if it is 40 dB below the clip's loudest frame, as for `--trim_db 40`. A
 pair of text and recording looks wrong if the recording is much longer or shorter than is usual for
@@ -40,11 +40,11 @@ NO_SOUND_DB = -60.0  # peak of a clip without speech
 Z_LIMIT = 3.5  # Iglewicz and Hoaglin's for a z-score of median and MAD
 MIN_SPREAD = 0.05  # of log(usual length / length), so that very even clips have no outliers
 MIN_CLIPS = 10  # fewer have no spread to speak of
-FAR_RATIO = 3.0  # times the usual length, or a third of it, is wrong whatever the spread is
+FAR_RATIO = 3.0  # times the usual length, or a third of it, looks wrong at any spread
 MAX_OVERHEAD = 1.0  # seconds
 MAX_FITTED = 1000  # clips that the line is fitted to
 TEXT_WIDTH = 50  # characters of a text that the list shows
-# What the table and the histograms show: column, name, factor.
+# The numbers in the table: column, name, factor.
 SHOWN = {
     "seconds": ("length (s)", 1),
     "characters_per_second": ("characters per second", 1),
@@ -113,7 +113,7 @@ def count_letters(text: str) -> int:
 
 
 def measure_clip(clip: Clip, tokenizer: Tokenizer) -> Row:
-    """Measure a clip and its text; `why` says why it cannot be used or looks wrong."""
+    """Measure a clip and its text; its `why` is the reason why it cannot be used or looks wrong."""
     row: Row = {"clip_id": clip.clip_id, "text": clip.transcript, "why": clip.problem}
     if clip.problem:
         return row
@@ -132,7 +132,7 @@ def measure_clip(clip: Clip, tokenizer: Tokenizer) -> Row:
 
 
 def fit_usual_lengths(letters: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Return how long texts with these numbers of letters usually are; all arrays are (n_clips,).
+    """Estimate the usual length of texts with these numbers of letters; all arrays are (n_clips,).
 
     Fits Theil and Sen's line, which a few wrong pairs do not bend: its slope is the median of the
     slopes between all pairs of clips.
@@ -166,7 +166,7 @@ def mark_suspects(rows: list[Row]) -> None:
 
 
 def badness(row: Row) -> float:
-    """Rank a suspect by how far its length is from the usual one; without any, it comes first."""
+    """Rank a suspect by how far it is from its usual length; one without any comes first."""
     if row["usual_seconds"] is None:
         return math.inf
     return abs(math.log(row["usual_seconds"] / row["spoken_seconds"]))

@@ -1,1 +1,1 @@
-"""What only some users need: ONNX, a page to try a voice, publishing, word times, the rehearsal."""
+"""Scripts that only some users need: ONNX, a web page, publishing, word times, the rehearsal."""

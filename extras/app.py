@@ -1,13 +1,13 @@
-"""A page to try a voice: type a text, hear it, see its mel and alignment with a cursor.
+"""Serve a page to try a voice: type a text, hear it, see its mel and alignment with a cursor.
 
     python -m extras.app --checkpoint work_dir/tacotron2 --vocoder UNIVERSAL_V1
 
 Needs requirements/app.txt. --checkpoint takes checkpoints, and folders with checkpoints below them.
-The page offers all of them, and the vocoders beside Griffin-Lim. It reads the checkpoint anew for
+The page offers all of them, and the vocoders besides Griffin-Lim. It loads the checkpoint again for
 each text, so that you hear the newest one of a run that is still training.
 
 Only this machine can open the page, and the page asks no other machine for anything: the server
-listens on 127.0.0.1, and a Content-Security-Policy has the browser refuse other hosts.
+listens on 127.0.0.1, and a Content-Security-Policy makes the browser refuse other hosts.
 """
 
 import base64
@@ -25,15 +25,15 @@ from command_line.files import (
     count_argument,
     file_errors,
     import_extra,
+    one_line,
     path_argument,
 )
 from command_line.flags import FlagParser
 from command_line.main import say, script
-from scoring.scores import describe_score
-from speech.report import find_faults
+from speech.report import describe_result, find_faults
 from speech.speaking import PAUSES, SpeakingOptions, Synthesis, encode, speak
 from speech.vocoder import load_vocoder
-from speech.voice import CONFIG_FILE, WEIGHTS_FILE, Voice, device_argument, load_checkpoint
+from speech.voice import CONFIG_FILE, WEIGHTS_FILE, Voice, add_device_flag, load_checkpoint
 from text.splitting import MAX_CHARACTERS, split_text
 
 if TYPE_CHECKING:
@@ -88,16 +88,14 @@ def data_url(kind: str, content: io.BytesIO) -> str:
 
 
 def draw_piece(text: str, result: Synthesis, voice: Voice) -> tuple[str, float, float]:
-    """Draw mel and alignment; return the PNG's URL and where its time axis begins and ends.
+    """Draw mel and alignment; return the PNG's URL and the ends of its time axis.
 
-    These two are shares of the picture's width.
+    The ends are shares of the picture's width.
     """
     from scoring.pictures import summary_figure  # matplotlib is slow to import
 
-    spoken, hop_seconds = (
-        voice.tokenizer.decode(encode(text, voice)),
-        voice.audio_config.hop_seconds,
-    )
+    spoken = voice.tokenizer.decode(encode(text, voice))
+    hop_seconds = voice.audio_config.hop_seconds
     figure = summary_figure(None, result.mel, result.alignment, spoken, hop_seconds)
     content = io.BytesIO()
     figure.savefig(content, format="png")
@@ -106,16 +104,13 @@ def draw_piece(text: str, result: Synthesis, voice: Voice) -> tuple[str, float, 
 
 
 def describe_piece(text: str, result: Synthesis, voice: Voice) -> str:
-    """Say how a piece went: length, ending, score and what looks wrong."""
-    tokens, score = encode(text, voice), result.scores["free_running_score"]
-    seconds = len(result.wav) / voice.audio_config.sampling_rate
-    ending = "did not stop" if result.reached_limit else "stopped by itself"
-    verdict = f"{seconds:.2f} s, {ending}, free-running score {score:.2f} "
-    verdict += f"({describe_score(score)})"
-    faults = find_faults(result, tokens, voice)
+    """Describe how a piece was spoken: its text, length, ending, score and what looks wrong."""
+    tokens = encode(text, voice)
+    parts = [describe_result(result, len(result.wav) / voice.audio_config.sampling_rate)]
     if unknown := voice.tokenizer.unknown_characters(text):
-        faults.insert(0, f"left out {unknown!r}, which the checkpoint has no symbols for")
-    return f"{voice.tokenizer.decode(tokens)} \N{EM DASH} {'; '.join([verdict, *faults])}"
+        parts.append(f"left out {unknown!r}, which the checkpoint has no symbols for")
+    parts += find_faults(result, tokens, voice)
+    return f"{voice.tokenizer.decode(tokens)} \N{EM DASH} {'; '.join(parts)}"
 
 
 def show_piece(text: str, result: Synthesis, voice: Voice, start: float) -> str:
@@ -160,7 +155,7 @@ def answer(text: str, checkpoint: str, vocoder: str, seed: float | None, device:
             hifi_gan = load_vocoder(vocoder, voice.audio_config, device)
         return speak_text(text, voice, SpeakingOptions(seed=int(seed or 0), vocoder=hifi_gan))
     except DataError as error:
-        return f'<p class="problem" role="alert">{html.escape(" ".join(str(error).split()))}</p>'
+        return f'<p class="problem" role="alert">{html.escape(one_line(error, None))}</p>'
 
 
 def make_page(checkpoints: list[str], vocoders: list[str], device: str) -> "gradio.Blocks":
@@ -172,9 +167,14 @@ def make_page(checkpoints: list[str], vocoders: list[str], device: str) -> "grad
             gr.Textbox(text, label="Text", lines=3, max_length=MAX_TEXT),
             gr.Dropdown(checkpoints, value=checkpoints[0], label="Checkpoint"),
             gr.Dropdown([GRIFFIN_LIM, *vocoders], value=GRIFFIN_LIM, label="Vocoder"),
-            gr.Number(42, precision=0, minimum=0, maximum=2**31,
-                      label="Seed (another one sounds a little different)"),
-        ]  # fmt: skip
+            gr.Number(
+                42,
+                precision=0,
+                minimum=0,
+                maximum=2**31,
+                label="Seed (another one sounds a little different)",
+            ),
+        ]
         button = gr.Button("Speak", variant="primary")
         button.click(partial(answer, device=device), fields, gr.HTML(), api_name=False)
     return page
@@ -185,14 +185,22 @@ def launch(page: "gradio.Blocks", port: int | None) -> str:
     from starlette.middleware import Middleware  # comes with gradio
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    # Another site whose name leads to 127.0.0.1 must not be able to read the page.
+    # Another site whose name resolves to 127.0.0.1 must not be able to read the page.
     own_names = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     with file_errors():  # such as a port that is taken
         _, url, _ = page.launch(
-            server_name=HOST, server_port=port, share=False, quiet=True, ssr_mode=False, css=STYLE,
-            head=HEAD, footer_links=[], run_history=False, prevent_thread_lock=True,
+            server_name=HOST,
+            server_port=port,
+            share=False,
+            quiet=True,
+            ssr_mode=False,
+            css=STYLE,
+            head=HEAD,
+            footer_links=[],
+            run_history=False,
+            prevent_thread_lock=True,
             app_kwargs={"middleware": [own_names]},
-        )  # fmt: skip
+        )
     return url
 
 
@@ -207,9 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--vocoder", type=path_argument, nargs="+", default=[], metavar="DIR", help=vocoder_help)
     port = partial(count_argument, most=65535)
     add("--port", type=port, help="of the page (default: the first free one from 7860)")
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    device_help = "such as cpu, cuda or cuda:1 (default: cuda where there is one)"
-    add("--device", type=device_argument, default=default_device, help=device_help)
+    add_device_flag(parser)
     args = parser.parse_args(argv)
     page = make_page(find_checkpoints(args.checkpoint), args.vocoder, args.device)
     say(f"{launch(page, args.port)}  (Ctrl-C ends it)")

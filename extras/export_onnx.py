@@ -1,4 +1,4 @@
-"""Exports a checkpoint as ONNX graphs that speak without PyTorch, and the program that runs them.
+"""Export a checkpoint as ONNX graphs that speak without PyTorch, and the program that runs them.
 
     python -m extras.export_onnx --checkpoint work_dir/tacotron2/final_checkpoint \
         --output_dir voice_onnx --int8
@@ -12,9 +12,9 @@ Needs requirements/onnx.txt. Opset 17, float32, one text at a time (the first ax
     postnet.onnx    mels_before (1, T_mel, num_mels) -> mels_after, the same shape
 
 T_text and T_mel are dynamic, all other axes fixed. masks (decoder_prenet_depth,
-decoder_prenet_dim) are the factors of the prenet's dropout, 0 or 1 / (1 - p); whoever runs the step
-draws them anew for each frame. --int8 adds step.int8.onnx, in which the products of both decoder
-LSTMs are in 8 bits: weights quantised by column, inputs as they come.
+decoder_prenet_dim) are the factors of the prenet's dropout, 0 or 1 / (1 - p); the program that runs
+the step draws them anew for each frame. --int8 adds step.int8.onnx, in which the products of both
+decoder LSTMs are in 8 bits: weights quantised by column beforehand, inputs at run time.
 
 Beside the graphs: settings.json (symbols, token ids of characters, audio settings, stop threshold),
 mel_filters.npy (num_mels, n_fft // 2 + 1), and speak.py, a copy of run_onnx.py, which needs only
@@ -57,23 +57,28 @@ OPSET = 17
 ENCODER, STEP, POSTNET, INT8_STEP = "encoder.onnx", "step.onnx", "postnet.onnx", "step.int8.onnx"
 DYNAMIC_AXES = {  # the tensors whose axis 1 varies
     "T_text": (
-        "tokens", "encoder_outputs", "keys", "alignment", "cumulative_alignment",
-        "next_alignment", "next_cumulative_alignment",
+        "tokens",
+        "encoder_outputs",
+        "keys",
+        "alignment",
+        "cumulative_alignment",
+        "next_alignment",
+        "next_cumulative_alignment",
     ),
     "T_mel": ("mels_before", "mels_after"),
-}  # fmt: skip
+}
 TRACED_TEXT, TRACED_FRAMES = 12, 8  # characters and frames that the graphs are traced with
 TRIAL_TEXT, TRIAL_FRAMES = 50, 300  # of the comparison with the model: a whole sentence
 TOLERANCE = 1e-4
 
 
 class GivenDropout(Prenet):
-    """The prenet with its dropout given, instead of drawn."""
+    """The prenet with its dropout as an input, not drawn at random."""
 
     masks: Tensor  # (decoder_prenet_depth, decoder_prenet_dim)
 
     def forward(self, frame: Tensor) -> Tensor:
-        """(1, num_mels) -> (1, decoder_prenet_dim)."""
+        """Map (1, num_mels) to (1, decoder_prenet_dim)."""
         for layer, factors in zip(self.layers, self.masks, strict=True):
             frame = F.relu(layer(frame)) * factors
         return frame
@@ -95,7 +100,7 @@ class EncoderOfOneText(nn.Module):
         self.encoder, self.key_layer = model.encoder, model.decoder.attention.key_layer
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(1, T_text) -> encoder_outputs (1, T_text, E), keys (1, T_text, attention_dim)."""
+        """Map (1, T_text) to encoder_outputs (1, T_text, E), keys (1, T_text, attention_dim)."""
         x = self.encoder.embedding(tokens).transpose(1, 2)  # (1, character_embed_dim, T_text)
         for conv in self.encoder.convolutions:
             x = F.relu(conv(x))
@@ -113,7 +118,7 @@ class OneStep(nn.Module):
     def forward(
         self, frame: Tensor, masks: Tensor, encoder_outputs: Tensor, keys: Tensor, *state: Tensor
     ) -> tuple[Tensor, ...]:
-        """Takes and returns the inputs and outputs of step.onnx, in order."""
+        """Map the inputs of step.onnx to its outputs, in order."""
         self.decoder.prenet.masks = masks
         nothing_is_padding = torch.zeros((), dtype=torch.bool)
         frame, stop_logit, _, state = self.decoder.step(
@@ -130,7 +135,7 @@ class Correction(nn.Module):
         self.postnet = model.postnet
 
     def forward(self, mels_before: Tensor) -> Tensor:
-        """(1, T_mel, num_mels) -> mels_after, the same shape."""
+        """Map (1, T_mel, num_mels) to mels_after, of the same shape."""
         nothing_is_padding = torch.zeros(1, 1, dtype=torch.bool)
         return mels_before + self.postnet(mels_before, nothing_is_padding)
 
@@ -138,7 +143,7 @@ class Correction(nn.Module):
 def write_graph(
     path: Path, module: nn.Module, inputs: dict[str, Tensor], outputs: list[str]
 ) -> None:
-    """Trace a module with these inputs."""
+    """Trace a module with these inputs, and write the graph."""
     names = {*inputs, *outputs}
     axes = {name: {1: axis} for axis, all_names in DYNAMIC_AXES.items() for name in all_names}
     with warnings.catch_warnings():
@@ -206,7 +211,7 @@ def check_graphs(voice: Voice, folder: Path) -> float:
             raise DataError(
                 f"the exported graphs give another {name} than the model (by "
                 f"{differences[name]:.1g}): extras/export_onnx.py repeats the encoder and the "
-                "prenet of model.py, and has to be changed as they were"
+                "prenet of model.py, and must be changed as they were"
             )
     return max(differences.values())
 
@@ -239,7 +244,7 @@ def quantize_step(folder: Path) -> None:
 def make_settings(voice: Voice, stop_threshold: float) -> dict[str, Any]:
     """Collect what speak.py needs beside the graphs, for settings.json.
 
-    natural-log mel = mel * log_mel_scale + log_mel_shift, whatever the scaling of the mels.
+    natural-log mel = mel * log_mel_scale + log_mel_shift, for both scalings of mels.
     """
     audio, scale, shift = voice.audio_config, 1.0, 0.0
     if audio.mel_scaling == "scaled_db":
@@ -261,7 +266,7 @@ def make_settings(voice: Voice, stop_threshold: float) -> dict[str, Any]:
 
 
 def fill_folder(voice: Voice, folder: Path, int8: bool, stop_threshold: float) -> None:
-    """Write all that --output_dir gets into a folder, and check the graphs."""
+    """Write all files of an export into a folder, and check the graphs."""
     content = json.dumps(make_settings(voice, stop_threshold), indent=2, ensure_ascii=False)
     (folder / "settings.json").write_text(content, encoding="utf-8")
     np.save(folder / "mel_filters.npy", mel_filters(voice.audio_config, torch.device("cpu")))
@@ -276,7 +281,7 @@ def fill_folder(voice: Voice, folder: Path, int8: bool, stop_threshold: float) -
 @script
 @file_errors()
 def main(argv: list[str] | None = None) -> None:
-    """Export to a temporary folder, and copy its files to --output_dir once all are there."""
+    """Export to a temporary folder, and copy its files to --output_dir when it is complete."""
     parser = FlagParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")

@@ -1,13 +1,13 @@
-"""Puts a voice on the Hugging Face Hub, with a model card that shows what it is and how good.
+"""Publish a voice on the Hugging Face Hub, with a model card that shows how good it is.
 
     python -m extras.publish --checkpoint work_dir/tacotron2/final_checkpoint \
         --repo_id USER/NAME --data LJSpeech --license mit --dry_run --output_dir to_publish
 
 It uploads config.json, model.safetensors and README.md, the model card: language, data, the numbers
-of evaluate.py's report.json (also as the metadata that the Hub makes its tables from), the last
-picture of the alignment, the loss curve, two sounds, and how to load the voice. A part that is not
-found is left out of the card with a warning. --dry_run writes the folder instead of uploading it.
-`hf auth login` or HF_TOKEN says who you are.
+of evaluate.py's report.json (also as metadata, from which the Hub makes its tables), the last
+picture of the alignment, the loss curve, two sounds, and how to load the voice. Parts that it does
+not find are left out of the card with a warning. --dry_run writes the folder instead of uploading
+it. Log in with `hf auth login` or HF_TOKEN.
 """
 
 import argparse
@@ -105,7 +105,7 @@ on, spoken freely.
 
 
 class Material(NamedTuple):
-    """What the card is made from; what is missing is empty."""
+    """The parts of the card; a missing part is empty."""
 
     report: dict[str, Any]
     step: int | None
@@ -117,7 +117,7 @@ class Material(NamedTuple):
 def find_files(checkpoint: Path, given: str | None, names: tuple[str, ...], pattern: str) -> list:
     """List files by a pattern in the folder that a flag gives, or else in a folder of these names.
 
-    Of the folders near the checkpoint the nearest that has such files counts.
+    Of the folders near the checkpoint, the nearest one with such files is used.
     """
     near = checkpoint.absolute().parents[:N_PARENTS]
     folders = [Path(given)] if given else [parent / name for parent in near for name in names]
@@ -227,7 +227,7 @@ def make_card(args: argparse.Namespace, voice: Voice, material: Material) -> Mod
 
 
 def write_folder(args: argparse.Namespace, voice: Voice, material: Material, folder: Path) -> None:
-    """Write all that is published into a new folder."""
+    """Write the files to publish into a new folder."""
     folder.mkdir(parents=True)
     copies = [(Path(args.checkpoint, name), name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
     copies += [(path, "alignment.png") for path in material.alignment]
@@ -241,7 +241,7 @@ def write_folder(args: argparse.Namespace, voice: Voice, material: Material, fol
 def upload(folder: Path, repo_id: str, private: bool) -> str:
     """Upload a folder to a repository, which is made if it is missing; return its address."""
     if not get_token():
-        raise DataError("not logged in: `hf auth login` or HF_TOKEN says who publishes")
+        raise DataError("not logged in: run `hf auth login`, or set HF_TOKEN")
     api = HfApi()
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -257,17 +257,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = FlagParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
-    add("--repo_id", required=True, metavar="USER/NAME", help="where on the Hub")
+    add("--repo_id", required=True, metavar="USER/NAME", help="name on the Hub")
     add("--private", action="store_true", help="make the repository a private one")
     add("--dry_run", action="store_true", help="write the folder, upload nothing")
-    add("--output_dir", type=path_argument, help="that folder, for --dry_run; must be new")
+    add("--output_dir", type=path_argument, help="folder that --dry_run writes; must be new")
     near = f"default: looked for in the {N_PARENTS} folders above the checkpoint"
     add("--report", type=path_argument, help=f"report.json of evaluate.py ({near})")
     samples_help = "folder of training's pictures, SAVE_AUDIO_GEN/EXPERIMENT_NAME"
     add("--samples", type=path_argument, metavar="DIR", help=f"{samples_help} ({near})")
     sounds_help = f"folder of synthesize.py's wavs; the first {N_SOUNDS} are published"
     add("--sounds", type=path_argument, metavar="DIR", help=f"{sounds_help} ({near})")
-    add("--language", default="en", help="of the voice, ISO 639-1 (default: %(default)s)")
+    add("--language", default="en", help="the voice's, by ISO 639-1 (default: %(default)s)")
     add("--data", help="name of the recordings, such as LJSpeech")
     add("--license", help="the Hub's name of the voice's licence, such as cc-by-4.0")
     add("--code", metavar="URL", help="where the training code is, for the card")

@@ -1,4 +1,4 @@
-"""Rehearses the reference run without LJSpeech: train_taco.sh on sentences that espeak-ng speaks.
+"""Rehearse the reference run without LJSpeech: train_taco.sh on sentences that espeak-ng speaks.
 
     make rehearsal                          # REHEARSAL_STEPS=1000 steps of 16 clips
     make rehearsal REHEARSAL_STEPS=3000     # continues from there
@@ -51,7 +51,7 @@ COLUMNS = {  # of the table: evaluate.py's names
 
 
 def count_processes() -> int:
-    """Count the processes that training should have: one on a GPU, else one per core, up to 8.
+    """Choose the number of processes for training: one on a GPU, else one per core, up to 8.
 
     On a CPU several processes of one thread are faster than one process with several threads, whose
     small operations wait for each other.
@@ -97,7 +97,7 @@ def train(folder: Path, epochs: int, extra_flags: list[str]) -> None:
 
 
 def evaluate(folder: Path) -> dict[str, float]:
-    """Score the last checkpoint on the held-out sentences; return evaluate.py's report."""
+    """Evaluate the last checkpoint on the held-out sentences; return evaluate.py's report."""
     report = folder / "report.json"
     run(
         [sys.executable, "evaluate.py", "--checkpoint", str(checkpoint(folder)),
@@ -178,13 +178,15 @@ def rehearse(folder: Path, steps: int, extra_flags: list[str]) -> None:
             speed = seconds / (state["step"] - before)
         # An earlier call may have trained a part of the epoch, so its time follows from the speed.
         done, hours = (rows[-1]["step"], rows[-1]["hours"]) if rows else (0, 0.0)
-        rows.append({
-            "step": state["step"],
-            "hours": hours + (state["step"] - done) * speed / 3600,
-            "seconds_per_step": speed,
-            "val_loss": state["history"][-1]["val_loss"],
-            **evaluate(folder),
-        })  # fmt: skip
+        rows.append(
+            {
+                "step": state["step"],
+                "hours": hours + (state["step"] - done) * speed / 3600,
+                "seconds_per_step": speed,
+                "val_loss": state["history"][-1]["val_loss"],
+                **evaluate(folder),
+            }
+        )
         write_table(folder, rows)
         say((folder / "table.txt").read_text(encoding="utf-8"))
 
@@ -192,7 +194,7 @@ def rehearse(folder: Path, steps: int, extra_flags: list[str]) -> None:
 @script
 @file_errors()
 def main(argv: list[str] | None = None) -> None:
-    """Train and score by turns."""
+    """Train and score in turn."""
     parser = FlagParser(description=__doc__.split("\n")[0])
     folder_help = "folder with the manifests and corpus/word_times.json"
     parser.add_argument("--folder", type=path_argument, required=True, help=folder_help)

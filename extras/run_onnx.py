@@ -1,4 +1,4 @@
-"""Speaks with the graphs of export_onnx.py, which puts a copy of this file beside them, speak.py.
+"""Speak with the graphs of export_onnx.py, which puts a copy of this file, speak.py, beside them.
 
     python speak.py --text "hello world." --output hello.wav
 
@@ -25,7 +25,7 @@ def sigmoid(x: float) -> float:
 
 
 class Speaker:
-    """The graphs and the settings of a folder; `int8` takes the step with quantised LSTMs."""
+    """The graphs and the settings of a folder; `int8` uses the step with quantised LSTMs."""
 
     def __init__(self, folder: str | Path, int8: bool = False, threads: int = 0) -> None:
         folder, options = Path(folder), onnxruntime.SessionOptions()
@@ -40,7 +40,7 @@ class Speaker:
         )
 
     def encode(self, text: str) -> np.ndarray:
-        """Look up token ids (1, T_text), in lower case where the symbols have no capital."""
+        """Look up token ids (1, T_text), of lower-case letters if the symbols have no capitals."""
         ids = self.settings["token_ids"]
         found = [ids.get(c, ids.get(c.lower())) for c in text]
         return np.array([[i for i in found if i is not None]], np.int64)
@@ -52,10 +52,14 @@ class Speaker:
         return (rng.random(shape, np.float32) >= p).astype(np.float32) / np.float32(1 - p)
 
     def speak(
-        self, tokens: np.ndarray, rng: np.random.Generator, max_decoder_steps: int = 2000,
-        stop_threshold: float | None = None, masks: np.ndarray | None = None,
+        self,
+        tokens: np.ndarray,
+        rng: np.random.Generator,
+        max_decoder_steps: int = 2000,
+        stop_threshold: float | None = None,
+        masks: np.ndarray | None = None,
         mels: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Make the mel of tokens (1, T_text), free running unless `mels` are given.
 
         Args:
@@ -132,15 +136,16 @@ def main(argv: list[str] | None = None) -> None:
     """Write the wav of one text."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--folder", default=Path(__file__).parent, help="of the graphs (default: this file's)")
+    add("--folder", default=Path(__file__).parent, help="with the graphs (default: this file's)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", help="what to say, in plain words")
     source.add_argument("--tokens", type=int, nargs="+", help="token ids, instead of a text")
     add("--output", default="spoken.wav", help="16-bit wav (default: %(default)s)")
     add("--int8", action="store_true", help="with the quantised LSTMs")
-    add("--max_decoder_steps", type=int, default=2000, help="frames (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of dropout and phases (default: %(default)s)")
-    add("--threads", type=int, default=0, help="of onnxruntime (default: all cores)")
+    steps_help = "frames after which a text is cut (default: %(default)s)"
+    add("--max_decoder_steps", type=int, default=2000, help=steps_help)
+    add("--seed", type=int, default=0, help="seed of dropout and phases (default: %(default)s)")
+    add("--threads", type=int, default=0, help="threads of onnxruntime (default: all cores)")
     args = parser.parse_args(argv)
     if not (Path(args.folder) / "settings.json").is_file():
         sys.exit(f"--folder {args.folder}: holds no settings.json, as export_onnx.py writes it")

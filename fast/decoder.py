@@ -2,11 +2,10 @@
 
     model = speed_up(Tacotron2(config))  # one line, for training and for speaking
 
-`FastDecoder` overrides teacher forcing and free running. With teacher forcing, frame t needs the
-frames before it in the attention LSTM and the attention only: fast/loops.py runs those two frame by
-frame, and the prenet, the decoder LSTM and the projections are one call over all frames. Free
-running lays the weights out once for all steps, and on a GPU records several steps as one CUDA
-graph.
+`FastDecoder` overrides teacher forcing and free running. With teacher forcing, only the attention
+LSTM and the attention need the frames before frame t: fast/loops.py runs those two frame by frame,
+and the prenet, the decoder LSTM and the projections are one call over all frames. Free running
+lays the weights out once for all steps, and on a GPU records several steps as one CUDA graph.
 
 `speed_up` checks this file against model.py on every call: it runs both decoders on a small batch
 and compares all outputs and gradients. If they differ, because someone changed model.py and not
@@ -26,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from command_line.files import one_line
 from command_line.main import say
 from fast.loops import (
     Attention,
@@ -44,7 +44,7 @@ from fast.loops import (
 from fast.postnet import ChunkedPostNet
 from model import Decoder, DecoderState, PostNet, Tacotron2, Tacotron2Config, lstm_cell
 
-# Free-running steps between two looks at the stop token, each of which waits for the device.
+# Free-running steps between two checks of the stop token, each of which waits for the device.
 STEPS_AT_ONCE = {"cuda": 8}
 TRIAL_TOLERANCE = 1e-4  # of the norm; rounding is about 1e-6
 TRIAL_SIZES = {  # of the decoders that are compared
@@ -67,7 +67,7 @@ class BlockedCell:
     """An LSTM's weights laid out for many single steps, without a gradient.
 
     Laying them out takes as long as 60 steps, so `prepare_cell` keeps the cell from sentence to
-    sentence. The cell holds a copy of the weights it was made from, to notice when they change.
+    sentence. The cell holds a copy of the weights that it was made from, to detect a change.
     """
 
     def __init__(self, lstm: nn.Module, dtype: torch.dtype) -> None:
@@ -189,7 +189,7 @@ class FastDecoder(Decoder):
         stop_threshold: float,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Run freely; see Decoder.run_freely. On a GPU it yields several frames at a time."""
-        if self.training:  # with dropout on the LSTMs' outputs, which nobody needs to be fast
+        if self.training:  # with dropout on the LSTMs' outputs; nobody needs this to be fast
             arguments = encoder_outputs, padding_mask, max_decoder_steps, stop_threshold
             yield from super().run_freely(*arguments)
             return
@@ -229,10 +229,11 @@ class FastDecoder(Decoder):
         n_steps: int,
         carry: tuple[Tensor, ...],
     ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
-        """Run Decoder.step n_steps times without a look at the stop token.
+        """Run Decoder.step n_steps times without checking the stop token.
 
         Args:
-            attend, cells, projection: of `prepare_attention`, `prepare_cell`, `joint_projection`.
+            attend, cells, projection: from `prepare_attention`, `prepare_cell` and
+                `joint_projection`.
             carry: the previous frame and the state, (frame, *state).
 
         Returns:
@@ -277,7 +278,7 @@ def speed_up(model: Tacotron2) -> Tacotron2:
     elif os.environ.get("RANK", "0") == "0":  # only one of several processes prints it
         say(
             f"fast/decoder.py does not fit this model: {reason}. The plain loops of model.py run "
-            "instead, to the right numbers but slower; --no-fast_decoder asks for them without "
+            "instead, with the right numbers but slower; --no-fast_decoder chooses them without "
             "this line, and the same change in fast/decoder.py makes it fast again",
             file=sys.stderr,
         )
@@ -296,7 +297,7 @@ def make_twin(part: nn.Module, config: Tacotron2Config, fast_class: type) -> nn.
 
 
 def is_patched(part: nn.Module) -> bool:
-    """Tell whether a module has hooks, or a forward other than its class's."""
+    """Tell if a module has hooks, or a forward other than its class's."""
     return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
 
 
@@ -320,8 +321,8 @@ def find_difference(decoder: nn.Module) -> str | None:
         twin = make_twin(plain, plain.config, FastDecoder)
         with torch.inference_mode(False), torch.autocast("cpu", enabled=False), KnownDropout():
             results = [trial_results(either) for either in (plain, twin)]
-    except Exception as error:  # whatever a changed part raises
-        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    except Exception as error:  # a changed part may raise anything
+        return one_line(f"{type(error).__name__}: {error}")
     for name, ours in results[0].items():
         distance = float((results[1][name] - ours).norm() / ours.norm().clamp_min(1e-30))
         if not distance < TRIAL_TOLERANCE:
@@ -332,7 +333,7 @@ def find_difference(decoder: nn.Module) -> str | None:
 class KnownDropout(TorchFunctionMode):
     """Replaces the random F.dropout by a factor per channel that is the same in all calls.
 
-    Two decoders then give the same numbers only if they apply the same dropout in the same place.
+    Two decoders then give the same numbers only if they apply the same dropout in the same places.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -358,7 +359,7 @@ def trial_results(decoder: Decoder) -> dict[str, Tensor]:
     with torch.enable_grad():
         forced = decoder.train()(text.requires_grad_(), padding_mask, mels.requires_grad_())
         sources = {"encoder_outputs": text, "mels": mels, **dict(decoder.named_parameters())}
-        # One number, because for the gradients of several torch imports sympy, which takes 0.3 s.
+        # One number, because torch imports sympy for the gradients of several, which takes 0.3 s.
         weighted = sum((x * x.detach().cos()).sum() for x in forced)
         gradients = torch.autograd.grad(weighted, list(sources.values()))
     with torch.no_grad():

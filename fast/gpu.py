@@ -1,6 +1,6 @@
-"""fast/loops.py and free running on a GPU: launches of fast/kernels.py, and CUDA graphs.
+"""Run fast/loops.py and free running on a GPU, with the kernels of fast/kernels.py and CUDA graphs.
 
-Takes and returns tensors. A frame is five launches each way:
+A frame is five launches each way:
 
     forwards   preactivations_t += W_r [context_{t-1}, h_{t-1}]   matrix product
                c_t, h_t, q_t                                      cell_kernel
@@ -18,8 +18,8 @@ recorded once as a CUDA graph, which is one launch. Symbols, shapes and the doub
 those of fast/loops.py.
 
 tests/test_fast_gpu.py checks the kernels in Triton's interpreter against fast/loops.py, compiles
-them for two GPUs, and replays the recording of graphs on a CPU. fast/loops.py tries this file out
-on the GPU at hand before it is used.
+them for two GPUs, and replays the recording of graphs on a CPU. fast/loops.py tries this file on
+the GPU at hand before using it.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ MIN_ROW = 64  # characters; shorter texts share the kernels compiled for this le
 ROW_WARPS = 8  # for kernels whose program has a whole row of characters
 FRAMES_AT_ONCE = 16  # training frames in one CUDA graph
 GRAPH_DEVICES = ("cuda",)
-MAX_GRAPHS = 32  # each batch size and text length needs two, with memory for their frames
+MAX_GRAPHS = 32  # each batch size and text length needs two, each with memory for its frames
 
 Launch = Callable[..., Any]
 Tensors = Sequence[Tensor | None]
@@ -104,7 +104,7 @@ def _cell_launch(cell: Tensor) -> Launch:
 
 
 def _constants(shared: _Shared) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the constants of kernels with the location convolution, and of those with a row."""
+    """Return the constants of the kernels with the location convolution, and of those by rows."""
     n_taps, attention_dim = shared.matrix.shape
     _, n_text, encoder_dim = shared.encoder_outputs.shape
     convolution = {
@@ -267,9 +267,9 @@ def run_frames(
 ) -> None:
     """Call `run(fixed, state, reads, writes)`; on a GPU, replay it in parts as a CUDA graph.
 
-    A graph knows addresses and not tensors, so the rows of FRAMES_AT_ONCE frames are copied to its
-    own memory and the results back, which takes about a twentieth of the time. The first frames,
-    up to a multiple of FRAMES_AT_ONCE, are launched one by one.
+    A graph reads and writes fixed addresses, so the rows of FRAMES_AT_ONCE frames are copied to its
+    own memory and the results back, which takes about a twentieth of the time. Frames that do not
+    fill a graph are launched one by one.
 
     Args:
         run: runs one frame for each row, from the first to the last, or `backwards`.

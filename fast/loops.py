@@ -1,4 +1,4 @@
-"""The decoder's two sequential parts in teacher forcing, with hand-written gradients.
+"""Run the decoder's two sequential parts in teacher forcing, with hand-written gradients.
 
 With teacher forcing only the attention LSTM and the attention are sequential: frame t needs the
 context of frame t - 1. `attention_loop` runs that loop. The rest, including the decoder LSTM
@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from command_line.main import warn
 
-TEXT_STEP = 32  # texts are padded to multiples, so that a GPU needs few recordings
+TEXT_STEP = 32  # texts are padded to multiples of this, so that a GPU needs few CUDA graphs
 MAX_GPU_KERNEL_SIZE = 31  # of the location convolution; more exceeds a GPU's shared memory
 GPU_TOLERANCE = {torch.float32: 0.01, torch.float16: 0.02, torch.bfloat16: 0.1}  # of the norm
 CUDNN_WITH_BFLOAT16 = 91300  # cuDNN 9.13 is the first whose LSTMs take bfloat16
@@ -59,7 +59,7 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def can_block(weight: Tensor) -> bool:
-    """Tell whether oneDNN has a blocked memory layout for this weight; it has no gradient."""
+    """Tell if oneDNN has a blocked memory layout for this weight, which has no gradient."""
     if weight.device.type != "cpu" or torch.is_grad_enabled():
         return False
     if weight.dtype == torch.bfloat16:
@@ -118,7 +118,7 @@ class CellDerivatives(NamedTuple):
 
 
 def cell_derivatives(activations: Tensor, cells: Tensor) -> CellDerivatives:
-    """Compute them from [i, f, g, o] (T_mel, B, 4H) and the cells (T_mel + 1, B, H)."""
+    """Compute the factors from [i, f, g, o] (T_mel, B, 4H) and the cells (T_mel + 1, B, H)."""
     i, f, g, o = activations.unflatten(2, (4, -1)).unbind(2)  # (T_mel, B, H) each
     cells = cells.to(activations.dtype)
     tanh_cells = cells[1:].tanh()
@@ -216,7 +216,7 @@ def lstm_in_dtype(inputs: Tensor, lstm: nn.LSTM, dtype: torch.dtype) -> Tensor:
 
 
 def cudnn_has_bfloat16(device: torch.device) -> bool:
-    """Tell whether cuDNN runs LSTMs in bfloat16 on this GPU; AMD's MIOpen does not."""
+    """Tell if cuDNN runs LSTMs in bfloat16 on this GPU; AMD's MIOpen does not."""
     if torch.version.hip or (torch.backends.cudnn.version() or 0) < CUDNN_WITH_BFLOAT16:
         return False
     return torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
@@ -390,7 +390,7 @@ def backward_loop(
 
 
 def choose_loops(on_gpu: bool) -> tuple[Callable, Callable]:
-    """Return the forward and the backward loop."""
+    """Return the forward and the backward loop, of fast/gpu.py or of this file."""
     if on_gpu:
         import fast.gpu as fast_gpu  # needs Triton, which comes with PyTorch on Linux only
 
@@ -510,7 +510,7 @@ def attention_loop(
     return queries, contexts, alignments[..., :n_text]
 
 
-# Trying out fast/gpu.py on the GPU at hand
+# Trying fast/gpu.py on the GPU at hand
 
 TRIAL_BATCH = (3, 2, 70)  # frames, clips, characters
 TRIAL_SIZES = (256, 512, 1024, 128, 31)  # P, E, H, A, K: the paper's, so what training compiles
@@ -518,7 +518,7 @@ TRIAL_SIZES = (256, 512, 1024, 128, 31)  # P, E, H, A, K: the paper's, so what t
 
 @lru_cache
 def gpu_loops_work(device: torch.device, dtype: torch.dtype) -> bool:
-    """Try out fast/gpu.py's loops once per GPU and dtype, against the loops above.
+    """Try fast/gpu.py's loops once per GPU and dtype, against the loops above.
 
     GPUs, drivers and compilers differ, and a slower run is better than a wrong one: if the kernels
     fail or disagree, one line says why and the loops above run.
@@ -539,7 +539,7 @@ def gpu_loops_work(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def explain_failure(error: Exception) -> str:
-    """Say in one line why the kernels failed; name the remedy where a compiler is missing."""
+    """Explain in one line why the kernels failed, and what to install if a compiler is missing."""
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, subprocess.CalledProcessError):
         reason = f"the C compiler {error.cmd[0]} failed"
@@ -552,7 +552,7 @@ def explain_failure(error: Exception) -> str:
 
 
 def gpu_attention_works(weight_location: Tensor, device: torch.device, dtype: torch.dtype) -> bool:
-    """Tell whether fast/gpu.py runs this attention; the location convolution (A, 2, K) must fit."""
+    """Tell if fast/gpu.py runs this attention; the location convolution (A, 2, K) must fit."""
     return weight_location.shape[2] <= MAX_GPU_KERNEL_SIZE and gpu_loops_work(device, dtype)
 
 
@@ -581,7 +581,7 @@ def _trial_arguments(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)  # leaves training's random numbers alone
 
     def random(*shape: int) -> Tensor:
-        # Large enough for a pointed alignment; else W_q's gradient would be all rounding.
+        # Large enough for a sharp alignment; otherwise W_q's gradient would be rounding errors.
         x = torch.randn(shape, generator=generator) / shape[-1] ** 0.3
         return x.to(device, dtype).requires_grad_()
 

@@ -1,1 +1,1 @@
-"""How well a voice speaks: alignments, word starts, mel distance, word errors, pictures."""
+"""Measures of how well a voice speaks: alignments, word starts, mels, word errors, pictures."""

@@ -30,13 +30,13 @@ MEL_HEIGHT, MARGIN_HEIGHT = 1.7, 0.8  # inches; the margin is for the title and 
 CHARACTER_HEIGHT = 0.095  # inches per character of an alignment, within these limits:
 ALIGNMENT_HEIGHTS = (2.2, 5.7)  # inches; 5.7 is enough to label each of 60 characters
 FONT_SIZE, LABEL_SIZE = 8, 6.5  # points; LABEL_SIZE is for the text beside an alignment
-LABEL_FONT = "DejaVu Sans Mono"  # matplotlib brings it along, and it has the glyph "␣"
+LABEL_FONT = "DejaVu Sans Mono"  # comes with matplotlib and has the glyph "␣"
 CHARACTER_SPACING = 6.2  # points; characters closer than this are labelled word by word
 MAX_LABEL = 24  # characters of a word; some languages have no spaces
 WORD_SPACING = 7.0  # points; words closer than this to the label below get none
 COLOUR_MAP, PATH_COLOUR = "magma", "#4de3ff"  # PATH_COLOUR marks the arg-max; it is not in magma
-PATH_BELOW = 6.0  # pixels; the arg-max is marked where the rows of an alignment are lower,
-PATH_SHARE = 0.1  # and in frames that give it this much attention: a blur must not look sharp
+PATH_BELOW = 6.0  # pixels; the arg-max is marked if the rows of an alignment are lower than this,
+PATH_SHARE = 0.1  # in frames that give it this much attention: a blur must not look sharp
 TRAIN_COLOUR, VAL_COLOUR, OTHER_COLOUR, FREE_COLOUR = "#3b6fb6", "#e07b39", "#555555", "#2f9e6e"
 SCORES = ("score", "focus", "coverage", "monotonicity", "stopped_by_itself")  # between 0 and 1
 FRAME_MS, LAST_FRAME_MS = 300, 2500  # of the film; viewers can look at the result
@@ -104,8 +104,8 @@ def loss_figure(history: Sequence[dict]) -> Figure:
     """Draw curves over epochs from one dict per epoch, with "epoch" and any numbers by name.
 
     `train_X` and `val_X` share a panel, and so do a score `X` and `free_running_X`; "loss" has the
-    large one. The legend gives each curve's last value. The axis of a score goes from 0 to 1:
-    magnified, a coverage that falls from 1 to 0.996 would look like a collapse.
+    large one. The legend gives each curve's last value. The axis of a score goes from 0 to 1,
+    because a coverage that falls from 1 to 0.996 would look like a collapse on a magnified axis.
     """
     keys = {key for row in history for key, value in row.items() if is_number(value)}
     names = {re.sub("^(train|val|free_running)_", "", key) for key in keys - {"epoch", "step"}}

@@ -4,8 +4,8 @@
     transcribe(recognizer, wav, 22050)                              # (n_samples,) -> text
 
 The recognizer transcribes three sounds of each clip: free running, the recording's own mel through
-the same vocoder, and the recording. The recording shows the recognizer's own errors; the vocoded
-one adds those of the vocoder, and free running those of the model. Texts are compared as the
+the same vocoder, and the recording. The recording shows the recognizer's own errors, the vocoded
+recording adds those of the vocoder, and free running those of the model. Texts are compared as the
 tokenizer cleans them, without punctuation. Needs requirements/asr.txt.
 """
 
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from command_line.files import DataError, import_extra
+from command_line.files import DataError, import_extra, one_line
 from text.phonemes import PHONEMES_IN_BRACES
 from text.tokenizer import Tokenizer
 
 REQUIREMENTS = "requirements/asr.txt"
 SAMPLING_RATE = 16_000  # Hz, on which recognizers are trained
-PAD_SECONDS = 0.5  # of silence at both ends: recognizers miss a first word that begins at once
+PAD_SECONDS = 0.5  # of silence at both ends; without it, recognizers miss an early first word
 SOUNDS = {  # transcribed of each clip: name, label
     "free_running": "free running",
     "vocoded": "vocoded recording",
@@ -49,7 +49,7 @@ def load_recognizer(name: str, device: str) -> Recognizer:
     try:
         pipe = transformers.pipeline(task, model=name, device=device)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise DataError(f"--asr {name}: is no recognizer that can be loaded ({reason})") from None
 
     def recognize(samples: np.ndarray) -> str:
@@ -61,7 +61,7 @@ def load_recognizer(name: str, device: str) -> Recognizer:
 
 
 def transcribe(recognizer: Recognizer, wav: Tensor, sampling_rate: int) -> str:
-    """Transcribe a wav, (n_samples,) float, between two halves of a second of silence."""
+    """Transcribe a wav, (n_samples,) float, with PAD_SECONDS of silence before and after it."""
     samples = wav.numpy()
     if sampling_rate != SAMPLING_RATE:
         import librosa  # slow to import
@@ -71,7 +71,7 @@ def transcribe(recognizer: Recognizer, wav: Tensor, sampling_rate: int) -> str:
 
 
 def plain_words(text: str, tokenizer: Tokenizer) -> str:
-    """Reduce a text to what is compared: cleaned, lower-case words without punctuation."""
+    """Reduce a text to the words that are compared: cleaned, lower case, no punctuation."""
     text = tokenizer.clean(text).lower()
     kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in text)
     return " ".join(word for word in (word.strip("'") for word in kept.split()) if word)
@@ -103,8 +103,8 @@ def score_sounds(
 
     Args:
         sounds: wav (n_samples,) and sampling rate of each of SOUNDS.
-        text: what they should say. A text with phonemes in braces cannot be compared and has no
-            columns.
+        text: the text that they should say. One with phonemes in braces cannot be compared, so its
+            clip has no columns.
     """
     reference = plain_words(text, tokenizer)
     if PHONEMES_IN_BRACES.search(text) or not reference:
@@ -141,7 +141,7 @@ def count_totals(columns: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 def recognition_table(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Format the report's error rates as lines of evaluate.py's table: label, value."""
-    lines = [("words that the recognizer was to hear", f"{report['asr_words']}")]
+    lines = [("words in the texts that were transcribed", f"{report['asr_words']}")]
     for name, label in SOUNDS.items():
         kinds = ", ".join(f"{report[f'{name}_word_{kind}']} {kind}" for kind in KINDS)
         rates = f"{report[f'{name}_wer']:.1%} / {report[f'{name}_cer']:.1%}"

@@ -1,7 +1,7 @@
 """Score alignments and mels: pure functions of tensors.
 
-Focus, coverage and monotonicity tell whether an alignment is well formed, word_start_errors whether
-it is true, and mel_cepstral_distortion how far a mel is from the recording's.
+Focus, coverage and monotonicity show if an alignment is well formed, word_start_errors shows if it
+is true, and mel_cepstral_distortion how far a mel is from the recording's.
 """
 
 import numpy as np
@@ -20,8 +20,8 @@ FREE_RUNNING_SCORES = (
     "stopped_by_itself",
     "free_running_score",
 )
-COVERED = 0.5  # frames of attention; a character that gets as much counts as visited
-GOOD_SCORE = 0.5  # a free-running score from here on is good, from half of it on fair
+COVERED = 0.5  # frames of attention; a character that gets this much counts as visited
+GOOD_SCORE = 0.5  # a free-running score from this on is good, from half of it on fair
 N_CEPSTRA = 13  # c_1 to c_13; c_0 is loudness
 
 
@@ -54,9 +54,9 @@ def alignment_scores(
 
 
 def free_running_limit(n_frames: int, max_decoder_steps: int) -> int:
-    """Limit the frames of free running beside recordings of at most n_frames.
+    """Compute the limit of free running for clips whose recordings have at most n_frames.
 
-    A voice that speaks for more than twice as long does not stop at the right place anyway.
+    A voice that speaks for more than twice as long has missed its end anyway.
     """
     return min(max_decoder_steps, 2 * n_frames + 100)
 
@@ -74,7 +74,7 @@ def free_running_scores(output: InferenceOutput, token_lengths: Tensor) -> dict[
 
 
 def describe_score(score: float) -> str:
-    """Describe a free-running score in a word, with the range of good ones where it is not."""
+    """Describe a free-running score in a word; unless it is good, add the range of good scores."""
     if score >= GOOD_SCORE:
         return "good"
     return f"{'fair' if score >= GOOD_SCORE / 2 else 'poor'}: {GOOD_SCORE} to 0.8 is good"
@@ -83,13 +83,14 @@ def describe_score(score: float) -> str:
 def mel_cepstral_distortion(mel: Tensor, reference: Tensor, audio_config: AudioConfig) -> float:
     """Measure the mel-cepstral distortion in dB of a mel, under dynamic time warping.
 
-    (10 / ln 10) sqrt(2 sum (c_k - c'_k)^2) over k = 1..13: the mean over the frames that the path
-    pairs with a frame of the reference, then over the reference's frames. (A mean over the whole
-    path would fall when a model never stops and adds frames that match a silent one, so that
-    untrained models score best.) c is the DCT-II of the natural-log mel, scaled to the amplitudes
-    of its cosines, so that the result is the root mean square in dB between two smoothed spectra.
-    Compare numbers at the same sampling_rate, num_mels, n_fft, window_size, hop_size, fmin, fmax
-    and min_db only, and not with those of papers, whose cepstra come from other analyses.
+    A pair of frames is (10 / ln 10) sqrt(2 sum (c_k - c'_k)^2) apart, k = 1..13. The result is the
+    mean over the frames that the path pairs with a frame of the reference, then over the
+    reference's frames. (A mean over the whole path would fall if a model never stops and adds
+    frames that match a silent one, and untrained models would score best.) c is the DCT-II of the
+    natural-log mel, scaled to the amplitudes of its cosines, so that the result is the root mean
+    square in dB between two smoothed spectra. Compare it only with numbers at the same
+    sampling_rate, num_mels, n_fft, window_size, hop_size, fmin, fmax and min_db, and not with those
+    of papers, whose cepstra come from other analyses.
 
     Args:
         mel, reference: (T_mel, num_mels) as audio_config scales them, of any two lengths.
@@ -109,20 +110,20 @@ def mel_cepstral_distortion(mel: Tensor, reference: Tensor, audio_config: AudioC
         * np.sqrt(2 / audio_config.num_mels)
         for log_mel in log_mels
     )  # (T_mel, 13) each
-    at, of = librosa.sequence.dtw(spoken.T, recorded.T)[1].T  # the path's frames in each
-    distances = 10 / np.log(10) * np.sqrt(2) * np.linalg.norm(spoken[at] - recorded[of], axis=1)
-    return float(np.mean(np.bincount(of, distances) / np.bincount(of)))
+    i, j = librosa.sequence.dtw(spoken.T, recorded.T)[1].T  # the path: pairs of frames
+    distances = 10 / np.log(10) * np.sqrt(2) * np.linalg.norm(spoken[i] - recorded[j], axis=1)
+    return float(np.mean(np.bincount(j, distances) / np.bincount(j)))
 
 
 def word_start_errors(
     alignment: Tensor, words: list[dict], hop_seconds: float
 ) -> tuple[list[float], list[float]]:
-    """Measure by how many seconds each word but the first starts too late, or too early (< 0).
+    """Measure how many seconds too late (or early, < 0) each word but the first starts.
 
     Args:
         alignment: (T_mel, T_text) of one utterance, without padding.
         words: {"word", "index" of its first character, "start" in seconds} in order.
-        hop_seconds: from one frame to the next.
+        hop_seconds: seconds from one frame to the next.
 
     Returns:
         The errors of the time at which the alignment's arg-max first reaches each word's first

@@ -17,9 +17,10 @@ def make_report(rows: list[dict], seed: int) -> dict[str, Any]:
     """Summarize the rows of all clips, with intervals and counts."""
     numbers = {name for row in rows for name, x in row.items() if isinstance(x, int | float)}
     columns = {name: np.array([row.get(name) for row in rows], dtype=float) for name in numbers}
-    for name in (name for name in WORD_ERRORS if name in rows[0]):
-        columns[name] = np.empty(len(rows), dtype=object)  # a list for each clip
-        columns[name][:] = [row[name] for row in rows]
+    for name in WORD_ERRORS:
+        if name in rows[0]:
+            columns[name] = np.empty(len(rows), dtype=object)  # a list for each clip
+            columns[name][:] = [row[name] for row in rows]
     report = {"clips": len(rows), **summarize(columns)}
     if "word_start" in columns:
         report["words"] = sum(map(len, columns["word_start"]))
@@ -29,7 +30,7 @@ def make_report(rows: list[dict], seed: int) -> dict[str, Any]:
 
 
 def summarize(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Take means and medians over clips, and over words those of the errors in milliseconds."""
+    """Compute means and medians over clips, and the errors over words in milliseconds."""
     is_close = np.abs(columns["length_ratio"] - 1) <= LENGTH_TOLERANCE
     report = {
         "length_within_15_percent": (is_close & (columns["stopped_by_itself"] == 1)).mean(),

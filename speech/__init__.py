@@ -1,1 +1,1 @@
-"""What synthesize.py uses: a voice on disk or the Hub, speaking, streaming, HiFi-GAN."""
+"""The parts of synthesize.py: a voice on disk or the Hub, speaking, streaming, HiFi-GAN."""

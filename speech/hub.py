@@ -1,4 +1,4 @@
-"""A checkpoint by its name on the Hugging Face Hub: USER/NAME, or USER/NAME@REVISION.
+"""Find a checkpoint by its name on the Hugging Face Hub: USER/NAME, or USER/NAME@REVISION.
 
     folder = find_checkpoint("someone/a-voice")   # downloaded once, then taken from the cache
 
@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from command_line.files import DataError, read_json
+from command_line.files import DataError, one_line, read_json
 
 HUB_NAME = re.compile(r"(?P<repo>(?P<user>\w[\w.-]*)/\w[\w.-]*)(?:@(?P<revision>\S+))?", re.ASCII)
 OWN_FIELDS = {"format_version", "audio", "symbols"}  # in config.json of our checkpoints only
@@ -48,10 +48,10 @@ def download(name: str, repo: str, filename: str, revision: str | None) -> Path:
     from huggingface_hub import errors, hf_hub_download
 
     missing = "no such checkpoint folder"
-    reasons = {  # the first that fits is given; some of these classes derive from later ones
+    reasons = {  # the first match is reported; some of these classes derive from later ones
         errors.HFValidationError: missing,
-        errors.GatedRepoError: "the Hugging Face Hub gives it only to those who have asked on its "
-        "page",
+        errors.GatedRepoError: "the Hugging Face Hub gives it only to those who have asked for "
+        "access on its page",
         errors.RepositoryNotFoundError: f"{missing}, and no repository of this name on the Hugging "
         "Face Hub that you may read (a private one needs `hf auth login` or HF_TOKEN)",
         errors.RevisionNotFoundError: f"the repository has no revision {revision}",
@@ -64,5 +64,5 @@ def download(name: str, repo: str, filename: str, revision: str | None) -> Path:
         return Path(hf_hub_download(repo, filename, revision=revision))
     except (*reasons, errors.HTTPError, OSError) as error:
         fitting = [reason for kind, reason in reasons.items() if isinstance(error, kind)]
-        other = f"cannot be downloaded ({' '.join(str(error).split())[:200]})"
+        other = f"cannot be downloaded ({one_line(error)})"
         raise DataError(f"{name}: {(*fitting, other)[0]}") from None

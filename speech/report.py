@@ -1,4 +1,4 @@
-"""What synthesize.py leaves of a spoken text: its files, and lines on how it went."""
+"""Write the files of a spoken text, and print how well it was spoken."""
 
 import tempfile
 import wave
@@ -18,8 +18,8 @@ from speech.speaking import PAUSES, Synthesis, encode, to_pcm
 from speech.voice import Voice
 from text.splitting import Piece
 
-# Attention that steps back a little, and rarely, cannot be heard. More than this is a repeated
-# syllable or word: characters back in one step, or a lower share of steps that do not go back.
+# Nobody hears it when attention rarely steps back a little. More than MAX_BACK characters in one
+# step, or a lower share of steps that do not go back, is a repeated syllable or word.
 MAX_BACK, MIN_MONOTONICITY = 3, 0.98
 
 
@@ -41,10 +41,10 @@ def write_spoken(
     pause_ms: float,
     speed: float = 1.0,
 ) -> SpokenText:
-    """Join the pieces of a text, with pauses, to stem.wav, .npy and .txt.
+    """Join the pieces of a text, with pauses, into stem.wav, .npy and .txt.
 
-    stem.png shows the piece with the lowest score. Takes one result after the other, so that only
-    the mel grows with the text (100 MB an hour). The files appear when all of them are complete.
+    stem.png shows the piece with the lowest score. Only the mel grows with the text (100 MB an
+    hour), because results are taken one by one. The files appear when all of them are complete.
     """
     audio_config, kept, mels, texts, n_samples = voice.audio_config, [], [], [], 0
     worst = None
@@ -53,7 +53,7 @@ def write_spoken(
         temporary = Path(folder) / stem
         with wave.open(f"{temporary}.wav", "wb") as wav_file:
             wav_file.setparams((1, 2, audio_config.sampling_rate, 0, "NONE", ""))
-            for piece, result in zip(pieces, results):  # noqa: B905 (results go on after the text)
+            for piece, result in zip(pieces, results):  # noqa: B905 (more texts follow)
                 pause = 0.0 if piece is pieces[-1] else pause_ms / 1000 * PAUSES[piece.end]
                 n_silent = round(pause / audio_config.hop_seconds)  # frames
                 silence = torch.full((n_silent, audio_config.num_mels), audio_config.silence)
@@ -62,10 +62,10 @@ def write_spoken(
                 still = torch.zeros(round(n_silent * audio_config.hop_size / speed))
                 wav_file.writeframesraw(to_pcm(torch.cat([result.wav, still])))
                 n_samples += len(result.wav) + len(still)
-                texts += [voice.tokenizer.decode(encode(piece.text, voice))]
-                texts += ["\n\n" if piece.end == "paragraph" else " "]
+                text = voice.tokenizer.decode(encode(piece.text, voice))
+                texts += [text, "\n\n" if piece.end == "paragraph" else " "]
                 if worst is None or score_of(result) < score_of(worst):
-                    worst, worst_text = result, texts[-2]
+                    worst, worst_text = result, text
                 empty = torch.empty(0)
                 kept.append(result._replace(mel=empty, alignment=empty, wav=empty))
         np.save(f"{temporary}.npy", np.concatenate(mels).T)
@@ -90,26 +90,33 @@ def score_of(result: Synthesis) -> float:
     return result.scores["free_running_score"]
 
 
+def describe_result(result: Synthesis, seconds: float) -> str:
+    """Describe how a piece was spoken: length, ending and score."""
+    score = score_of(result)
+    ending = "did not stop" if result.reached_limit else "stopped by itself"
+    return f"{seconds:.2f} s, {ending}, free-running score {score:.2f} ({describe_score(score)})"
+
+
 def print_report(
     spoken: SpokenText, text: str, pieces: list[Piece], voice: Voice, path: Path
 ) -> None:
-    """Print how a text went: length, ending, score and what looks wrong."""
+    """Print how a text was spoken: length, ending, score and what looks wrong."""
     worst, results = spoken.worst, spoken.results
-    score, verdict = score_of(worst), describe_score(score_of(worst))
-    unknown = voice.tokenizer.unknown_characters(text)
-    warnings = [f"left out {unknown!r}, which the checkpoint has no symbols for"] * bool(unknown)
+    warnings = []
+    if unknown := voice.tokenizer.unknown_characters(text):
+        warnings.append(f"left out {unknown!r}, which the checkpoint has no symbols for")
     if len(pieces) == 1:
         tokens = encode(text, voice)
-        ending = "did not stop" if worst.reached_limit else "stopped by itself"
-        say(f"{path}: {spoken.seconds:.2f} s, {ending}, free-running score {score:.2f} ({verdict})")
+        say(f"{path}: {describe_result(worst, spoken.seconds)}")
         say(f"    as spoken: {printable(voice.tokenizer.decode(tokens))}")
         warnings += find_faults(worst, tokens, voice)
     else:
         n_stopped = sum(not result.reached_limit for result in results)
-        mean = sum(map(score_of, results)) / len(results)
+        mean, lowest = sum(map(score_of, results)) / len(results), score_of(worst)
         say(
             f"{path}: {spoken.seconds:.2f} s, {len(results)} pieces, {n_stopped} stopped by "
-            f"themselves, free-running score {mean:.2f}, lowest {score:.2f} ({verdict})"
+            f"themselves, free-running score {mean:.2f}, lowest {lowest:.2f} "
+            f"({describe_score(lowest)})"
         )
     for warning in warnings:
         say(f"    warning: {warning}")
@@ -120,7 +127,7 @@ def print_report(
 
 
 def find_faults(result: Synthesis, tokens: Tensor, voice: Voice) -> list[str]:
-    """Describe what looks wrong with a spoken text of these tokens (T_text,), a phrase for each."""
+    """List what looks wrong with a spoken text of these tokens (T_text,), a phrase for each."""
     faults = []
     if result.reached_limit:
         faults.append(f"it did not stop, and was cut at the limit of {len(result.mel)} steps")

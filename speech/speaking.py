@@ -1,4 +1,4 @@
-"""Text to speech with a checkpoint.
+"""Turn text into speech with a checkpoint.
 
     voice = load_checkpoint("work_dir/tacotron2/final_checkpoint")
     synthesize("Hello there.", voice, seed=0).wav                    # (n_samples,)
@@ -25,7 +25,7 @@ from speech.vocoder import Vocoder, to_audio
 from speech.voice import Voice, inference_precision
 
 MAX_DECODER_STEPS = 2000  # 23 s at 86 frames per second
-# A text with lower scores has failed. The worst of the demo's 100 test sentences have a coverage of
+# A text with lower scores has failed. The worst of the demo's 100 test sentences has a coverage of
 # 1.0 and a monotonicity of 0.95.
 MIN_COVERAGE, MIN_MONOTONICITY = 0.9, 0.9
 # Pauses after a piece, in multiples of --pause_ms.
@@ -38,10 +38,10 @@ class SpeakingOptions:
 
     max_decoder_steps: int = MAX_DECODER_STEPS  # frames after which a text is cut
     stop_threshold: float = 0.5  # probability of the stop token that ends a text
-    seed: int | None = None  # see `infer_batch`; None goes on with torch's generator
+    seed: int | None = None  # see `infer_batch`; None draws from torch's generator as it is
     dtype: torch.dtype = torch.float32  # of the matrix products; torch.bfloat16 is faster
-    n_retries: int = 2  # more tries of a text that failed
-    speed: float = 1.0  # of the sound; the pitch stays
+    n_retries: int = 2  # how often a failed text is tried again
+    speed: float = 1.0  # of the sound; the pitch stays the same
     vocoder: Vocoder | None = None  # None is Griffin-Lim
 
 
@@ -51,13 +51,13 @@ class Synthesis(NamedTuple):
     mel: Tensor  # (T_mel, num_mels), scaled as the checkpoint's audio_config says, clamped
     alignment: Tensor  # (T_mel, T_text)
     wav: Tensor  # (n_samples,)
-    reached_limit: bool  # True: cut at max_decoder_steps, the stop token never came
+    reached_limit: bool  # True: cut at max_decoder_steps, without a stop token
     scores: dict[str, float]  # FREE_RUNNING_SCORES of scoring/scores.py, by name
     n_tries: int = 1
 
     @property
     def failed(self) -> bool:
-        """True if it did not stop, left out characters or went back in the text."""
+        """True if the voice did not stop, left out characters or went back in the text."""
         return (
             self.reached_limit
             or self.scores["free_running_coverage"] < MIN_COVERAGE
@@ -66,7 +66,7 @@ class Synthesis(NamedTuple):
 
     @property
     def rank(self) -> tuple[bool, float, float]:
-        """The try with the highest rank is kept."""
+        """The rank by which the best of several tries is chosen."""
         score, coverage = (self.scores[f"free_running_{name}"] for name in ("score", "coverage"))
         return not self.failed, score, coverage
 
@@ -100,7 +100,7 @@ def speak(
 
 
 def speak_batch(texts: list[str], voice: Voice, options: SpeakingOptions) -> list[Synthesis]:
-    """Speak some texts at once; speak those that failed again, and keep the best try of each.
+    """Speak some texts at once; try failed ones again, and keep the best try of each.
 
     Raises:
         DataError: when a text has nothing to speak.
@@ -132,8 +132,8 @@ def infer_batch(
 ) -> list[Synthesis]:
     """Run the model on some texts, each (T_text,); the results have no wav yet.
 
-    The seed pins the prenet's dropout of the whole batch: the same texts in the same batch on the
-    same device give the same mels. In another batch a text draws other dropout.
+    The seed fixes the prenet's dropout of the whole batch: the same texts in the same batch on the
+    same device give the same mels. In another batch a text gets other dropout.
     """
     device = next(voice.model.parameters()).device
     lengths = torch.tensor([len(item) for item in tokens])

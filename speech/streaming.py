@@ -1,4 +1,4 @@
-"""Speech while it is being made: the first sound comes long before the whole text is spoken.
+"""Yield speech while it is being made: the first sound comes long before the text is finished.
 
     for wav in stream("It rained. It snowed.", voice):
         play(wav)  # (n_samples,) float32
@@ -22,7 +22,7 @@ from speech.voice import Voice, inference_precision
 from text.splitting import MAX_CHARACTERS, split_text
 
 FIRST_FRAMES, MORE_FRAMES = 24, 48  # decoded before the first sound, and between later ones
-FADE_FRAMES = 8  # shared by two neighbouring parts, which are cross-faded over them
+FADE_FRAMES = 8  # that two neighbouring parts share, and over which they are cross-faded
 
 
 def stream(
@@ -34,7 +34,7 @@ def stream(
 ) -> Iterator[Tensor]:
     """Speak a text of any length; yield its sound in parts, (n_samples,) float32 in [-1, 1].
 
-    Nothing is spoken twice, so n_retries has no effect, and neither has speed.
+    Of the options, n_retries and speed have no effect here.
 
     Raises:
         DataError: when the text has nothing to speak.
@@ -53,7 +53,7 @@ def stream_piece(text: str, voice: Voice, options: SpeakingOptions) -> Iterator[
     """Yield the sound of one piece in parts (n_samples,)."""
     hop_size = voice.audio_config.hop_size
     fade_in = torch.linspace(0.0, 1.0, FADE_FRAMES * hop_size)
-    last_frames = last_sound = None  # at the end of the part before; the sound waits to be faded
+    last_frames = last_sound = None  # the end of the part before, held back to be faded
     for mel in stream_mels(text, voice, options):
         part = mel if last_frames is None else torch.cat([last_frames, mel])
         if not len(part):
@@ -82,7 +82,7 @@ def stream_mels(text: str, voice: Voice, options: SpeakingOptions) -> Iterator[T
     steps = model.decoder.run_freely(
         encoder_outputs, padding_mask, options.max_decoder_steps, options.stop_threshold
     )
-    # Frames before and after a frame that its correction depends on.
+    # The correction of a frame depends on so many frames before it and after it.
     reach = sum(conv[0].kernel_size[0] // 2 for conv in model.postnet.convolutions)
     decoded = torch.zeros(1, 0, model.config.num_mels, device=device)
     n_done, n_wanted, is_last = 0, FIRST_FRAMES + reach, False

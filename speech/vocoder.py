@@ -1,11 +1,11 @@
-"""HiFi-GAN instead of Griffin-Lim: natural-log mel (T_mel, num_mels) to wav. Kong et al. 2020.
+"""Turn mels into sound with a HiFi-GAN (Kong et al. 2020) instead of Griffin-Lim.
 
     vocoder = load_vocoder("UNIVERSAL_V1", voice.audio_config)   # needs requirements/vocoder.txt
     wav = to_audio(mel, voice.audio_config, vocoder)             # Griffin-Lim if vocoder is None
 
-A folder holds what jik876/hifi-gan publishes: config.json and beside it the generator's weights,
-generator_v1 or g_02500000 (the last by name is taken). V1 and V2 are transformers' module; V3 is
-that module with the residual blocks below.
+The vocoder's folder holds the files that jik876/hifi-gan publishes: config.json and the generator's
+weights, generator_v1 or g_02500000 (of several, the last by name is used). V1 and V2 are
+transformers' module; V3 is that module with the residual blocks below.
 """
 
 import math
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from command_line.files import DataError, import_extra, read_json
+from command_line.files import DataError, import_extra, one_line, read_json
 from dataset import AudioConfig, clamp_mel, mel_to_audio, to_log_mel
 
 Vocoder = Callable[[Tensor], Tensor]  # natural-log mel (T_mel, num_mels) -> wav (n_samples,)
@@ -37,7 +37,7 @@ LEAKY_SLOPE = 0.1
 def to_audio(mel: Tensor, audio_config: AudioConfig, vocoder: Vocoder | None = None) -> Tensor:
     """Turn a scaled mel (T_mel, num_mels) into sound (T_mel * hop_size,).
 
-    Griffin-Lim does it if vocoder is None. The mel is clamped first, see `clamp_mel`.
+    The mel is clamped first, see `clamp_mel`. Griffin-Lim makes the sound if vocoder is None.
     """
     if vocoder is None:
         return mel_to_audio(mel, audio_config)
@@ -73,14 +73,14 @@ def load_vocoder(
     try:
         generator.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise DataError(f"--vocoder {path}: does not fit config.json ({reason})") from None
     generator = generator.to(device).eval().requires_grad_(False)
     return lambda log_mel: generator(log_mel.to(device).float())
 
 
 def read_vocoder_config(folder: Path) -> dict[str, Any]:
-    """Read config.json, and check that it has every field that is used here."""
+    """Read config.json, and check that it has every field that this file uses."""
     path = folder / "config.json"
     if not os.path.isdir(folder):
         raise DataError(f"--vocoder {folder}: no such folder")
@@ -112,7 +112,7 @@ def list_differences(config: dict[str, Any], audio_config: AudioConfig) -> list[
 
 
 def check_sizes(path: Path, config: dict[str, Any]) -> None:
-    """Refuse sizes that contradict each other, or for which memory would run out."""
+    """Refuse sizes that contradict each other, or that would exhaust the memory."""
 
     def are_sizes(value: object) -> bool:
         return isinstance(value, list) and all(type(x) is int and 1 <= x <= MAX_SIZE for x in value)
@@ -152,7 +152,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = {name.replace("ups.", "upsampler.", 1): x for name, x in state.items()}
         state = {name: weight.float() for name, weight in fold_weight_norm(state).items()}
     except Exception as error:  # torch.load raises nearly anything on a broken file
-        reason = " ".join(str(error).split())[:150]
+        reason = one_line(error, 150)
         raise DataError(f"--vocoder {path}: not a generator's weights ({reason})") from None
     broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
     if broken:
@@ -163,7 +163,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def fold_weight_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Replace each pair g, v of weight norm by g v / |v|, where |v| is over all but dimension 0.
 
-    torch has named the pairs in two ways.
+    Old and new versions of torch name the pairs differently.
     """
     folded = dict(state)
     for g_name, v_name in (

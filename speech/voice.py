@@ -1,10 +1,11 @@
-"""A voice on disk: a folder with config.json and model.safetensors. No pickle is ever opened.
+"""Read and write voices: folders with config.json and model.safetensors. No pickle is ever opened.
 
     voice = load_checkpoint("work_dir/tacotron2/final_checkpoint")
     voice = load_checkpoint("USER/NAME")   # from the Hugging Face Hub, see speech/hub.py
 
-config.json holds the model's sizes, the audio settings, the symbols and how text is cleaned: all
-that speaking needs beside the weights. training/checkpoints.py adds what resuming needs.
+config.json holds the model's sizes, the audio settings, the symbols and the name of the text
+cleaner, which is all that speaking needs besides the weights. training/checkpoints.py adds the
+files that resuming needs.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple, get_type_hints
 import safetensors.torch
 import torch
 
-from command_line.files import DataError
+from command_line.files import DataError, one_line
 from dataset import AudioConfig
 from fast.decoder import speed_up
 from model import Tacotron2, Tacotron2Config
@@ -46,7 +47,7 @@ def write_config(
     audio_config: AudioConfig,
     tokenizer: Tokenizer,
 ) -> None:
-    """Write config.json, which is all that speaking needs beside the weights."""
+    """Write config.json, which is all that speaking needs besides the weights."""
     config = {
         "format_version": FORMAT_VERSION,
         **asdict(model_config),
@@ -79,8 +80,8 @@ def outline_model(model_config: Tacotron2Config) -> Tacotron2:
     n_parameters = sum(p.numel() for p in model.parameters())
     if n_parameters > MAX_PARAMETERS:
         raise DataError(
-            f"the sizes make a model of {n_parameters:,} parameters, at most {MAX_PARAMETERS:,} "
-            "can be; the defaults have some 28,000,000"
+            f"the sizes make a model of {n_parameters:,} parameters, expected at most "
+            f"{MAX_PARAMETERS:,}; the default sizes make one of some 28,000,000"
         )
     return model
 
@@ -102,7 +103,7 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
         if isinstance(config, dict) and not {"format_version", "audio", "symbols"} & set(config):
             raise DataError(
                 f"{path}: has neither audio settings nor symbols, which save_pretrained does not "
-                f"know: copy {CONFIG_FILE} of the checkpoint that the model came from to "
+                f"write: copy {CONFIG_FILE} of the checkpoint that the model came from to "
                 f"{directory}, or call write_config({str(directory)!r}, model.config, "
                 "audio_config, tokenizer) of speech/voice.py"
             )
@@ -125,7 +126,7 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
 
 
 def check_shapes(path: Path, model_config: Tacotron2Config) -> None:
-    """Compare the shapes in a weights file with the model's, before either takes memory.
+    """Compare the shapes in a weights file with the model's, before either is loaded.
 
     Raises:
         DataError: when the model is too large, or a tensor is missing, unknown or of another shape.
@@ -161,7 +162,7 @@ def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -
         state = safetensors.torch.load_file(path)
         model.load_state_dict(state)
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise DataError(f"{path}: weights do not fit config.json ({reason})") from None
     broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
     if broken:
@@ -177,6 +178,13 @@ def device_argument(value: str) -> str:
         reason = str(error).split("\n")[0][:120]
         raise argparse.ArgumentTypeError(f"{value} cannot be used ({reason})") from None
     return value
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --device, which is a GPU by default if there is one."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    text = "where the model runs, such as cpu or cuda:1 (default: cuda if there is a GPU, else cpu)"
+    parser.add_argument("--device", type=device_argument, default=default, help=text)
 
 
 def inference_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
@@ -244,7 +252,7 @@ def warm_start(
     may the cleaner. With allow_mismatch, other weights that do not fit keep their initial values.
 
     Returns:
-        How the checkpoint differs, a phrase for each difference.
+        The differences from the checkpoint, a phrase for each.
 
     Raises:
         DataError: when something does not fit and allow_mismatch is False.

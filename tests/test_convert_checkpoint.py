@@ -266,7 +266,7 @@ def test_a_voice_that_speaks_phonemes_only_is_announced(tmp_path, capsys):
     state["embedding.weight"] = torch.ones(96, 24)
     torch.save(state, tmp_path / "peer.pt")
     run_cli("--from", "torchaudio", tmp_path / "peer.pt", "--to", tmp_path / "voice")
-    assert "text cannot be spoken with it but as phonemes" in capsys.readouterr().out
+    assert "cannot speak text, only phonemes, with --phonemes" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "voice").tokenizer.symbols == SYMBOLS[96]
 
 

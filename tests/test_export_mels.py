@@ -195,7 +195,7 @@ def test_a_folder_of_other_mels_is_refused(flags, capsys):
 
 def test_names_that_a_filelist_cannot_tell_apart_are_refused(flags, tiny_corpus, tmp_path, capsys):
     frame = pd.read_csv(tiny_corpus.test_manifest)
-    for name, reason in (("tiny-09.wav", "one name"), ("a|b.wav", "a filelist cannot hold")):
+    for name, reason in (("tiny-09.wav", "the same name"), ("a|b.wav", "a filelist cannot hold")):
         other = tmp_path / name
         shutil.copy(frame["file_path"][0], other)
         rows = pd.concat([frame, frame[:1].assign(file_path=str(other))])

@@ -1,1 +1,1 @@
-"""From what is typed to token ids: cleaning, numbers, phonemes, symbols, and cutting long texts."""
+"""Text to token ids: cleaning, numbers, phonemes, symbols, and cutting long texts."""

@@ -3,8 +3,9 @@
     clean_text("Caf\u00e9 No. 5", known)              # "cafe number five"
     clean_text("Sch\u00f6n, Nr. 5", known, "basic")  # "sch\u00f6n, nr. 5", where it has them
 
-What the table lacks is written in lower case, without accents, with a keyboard's punctuation.
-The cleaner "english" first spells out what is read aloud as English words (english.py, numbers.py).
+Characters that the table lacks are written in lower case, without accents, with a keyboard's
+punctuation. The cleaner "english" first spells out numbers, abbreviations and signs as English
+words (english.py, numbers.py).
 """
 
 import re
@@ -14,7 +15,7 @@ from functools import lru_cache
 from text.english import has_capitals, to_words
 
 CLEANERS = ("english", "basic")  # basic: for all other languages
-# Characters that Unicode's own equivalents (NFKC) lack or get wrong for reading
+# Characters that Unicode's equivalents (NFKC) leave as they are, or turn into something misread
 TYPOGRAPHIC = {
     **dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc\u00b4`\u2039\u203a", "'"),
     **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u300c\u300d\u300e\u300f\u301d", '"'),
@@ -23,7 +24,7 @@ TYPOGRAPHIC = {
     "\u00b2": "^2", "\u00b3": "^3", "\u2044": "/", "\u2116": "No. ", "\u2122": " ",
     "\u2032": "\u2032", "\u2033": "\u2033", "\u3002": ".", "\u00bf": "", "\u00a1": "",
 }  # fmt: skip
-# Characters that Unicode's own table (NFKD) does not take apart
+# Characters that Unicode's decomposition (NFKD) leaves as they are
 PLAIN = {
     **dict.fromkeys("\u2032`", "'"),
     **dict.fromkeys("\u2012\u2013\u2014\u2015\u2212", "-"),
@@ -38,7 +39,7 @@ _THOUSANDS = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")  # 10 000
 def clean_text(text: str, known: frozenset[str], cleaner: str = "english") -> str:
     """Clean text for a table that has the characters `known`.
 
-    What is then still unknown stays in the text, and `Tokenizer.encode` leaves it out.
+    Characters that are still unknown stay in the text; `Tokenizer.encode` leaves them out.
     """
     text = compose(text, known)
     if cleaner == "english":
@@ -48,7 +49,7 @@ def clean_text(text: str, known: frozenset[str], cleaner: str = "english") -> st
         text = "".join(c if c in known else TYPOGRAPHIC.get(c) or c for c in text)
     if not text.isascii():
         text = "".join(c if c in known else unicodedata.normalize("NFKD", c) for c in text)
-    text = compose(text, known)  # half-width katakana and their marks, for one, come together
+    text = compose(text, known)  # joins half-width katakana with their marks, for example
     if not has_capitals(known):
         text = text.lower()  # the whole text: a sigma at the end of a word has its own form
     if not known.issuperset(text):
@@ -58,16 +59,16 @@ def clean_text(text: str, known: frozenset[str], cleaner: str = "english") -> st
 
 
 def compose(text: str, known: frozenset[str]) -> str:
-    """Join letters and their accents (NFC), and keep known characters that NFC takes apart."""
+    """Join letters and their accents (NFC), and keep known characters that NFC splits."""
     text = unicodedata.normalize("NFC", text)
-    for parts, character in _taken_apart(known).items():
+    for parts, character in _find_split(known).items():
         text = text.replace(parts, character)
     return text
 
 
 @lru_cache(maxsize=16)
-def _taken_apart(known: frozenset[str]) -> dict[str, str]:
-    """List known characters that NFC takes apart, such as Devanagari's U+095C, by their parts."""
+def _find_split(known: frozenset[str]) -> dict[str, str]:
+    """Map the parts of known characters that NFC splits, such as U+095C, to the characters."""
     by_parts = {unicodedata.normalize("NFC", character): character for character in known}
     return {parts: character for parts, character in by_parts.items() if parts not in known}
 

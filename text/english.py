@@ -20,7 +20,7 @@ def _split(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-TITLES = {  # their full stop ends a sentence only at the end of the text
+TITLES = {  # a full stop after one of these ends a sentence only at the end of the text
     "mr": "mister", "mrs": "missus", "ms": "miz", "messrs": "messieurs", "dr": "doctor",
     "prof": "professor", "rev": "reverend", "hon": "honorable", "gov": "governor",
     "sen": "senator", "rep": "representative", "pres": "president", "maj": "major",
@@ -36,9 +36,9 @@ ABBREVIATIONS = {
     "ave": "avenue", "blvd": "boulevard", "rd": "road", "tel": "telephone", "vol": "volume",
     "vols": "volumes", "mss": "manuscripts", "ph.d": "p h d", "ph. d": "p h d", "ll.d": "l l d",
 }  # fmt: skip
-# Abbreviations only with a capital: in lower case, a word or its end may stand before a full stop.
+# Abbreviations only with a capital: in lower case, these are words that may end a sentence.
 CAPITALISED = _split("rep sen pres gov adm ave mt inc tel")
-# Abbreviations with another meaning after a name or before no name: "Main St.", "Elm Dr."
+# Abbreviations with another meaning after a name, or with no name after them: "Main St.", "Elm Dr."
 AFTER_NAMES = {"st": "street", "dr": "drive", "ft": "feet"}
 # Abbreviations only before a number: "No. 5" but "No. It", "p. 5" but "P. Smith"
 BEFORE_NUMBERS = {
@@ -51,7 +51,7 @@ BEFORE_NUMBERS = {
 }  # fmt: skip
 # Units that people write with a full stop after a number, as numbers.py knows them
 DOTTED_UNITS = {u: u for u in _split("ft lb lbs oz mi yd hr hrs min mins sec gal")} | {"in": "inch"}
-# Words that begin a sentence where they have a capital: "Co. The" ends one.
+# Words that begin a sentence if they have a capital: a sentence ends in "Co. The".
 STARTERS = _split(
     "A After All Although An And As At Because Before But By During Each Every For From Had Has "
     "Have He Her Here His How However I If In Is It Its Many My No Not Now On One Only Or Our She "
@@ -158,10 +158,10 @@ def has_figures(known: frozenset[str]) -> bool:
 
 
 def to_words(text: str, known: frozenset[str]) -> str:
-    """Spell out what is read aloud as words: abbreviations, addresses, numbers, capitals, signs.
+    """Spell out abbreviations, addresses, numbers, words in capitals and signs as they are read.
 
-    Numbers stay where the characters `known` have figures, words in capitals where they have
-    capitals.
+    Numbers stay as they are if the characters `known` have figures, and words in capitals if they
+    have capitals.
     """
     is_shouted = text.isupper() and len(text.split()) > 2
     text = expand_abbreviations(text)
@@ -199,7 +199,7 @@ def _spell_address(match: re.Match) -> str:
 
 
 def _expand_abbreviation(match: re.Match) -> str:
-    """Replace an abbreviation and its full stop, by what stands before and after it."""
+    """Replace an abbreviation and its full stop, with regard to the text before and after it."""
     text, word, end = match.string, match[1].lower(), match.end()
     before = _before(match)
     if word in DOTTED_UNITS and _NUMBER_BEHIND.search(before):
@@ -226,7 +226,7 @@ def _before(match: re.Match) -> str:
 
 
 def _space(match: re.Match) -> str:
-    """Return the space that keeps a word in place of a match apart from what follows."""
+    """Return the space needed between a word that replaces a match and the text after it."""
     return " " if match.string[match.end() : match.end() + 1].isalnum() else ""
 
 
@@ -250,7 +250,7 @@ def _spell_initials(match: re.Match) -> str:
 
 
 def expand_codes(text: str) -> str:
-    """Write Roman numbers in figures, and the letters of codes such as MP3 apart."""
+    """Write Roman numerals in figures, and the letters of codes such as MP3 one by one."""
     text = _WORLD_WAR.sub(lambda m: f"World War {2 if m[1] in ('II', '2') else 1}", text)
     text = _ROMAN.sub(_write_roman, text)
     return _CODE.sub(lambda m: " ".join(m[0].lower()) + " ", text)
@@ -269,7 +269,7 @@ def _write_roman(match: re.Match) -> str:
 def spell_capitals(text: str, is_shouted: bool = False) -> str:
     """Spell words in capitals letter by letter where people read them so.
 
-    In a shouted text, which is all in capitals, US is more likely a word.
+    In a shouted text, which is all in capitals, US is more likely the word "us".
     """
 
     def spell(match: re.Match) -> str:
@@ -288,14 +288,15 @@ def spell_capitals(text: str, is_shouted: bool = False) -> str:
 
 
 def is_pronounceable(word: str) -> bool:
-    """Check that a word in lower case is made of English syllables: 'nasa', but not 'fbi'."""
+    """Tell if a word in lower case is made of English syllables: 'nasa' is, 'fbi' is not."""
     return bool(_SYLLABLES.fullmatch(word)) and any(c not in "aeiou" for c in word)
 
 
 def spell_signs(text: str, known: frozenset[str]) -> str:
     """Name the signs that are not among the characters `known`; unify ellipses and quotes.
 
-    Signs stay as they are where `known` lacks letters of their names, as another alphabet does.
+    A sign stays as it is if `known` lacks letters of its name, as the table of another alphabet
+    does.
     """
     text = _DOUBLE_QUOTE.sub('"', _ELLIPSIS.sub("...", text))
     if "#" not in known:

@@ -1,9 +1,9 @@
-"""Spell all that has figures as English words: numbers, money, units, dates, times, telephones.
+"""Spell everything with figures as English words: numbers, money, units, dates, times, telephones.
 
     spell_numerals("$3.50 at 10:30 for 5 kg")
     # "three dollars and fifty cents at ten thirty for five kilograms"
 
-The rules at the end are applied one after the other, from the longest patterns to the shortest.
+`spell_numerals` applies the rules at the end in order, from the longest patterns to the shortest.
 Functions named _write_ leave figures ("3 dollars and 50 cents"), which the last rule spells.
 """
 
@@ -18,7 +18,7 @@ MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September",
     "October", "November", "December",
 )  # fmt: skip
-CURRENCIES = {  # the names of one and of several, and of hundredths where people use them
+CURRENCIES = {  # singular and plural, and those of the hundredths where people use them
     "$": ("dollar", "dollars", "cent", "cents"),
     "\u00a3": ("pound", "pounds", "penny", "pence"),
     "\u20ac": ("euro", "euros", "cent", "cents"),
@@ -63,11 +63,11 @@ UNITS = {  # mW is not MW
     "\u00b0 C": "degree Celsius", "\u00b0F": "degree Fahrenheit",
     "\u00b0 F": "degree Fahrenheit",
 }  # fmt: skip
-# Plurals that are not the first word and an s: "miles an hour", but "square feet"
+# Plurals that do not just add an s to the first word: "miles an hour", but "square feet"
 PLURALS = {"foot": "feet", "inch": "inches", "square foot": "square feet"}
 PLURALS |= {name: name for name in UNITS.values() if name.endswith(("hertz", "power"))}
 PLURALS |= {"percent": "percent", "per mille": "per mille"}
-PER = {"s": "second", "d": "day", "wk": "week", "mo": "month", "yr": "year"}  # after a stroke
+PER = {"s": "second", "d": "day", "wk": "week", "mo": "month", "yr": "year"}  # after a slash
 DENOMINATORS = {*range(2, 11), 12, 16, 32, 64, 100}
 
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"  # a comma only before three figures
@@ -329,7 +329,7 @@ _COMPILED = [(re.compile(pattern), action) for pattern, action in _RULES]
 
 
 def spell_numerals(text: str) -> str:
-    """Spell all that has figures."""
+    """Spell everything with figures as words."""
     if re.search(r"\d", text):
         for pattern, action in _COMPILED:
             text = pattern.sub(action, text)

@@ -1,4 +1,4 @@
-"""Phonemes in text: ARPAbet in braces, and words as CMUdict pronounces them.
+"""Write phonemes in text: ARPAbet in braces, and words as CMUdict pronounces them.
 
 dictionary = load_dictionary()                    # needs requirements/phonemes.txt
 to_phonemes("turn left", dictionary)              # "{T ER1 N} {L EH1 F T}"
@@ -20,13 +20,13 @@ _ONE_PHONEME = rf"(?:{'|'.join(sorted(ARPABET, key=len, reverse=True))})"
 PHONEMES_IN_BRACES = re.compile(rf"(\{{\s*{_ONE_PHONEME}(?:\s+{_ONE_PHONEME})*\s*\}})")
 _LIKE_PHONEMES_IN_BRACES = re.compile(r"\{\s*([A-Z]{1,2}[0-2]?(?:\s+[A-Z]{1,2}[0-2]?)*)\s*\}")
 _WORD_OR_BRACES = re.compile(r"\{[^{}]*\}|[A-Za-z]+(?:'[A-Za-z]+)*")
-SHARE_OF_TEXTS, SHARE_OF_WORDS = 0.5, 0.5  # that training gives in phonemes
+SHARE_OF_TEXTS, SHARE_OF_WORDS = 0.5, 0.5  # that training writes in phonemes
 
 
 def find_odd_phoneme(text: str) -> str:
-    """Find a name that is no phoneme among phonemes in braces; "" if there is none.
+    """Find a wrong name among phonemes in braces; return "" if there is none.
 
-    '{T ER3 N}' -> 'ER3 in {T ER3 N}'; '{it}' and '{A}' hold no ARPAbet at all.
+    '{T ER3 N}' -> 'ER3 in {T ER3 N}'; '{it}' and '{A}' hold no ARPAbet at all, so they give "".
     """
     for group in _LIKE_PHONEMES_IN_BRACES.finditer(text):
         names = group[1].split()
@@ -48,8 +48,8 @@ def to_phonemes(
     """Replace whole words by ARPAbet in braces; words that the dictionary lacks stay.
 
     Args:
-        text: cleaned, so that numbers are words; what is in braces stays as it is.
-        rng: for training, draws half of the texts, and half of the words in these; None takes all.
+        text: cleaned, so that numbers are words; groups in braces stay as they are.
+        rng: for training, draws half of the texts and half of their words; None replaces all words.
     """
     if rng is not None and rng.random() >= SHARE_OF_TEXTS:
         return text

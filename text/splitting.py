@@ -2,8 +2,8 @@
 
     split_text(text, tokenizer, max_characters) -> [Piece("it rained.", "sentence"), ...]
 
-Text is cleaned before it is cut, so that only sentences end with a full stop: those of
-abbreviations, initials and decimals are gone by then. Blank lines end a paragraph.
+Text is cleaned before it is cut, so that only sentences end with a full stop: cleaning has spelled
+out abbreviations, initials and decimals. Blank lines end a paragraph.
 """
 
 import re
@@ -14,7 +14,7 @@ from text.tokenizer import Tokenizer
 
 MAX_CHARACTERS = 150  # of a piece, by default
 PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n\s*")
-# With the brackets and quotes that close the sentence; but '"is it?" she said' goes on.
+# Brackets and quotes that close a sentence belong to its end; but '"is it?" she said' goes on.
 SENTENCE_END = re.compile(
     r"""(?<=[.!?])\s+|(?<=[.])["')\]]+\s+|(?<=[!?])[)\]]+\s+|[\u3002\uff01\uff1f]\s*"""
 )
@@ -23,14 +23,14 @@ SPACE = re.compile(r"\s+")
 
 
 class Piece(NamedTuple):
-    """A text that is spoken at once."""
+    """A part of a text that the model speaks in one go."""
 
     text: str
     end: str  # "word", "clause", "sentence" or "paragraph", which sets the pause after it
 
 
 def split_text(text: str, tokenizer: Tokenizer, max_characters: int) -> list[Piece]:
-    """Cut text into pieces of at most max_characters tokens, without those that have no letter.
+    """Cut text into pieces of at most max_characters tokens, and drop pieces without a letter.
 
     A paragraph within the limit stays one piece, as it was typed, however many sentences it has.
     """
@@ -84,7 +84,7 @@ def _cut_at(text: str, ends: re.Pattern) -> list[str]:
 
 
 def _cut_word(word: str, max_characters: int, length: Callable[[str], int]) -> list[str]:
-    """Cut a word that is longer than the limit; a word in phonemes stays whole."""
+    """Cut a word that is longer than the limit, unless it is in phonemes."""
     if length(word) <= max_characters or "{" in word:
         return [word]
     return [word[i : i + max_characters] for i in range(0, len(word), max_characters)]
@@ -93,7 +93,7 @@ def _cut_word(word: str, max_characters: int, length: Callable[[str], int]) -> l
 def _join(parts: list[str], max_characters: int, length: Callable[[str], int]) -> list[str]:
     """Join neighbouring parts into as few and as even texts as the limit allows."""
     total = sum(map(length, parts)) + len(parts) - 1
-    target = total / -(-total // max_characters)  # even, so that no short rest is left at the end
+    target = total / -(-total // max_characters)  # even lengths, so that the last is not too short
     joined = [parts[0]]
     for part in parts[1:]:
         longer = f"{joined[-1]} {part}"

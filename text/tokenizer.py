@@ -23,15 +23,15 @@ from text.phonemes import ARPABET, PHONEMES_IN_BRACES, find_odd_phoneme
 
 PAD = "<pad>"
 DEFAULT_SYMBOLS = (PAD, *" !\"'(),-.:;?", *"abcdefghijklmnopqrstuvwxyz")
-# A table has phonemes if it has one of these: ARPAbet as torchaudio and NVIDIA write it. Capitals
-# in their tables are phonemes, or letters that no text has trained: they make all text lower case.
+# A table has phonemes if it has one of these: ARPAbet as torchaudio and NVIDIA write it. Both turn
+# all text into lower case, so capitals in their tables are phonemes, or letters never trained.
 SIGNS_OF_PHONEMES = {"AA", "@AA"}
 PLACEHOLDER = "\U0010fffd"  # stands for a group in braces while the text around it is cleaned
 MAX_NAMED = 20  # characters that one line names
 
 
 class Tokenizer:
-    """Cleans text and looks its characters up in a table of symbols; id 0, the first, is padding.
+    """Text to token ids by a table of symbols; id 0, the first symbol, is padding.
 
     Symbols of several characters that are no phonemes keep their ids, but no text produces them.
 
@@ -74,11 +74,11 @@ class Tokenizer:
         return len(self.symbols)
 
     def with_phonemes(self) -> "Tokenizer":
-        """Return a tokenizer with the phonemes that the table lacks added at its end."""
+        """Add the phonemes that the table lacks at its end; return the new tokenizer."""
         return self._with(f"@{name}" for name in ARPABET if name not in self._phoneme_ids)
 
     def with_characters(self, characters: str) -> "Tokenizer":
-        """Return a tokenizer with the characters that the table lacks added at its end.
+        """Add the characters that the table lacks at its end; return the new tokenizer.
 
         White space is skipped. Letters become lower case, as text does, unless the table has
         capitals.
@@ -169,12 +169,12 @@ class Tokenizer:
         return {c: others for c, others in plain.items() if self.known.issuperset(others)}
 
     def describe_unknown(self, texts: Iterable[str]) -> str:
-        """Name the characters that are left out and of how many texts; "" if there are none."""
+        """Name the characters that are left out, and count their texts; "" if there are none."""
         found = [[repr(c) for c in self.unknown_characters(text)] for text in texts]
         return _describe("characters that have no symbol are left out of", found)
 
     def describe_folded(self, texts: Iterable[str]) -> str:
-        """Name the letters that are replaced and in how many texts; "" if there are none."""
+        """Name the letters that are replaced, and count their texts; "" if there are none."""
         folded = [self.folded_letters(text) for text in texts]
         found = [[f"{c!r} as {letters!r}" for c, letters in of_text.items()] for of_text in folded]
         return _describe("letters that have no symbol are replaced in", found)

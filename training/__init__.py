@@ -1,1 +1,1 @@
-"""What train_taco.py uses: its flags, set-up, checkpoints, validation, and what a run shows."""
+"""The parts of train_taco.py: flags, set-up, checkpoints, validation, and what a run shows."""

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written whole or not at all, found again, and loaded without pickles.
+"""Write a run's checkpoints whole or not at all, find them again, and load them without pickles.
 
 `checkpoint_N` (N = completed epochs), `checkpoint_N_step_M` (M = steps in all), `best_checkpoint`
 and `final_checkpoint` in the run's folder hold what speaking needs (speech/voice.py), what
@@ -22,7 +22,7 @@ from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from command_line.files import DataError, file_errors, flush_to_disk, put_in_place
+from command_line.files import DataError, file_errors, flush_to_disk, one_line, put_in_place
 from command_line.main import say, warn
 from speech.voice import WEIGHTS_FILE, list_differences, write_config
 from training.config import TrainConfig
@@ -39,7 +39,7 @@ REPLACED_PREFIX = ".writing_replaced_"
 SCALER_FILE = "scaler.pt"  # of fp16
 RANDOM_STATES_FILE = "random_states_{}.pkl"  # of each process
 RANDOM_STATES = {"random_state", "numpy_random_seed", "torch_manual_seed"}
-# Flags that only a new run reads, or that say where the run is.
+# Flags that only a new run reads, or that name the run's folder.
 UNSAVED_FLAGS = (
     "resume_from_checkpoint",
     "overwrite",
@@ -52,10 +52,10 @@ UNSAVED_FLAGS = (
 
 
 def copy_weights(models: list, weights: list[dict], folder: str) -> None:
-    """Give each weight a memory of its own before accelerate saves it; a hook of save_state.
+    """Copy each weight into memory of its own before accelerate saves it; a hook of save_state.
 
-    On a GPU cuDNN lays an LSTM's weights side by side in one memory, and accelerate saves only
-    the first of the tensors that share a memory.
+    On a GPU cuDNN lays an LSTM's weights side by side in one block, and accelerate saves only the
+    first of several tensors that share memory.
     """
     for state in weights:
         for name, tensor in state.items():
@@ -82,13 +82,13 @@ def save_checkpoint(run: Run, state: TrainerState, name: str) -> None:
             write_config(temporary, run.model_config, run.audio_config, run.tokenizer)
             content = {**asdict(state), "written_at": time.time(), "train_config": run.flags}
             (temporary / STATE_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
-            for file in [*temporary.iterdir(), temporary]:  # on the disk before it gets its name
+            for file in [*temporary.iterdir(), temporary]:  # all on the disk before the renaming
                 flush_to_disk(file)
             put_in_place(temporary, path, path.with_name(REPLACED_PREFIX + name))
             flush_to_disk(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         free = shutil.disk_usage(run.folder).free // 2**20  # torch does not say when a disk is full
         raise DataError(
             f"{path}: the checkpoint cannot be written ({reason}; {free} MiB are free there)"
@@ -101,7 +101,7 @@ def save_checkpoint(run: Run, state: TrainerState, name: str) -> None:
 
 
 def describe_checkpoint(state: TrainerState, name: str) -> str:
-    """Say what a checkpoint is, in front of its path."""
+    """Describe a checkpoint in the words that are printed before its path."""
     if name != "best_checkpoint":
         return "checkpoint:"
     score, loss = (state.history[-1][key] for key in ("free_running_score", "val_loss"))
@@ -121,14 +121,14 @@ def stop_if_asked(run: Run, state: TrainerState) -> None:
         return
     finish_pictures(run, state)
     if run.is_main:
-        say("stopped, checkpoint written: go on with --resume_from_checkpoint latest")
+        say("stopped, checkpoint written: continue with --resume_from_checkpoint latest")
     end_processes(run.accelerator)
     sys.exit()
 
 
 @file_errors()
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint; killed meanwhile, this leaves no folder that looks like one."""
+    """Remove a checkpoint; a kill halfway leaves no folder that looks like one."""
     temporary = path.with_name(TEMPORARY_PREFIX + path.name)
     shutil.rmtree(temporary, ignore_errors=True)
     os.replace(path, temporary)
@@ -137,9 +137,9 @@ def remove_checkpoint(path: Path) -> None:
 
 @file_errors()
 def clear_remains(folder: Path) -> None:
-    """Remove what a killed run has left half written.
+    """Remove checkpoints that a killed run has left half written.
 
-    A checkpoint that was being replaced, and was killed between the two renamings, comes back.
+    If it was killed between the two renamings that replace a checkpoint, the old one comes back.
     """
     for remains in list(folder.glob(TEMPORARY_PREFIX + "*")):
         replaced = remains.name.startswith(REPLACED_PREFIX)
@@ -161,7 +161,7 @@ def find_checkpoint_folders(folder: Path) -> list[Path]:
 
 @file_errors()
 def list_checkpoints(folder: Path) -> list[Path]:
-    """List the checkpoints of a run that can be read, the one written last at the end."""
+    """List the checkpoints of a run that can be read, in the order in which they were written."""
     found = []
     for path in find_checkpoint_folders(folder):
         with suppress(DataError):  # find_latest warns
@@ -171,9 +171,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def prune_checkpoints(folder: Path, keep: int | None) -> None:
-    """Remove all but the `keep` numbered checkpoints that were written last.
+    """Remove all numbered checkpoints but the last `keep`; keep all if that is None.
 
-    Of those from within an epoch only the last one stays, whatever `keep` is.
+    Of the checkpoints written within an epoch only the last one stays, whatever `keep` is.
     """
     numbered = [path for path in list_checkpoints(folder) if NUMBERED_NAME.fullmatch(path.name)]
     outdated = [path for path in numbered if "_step_" in path.name][:-1]
@@ -181,7 +181,7 @@ def prune_checkpoints(folder: Path, keep: int | None) -> None:
     for path in outdated + (others[:-keep] if keep else []):
         try:
             remove_checkpoint(path)
-        except DataError as error:  # such as a file that NFS holds: the new checkpoint is safe
+        except DataError as error:  # for example NFS keeps a file; the new checkpoint is safe
             warn(f"an old checkpoint stays: {error}")
 
 
@@ -191,7 +191,7 @@ def find_latest(folder: Path) -> Path | None:
         try:
             read_state_file(path)
         except DataError as error:
-            warn(f"passed over: {error}")
+            warn(f"checkpoint skipped: {error}")
     return next(reversed(list_checkpoints(folder)), None)
 
 
@@ -217,18 +217,17 @@ def find_run_checkpoint(folder: Path, name: str) -> Path | None:
 
 
 def choose_checkpoint(folder: Path, resume_from: str | None, overwrite: bool) -> Path | None:
-    """Choose the checkpoint that a run goes on from; None for a new run.
+    """Choose the checkpoint that a run resumes from; None for a new run.
 
     Raises:
-        DataError: when it is not there, or when a new run finds checkpoints in its folder.
+        DataError: when it does not exist, or when a new run finds checkpoints in its folder.
     """
     if resume_from:
         return find_run_checkpoint(folder, resume_from)
     if find_checkpoint_folders(folder) and not overwrite:
         raise DataError(
-            f"{folder} holds checkpoints already: --resume_from_checkpoint latest goes on with "
-            "them, and another --experiment_name begins a run beside them; --overwrite would "
-            "remove them"
+            f"{folder} holds checkpoints already: --resume_from_checkpoint latest continues from "
+            "them, another --experiment_name starts a run beside them, and --overwrite removes them"
         )
     return None
 
@@ -253,14 +252,14 @@ def read_state_file(path: Path) -> dict[str, Any]:
             )
             and isinstance(content["train_config"], dict)
         ):
-            raise ValueError("a value is of another kind than what training writes there")
+            raise ValueError("a value has another type than what training writes")
         return content
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read ({error})") from None
 
 
 def read_state(path: Path) -> TrainerState:
-    """Read where the run of a checkpoint stood.
+    """Read the state of the run that wrote a checkpoint.
 
     Raises:
         DataError: when trainer_state.json is missing or broken.
@@ -272,7 +271,7 @@ def read_state(path: Path) -> TrainerState:
 
 
 def read_flags(path: Path) -> dict[str, Any]:
-    """Read the flags that a resumed run takes from its checkpoint, unless they are given anew.
+    """Read the flags that a resumed run takes from its checkpoint, unless they are passed again.
 
     Raises:
         DataError: when trainer_state.json is broken, or a flag is of another type.
@@ -287,7 +286,7 @@ def read_flags(path: Path) -> dict[str, Any]:
 
 
 def list_changed_flags(path: Path, flags: dict[str, Any]) -> list[str]:
-    """List the flags that a run resumes with other values than its checkpoint has."""
+    """List the flags whose values differ from those in the checkpoint that a run resumes from."""
     saved = read_state_file(path)["train_config"]
     return [
         f"--{name} was {saved[name]} and is now {value}"
@@ -297,7 +296,7 @@ def list_changed_flags(path: Path, flags: dict[str, Any]) -> list[str]:
 
 
 def refuse_code(path: Path) -> None:
-    """Check that the files of a checkpoint hold plain tensors and numbers, no code to be run.
+    """Refuse a checkpoint whose files hold more than plain tensors and numbers, such as code.
 
     Raises:
         DataError: naming the file that is missing, broken or would need code.
@@ -311,9 +310,9 @@ def refuse_code(path: Path) -> None:
         try:
             content = load_file(file) if file == weights else load_tensors(file, map_location="cpu")
         except Exception as error:  # torch raises nearly anything on a broken file
-            reason = " ".join(str(error).split())[:120]
+            reason = one_line(error, 120)
             raise DataError(f"{file}: refused, not plain tensors and numbers ({reason})") from None
-        # accelerate goes on in silence, with other random numbers, where it cannot use these.
+        # If it cannot use these, accelerate continues silently with other random numbers.
         if file.match(RANDOM_STATES_FILE.format("*")) and not set(content) >= RANDOM_STATES:
             raise DataError(f"{file}: does not hold the states of random generators")
 
@@ -321,7 +320,7 @@ def refuse_code(path: Path) -> None:
 def load_run_state(run: Run, path: Path) -> None:
     """Load weights, optimizer, scaler and the random states of this process from a checkpoint.
 
-    A process that the checkpoint has no random states for draws from the seed and the step.
+    A process without random states in the checkpoint is seeded from --seed and the step.
 
     Raises:
         DataError: when a file is missing, broken, would need code to be run, or belongs to
@@ -337,7 +336,7 @@ def load_run_state(run: Run, path: Path) -> None:
         run.accelerator.scaler = None  # the checkpoint is of a run without fp16
     try:
         run.accelerator.load_state(str(path))
-    except Exception as error:  # whatever files with other content bring up
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # files with other content raise nearly anything
+        reason = one_line(error)
         raise DataError(f"{path}: cannot be loaded ({reason})") from None
     run.accelerator.scaler = scaler

@@ -1,6 +1,6 @@
-"""The flags of training: TrainConfig, and the parser that turns the three configs into flags.
+"""Define the flags of training: TrainConfig, and the parser that turns three configs into flags.
 
-AudioConfig stands in dataset.py and Tacotron2Config in model.py, beside what they describe.
+AudioConfig is in dataset.py and Tacotron2Config in model.py, beside the code that they configure.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from model import Tacotron2Config
 from text.tokenizer import CLEANERS
 
 MAX_INT = 2**31 - 1  # numpy takes no seed above twice this
-MAX_WORKERS = 1024  # loader processes; more are a typing mistake, and a machine that hangs
+MAX_WORKERS = 1024  # loader processes; more are a typo that would hang the machine
 
 
 def name_argument(value: str) -> str:
-    """argparse type: a plain name, which becomes that of a folder."""
+    """Parse a plain name, which becomes the name of a folder (an argparse type)."""
     plain = value.isprintable() and "/" not in value and "\\" not in value
     if not value or not plain or value in (".", "..") or len(value.encode()) > 200:
         raise argparse.ArgumentTypeError(f"must be a plain name, found {value!r:.60}")
@@ -28,19 +28,19 @@ def name_argument(value: str) -> str:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The flags of a run. Raises ValueError naming the flag that is wrong."""
+    """The flags of a run. A wrong value raises a ValueError that names its flag."""
 
-    working_directory: Annotated[str, "folder in which every experiment has its own"]
+    working_directory: Annotated[str, "folder that holds a folder for each experiment"]
     save_audio_gen: Annotated[str, "folder for the pictures and wavs of each validation"]
     path_to_train_manifest: Annotated[str, "train_metadata.csv of prep_splits.py"]
     path_to_val_manifest: Annotated[str, "test_metadata.csv of prep_splits.py"]
     experiment_name: Annotated[
         str,
-        "folder of checkpoints in working_directory, another one for each run that you want to "
-        "keep; wandb project, unless WANDB_PROJECT names one",
+        "folder of checkpoints in working_directory, a new one for each run that you want to "
+        "keep; also the wandb project, unless WANDB_PROJECT names one",
     ] = "tacotron2"
     run_name: Annotated[
-        str, "wandb's name of the run, unless WANDB_NAME gives one; says nothing about checkpoints"
+        str, "name of the run in wandb, unless WANDB_NAME gives one; not used for checkpoints"
     ] = "tacotron2_trainer"
     training_epochs: Annotated[
         int, "passes over the training manifest; fewer also make the rate decay sooner"
@@ -50,22 +50,24 @@ class TrainConfig:
         "clips per device and step; where memory is short, halve it and double "
         "--gradient_accumulation_steps, because small batches align later",
     ] = 64
-    gradient_accumulation_steps: Annotated[int, "batches added up to one optimizer step"] = 1
+    gradient_accumulation_steps: Annotated[int, "batches accumulated for one optimizer step"] = 1
     sync_batch_norm: Annotated[bool, "batch norm over the batches of all GPUs together"] = False
     learning_rate: Annotated[
         float, "Adam's learning rate until the decay begins; far from 1e-3 attention may not align"
     ] = 1e-3
-    min_learning_rate: Annotated[float, "learning rate that the decay ends at"] = 1e-5
-    start_decay_epochs: Annotated[int | None, "epoch the decay begins; half of all if unset"] = None
+    min_learning_rate: Annotated[float, "learning rate at which the decay ends"] = 1e-5
+    start_decay_epochs: Annotated[
+        int | None, "epoch at which the decay begins; half of all if unset"
+    ] = None
     warmup_steps: Annotated[int, "steps in which the rate rises from 0; 0 is off"] = 100
     weight_decay: Annotated[float, "Adam's L2 penalty"] = 1e-6
     adam_eps: Annotated[float, "Adam's epsilon"] = 1e-6
-    max_grad_norm: Annotated[float, "gradients are scaled down to this norm"] = 1.0
+    max_grad_norm: Annotated[float, "norm to which larger gradients are clipped"] = 1.0
     guided_attention_weight: Annotated[float, "guided attention's weight at step 0; 0 is off"] = 5.0
     guided_attention_sigma: Annotated[float, "width of its diagonal, share of the clip"] = 0.2
     guided_attention_steps: Annotated[
         int,
-        "step at which its weight has fallen to 0; held on for long it draws a straight line that "
+        "step at which its weight has fallen to 0; a later one forces a straight line that "
         "does not follow the speech",
     ] = 300
     drop_frame_rate: Annotated[
@@ -76,28 +78,29 @@ class TrainConfig:
     stop_positive_weight: Annotated[
         float, "weight of the frames at which to stop; 5 to 10 where free running does not stop"
     ] = 1.0
-    short_first_epochs: Annotated[int, "first epochs whose batches go from short to long"] = 1
+    short_first_epochs: Annotated[int, "epochs at the start that go from short to long clips"] = 1
     alignment_warning_steps: Annotated[
-        int, "steps without guided attention after which a missing alignment is said; 0 is off"
+        int, "steps without guided attention until a warning if nothing is aligned; 0 is off"
     ] = 2000
     console_out_iters: Annotated[int, "steps between two lines of losses"] = 5
     wandb_log_iters: Annotated[int, "steps between two points in wandb and TensorBoard"] = 5
-    validation_epochs: Annotated[int, "validate after every so many epochs, and the last"] = 1
+    validation_epochs: Annotated[int, "epochs between two validations; the last has one too"] = 1
     checkpoint_epochs: Annotated[int, "epochs between two checkpoints"] = 25
     checkpoint_minutes: Annotated[
-        float, "minutes between two checkpoints within an epoch, of which the last stays; 0 is off"
+        float, "minutes between two checkpoints within an epoch; only the last is kept; 0 is off"
     ] = 30.0
     keep_checkpoints: Annotated[
         int | None,
-        "checkpoints written last to keep; all if unset, which at the default sizes are 340 MB "
-        "each",
+        "number of latest checkpoints to keep; all if unset, 340 MB each at the default sizes",
     ] = None
-    keep_pictures: Annotated[int, "epochs whose pictures and sounds to keep, more early ones"] = 30
+    keep_pictures: Annotated[
+        int, "number of epochs whose pictures and sounds are kept, more of them early ones"
+    ] = 30
     vocoder: Annotated[
         str | None, "folder of a HiFi-GAN for the sounds of validations; Griffin-Lim if unset"
     ] = None
     free_running_clips: Annotated[
-        int | None, "validation clips spoken freely; as many as take a tenth of an epoch if unset"
+        int | None, "validation clips spoken freely; if unset, as many as take a tenth of an epoch"
     ] = None
     max_decoder_steps: Annotated[
         int, "frames after which free running is cut (86 are 1 s at the default audio settings)"
@@ -106,7 +109,7 @@ class TrainConfig:
         True
     )
     num_workers: Annotated[
-        int, "processes that load data, per device; with 0, the training itself does"
+        int, "processes that load data, per device; 0 loads it in the training process"
     ] = 2
     log_wandb: Annotated[bool, "log to Weights & Biases"] = False
     log_tensorboard: Annotated[bool, "log to the folder tensorboard beside the checkpoints"] = False
@@ -118,19 +121,21 @@ class TrainConfig:
     ] = None
     cleaner: Annotated[
         str,
-        "english reads numbers and abbreviations as English words, basic leaves them alone; with "
-        "--warm_start the checkpoint's, unless given",
+        "english writes numbers and abbreviations as English words, basic leaves them alone; "
+        "--warm_start uses the checkpoint's unless this is passed",
     ] = "english"
-    phonemes: Annotated[bool, "half the words of half the clips as CMUdict's phonemes"] = False
+    phonemes: Annotated[bool, "train on half the words of half the clips as CMUdict's phonemes"] = (
+        False
+    )
     warm_start: Annotated[
-        str | None, "checkpoint to take weights from, for another voice; all else is new"
+        str | None, "checkpoint to take only the weights from, for another voice"
     ] = None
     warm_start_allow_mismatch: Annotated[bool, "warm-start what fits, list what does not"] = False
     resume_from_checkpoint: Annotated[
-        str | None, "checkpoint to go on from: a name, a path, latest or latest_or_new"
+        str | None, "checkpoint to continue from: a name, a path, latest or latest_or_new"
     ] = None
     overwrite: Annotated[
-        bool, "start anew in a folder that holds checkpoints, which are deleted"
+        bool, "delete the checkpoints in the run's folder and start from the beginning"
     ] = False
     seed: Annotated[int, "seed of weights, order and dropout"] = 42
 
@@ -164,8 +169,15 @@ class TrainConfig:
             raise ValueError(
                 f"--num_workers must be at most {MAX_WORKERS}, found {self.num_workers}"
             )
-        for name in ("learning_rate", "min_learning_rate", "adam_eps", "max_grad_norm",
-                     "guided_attention_sigma", "stop_positive_weight"):  # fmt: skip
+        positive = (
+            "learning_rate",
+            "min_learning_rate",
+            "adam_eps",
+            "max_grad_norm",
+            "guided_attention_sigma",
+            "stop_positive_weight",
+        )
+        for name in positive:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name} must be above 0, found {getattr(self, name)}")
         if not 0 <= self.drop_frame_rate < 1:
@@ -184,7 +196,7 @@ class TrainConfig:
 
     @property
     def folder(self) -> Path:
-        """Of the run's checkpoints."""
+        """The folder of the run's checkpoints."""
         return Path(self.working_directory) / self.experiment_name
 
 
@@ -221,7 +233,7 @@ def make_parser(description: str) -> FlagParser:
 
 
 def add_config_flags(parser: argparse.ArgumentParser, title: str, config_class: type) -> None:
-    """Add a group of flags, one for each field of a config that is no flag yet."""
+    """Add a group of flags, one for each field of a config that the parser does not have yet."""
     taken = {action.dest for action in parser._actions}.union(FROM_TOKENIZER)
     group = parser.add_argument_group(title)
     hints = get_type_hints(config_class, include_extras=True)

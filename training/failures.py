@@ -1,4 +1,4 @@
-"""Turns what goes wrong in a run into one sentence: what, where, and what to change."""
+"""Turn the failures of a run into one sentence: what failed, where, and what to change."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -18,16 +18,16 @@ def explain_memory(advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        said = str(error).lower()
+        message = str(error).lower()
         known = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
-        if not (known or "out of memory" in said or "can't allocate memory" in said):
+        if not (known or "out of memory" in message or "can't allocate memory" in message):
             raise
         raise DataError(f"memory ran out {advice}") from None
 
 
 @contextmanager
 def explain_lost_loader() -> Iterator[None]:
-    """Turn the death of a loader process, which torch raises anywhere, into a DataError."""
+    """Turn the death of a loader process, which can raise in any line, into a DataError."""
     try:
         yield
     except RuntimeError as error:

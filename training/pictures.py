@@ -1,8 +1,9 @@
-"""Pictures, sounds and the film of a run, in SAVE_AUDIO_GEN/EXPERIMENT_NAME.
+"""Draw the pictures, sounds and film of a run, in SAVE_AUDIO_GEN/EXPERIMENT_NAME.
 
-loss.png, and for each validation epoch_001_teacher_forced.png, epoch_001_free_running.png and .wav,
-and epoch_001.npz, a frame of the film. The film also has frames of the first epoch, such as
-epoch_000_step_000025.npz. At the end of a run, also after a signal, it becomes alignment.gif.
+The folder has loss.png, and for each validation epoch_001_teacher_forced.png,
+epoch_001_free_running.png and .wav, and epoch_001.npz, a frame of the film. The film also has
+frames of the first epoch, such as epoch_000_step_000025.npz. When a run ends, also by a signal,
+the frames become alignment.gif.
 """
 
 import re
@@ -26,15 +27,15 @@ from training.tracking import Media
 
 EPOCH_FILES = "epoch_[0-9]*"
 FRAME_NAME = re.compile(r"epoch_(\d+)(?:_step_(\d+))?\.npz")
-FIRST_FRAMES = 8  # of the film, within the first epoch
-SAMPLE_SECONDS = 3.0  # of the clip that is shown, at least; a shorter one says little
+FIRST_FRAMES = 8  # frames of the film from the first epoch
+SAMPLE_SECONDS = 3.0  # least length of the clip that is shown; a shorter one tells little
 
 
 def choose_sample(val_set: TTSDataset) -> Utterance:
     """Pick the validation clip that the pictures show.
 
-    It is the one nearest to the median length of those of 3 s or more; where all are shorter, of
-    all.
+    Of the clips of at least 3 s, or of all clips if none is that long, it is the one whose length
+    is nearest to the median of all.
     """
     frames = np.array(val_set.n_frames)
     distance = np.abs(frames - np.median(frames))
@@ -98,7 +99,7 @@ def draw_sample(run: Run, epoch: int) -> dict[str, Media]:
 def film_first_epoch(run: Run, state: TrainerState) -> None:
     """Write a frame of the film before the first step and some later steps of the first epoch.
 
-    An alignment may be there at the end of the first epoch already.
+    The model may already align at the end of the first epoch.
     """
     n_steps = run.steps_per_epoch
     due = state.epoch_step in {i * n_steps // FIRST_FRAMES for i in range(FIRST_FRAMES)}
@@ -133,14 +134,14 @@ def thin_out(folder: Path, epoch: int, n_kept: int) -> None:
             files.setdefault(number, []).append(path)
     kept = sorted(files)
     while len(kept) > n_kept:
-        # The one whose neighbours are closest, seen as shares of the training so far.
+        # Drop the epoch whose neighbours are closest, relative to the training so far.
         between = [(kept[i + 1] - kept[i - 1]) / kept[i + 1] for i in range(1, len(kept) - 1)]
         for path in files[kept.pop(1 + between.index(min(between)))]:
             path.unlink()
 
 
 def remove_pictures(folder: Path) -> None:
-    """Remove what an earlier run of the same name has left."""
+    """Remove the pictures and sounds that an earlier run of the same name has left."""
     for path in filter(Path.is_file, folder.glob(EPOCH_FILES)):
         path.unlink()
 
@@ -156,7 +157,7 @@ def read_frame(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
         if alignment.ndim == mel.ndim == 2 and len(alignment) == len(mel) > 0:
             return alignment, mel
     except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
-        warn(f"the film goes without {path} ({error})")
+        warn(f"the film leaves out {path} ({error})")
     return None
 
 
@@ -168,10 +169,10 @@ def make_film(folder: Path, history: list[dict], text: str, hop_seconds: float) 
     frames = [
         (f"epoch {epoch}" if epoch else f"step {step}", *frame)
         for (epoch, step), path in sorted(places.items())
-        # The folder may hold epochs that the run has gone back behind.
+        # A run resumed from an earlier checkpoint leaves frames of later epochs in the folder.
         if epoch in validated and (frame := read_frame(path))
     ]
-    # Only those of the clip that the last one shows: before, it may have been another clip.
+    # Keep the frames of the clip that the last one shows; earlier ones may show another clip.
     frames = [frame for frame in frames if frame[1].shape == frames[-1][1].shape]
     if frames:
         titles, alignments, mels = zip(*frames, strict=True)

@@ -1,4 +1,4 @@
-"""What the processes of a run do together: stop on a signal, agree, and hold the run's folder."""
+"""Coordinate the processes of a run: stop on a signal, vote, and lock the run's folder."""
 
 import ctypes
 import os
@@ -19,14 +19,14 @@ from filelock import FileLock, Timeout
 from command_line.files import DataError, check_writable
 from command_line.main import warn
 
-SHARDING = {  # what accelerate's launcher sets in the environment, and what it stands for
+SHARDING = {  # variables that accelerate's launcher sets, and what they ask for
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
 }
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")  # Windows lacks the last two
-SECOND_SIGNAL_SECONDS = 2.0  # a second signal within these is the launcher passing on the first
+SECOND_SIGNAL_SECONDS = 2.0  # a second signal so soon is the launcher passing on the first
 LOCK_FILE = ".lock"
 TRIM_STEPS = 10
 
@@ -46,7 +46,7 @@ class Interrupt:
                 signal.signal(number, self.remember)
 
     def remember(self, number: int, _: object) -> None:
-        """Handle a signal."""
+        """Remember the first signal, and end the process on a second one."""
         if self.signalled_at is None:
             self.signalled_at = time.monotonic()
         elif time.monotonic() - self.signalled_at > SECOND_SIGNAL_SECONDS:
@@ -76,7 +76,7 @@ def make_accelerator() -> Accelerator:
                 f"accelerate launch asks for {name} ({variable}), which splits a model among "
                 "devices; here each device holds the whole model: launch with --multi_gpu instead"
             )
-    # One step, whatever the environment says: train_step adds up the gradients itself.
+    # 1, whatever the environment says, because train_step accumulates the gradients itself.
     accelerator = Accelerator(gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise DataError(
@@ -87,9 +87,9 @@ def make_accelerator() -> Accelerator:
 
 
 def any_process(accelerator: Accelerator, vote: bool) -> bool:
-    """Ask all processes, and return True on each of them when one votes yes."""
+    """Ask all processes; return True on each of them if one votes yes."""
     if accelerator.num_processes == 1:
-        return vote  # without waiting for the device
+        return vote  # does not wait for the device
     if vote:
         accelerator.set_trigger()
     return accelerator.check_trigger()
@@ -180,7 +180,7 @@ def refuse_separate_disks(accelerator: Accelerator, folder: Path) -> None:
 
 
 def trim_memory(device: torch.device, step: int) -> None:
-    """On a CPU, give freed memory back to Linux every few steps: changing sizes fragment it."""
+    """Return freed memory to Linux every few steps on a CPU: batches of many sizes fragment it."""
     if device.type == "cpu" and step % TRIM_STEPS == 0 and sys.platform == "linux":
         with suppress(OSError, AttributeError):  # a C library other than glibc
             ctypes.CDLL("libc.so.6").malloc_trim(0)

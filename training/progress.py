@@ -1,4 +1,4 @@
-"""What a run prints: the means of its steps, an epoch's scores, and warnings on the alignment."""
+"""Print the means of a run's steps, an epoch's scores, and warnings on the alignment."""
 
 import math
 import sys
@@ -16,16 +16,16 @@ from training.tracking import Tracking
 
 # Focus x coverage x monotonicity of teacher forcing. Measured on the demo corpus at batch 16: 0.09
 # untrained and at a hopeless learning rate; with guided attention 0.4 by step 50 and 0.5 after its
-# release; without it 0.15 to 0.25 until step 550, while the arg-max skips half of the characters,
-# and above 0.3 from step 650 on, as it comes to visit most of them.
+# end; without it 0.15 to 0.25 until step 550, while the arg-max skips half of the characters, and
+# above 0.3 from step 650 on, when it visits most of them.
 ALIGNED = 0.25
 UNGUIDED_PATIENCE = 10  # in that measurement, guided attention aligned ten times sooner
 
 
 class Progress:
-    """Shows the means over the last steps on the console and hands them to the trackers.
+    """Shows the means over the last steps on the console and passes them to the trackers.
 
-    On a terminal they stand behind a progress bar, elsewhere they are plain lines.
+    On a terminal they follow a progress bar; elsewhere they are plain lines.
     """
 
     def __init__(self, config: TrainConfig, is_main: bool) -> None:
@@ -34,7 +34,7 @@ class Progress:
         self.bar: tqdm | None = None
 
     def begin_epoch(self, epoch: int, epoch_step: int, n_steps: int) -> None:
-        """Start a bar and new means for an epoch that stands at a step."""
+        """Start a bar and new means for an epoch of n_steps, from step epoch_step on."""
         self.epoch, self.n_steps = epoch, n_steps
         self.begun_at, self.begun_step = time.perf_counter(), epoch_step
         self.reset_means()
@@ -47,16 +47,16 @@ class Progress:
             )
 
     def reset_means(self) -> None:
-        """Begin new means."""
+        """Start new means."""
         self.since, self.n_shown = time.perf_counter(), 0
         self.sums: dict[str, float] = {}
 
     def show(self, state: TrainerState, losses: dict[str, float]) -> None:
-        """Take in one step; show the means every --console_out_iters and --wandb_log_iters.
+        """Add a step to the means; show them every --console_out_iters and --wandb_log_iters.
 
         Args:
-            state: after the step.
-            losses: what `train_step` has returned.
+            state: the state after the step.
+            losses: the losses that `train_step` returned.
         """
         step, epoch_step = state.step, state.epoch_step
         self.n_shown += 1
@@ -82,7 +82,7 @@ class Progress:
     def print_means(
         self, epoch_step: int, means: dict[str, float], frames_per_second: float
     ) -> None:
-        """Print a line, or move the bar and change what stands behind it."""
+        """Print a line, or advance the bar and update the numbers after it."""
         per_step = (time.perf_counter() - self.begun_at) / (epoch_step - self.begun_step)
         n_left = (self.config.training_epochs - self.epoch) * self.n_steps - epoch_step
         shown = {
@@ -139,7 +139,8 @@ def print_epoch(row: dict[str, float]) -> None:
 def alignment_is_due(step: int, config: TrainConfig) -> bool:
     """Return True once --alignment_warning_steps have passed after the end of guided attention.
 
-    While it still draws a diagonal, an alignment says nothing. Without it, patience is longer.
+    While guided attention forces a diagonal, the alignment proves nothing. Without guided
+    attention, it takes longer to appear.
     """
     if config.alignment_warning_steps == 0:
         return False

@@ -22,7 +22,7 @@ from training.progress import Progress
 
 @dataclass
 class Run:
-    """Holds everything that one training step, epoch and validation need."""
+    """Everything that a training step, an epoch and a validation need."""
 
     config: TrainConfig
     audio_config: AudioConfig
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def flags(self) -> dict[str, Any]:
-        """The flags of the run, with those of the launcher that change its numbers."""
+        """The flags of the run, and the launcher's settings that change its numbers."""
         launcher = {
             "mixed_precision": self.accelerator.mixed_precision,
             "num_processes": self.accelerator.num_processes,
@@ -81,7 +81,7 @@ class Run:
     def evaluation(self) -> Iterator[None]:
         """Evaluate in the block: no gradients, no dropout but the prenet's, the same every time.
 
-        The random numbers of training go on after the block as if it had not been there.
+        The block does not change the random numbers that training draws after it.
         """
         device = self.accelerator.device
         self.model.eval()
@@ -99,9 +99,9 @@ class Run:
 
     @property
     def layout(self) -> dict[str, int]:
-        """Everything that decides which clips an epoch's steps get, and in which order.
+        """Everything that decides which clips the steps of an epoch get, and in which order.
 
-        A run resumes in the middle of an epoch only where this is as it was.
+        A run resumes in the middle of an epoch only if none of this has changed.
         """
         return {
             "num_processes": self.accelerator.num_processes,

@@ -1,4 +1,4 @@
-"""Sets up a run before its first step: data, model, optimizer and loaders, new or resumed."""
+"""Set up a run before its first step: data, model, optimizer and loaders, new or resumed."""
 
 import platform
 import sys
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from command_line.files import DataError, check_writable, read_json
 from command_line.flags import FlagParser
 from command_line.main import say, warn
-from dataset import Batch, BatchSampler, TTSCollator, TTSDataset
+from dataset import AudioConfig, Batch, BatchSampler, TTSCollator, TTSDataset
 from fast.decoder import speed_up
 from model import Tacotron2
 from speech.hub import find_checkpoint
@@ -42,7 +42,7 @@ from training.processes import Interrupt, ignore_signals, on_main
 from training.progress import Progress
 from training.run import Run
 from training.state import TrainerState
-from training.tracking import Tracking
+from training.tracking import Tracking, remove_events
 from training.validation import count_free_running_clips
 
 VALIDATION_WORKERS = 4  # at most; each reads some 200 clips a second (benchmarks/loader.py)
@@ -54,7 +54,7 @@ def set_up(
     """Set up everything that a run needs, new or resumed.
 
     Raises:
-        DataError: when a manifest or checkpoint cannot be used, or a folder not be written to.
+        DataError: when a manifest or checkpoint cannot be used, or a folder cannot be written to.
     """
     args = parser.parse_args(argv)
     folder = Path(args.working_directory) / args.experiment_name
@@ -72,24 +72,25 @@ def set_up(
     set_seed(run.config.seed, device_specific=True)  # each process draws its own dropout
     state = resume(run, resumed) if resumed else TrainerState()
     on_main(accelerator, lambda: clear_folders(run, is_new=resumed is None))
-    if run.is_main:  # only now that nothing can stop the run
+    if run.is_main:  # last, when nothing can refuse the run any more
         start_showing(run, state)
     return run, state
 
 
 def find_start(folder: Path, args: Any) -> Path | None:
-    """Find the checkpoint that the run goes on from; None for a new run."""
+    """Find the checkpoint that the run resumes from; None for a new run."""
     check_writable("--save_audio_gen", args.save_audio_gen)
     clear_remains(folder)
     return choose_checkpoint(folder, args.resume_from_checkpoint, args.overwrite)
 
 
 def clear_folders(run: Run, is_new: bool) -> None:
-    """Make the folder of the pictures; for a new run, remove what an earlier one has left."""
+    """Make the folder of the pictures; for a new run, remove the files of an earlier one."""
     if is_new:
         for path in find_checkpoint_folders(run.folder):
             remove_checkpoint(path)
         remove_pictures(run.pictures)
+        remove_events(run.folder)
     run.pictures.mkdir(parents=True, exist_ok=True)
 
 
@@ -144,7 +145,7 @@ def make_loader(
 def open_loader(
     dataset: TTSDataset, batches: Iterable[list[int]], n_workers: int, device: torch.device
 ) -> DataLoader:
-    """Make a loader of collated batches, whose processes live as long as it does."""
+    """Make a loader of collated batches; its processes live as long as it does."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -153,7 +154,7 @@ def open_loader(
         worker_init_fn=ignore_signals,
         persistent_workers=n_workers > 0,
         pin_memory=device.type == "cuda",
-        # Its own generator: making a loader must not move the random numbers of training.
+        # With its own generator, a loader draws none of training's random numbers.
         generator=torch.Generator(),
     )
 
@@ -166,13 +167,13 @@ def group_batches(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def synchronize_batch_norm(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
-    """Take the means and variances of batch norm over all GPUs together.
+    """Convert batch norm to take its means and variances over all GPUs together.
 
     Raises:
         DataError: for several processes on a CPU, where torch cannot do it.
     """
     if accelerator.num_processes == 1:
-        return model  # its batch norm sees the whole batch as it is
+        return model  # its batch norm already sees the whole batch
     if accelerator.device.type != "cuda":
         raise DataError(
             f"--sync_batch_norm is for GPUs, found {accelerator.num_processes} processes on "
@@ -181,7 +182,9 @@ def synchronize_batch_norm(model: torch.nn.Module, accelerator: Accelerator) -> 
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
-def open_data(config: TrainConfig, audio_config: Any, tokenizer: Tokenizer) -> tuple:
+def open_data(
+    config: TrainConfig, audio_config: AudioConfig, tokenizer: Tokenizer
+) -> tuple[TTSDataset, TTSDataset]:
     """Open the clips to train on and those to validate on.
 
     Raises:
@@ -205,7 +208,7 @@ def build_model(
         DataError: when it is too large, or a warm start cannot be used.
     """
     config = configs.train
-    outline_model(configs.model)  # refuses what is too large before it takes memory
+    outline_model(configs.model)  # refuses a model that is too large before it takes memory
     set_seed(config.seed)
     model = Tacotron2(configs.model)
     if config.fast_decoder:
@@ -223,7 +226,7 @@ def build_model(
 def build_run(
     configs: Configs, accelerator: Accelerator, begun_with: Path | None, is_new: bool
 ) -> Run:
-    """Build a run as it stands before the first step of a new one.
+    """Build a run in the state before the first step of a new one.
 
     Raises:
         DataError: when a manifest, the symbols, a warm start or a vocoder cannot be used.
@@ -272,10 +275,10 @@ def build_run(
 
 
 def resume(run: Run, path: Path) -> TrainerState:
-    """Put a run back where its checkpoint left it, and print what has changed since.
+    """Restore a run from its checkpoint, and print which settings have changed since.
 
-    With the layout of the checkpoint, it resumes at the very step. With another one, such as
-    another number of processes, it does the epoch that was begun once more.
+    With the same layout, the run continues at the exact step. With another one, such as another
+    number of processes, it repeats the unfinished epoch from its start.
 
     Raises:
         DataError: when the checkpoint cannot be used, or not with these flags.
@@ -288,8 +291,8 @@ def resume(run: Run, path: Path) -> TrainerState:
     if state.epoch_step and state.layout != run.layout:
         names = [k for k, v in run.layout.items() if state.layout.get(k) != v]
         changed.append(
-            f"epoch {state.epoch + 1} begins again: the checkpoint stands at its step "
-            f"{state.epoch_step}, and its order of clips is another ({', '.join(names)})"
+            f"epoch {state.epoch + 1} begins again: the checkpoint is of its step "
+            f"{state.epoch_step}, and the order of clips has changed ({', '.join(names)})"
         )
         state.restart_epoch()
     best = run.folder / "best_checkpoint"
@@ -311,7 +314,7 @@ def holds_epoch(path: Path, epoch: int) -> bool:
 
 
 def start_showing(run: Run, state: TrainerState) -> None:
-    """Start the trackers, and print what is about to be trained and what of the texts is lost."""
+    """Start the trackers, describe the run, and warn of characters that have no symbol."""
     facts = describe_run(run)
     run.progress.tracking = Tracking(run.config, facts, state.step, state.wandb_run_id)
     state.wandb_run_id = run.progress.tracking.wandb_run_id
@@ -340,7 +343,7 @@ def start_showing(run: Run, state: TrainerState) -> None:
 
 
 def describe_run(run: Run) -> dict[str, Any]:
-    """Collect the flags of a run, and what they do not say: parameters, clips, hours, versions."""
+    """Collect the flags of a run, its numbers of parameters, clips and hours, and versions."""
     facts = {**run.flags, **asdict(run.audio_config), **asdict(run.model_config)}
     facts["parameters"] = sum(p.numel() for p in run.model.parameters())
     for name, clips in (("train", run.train_set), ("val", run.val_set)):

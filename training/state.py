@@ -1,4 +1,4 @@
-"""Where a training run stands."""
+"""The state of a training run."""
 
 from dataclasses import dataclass, field
 
@@ -7,21 +7,21 @@ LOSSES = ("loss", "mel_before_loss", "mel_after_loss", "stop_loss", "guided_atte
 
 @dataclass
 class TrainerState:
-    """Where a run stands; trainer_state.json of a checkpoint holds these fields."""
+    """The state of a run; trainer_state.json of a checkpoint holds these fields."""
 
     epoch: int = 0  # completed epochs
-    epoch_step: int = 0  # optimizer steps done in the epoch after them
+    epoch_step: int = 0  # optimizer steps done in the current epoch
     step: int = 0  # optimizer steps in all
     learning_rate: float = 0.0  # of the last step
     epoch_losses: list[float] = field(default_factory=lambda: [0.0] * len(LOSSES))  # sums
     history: list[dict] = field(default_factory=list)  # losses and scores of completed epochs
-    best_epoch: int = 0  # whose weights best_checkpoint holds; 0 for none
-    alignment_checked: bool = False  # whether the run has looked for a missing alignment
+    best_epoch: int = 0  # the epoch whose weights best_checkpoint holds; 0 for none
+    alignment_checked: bool = False  # True once the run has looked for a missing alignment
     wandb_run_id: str | None = None
-    layout: dict[str, int] = field(default_factory=dict)  # Run.layout of the epoch begun
+    layout: dict[str, int] = field(default_factory=dict)  # Run.layout of the current epoch
 
     def count_step(self, losses: dict[str, float], learning_rate: float) -> None:
-        """Count one step."""
+        """Count a step and add up its losses."""
         self.epoch_losses = [
             total + losses[name] for total, name in zip(self.epoch_losses, LOSSES, strict=True)
         ]

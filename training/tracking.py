@@ -1,4 +1,4 @@
-"""Logs a run to wandb (--log_wandb) and TensorBoard (--log_tensorboard), under the same names.
+"""Log a run to wandb (--log_wandb) and TensorBoard (--log_tensorboard), under the same names.
 
     train/loss, train/grad_norm, ...     means over --wandb_log_iters steps of training
     train/epoch_loss, ...                means over an epoch
@@ -7,19 +7,20 @@
     media/teacher_forced, ...            pictures, the spoken sample and its recording
     epoch                                passes over the training set, with a fraction
 
-Where one of the two fails, a warning says so and the run goes on without it. accelerate's own
-trackers log no sound, and end the training when they fail.
+If one of the two fails, the run warns and continues without it. accelerate's own trackers log no
+sound, and end the training when they fail.
 """
 
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from command_line.main import warn
 from scoring.scores import ALIGNMENT_SCORES, FREE_RUNNING_SCORES
 from training.config import TrainConfig
+
+EVENTS_FOLDER = "tensorboard"  # in the run's folder
 
 
 class Media(NamedTuple):
@@ -30,11 +31,11 @@ class Media(NamedTuple):
 
 
 class Wandb:
-    """A run of wandb, new or, given the id of an earlier one, continued.
+    """A wandb run: a new one, or an earlier one continued by its id.
 
-    WANDB_PROJECT and WANDB_NAME override the names of the flags. wandb drops values that are
+    WANDB_PROJECT and WANDB_NAME override the names in the flags. wandb drops values that are
     logged under a lower step than its last one, as a run resumed from an older checkpoint would
-    log them, so the charts are drawn against a number of our own, `step`.
+    log them, so the charts use a number of our own, `step`, as their axis.
     """
 
     def __init__(self, config: TrainConfig, facts: dict[str, Any], run_id: str | None) -> None:
@@ -53,11 +54,10 @@ class Wandb:
 
     def log(self, values: dict[str, float], step: int, media: dict[str, Media]) -> None:
         """Log numbers, pictures and sounds of a step."""
-        kinds = {".png": self.wandb.Image}
-        shown = {
-            name: kinds.get(Path(path).suffix, self.wandb.Audio)(path, caption=caption)
-            for name, (path, caption) in media.items()
-        }
+        shown = {}
+        for name, (path, caption) in media.items():
+            kind = self.wandb.Image if path.endswith(".png") else self.wandb.Audio
+            shown[name] = kind(path, caption=caption)
         self.run.log({"step": step, **values, **shown}, step=max(step, self.run.step), commit=True)
 
     def log_best(self, values: dict[str, float]) -> None:
@@ -79,10 +79,7 @@ class TensorBoard:
             advice = "python -m pip install -r requirements/tensorboard.txt"
             raise ImportError(f"{error}; {advice}") from None
 
-        folder = config.folder / "tensorboard"
-        if step == 0:
-            for old in folder.glob("events.out.tfevents.*"):
-                old.unlink()
+        folder = config.folder / EVENTS_FOLDER
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
         lines = json.dumps(facts, indent=2).split("\n")
         self.writer.add_text("flags", "\n".join(f"    {line}" for line in lines), step)
@@ -101,7 +98,7 @@ class TensorBoard:
             else:
                 samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
                 self.writer.add_audio(name, samples.mean(axis=1)[None], step, rate)
-        self.writer.flush()  # a run that is killed has logged everything before
+        self.writer.flush()  # so that a run that is killed loses nothing
 
     def log_best(self, values: dict[str, float]) -> None:
         """Do nothing: TensorBoard has no summary of a run."""
@@ -127,20 +124,20 @@ class Tracking:
             self.wandb_run_id = self.trackers["wandb"].run.id
 
     def start(self, name: str, make: Callable[[], Wandb | TensorBoard]) -> None:
-        """Add a tracker."""
+        """Start a tracker, or warn if that fails."""
         try:
             self.trackers[name] = make()
         except Exception as error:
-            warn(f"training goes on without {name} ({error or type(error).__name__})")
+            warn(f"training continues without {name} ({error or type(error).__name__})")
 
     def call(self, method: str, *arguments: Any) -> None:
-        """Call a method of every tracker."""
+        """Call a method of every tracker; drop a tracker that fails, with a warning."""
         for name, tracker in list(self.trackers.items()):
             try:
                 getattr(tracker, method)(*arguments)
             except Exception as error:
                 del self.trackers[name]
-                warn(f"training goes on without {name} ({error or type(error).__name__})")
+                warn(f"training continues without {name} ({error or type(error).__name__})")
 
     def log_step(self, means: dict[str, float], step: int, epoch: float) -> None:
         """Log the means over the last steps; `epoch` has a fraction."""
@@ -173,3 +170,9 @@ def name_scores(row: dict[str, float]) -> dict[str, float]:
         elif name not in ("epoch", "step"):
             named[f"train/epoch_{name.removeprefix('train_')}"] = value
     return named
+
+
+def remove_events(folder: Path) -> None:
+    """Remove what an earlier run in this folder has logged for TensorBoard."""
+    for path in (folder / EVENTS_FOLDER).glob("events.out.tfevents.*"):
+        path.unlink()

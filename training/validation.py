@@ -1,4 +1,4 @@
-"""Validates after an epoch: losses and alignments by teacher forcing, and free running.
+"""Validate after an epoch: losses and alignments by teacher forcing, and free running.
 
 Teacher forcing covers the whole validation set, free running a few clips of it.
 """
@@ -27,20 +27,20 @@ from training.run import Run
 from training.state import LOSSES, TrainerState
 from training.tracking import Media
 
-# Clips that are spoken freely where --free_running_clips is unset. The mean score of the most is
-# stable to 0.02, and still more would only take memory.
+# Clips to speak freely if --free_running_clips is unset. With the most, the mean score is stable to
+# 0.02; more would only take memory.
 LEAST_CLIPS, MOST_CLIPS = 16, 256
-# What a voice must be able to do in free running. Focus is left out: it is highest where guided
-# attention still holds a straight line, and falls as the alignment begins to follow the speech.
+# The free-running scores that a good voice needs. Focus is left out: it is highest while guided
+# attention forces a straight line, and falls when the alignment begins to follow the speech.
 RELIABILITY = ("stopped_by_itself", "free_running_coverage", "free_running_monotonicity")
-NEAR_TIE = 0.02  # of their product: closer ones may differ by chance
+NEAR_TIE = 0.02  # products that differ by less may differ by chance
 
 
 def count_free_running_clips(train_set: TTSDataset, val_set: TTSDataset) -> int:
     """Count the clips that can be spoken freely, in one batch, in a tenth of an epoch's time.
 
-    An epoch takes every frame forwards and backwards, three times the work of forwards alone; in
-    free running, every clip goes on until the longest has ended.
+    An epoch takes every frame forwards and backwards, three times the work of forwards alone; free
+    running takes every clip as far as the longest.
     """
     limit = 2 * max(val_set.n_frames) + 100
     affordable = int(0.1 * 3 * sum(train_set.n_frames) / limit)
@@ -51,9 +51,9 @@ def is_new_best(history: list[dict], best_epoch: int, config: TrainConfig) -> bo
     """Return True if the last epoch of a history is better than best_epoch (0: there is none).
 
     The product of RELIABILITY decides. Among epochs within NEAR_TIE of each other and of the
-    highest product, the validation loss does, which is far less a matter of chance. Epochs that end
-    while attention is still guided do not compete: the straight line that the guide draws has
-    near-perfect coverage and monotonicity.
+    highest product, the validation loss decides, because it varies far less by chance. Epochs
+    that end while attention is still guided do not compete: the straight line that the guide draws
+    has near-perfect coverage and monotonicity.
     """
     guided_until = config.guided_attention_steps if config.guided_attention_weight > 0 else 0
     rows = {
