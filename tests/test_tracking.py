@@ -311,5 +311,5 @@ def test_a_tracker_that_fails_later_is_left_out_and_the_other_goes_on(tmp_path, 
         "finish",
     ]
     said = capsys.readouterr().err
-    assert said.endswith("training goes on without wandb (the disk is full)\n")
+    assert said.endswith("training continues without wandb (the disk is full)\n")
     assert said.count("\n") == 1

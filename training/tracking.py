@@ -14,6 +14,7 @@ sound, and end the training when they fail.
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from command_line.main import warn
