@@ -80,8 +80,8 @@ def outline_model(model_config: Tacotron2Config) -> Tacotron2:
     n_parameters = sum(p.numel() for p in model.parameters())
     if n_parameters > MAX_PARAMETERS:
         raise DataError(
-            f"the sizes make a model of {n_parameters:,} parameters, expected at most "
-            f"{MAX_PARAMETERS:,}; the default sizes make one of some 28,000,000"
+            f"the sizes make a model of {n_parameters:,} parameters, at most "
+            f"{MAX_PARAMETERS:,} are allowed; the default sizes make one of some 28,000,000"
         )
     return model
 

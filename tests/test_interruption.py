@@ -57,7 +57,7 @@ def test_a_signal_ends_with_a_checkpoint_that_resumes_exactly(many_steps, tmp_pa
     run.send_signal(signal.SIGINT)
     done = run.wait()
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    assert "continue with --resume_from_checkpoint latest" in done.stdout
+    assert "go on with --resume_from_checkpoint latest" in done.stdout
     checkpoint = find_run_checkpoint(tmp_path / "work" / "tiny", "latest")
     assert checkpoint.name == "checkpoint_0_step_11", "the step is finished, and no other begun"
     film = tmp_path / "samples" / "tiny" / "alignment.gif"
@@ -78,7 +78,7 @@ def test_two_processes_stop_together_and_resume_exactly(many_steps, tmp_path):
     (tmp_path / "release").touch()
     done = run.wait()
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    assert done.stdout.count("continue with --resume_from_checkpoint latest") == 1
+    assert done.stdout.count("go on with --resume_from_checkpoint latest") == 1
     checkpoints = tmp_path / "stopped" / "work" / "tiny"
     assert [path.name for path in list_checkpoints(checkpoints)] == ["checkpoint_0_step_4"]
     train([*flags, "--resume_from_checkpoint", "latest"], processes=2)

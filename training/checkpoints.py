@@ -121,7 +121,7 @@ def stop_if_asked(run: Run, state: TrainerState) -> None:
         return
     finish_pictures(run, state)
     if run.is_main:
-        say("stopped, checkpoint written: continue with --resume_from_checkpoint latest")
+        say("stopped, checkpoint written: go on with --resume_from_checkpoint latest")
     end_processes(run.accelerator)
     sys.exit()
 
@@ -227,7 +227,8 @@ def choose_checkpoint(folder: Path, resume_from: str | None, overwrite: bool) ->
     if find_checkpoint_folders(folder) and not overwrite:
         raise DataError(
             f"{folder} holds checkpoints already: --resume_from_checkpoint latest continues from "
-            "them, another --experiment_name starts a run beside them, and --overwrite removes them"
+            "them, another --experiment_name starts a run beside them, and --overwrite would "
+            "delete them"
         )
     return None
 
