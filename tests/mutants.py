@@ -165,7 +165,8 @@ def run_jobs(sound: Path, jobs: list[Mutant], n_jobs: int, limit: int) -> Iterat
             failure = re.search(r"^(?:FAILED|ERROR) \S*?::([^\s\[]+)", output, re.MULTILINE)
             shutil.rmtree(folder, ignore_errors=True)
             code, seconds = os.waitstatus_to_exitcode(status), time.monotonic() - begun
-            yield job, code, failure[1] if failure else output[-300:], seconds
+            what = failure[1] if failure else output.rpartition("\n")[2][:200]
+            yield job, code, what, seconds
     finally:
         for pid in running:
             os.killpg(pid, signal.SIGKILL)
