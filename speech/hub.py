@@ -1,9 +1,9 @@
 """A checkpoint by its name on the Hugging Face Hub: USER/NAME, or USER/NAME@REVISION.
 
-    folder = find_checkpoint("someone/a-voice")   # downloaded once, then found in the cache
+    folder = find_checkpoint("someone/a-voice")   # downloaded once, then taken from the cache
 
-`load_checkpoint` of speech/voice.py calls this, so that --checkpoint and --warm_start take such a
-name wherever they take a folder. extras/publish.py puts a checkpoint there.
+`load_checkpoint` of speech/voice.py calls this, so --checkpoint and --warm_start take such a name
+wherever they take a folder. extras/publish.py uploads a checkpoint.
 """
 
 import os
@@ -13,17 +13,17 @@ from pathlib import Path
 from command_line.files import DataError, read_json
 
 HUB_NAME = re.compile(r"(?P<repo>(?P<user>\w[\w.-]*)/\w[\w.-]*)(?:@(?P<revision>\S+))?", re.ASCII)
-OWN_FIELDS = {"format_version", "audio", "symbols"}  # of config.json, that no other model has
+OWN_FIELDS = {"format_version", "audio", "symbols"}  # in config.json of our checkpoints only
 
 
 def find_checkpoint(name: str | Path) -> Path:
-    """The folder of a checkpoint: `name` itself, or where it was downloaded to.
+    """Find the folder of a checkpoint, downloading it from the Hub if necessary.
 
-    Only what reads like USER/NAME is looked for on the Hub, and only where there is neither a
-    folder of that name nor a folder USER, for in that one NAME is a misspelled path.
+    A name is looked up on the Hub only if it reads like USER/NAME and there is neither a folder of
+    that name nor a folder USER: if USER exists here, NAME is a misspelled path.
 
     Raises:
-        DataError: when the Hub does not have it, cannot be reached, or has another kind of model.
+        DataError: when the Hub cannot be reached or has no such checkpoint.
     """
     found = HUB_NAME.fullmatch(str(name))
     if not found or os.path.isdir(name) or os.path.isdir(found["user"]):
@@ -35,43 +35,34 @@ def find_checkpoint(name: str | Path) -> Path:
             f"{name}: the Hugging Face Hub has a model of this name, but not one of these "
             "checkpoints: its config.json has no audio settings and symbols"
         )
-    commit = config_path.parent.name  # both files of one state, also while a new one is uploaded
+    commit = config_path.parent.name  # take both files from one commit, even during an upload
     return download(str(name), found["repo"], "model.safetensors", commit).parent
 
 
 def download(name: str, repo: str, filename: str, revision: str | None) -> Path:
-    """A file of a repository of the Hub, from the cache if it is there; `name` is for messages.
+    """Download a file of a repository on the Hub, or find it in the cache.
 
     Raises:
-        DataError: when it cannot be had.
+        DataError: beginning with `name`, when that fails.
     """
     from huggingface_hub import errors, hf_hub_download
 
+    missing = "no such checkpoint folder"
+    reasons = {  # the first that fits is given; some of these classes derive from later ones
+        errors.HFValidationError: missing,
+        errors.GatedRepoError: "the Hugging Face Hub gives it only to those who have asked on its "
+        "page",
+        errors.RepositoryNotFoundError: f"{missing}, and no repository of this name on the Hugging "
+        "Face Hub that you may read (a private one needs `hf auth login` or HF_TOKEN)",
+        errors.RevisionNotFoundError: f"the repository has no revision {revision}",
+        errors.LocalEntryNotFoundError: f"{missing}, and the Hugging Face Hub cannot be reached, "
+        "nor was it downloaded before",
+        errors.EntryNotFoundError: f"the repository on the Hugging Face Hub has no {filename}, so "
+        "it is no checkpoint",
+    }
     try:
         return Path(hf_hub_download(repo, filename, revision=revision))
-    except errors.HFValidationError:
-        raise DataError(f"{name}: no such checkpoint folder") from None
-    except errors.GatedRepoError:
-        raise DataError(
-            f"{name}: the Hugging Face Hub gives it only to those who have asked on its page"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise DataError(
-            f"{name}: no such checkpoint folder, and no repository of this name on the Hugging "
-            "Face Hub that you may read (a private one needs `hf auth login` or HF_TOKEN)"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise DataError(f"{name}: the repository has no revision {revision}") from None
-    except errors.LocalEntryNotFoundError:
-        raise DataError(
-            f"{name}: no such checkpoint folder, and the Hugging Face Hub cannot be reached, nor "
-            "was it downloaded before"
-        ) from None
-    except errors.EntryNotFoundError:
-        raise DataError(
-            f"{name}: the repository on the Hugging Face Hub has no {filename}, so it is no "
-            "checkpoint"
-        ) from None
-    except (errors.HTTPError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{name}: cannot be downloaded ({reason})") from None
+    except (*reasons, errors.HTTPError, OSError) as error:
+        fitting = [reason for kind, reason in reasons.items() if isinstance(error, kind)]
+        other = f"cannot be downloaded ({' '.join(str(error).split())[:200]})"
+        raise DataError(f"{name}: {(*fitting, other)[0]}") from None

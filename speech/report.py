@@ -1,27 +1,126 @@
-"""What synthesize.py prints of a spoken text: how it ended, its score, what looks wrong."""
+"""What synthesize.py leaves of a spoken text: its files, and lines on how it went."""
 
-from collections.abc import Sequence
+import tempfile
+import wave
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from command_line.files import file_errors
+from command_line.main import say
+from dataset import to_log_mel
 from scoring.scores import COVERED, describe_score
-from speech.speaking import Synthesis, Written, encode
+from speech.speaking import PAUSES, Synthesis, encode, to_pcm
 from speech.voice import Voice
 from text.splitting import Piece
 
-# Attention that goes back and forth between neighbours is not heard; what goes back further, or
-# often, is a repeated syllable or word.
-MAX_BACK, MIN_MONOTONICITY = 3, 0.98  # characters at one step, share of the steps
+# Attention that steps back a little, and rarely, cannot be heard. More than this is a repeated
+# syllable or word: characters back in one step, or a lower share of steps that do not go back.
+MAX_BACK, MIN_MONOTONICITY = 3, 0.98
 
 
-def printable(text: str) -> str:
-    """Without what a terminal would obey."""
-    return "".join(filter(str.isprintable, text))
+class SpokenText(NamedTuple):
+    """A text whose pieces were written to files."""
+
+    seconds: float  # of the wav
+    results: list[Synthesis]  # of each piece, without its tensors
+    worst: Synthesis  # of the piece with the lowest score, complete
+
+
+@file_errors()
+def write_spoken(
+    pieces: list[Piece],
+    results: Iterator[Synthesis],
+    voice: Voice,
+    output_dir: Path,
+    stem: str,
+    pause_ms: float,
+    speed: float = 1.0,
+) -> SpokenText:
+    """Join the pieces of a text, with pauses, to stem.wav, .npy and .txt.
+
+    stem.png shows the piece with the lowest score. Takes one result after the other, so that only
+    the mel grows with the text (100 MB an hour). The files appear when all of them are complete.
+    """
+    audio_config, kept, mels, texts, n_samples = voice.audio_config, [], [], [], 0
+    worst = None
+    prefix = f".{stem}."
+    with tempfile.TemporaryDirectory(dir=output_dir, prefix=prefix, suffix=".tmp") as folder:
+        temporary = Path(folder) / stem
+        with wave.open(f"{temporary}.wav", "wb") as wav_file:
+            wav_file.setparams((1, 2, audio_config.sampling_rate, 0, "NONE", ""))
+            for piece, result in zip(pieces, results):  # noqa: B905 (results go on after the text)
+                pause = 0.0 if piece is pieces[-1] else pause_ms / 1000 * PAUSES[piece.end]
+                n_silent = round(pause / audio_config.hop_seconds)  # frames
+                silence = torch.full((n_silent, audio_config.num_mels), audio_config.silence)
+                mel = to_log_mel(torch.cat([result.mel, silence]), audio_config)
+                mels.append(mel.numpy().astype("<f4"))
+                still = torch.zeros(round(n_silent * audio_config.hop_size / speed))
+                wav_file.writeframesraw(to_pcm(torch.cat([result.wav, still])))
+                n_samples += len(result.wav) + len(still)
+                texts += [voice.tokenizer.decode(encode(piece.text, voice))]
+                texts += ["\n\n" if piece.end == "paragraph" else " "]
+                if worst is None or score_of(result) < score_of(worst):
+                    worst, worst_text = result, texts[-2]
+                empty = torch.empty(0)
+                kept.append(result._replace(mel=empty, alignment=empty, wav=empty))
+        np.save(f"{temporary}.npy", np.concatenate(mels).T)
+        Path(f"{temporary}.txt").write_text("".join(texts[:-1]) + "\n", encoding="utf-8")
+        draw(worst, worst_text, voice, Path(f"{temporary}.png"))
+        for path in Path(folder).iterdir():
+            path.replace(output_dir / path.name)
+    return SpokenText(n_samples / audio_config.sampling_rate, kept, worst)
+
+
+def draw(result: Synthesis, text: str, voice: Voice, path: Path) -> None:
+    """Draw the mel and alignment of one piece."""
+    from scoring.pictures import save_figure, summary_figure  # matplotlib is slow to import
+
+    hop_seconds = voice.audio_config.hop_seconds
+    figure = summary_figure(None, result.mel, result.alignment, text, hop_seconds=hop_seconds)
+    save_figure(figure, path)
+
+
+def score_of(result: Synthesis) -> float:
+    """Return the free-running score, 0 to 1."""
+    return result.scores["free_running_score"]
+
+
+def print_report(
+    spoken: SpokenText, text: str, pieces: list[Piece], voice: Voice, path: Path
+) -> None:
+    """Print how a text went: length, ending, score and what looks wrong."""
+    worst, results = spoken.worst, spoken.results
+    score, verdict = score_of(worst), describe_score(score_of(worst))
+    unknown = voice.tokenizer.unknown_characters(text)
+    warnings = [f"left out {unknown!r}, which the checkpoint has no symbols for"] * bool(unknown)
+    if len(pieces) == 1:
+        tokens = encode(text, voice)
+        ending = "did not stop" if worst.reached_limit else "stopped by itself"
+        say(f"{path}: {spoken.seconds:.2f} s, {ending}, free-running score {score:.2f} ({verdict})")
+        say(f"    as spoken: {printable(voice.tokenizer.decode(tokens))}")
+        warnings += find_faults(worst, tokens, voice)
+    else:
+        n_stopped = sum(not result.reached_limit for result in results)
+        mean = sum(map(score_of, results)) / len(results)
+        say(
+            f"{path}: {spoken.seconds:.2f} s, {len(results)} pieces, {n_stopped} stopped by "
+            f"themselves, free-running score {mean:.2f}, lowest {score:.2f} ({verdict})"
+        )
+    for warning in warnings:
+        say(f"    warning: {warning}")
+    for piece, result in zip(pieces, results, strict=True):
+        if result.failed:
+            which = "" if len(pieces) == 1 else f": {printable(piece.text)}"
+            say(f"    failed in {result.n_tries} tries{which}")
 
 
 def find_faults(result: Synthesis, tokens: Tensor, voice: Voice) -> list[str]:
-    """What looks wrong with a synthesis, a phrase for each; tokens (T_text,) are its text's."""
+    """Describe what looks wrong with a spoken text of these tokens (T_text,), a phrase for each."""
     faults = []
     if result.reached_limit:
         faults.append(f"it did not stop, and was cut at the limit of {len(result.mel)} steps")
@@ -43,67 +142,6 @@ def find_faults(result: Synthesis, tokens: Tensor, voice: Voice) -> list[str]:
     return faults
 
 
-def describe_rules(results: Sequence[Synthesis]) -> list[str]:
-    """How often the careful stop and the window made a difference, a phrase for each that did."""
-    acted = [result.acted for result in results]
-    waited = [x.waited for x in acted if x.waited]
-    phrases = [
-        (waited, f"waited {sum(waited)} frames for the last characters"),
-        ([x for x in acted if x.gave_up], "believed the stop token before the last characters"),
-        ([x for x in acted if x.rested], "ended without a stop token, at rest on the last one"),
-        ([x for x in acted if x.at_edge],
-         f"attention moved as far as its window lets it in {sum(x.at_edge for x in acted)} steps"),
-    ]  # fmt: skip
-    many = len(results) > 1
-    return [
-        f"{phrase}{f' (in {len(found)} of {len(results)} pieces)' if many else ''}"
-        for found, phrase in phrases
-        if found
-    ]
-
-
-def report_one(written: Written, text: str, voice: Voice, path: Path) -> None:
-    """Prints how a text in one piece was spoken: length, ending, score, what looks wrong."""
-    result = written.worst
-    ending = "did not stop" if result.reached_limit else "stopped by itself"
-    score = result.scores["free_running_score"]
-    verdict = f"{ending}, free-running score {score:.2f} ({describe_score(score)})"
-    print(f"{path}: {written.seconds:.2f} s, {verdict}")
-    print(f"    as spoken: {printable(voice.tokenizer.decode(encode(text, voice)))}")
-    unknown = voice.tokenizer.unknown_characters(text)
-    faults = find_faults(result, encode(text, voice), voice)
-    if unknown:
-        faults.insert(0, f"left out {unknown!r}, which the checkpoint has no symbols for")
-    for fault in faults:
-        print(f"    warning: {fault}")
-    if result.failed:
-        print(f"    failed in {result.n_tries} tries")
-
-
-def report_many(written: Written, text: str, pieces: list[Piece], voice: Voice, path: Path) -> None:
-    """Prints how a text in several pieces was spoken, with each piece that failed."""
-    results = written.results
-    score, lowest = sum(x.scores["free_running_score"] for x in results), written.worst
-    lowest = lowest.scores["free_running_score"]
-    n_stopped = sum(not result.reached_limit for result in results)
-    print(f"{path}: {written.seconds:.2f} s, {len(results)} pieces, {n_stopped} stopped by "
-          f"themselves, free-running score {score / len(results):.2f}, lowest {lowest:.2f} "
-          f"({describe_score(lowest)})")  # fmt: skip
-    unknown = voice.tokenizer.unknown_characters(text)
-    if unknown:
-        print(f"    warning: left out {unknown!r}, which the checkpoint has no symbols for")
-    for piece, result in zip(pieces, results, strict=True):
-        if result.failed:
-            print(f"    failed in {result.n_tries} tries: {printable(piece.text)}")
-
-
-def print_report(
-    written: Written, text: str, pieces: list[Piece], voice: Voice, path: Path
-) -> None:
-    """Prints how a text went that was spoken in these pieces, to the wav at `path`."""
-    if len(pieces) == 1:
-        report_one(written, text, voice, path)
-    else:
-        report_many(written, text, pieces, voice, path)
-    for phrase in describe_rules(written.results):
-        print(f"    {phrase}")
+def printable(text: str) -> str:
+    """Remove control characters, which a terminal would obey."""
+    return "".join(filter(str.isprintable, text))

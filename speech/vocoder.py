@@ -1,13 +1,11 @@
-"""A HiFi-GAN instead of Griffin-Lim: natural-log mel (T_mel, num_mels) to wav.
+"""HiFi-GAN instead of Griffin-Lim: natural-log mel (T_mel, num_mels) to wav. Kong et al. 2020.
 
     vocoder = load_vocoder("UNIVERSAL_V1", voice.audio_config)   # needs requirements/vocoder.txt
-    wav = to_audio(mel, voice.audio_config, vocoder)             # Griffin-Lim where that is None
+    wav = to_audio(mel, voice.audio_config, vocoder)             # Griffin-Lim if vocoder is None
 
-The folder is one of two kinds. Of jik876/hifi-gan: config.json, and beside it the generator,
-generator_v1 or g_02500000, of which the last by name is taken; V1, V2 and V3. Or of transformers'
-SpeechT5HifiGan: config.json, which must also have n_fft, win_size, fmin and fmax as HiFi-GAN's has
-them, and model.safetensors or pytorch_model.bin. The generator runs in transformers' module, which
-has the residual blocks of V1 and V2; those of V3 are here.
+A folder holds what jik876/hifi-gan publishes: config.json and beside it the generator's weights,
+generator_v1 or g_02500000 (the last by name is taken). V1 and V2 are transformers' module; V3 is
+that module with the residual blocks below.
 """
 
 import math
@@ -16,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,93 +22,65 @@ from command_line.files import DataError, import_extra, read_json
 from dataset import AudioConfig, clamp_mel, mel_to_audio, to_log_mel
 
 Vocoder = Callable[[Tensor], Tensor]  # natural-log mel (T_mel, num_mels) -> wav (n_samples,)
-TRANSFORMERS_TYPE = "speecht5_hifigan"
-AUDIO_NAMES = {  # HiFi-GAN's name of what AudioConfig has
-    "sampling_rate": "sampling_rate", "num_mels": "num_mels", "n_fft": "n_fft",
-    "win_size": "window_size", "hop_size": "hop_size", "fmin": "fmin", "fmax": "fmax",
-}  # fmt: skip
+AUDIO_FIELDS = ("sampling_rate", "num_mels", "n_fft", "win_size", "hop_size", "fmin", "fmax")
 SIZES = (
-    "upsample_initial_channel", "upsample_rates", "upsample_kernel_sizes",
-    "resblock_kernel_sizes", "resblock_dilation_sizes",
-)  # fmt: skip
-MAX_SIZE = 4096  # of a channel, kernel or dilation; V1 has 512 channels
+    "upsample_initial_channel",
+    "upsample_rates",
+    "upsample_kernel_sizes",
+    "resblock_kernel_sizes",
+    "resblock_dilation_sizes",
+)
+MAX_SIZE = 4096  # of channels, kernels and dilations; V1 has 512 channels
 LEAKY_SLOPE = 0.1
 
 
-class ResidualBlock2(nn.Module):
-    """V3's: for each dilation x + conv(leaky_relu(x)), (B, channels, n) to the same shape."""
-
-    def __init__(self, channels: int, kernel_size: int, dilations: list[int]) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(
-            nn.Conv1d(channels, channels, kernel_size, dilation=dilation, padding="same")
-            for dilation in dilations
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The sum that the last convolution ends."""
-        for conv in self.convs:
-            x = x + conv(F.leaky_relu(x, LEAKY_SLOPE))
-        return x
-
-
 def to_audio(mel: Tensor, audio_config: AudioConfig, vocoder: Vocoder | None = None) -> Tensor:
-    """(T_mel, num_mels) scaled -> (n_samples,), by a vocoder, or by Griffin-Lim without one.
+    """Turn a scaled mel (T_mel, num_mels) into sound (T_mel * hop_size,).
 
-    n_samples = T_mel * hop_size. The mel is clamped, with a warning, see `clamp_mel`.
+    Griffin-Lim does it if vocoder is None. The mel is clamped first, see `clamp_mel`.
     """
     if vocoder is None:
         return mel_to_audio(mel, audio_config)
     return vocoder(to_log_mel(clamp_mel(mel, audio_config), audio_config))
 
 
-def fold_weight_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state with g v / |v| for each pair of weight norm, by torch's older or newer names.
+def load_vocoder(
+    directory: str | Path, audio_config: AudioConfig, device: str | torch.device = "cpu"
+) -> Vocoder:
+    """Load a HiFi-GAN's generator from its folder.
 
-    |v| is taken over all dimensions but the first.
-    """
-    folded = dict(state)
-    for old, new in (
-        (".weight_g", ".weight_v"),
-        (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
-    ):
-        for name in [name for name in folded if name.endswith(old)]:
-            stem = name.removesuffix(old)
-            g, v = folded.pop(name), folded.pop(stem + new)
-            norm = v.flatten(1).norm(dim=1).view(-1, *[1] * (v.dim() - 1))
-            folded[f"{stem}.weight"] = g * v / norm
-    return folded
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A generator's weights with weight norm folded; no pickle is run.
+    Returns:
+        A function of the natural-log mel (T_mel, num_mels) that gives the wav (T_mel * hop_size,)
+        in [-1, 1], on `device`.
 
     Raises:
-        DataError: when the file cannot be read, or holds something else.
+        DataError: when a file is missing, broken or does not fit, when the vocoder was trained on
+            other mels than audio_config's, or when transformers is not installed.
     """
+    folder = Path(directory)
+    config = read_vocoder_config(folder)
+    differences = list_differences(config, audio_config)
+    if differences:
+        raise DataError(
+            f"--vocoder {folder}: is for other mels than the checkpoint's: {'; '.join(differences)}"
+        )
+    check_sizes(folder / "config.json", config)
+    path = find_weights(folder)
+    generator = build_generator(config)
+    state = read_weights(path)
+    num_mels = config["num_mels"]  # transformers normalises the mel; HiFi-GAN does not
+    state |= {"mean": torch.zeros(num_mels), "scale": torch.ones(num_mels)}
     try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("generator", state)
-        state = {name.replace("ups.", "upsampler.", 1): x for name, x in state.items()}
-        state = {name: weight.float() for name, weight in fold_weight_norm(state).items()}
-    except Exception as error:  # torch.load raises nearly anything on a broken file
-        reason = " ".join(str(error).split())[:150]
-        raise DataError(f"--vocoder {path}: not a generator's weights ({reason})") from None
-    broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
-    if broken:
-        raise DataError(f"--vocoder {path}: {broken[0]} holds NaN or infinity")
-    return state
+        generator.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"--vocoder {path}: does not fit config.json ({reason})") from None
+    generator = generator.to(device).eval().requires_grad_(False)
+    return lambda log_mel: generator(log_mel.to(device).float())
 
 
 def read_vocoder_config(folder: Path) -> dict[str, Any]:
-    """config.json by HiFi-GAN's names, also where it is one of transformers.
-
-    Raises:
-        DataError: when it is missing or not that of a HiFi-GAN.
-    """
+    """Read config.json, and check that it has every field that is used here."""
     path = folder / "config.json"
     if not os.path.isdir(folder):
         raise DataError(f"--vocoder {folder}: no such folder")
@@ -120,12 +89,7 @@ def read_vocoder_config(folder: Path) -> dict[str, Any]:
     config = read_json(path, f"--vocoder {path}")
     if not isinstance(config, dict):
         raise DataError(f"--vocoder {path}: not the config of a HiFi-GAN")
-    if config.get("model_type") == TRANSFORMERS_TYPE:
-        rates = config.get("upsample_rates")
-        if is_sizes(rates):
-            config["hop_size"] = math.prod(rates)
-        config |= {"num_mels": config.get("model_in_dim"), "resblock": "1"}
-    missing = [name for name in (*SIZES, *AUDIO_NAMES, "resblock") if name not in config]
+    missing = [name for name in (*SIZES, *AUDIO_FIELDS, "resblock") if name not in config]
     if missing:
         raise DataError(
             f"--vocoder {path}: does not say {', '.join(missing)}, as the config.json of a "
@@ -134,24 +98,32 @@ def read_vocoder_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def is_sizes(value: object) -> bool:
-    """Whether it is a list of whole numbers from 1 to MAX_SIZE."""
-    return isinstance(value, list) and all(type(x) is int and 1 <= x <= MAX_SIZE for x in value)
+def list_differences(config: dict[str, Any], audio_config: AudioConfig) -> list[str]:
+    """List how a vocoder's mels differ from the checkpoint's, a phrase for each difference."""
+    differences = []
+    for field in AUDIO_FIELDS:
+        name = "window_size" if field == "win_size" else field  # AudioConfig's
+        theirs, ours = config[field], getattr(audio_config, name)
+        if name == "fmax" and theirs is None:  # librosa's default
+            theirs = config["sampling_rate"] / 2
+        if theirs != ours:
+            differences.append(f"{name} is {theirs!r:.20}, not {ours}")
+    return differences
 
 
 def check_sizes(path: Path, config: dict[str, Any]) -> None:
-    """Holds the sizes of a config against each other.
+    """Refuse sizes that contradict each other, or for which memory would run out."""
 
-    Raises:
-        DataError: naming what is off.
-    """
+    def are_sizes(value: object) -> bool:
+        return isinstance(value, list) and all(type(x) is int and 1 <= x <= MAX_SIZE for x in value)
+
     channels, rates, kernels, block_kernels, dilations = (config[name] for name in SIZES)
     fit = (
         config["resblock"] in ("1", "2")
-        and is_sizes([channels])
-        and all(map(is_sizes, (rates, kernels, block_kernels)))
+        and are_sizes([channels])
+        and all(map(are_sizes, (rates, kernels, block_kernels)))
         and isinstance(dilations, list)
-        and all(map(is_sizes, dilations))
+        and all(map(are_sizes, dilations))
         and len(rates) == len(kernels) > 0
         and len(block_kernels) == len(dilations) > 0
         and all(k >= u and (k - u) % 2 == 0 for u, k in zip(rates, kernels, strict=True))
@@ -163,97 +135,82 @@ def check_sizes(path: Path, config: dict[str, Any]) -> None:
         raise DataError(f"--vocoder {path}: {', '.join(SIZES)} and hop_size make no HiFi-GAN")
 
 
-def list_differences(config: dict[str, Any], audio_config: AudioConfig) -> list[str]:
-    """What a vocoder's mels have otherwise than these, a phrase for each."""
-    differences = []
-    for name, own_name in AUDIO_NAMES.items():
-        theirs, ours = config[name], getattr(audio_config, own_name)
-        if name == "fmax" and theirs is None:  # as librosa has it
-            theirs = config["sampling_rate"] / 2
-        if theirs != ours:
-            differences.append(f"{own_name} is {theirs!r:.20}, not {ours}")
-    return differences
-
-
-def find_weights(folder: Path, config: dict[str, Any]) -> Path:
-    """The generator's file.
-
-    Raises:
-        DataError: when there is none.
-    """
-    patterns = ["generator_*", "g_*"]
-    if config.get("model_type") == TRANSFORMERS_TYPE:
-        patterns = ["model.safetensors", "pytorch_model.bin"]
-    for pattern in patterns:
+def find_weights(folder: Path) -> Path:
+    """Find the file with the generator's weights."""
+    for pattern in ("generator_*", "g_*"):
         found = sorted(path for path in folder.glob(pattern) if path.is_file())
         if found:
             return found[-1]
-    raise DataError(f"--vocoder {folder}: there is no {' or '.join(patterns)} beside config.json")
+    raise DataError(f"--vocoder {folder}: there is no generator_* or g_* beside config.json")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a generator's weights by transformers' names, with weight norm folded in."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)  # refuses other pickles
+        state = state.get("generator", state)
+        state = {name.replace("ups.", "upsampler.", 1): x for name, x in state.items()}
+        state = {name: weight.float() for name, weight in fold_weight_norm(state).items()}
+    except Exception as error:  # torch.load raises nearly anything on a broken file
+        reason = " ".join(str(error).split())[:150]
+        raise DataError(f"--vocoder {path}: not a generator's weights ({reason})") from None
+    broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise DataError(f"--vocoder {path}: {broken[0]} holds NaN or infinity")
+    return state
+
+
+def fold_weight_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Replace each pair g, v of weight norm by g v / |v|, where |v| is over all but dimension 0.
+
+    torch has named the pairs in two ways.
+    """
+    folded = dict(state)
+    for g_name, v_name in (
+        (".weight_g", ".weight_v"),
+        (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
+    ):
+        for name in [name for name in folded if name.endswith(g_name)]:
+            layer = name.removesuffix(g_name)
+            g, v = folded.pop(name), folded.pop(layer + v_name)
+            folded[f"{layer}.weight"] = g * v / v.flatten(1).norm(dim=1).view_as(g)
+    return folded
+
+
+class ResidualBlock2(nn.Module):
+    """V3's residual block: x + conv(leaky_relu(x)) for each dilation, (B, channels, n_samples)."""
+
+    def __init__(self, channels: int, kernel_size: int, dilations: list[int]) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv1d(channels, channels, kernel_size, dilation=dilation, padding="same")
+            for dilation in dilations
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the same shape."""
+        for conv in self.convs:
+            x = x + conv(F.leaky_relu(x, LEAKY_SLOPE))
+        return x
 
 
 def build_generator(config: dict[str, Any]) -> nn.Module:
-    """transformers' generator without memory for its weights, with V3's blocks where it is one.
-
-    Raises:
-        DataError: when transformers is not installed.
-    """
+    """Build transformers' generator on the meta device, with V3's blocks if the config says so."""
     transformers = import_extra("transformers", "--vocoder", "requirements/vocoder.txt")
-    sizes = {name: config[name] for name in SIZES}
-    normalize = config.get("normalize_before", config.get("model_type") == TRANSFORMERS_TYPE)
-    slope = config.get("leaky_relu_slope", LEAKY_SLOPE)
+    channels, rates, _, kernels, dilations = (config[name] for name in SIZES)
     with torch.device("meta"):
         generator = transformers.SpeechT5HifiGan(
             transformers.SpeechT5HifiGanConfig(
-                **sizes, model_in_dim=config["num_mels"], normalize_before=normalize,
-                leaky_relu_slope=slope,
+                **{name: config[name] for name in SIZES},
+                model_in_dim=config["num_mels"],
+                normalize_before=False,
+                leaky_relu_slope=LEAKY_SLOPE,
             )
-        )  # fmt: skip
+        )
         if config["resblock"] == "2":
             generator.resblocks = nn.ModuleList(
-                ResidualBlock2(
-                    config["upsample_initial_channel"] // 2 ** (i + 1), kernel, dilations
-                )
-                for i in range(len(config["upsample_rates"]))
-                for kernel, dilations in zip(
-                    config["resblock_kernel_sizes"], config["resblock_dilation_sizes"], strict=True
-                )
+                ResidualBlock2(channels // 2 ** (i + 1), kernel_size, dilation)
+                for i in range(len(rates))
+                for kernel_size, dilation in zip(kernels, dilations, strict=True)
             )
     return generator
-
-
-def load_vocoder(
-    directory: str | Path, audio_config: AudioConfig, device: str | torch.device = "cpu"
-) -> Vocoder:
-    """A folder to a function of the natural-log mel (T_mel, num_mels) that gives the wav.
-
-    The wav has T_mel * hop_size samples in [-1, 1], on `device`.
-
-    Raises:
-        DataError: when a file is missing, broken or does not fit, transformers is not installed, or
-            the vocoder is one for other mels than those of audio_config.
-    """
-    folder = Path(directory)
-    config = read_vocoder_config(folder)
-    differences = list_differences(config, audio_config)
-    if differences:
-        raise DataError(
-            f"--vocoder {folder}: is for other mels than the checkpoint's: {'; '.join(differences)}"
-        )
-    check_sizes(folder / "config.json", config)
-    path = find_weights(folder, config)
-    generator = build_generator(config)
-    state = read_weights(path)
-    if config.get("model_type") != TRANSFORMERS_TYPE:  # HiFi-GAN takes the mel as it is
-        n_mels = config["num_mels"]
-        state |= {"mean": torch.zeros(n_mels), "scale": torch.ones(n_mels)}
-    try:
-        generator.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"--vocoder {path}: does not fit config.json ({reason})") from None
-    generator = generator.to(device).eval().requires_grad_(False)
-
-    def speak(log_mel: Tensor) -> Tensor:
-        return generator(log_mel.to(device).float())  # (T_mel * hop_size,)
-
-    return speak

@@ -1,11 +1,10 @@
-"""The folder on disk that a voice is: config.json and model.safetensors. No pickle is opened.
+"""A voice on disk: a folder with config.json and model.safetensors. No pickle is ever opened.
 
     voice = load_checkpoint("work_dir/tacotron2/final_checkpoint")
-    voice = load_checkpoint("USER/NAME")   # of the Hugging Face Hub, see speech/hub.py
+    voice = load_checkpoint("USER/NAME")   # from the Hugging Face Hub, see speech/hub.py
 
-config.json holds the sizes of the model, the audio settings, the symbols and how text is cleaned,
-which is all that speaking needs beside the weights. What training keeps in the same folder is in
-training/checkpoints.py. Here too: the types and devices that a model speaks in and on.
+config.json holds the model's sizes, the audio settings, the symbols and how text is cleaned: all
+that speaking needs beside the weights. training/checkpoints.py adds what resuming needs.
 """
 
 import argparse
@@ -29,8 +28,8 @@ from text.tokenizer import Tokenizer
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT_VERSION = 1
-MAX_PARAMETERS = 10**9  # of a model: 4 GB in float32
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that a model speaks in
+MAX_PARAMETERS = 10**9  # 4 GB in float32
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # for the matrix products
 
 
 class Voice(NamedTuple):
@@ -47,7 +46,7 @@ def write_config(
     audio_config: AudioConfig,
     tokenizer: Tokenizer,
 ) -> None:
-    """Writes config.json: all that inference needs beside the weights."""
+    """Write config.json, which is all that speaking needs beside the weights."""
     config = {
         "format_version": FORMAT_VERSION,
         **asdict(model_config),
@@ -55,17 +54,12 @@ def write_config(
         "symbols": list(tokenizer.symbols),
         "cleaner": tokenizer.cleaner,
     }
-    (Path(directory) / CONFIG_FILE).write_text(
-        json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8"
-    )
+    content = json.dumps(config, indent=2, ensure_ascii=False)
+    (Path(directory) / CONFIG_FILE).write_text(content, encoding="utf-8")
 
 
 def check_fields(path: Path, given: dict[str, Any], config_class: type) -> None:
-    """Holds what a JSON file gives for a config against the config's fields and their types.
-
-    Raises:
-        DataError: naming the field that is missing, unknown or of another type.
-    """
+    """Refuse fields that are missing, unknown or of another type than the config class's."""
     odd = set(given) ^ {field.name for field in fields(config_class)}
     if odd:
         raise DataError(f"{path}: {sorted(odd)[0]} is missing or unknown")
@@ -75,7 +69,7 @@ def check_fields(path: Path, given: dict[str, Any], config_class: type) -> None:
 
 
 def outline_model(model_config: Tacotron2Config) -> Tacotron2:
-    """The model on the meta device: its names and shapes, without memory for any weight.
+    """Build the model on the meta device: names and shapes, without memory for the weights.
 
     Raises:
         DataError: when it has more than MAX_PARAMETERS.
@@ -92,11 +86,11 @@ def outline_model(model_config: Tacotron2Config) -> Tacotron2:
 
 
 def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, Tokenizer]:
-    """Reads config.json of a checkpoint folder.
+    """Read config.json of a checkpoint folder.
 
     Raises:
-        DataError: when it is missing, not JSON, of a newer format, lacks or invents a field, or is
-            that of `save_pretrained`, without audio settings and symbols.
+        DataError: when it is missing, not JSON, of a newer format or has other fields, or when
+            `save_pretrained` wrote it, without audio settings and symbols.
     """
     path = Path(directory) / CONFIG_FILE
     if not os.path.isdir(directory):  # unlike Path.is_dir, False for any unusable name
@@ -117,9 +111,7 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
             raise DataError(
                 f"{path}: format_version {version!r:.40} is not the {FORMAT_VERSION} read here"
             )
-        audio, symbols = config.pop("audio"), config.pop("symbols")
-        cleaner = config.pop("cleaner", "english")  # older versions had no other
-        config.pop("fast_decoder", None)  # older versions wrote it here
+        audio, symbols, cleaner = (config.pop(name) for name in ("audio", "symbols", "cleaner"))
         for given, config_class in ((config, Tacotron2Config), (audio, AudioConfig)):
             check_fields(path, given, config_class)
         result = Tacotron2Config(**config), AudioConfig(**audio), Tokenizer(symbols, cleaner)
@@ -133,11 +125,10 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
 
 
 def check_shapes(path: Path, model_config: Tacotron2Config) -> None:
-    """Holds the shapes in a weights file against the model's, before either takes memory.
+    """Compare the shapes in a weights file with the model's, before either takes memory.
 
     Raises:
-        DataError: when the model is too large, or naming a tensor that is missing, unknown or of
-            another shape.
+        DataError: when the model is too large, or a tensor is missing, unknown or of another shape.
     """
     try:
         outline = outline_model(model_config).state_dict()
@@ -153,11 +144,11 @@ def check_shapes(path: Path, model_config: Tacotron2Config) -> None:
 
 
 def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -> Voice:
-    """A checkpoint folder, or USER/NAME of the Hub, to a Voice in eval mode. No pickle is opened.
+    """Load a checkpoint folder, or USER/NAME of the Hub, as a Voice in eval mode.
 
     Raises:
-        DataError: when config.json or model.safetensors is missing, broken or does not fit, or the
-            Hub does not give them.
+        DataError: when config.json or model.safetensors is missing, broken or does not fit, or
+            cannot be downloaded.
     """
     directory = find_checkpoint(directory)
     model_config, audio_config, tokenizer = read_config(directory)
@@ -179,7 +170,7 @@ def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -
 
 
 def device_argument(value: str) -> str:
-    """argparse type: a device that is there."""
+    """Check that a device exists (an argparse type)."""
     try:
         torch.empty(0, device=value)
     except (RuntimeError, AssertionError) as error:
@@ -189,9 +180,9 @@ def device_argument(value: str) -> str:
 
 
 def inference_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Where the model speaks in `dtype`: bfloat16 for its products, float32 for what adds up.
+    """Return the context in which the model computes its matrix products in `dtype`.
 
-    Cells, alignments and the stored weights stay float32.
+    LSTM cells, alignments and the stored weights stay float32.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
@@ -199,11 +190,7 @@ def inference_precision(device: torch.device, dtype: torch.dtype) -> AbstractCon
 def list_differences(
     path: Path, model_config: Tacotron2Config, audio_config: AudioConfig, tokenizer: Tokenizer
 ) -> list[str]:
-    """What a checkpoint's config.json has otherwise than these, a phrase for each.
-
-    Raises:
-        DataError: when config.json cannot be read.
-    """
+    """List how a checkpoint's config.json differs from these settings, a phrase for each."""
     saved_model, saved_audio, saved_tokenizer = read_config(path)
     differences = []
     for saved, given in ((saved_model, model_config), (saved_audio, audio_config)):
@@ -223,24 +210,25 @@ def list_differences(
 def move_embeddings(
     saved: torch.Tensor, own: torch.Tensor, saved_symbols: Sequence[str], symbols: Sequence[str]
 ) -> tuple[torch.Tensor, list[str]]:
-    """Embeddings (vocab_size, character_embed_dim) with every symbol's row where it now stands.
+    """Move each symbol's embedding to the symbol's place in the new table.
 
     Args:
-        saved, own: the checkpoint's embeddings, and fresh ones for symbols that it has not.
+        saved: the checkpoint's embeddings, (len(saved_symbols), character_embed_dim).
+        own: fresh embeddings, (len(symbols), character_embed_dim), for symbols that are new.
 
     Returns:
-        The embeddings, and what differs, a phrase for each.
+        The embeddings, as large as `own`, and a phrase for each kind of difference.
     """
     places = {symbol: i for i, symbol in enumerate(saved_symbols)}
     rows = [saved[places[s]] if s in places else own[i] for i, s in enumerate(symbols)]
     new = [symbol for symbol in symbols if symbol not in places]
     gone = [symbol for symbol in saved_symbols if symbol not in set(symbols)]
-    said = [
+    differences = [
         f"{what}: {' '.join(map(repr, some))}"
         for what, some in (("new symbols, not yet learned", new), ("symbols left out", gone))
         if some
     ]
-    return torch.stack(rows), said
+    return torch.stack(rows), differences
 
 
 def warm_start(
@@ -250,27 +238,28 @@ def warm_start(
     tokenizer: Tokenizer,
     allow_mismatch: bool,
 ) -> list[str]:
-    """Copies the weights of a checkpoint into `model`; optimizer and step count stay new.
+    """Copy the weights of a checkpoint into `model`.
 
-    Embeddings are copied symbol by symbol, whatever their order and number, and text may be cleaned
-    in another way. With allow_mismatch,
-    what else does not fit keeps its fresh initialisation.
+    Embeddings are copied symbol by symbol, so the order and number of symbols may differ, and so
+    may the cleaner. With allow_mismatch, other weights that do not fit keep their initial values.
 
     Returns:
-        What differs from the checkpoint, a phrase for each.
+        How the checkpoint differs, a phrase for each difference.
 
     Raises:
-        DataError: when something does not fit and allow_mismatch is off.
+        DataError: when something does not fit and allow_mismatch is False.
     """
     voice = load_checkpoint(path)
     saved, own = voice.model.state_dict(), model.state_dict()
     misfits = list_differences(path, model.config, audio_config, voice.tokenizer)
-    text_said, name = [], "encoder.embedding.weight"
+    text_differences, name = [], "encoder.embedding.weight"
     if saved[name].shape[1] == own[name].shape[1]:
         tables = voice.tokenizer.symbols, tokenizer.symbols
-        saved[name], text_said = move_embeddings(saved[name], own[name], *tables)
+        saved[name], text_differences = move_embeddings(saved[name], own[name], *tables)
     if voice.tokenizer.cleaner != tokenizer.cleaner:
-        text_said.append(f"--cleaner was {voice.tokenizer.cleaner} and is now {tokenizer.cleaner}")
+        text_differences.append(
+            f"--cleaner was {voice.tokenizer.cleaner} and is now {tokenizer.cleaner}"
+        )
     fitting = {}
     for name, weight in own.items():
         if name not in saved:
@@ -287,4 +276,4 @@ def warm_start(
             "what fits"
         )
     model.load_state_dict(fitting, strict=False)
-    return text_said + misfits
+    return text_differences + misfits

@@ -97,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
 def fake_hub(cache: str) -> Iterator[FakeHub]:
     """A hub that hf_hub_download and HfApi turn to in this process, with a cache of its own."""
     hub = FakeHub()
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True).start()
     download = functools.partial(
         huggingface_hub.hf_hub_download, endpoint=hub.url, cache_dir=cache, etag_timeout=5
     )

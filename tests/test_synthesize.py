@@ -20,14 +20,13 @@ import synthesize
 import train_taco
 from command_line.files import DataError
 from dataset import AudioConfig, audio_to_mel
-from forked_run import draw_nothing
 from model import Tacotron2, Tacotron2Config
+from runs import draw_nothing, run_flags
 from scoring import pictures
 from scoring.pictures import summary_figure
 from speech.voice import Voice, load_checkpoint
 from stub_model import StubModel, free_running
 from synthesize import main
-from test_train_taco import run_flags
 from text.tokenizer import Tokenizer
 
 SMALL = {
@@ -42,128 +41,112 @@ SMALL = {
 
 @pytest.fixture
 def checkpoint(voice, tmp_path):
-    """Untrained, never saying stop, and the test's own to break."""
+    """A copy of the untrained checkpoint that never says stop, for a test to change."""
     return shutil.copytree(voice, tmp_path / "checkpoint")
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Saves half a second a sentence."""
+    monkeypatch.setattr("speech.report.draw", lambda *_: None)
+
+
 def speak(checkpoint, output_dir, *flags):
-    main(
-        ["--checkpoint", str(checkpoint), "--output_dir", str(output_dir), "--max_decoder_steps",
-         "30", "--device", "cpu", *flags]
-    )  # fmt: skip
+    """Run synthesize.py for 30 frames a sentence, without retries."""
+    where = ["--checkpoint", str(checkpoint), "--output_dir", str(output_dir), "--device", "cpu"]
+    return main([*where, "--max_decoder_steps", "30", "--n_retries", "0", *flags])
 
 
+def change_weights(checkpoint, change):
+    weights = load_file(checkpoint / "model.safetensors")
+    change(weights)
+    save_file(weights, checkpoint / "model.safetensors")
+
+
+@pytest.mark.slow
 def test_files_of_each_sentence(checkpoint, tmp_path, capsys):
     text_file = tmp_path / "lines.txt"
     text_file.write_text("A second line.\n\n  And a third \u2603 one\r\n", encoding="utf-8")
-    speak(checkpoint, tmp_path / "out", "--text", "Hello.", "--text_file", str(text_file))
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    out = tmp_path / "out"
+    assert speak(checkpoint, out, "--text", "Hello.", "--text_file", str(text_file)) == 2
+    names = sorted(path.name for path in out.iterdir())
     assert names == [f"00{i}.{kind}" for i in (1, 2, 3) for kind in ("npy", "png", "txt", "wav")]
     printed = capsys.readouterr().out
-    blocks = [block.splitlines() for block in printed.split(f"{tmp_path / 'out'}/")[1:]]
-    for i, said in enumerate(("hello.", "a second line.", "and a third  one"), start=1):
-        assert Image.open(tmp_path / "out" / f"00{i}.png").size[0] > 300
+    blocks = [block.splitlines() for block in printed.split(f"{out}/")[1:]]
+    for i, text in enumerate(("hello.", "a second line.", "and a third  one"), start=1):
+        assert Image.open(out / f"00{i}.png").size[0] > 300
         verdict = "did not stop, free-running score 0.00 (poor: 0.5 to 0.8 is good)"
-        assert blocks[i - 1][:2] == [f"00{i}.wav: 0.35 s, {verdict}", f"    as spoken: {said}"]
-        assert (tmp_path / "out" / f"00{i}.txt").read_text() == f"{said}\n"
+        assert blocks[i - 1][:2] == [f"00{i}.wav: 0.35 s, {verdict}", f"    as spoken: {text}"]
+        assert (out / f"00{i}.txt").read_text() == f"{text}\n"
         assert "it did not stop, and was cut at the limit of 30 steps" in "".join(blocks[i - 1])
+        assert blocks[i - 1][-1] == "    failed in 1 tries"
     assert printed.count("left out") == 1
     assert blocks[2][2].startswith("    warning: left out '\u2603'")
 
 
-def test_numbers_go_on_from_those_in_the_folder(checkpoint, tmp_path):
+@pytest.mark.usefixtures("no_pictures")
+def test_numbers_continue_after_those_in_the_folder(checkpoint, tmp_path):
     out = tmp_path / "out"
 
     def spoken():
         return {path.stem: path.read_text() for path in sorted(out.glob("*.txt"))}
 
     speak(checkpoint, out, "--text", "One.", "Two.")
-    first = (out / "001.wav").read_bytes()
-    (out / "007.npy").touch()  # what is left of another call
+    (out / "007.npy").touch()  # of another call
     (out / "2023.txt.bak").touch()
     speak(checkpoint, out, "--text", "Three.")
     assert spoken() == {"001": "one.\n", "002": "two.\n", "008": "three.\n"}
-    assert (out / "001.wav").read_bytes() == first
     speak(checkpoint, out, "--text", "Four.", "--overwrite")
     assert spoken() == {"001": "four.\n", "002": "two.\n", "008": "three.\n"}
-    assert (out / "001.wav").read_bytes() != first
 
 
-def test_lines_that_cannot_be_spoken_are_named_and_the_others_spoken(checkpoint, tmp_path, capsys):
+@pytest.mark.usefixtures("no_pictures")
+def test_lines_with_nothing_to_speak_are_skipped_with_a_warning(checkpoint, tmp_path, capsys):
+    """And a text that names a file is spoken, with a hint."""
     text_file = tmp_path / "story.txt"
     lines = "Chapter 2\n***\n\n\u041f\u0440\u0438\nIt rained.\n"
     text_file.write_text(lines, encoding="utf-8")
-    speak(checkpoint, tmp_path / "out", "--text_file", str(text_file))
-    said = [(tmp_path / "out" / f"00{i}.txt").read_text() for i in (1, 2)]
-    assert said == ["chapter two\n", "it rained.\n"]
-    assert not (tmp_path / "out" / "003.txt").exists()
-    second, fourth = capsys.readouterr().err.splitlines()
-    place = f"synthesize.py: --text_file {text_file}, line"
-    assert second == f"{place} 2: text has no letter to speak: '***'; the line is left out"
-    assert fourth.startswith(f"{place} 4: text has no letter that a symbol stands for, only")
+    speak(checkpoint, tmp_path / "out", "--text", str(text_file), "--text_file", str(text_file))
+    texts = [path.read_text() for path in sorted((tmp_path / "out").glob("*.txt"))]
+    assert len(texts) == 3 and texts[1:] == ["chapter two\n", "it rained.\n"]
+    hint, second, fourth = capsys.readouterr().err.splitlines()
+    assert f"--text_file {text_file} speaks the lines of that file" in hint
+    place = f"--text_file {text_file}, line"
+    reason = "text has no letter to speak: '***'; the line is left out"
+    assert second.endswith(f": {place} 2: {reason}")
+    assert f"{place} 4: text has no letter that a symbol stands for, only" in fourth
 
 
-def test_a_file_given_as_text_is_hinted_at(checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "story.txt").write_text("It rained.")
-    speak(checkpoint, tmp_path / "out", "--text", "story.txt", "other.txt")
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1 and "--text_file story.txt speaks the lines" in said.err
-    assert "as spoken: story dot t x t" in said.out
-
-
-def path_over(positions, n_text):
-    """An alignment (T_mel, n_text) that is sharp at these characters, one a frame."""
-    return torch.nn.functional.one_hot(torch.tensor(positions), n_text).float()
-
-
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
-    ("positions", "stopped", "score", "faults"),
+    ("positions", "score", "fault"),
     [
-        ([0, 1, 2, 3, 4, 5, 6, 7], True, "1.00 (good)", []),
-        ([*[0] * 99, 1, 2, 3, 2, 3, 4, 5, 6, 7], True, "0.99 (good)", []),
-        ([0, 1, 2, 3, 4, 5, 6, 7], False, "0.00 (poor: 0.5 to 0.8 is good)", ["did not stop"]),
+        ([*[0] * 99, 1, 2, 3, 2, 3, 4, 5, 6, 7], 0.99, None),
         (
             [0, 1, 2, 5, 6, 7],
-            True,
-            "0.75 (good)",
-            ["2 of 8 characters get no attention, and may not be heard: 'gh'"],
+            0.75,
+            "2 of 8 characters get no attention, and may not be heard: 'gh'",
         ),
-        (
-            [0, 0, 0, 0, 0, 0],
-            True,
-            "0.12 (poor: 0.5 to 0.8 is good)",
-            ["7 of 8 characters get no attention, and may not be heard: 'efghijk'"],
-        ),
-        (
-            [*[0] * 99, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 6, 7],
-            True,
-            "0.99 (good)",
-            ["goes back at 1 of 110 steps, furthest at 1.04 s by 4 characters"],
-        ),
+        ([*[0] * 99, *range(1, 6), *range(1, 8)], 0.99, "at 1.04 s by 4 characters"),
         (
             [0, 1, 2, 1, 2, 1, 2, 3, 4, 5, 6, 7],
-            True,
-            "0.82 (good)",
-            ["goes back at 2 of 11 steps, furthest at 0.03 s by 1 characters"],
+            0.82,
+            "goes back at 2 of 11 steps, furthest at 0.03",
         ),
     ],
 )
-def test_the_verdict_names_what_looks_wrong(
-    tmp_path, monkeypatch, capsys, positions, stopped, score, faults
-):
+def test_the_report_names_what_looks_wrong(tmp_path, monkeypatch, capsys, positions, score, fault):
     """One frame is 0.01 s."""
     config, tokenizer = AudioConfig(16000, hop_size=160), Tokenizer()
     mel = torch.full((len(positions), 80), -4.0)
-    model = StubModel(None, free_running(mel, path_over(positions, 8), stopped))
+    alignment = torch.nn.functional.one_hot(torch.tensor(positions), 8).float()
+    model = StubModel(None, free_running(mel, alignment))
     monkeypatch.setattr(synthesize, "load_checkpoint", lambda *_: Voice(model, config, tokenizer))
     speak("any", tmp_path, "--text", "defghijk")
     first, _, *rest = capsys.readouterr().out.splitlines()
-    warnings = [line for line in rest if "warning" in line]
-    assert first.endswith(f"free-running score {score}")
-    assert len(warnings) == len(faults)
-    for warning, fault in zip(warnings, faults, strict=True):
-        assert warning.startswith("    warning: ") and fault in warning
+    warnings = [line for line in rest if line.startswith("    warning: ")]
+    assert first.endswith(f"free-running score {score} (good)")
+    assert len(warnings) == (fault is not None) and (fault or "") in "".join(warnings)
 
 
 @pytest.mark.parametrize("mel_scaling", ["scaled_db", "log"])
@@ -204,75 +187,54 @@ def test_files_hold_what_is_spoken(tmp_path, monkeypatch, capsys, mel_scaling):
     assert (again - mel)[loud].abs().mean() < 0.3 * (mel.max() - mel.min()) / 8  # 3.75 dB
 
 
-def log_mel(wav: np.ndarray) -> np.ndarray:
-    """librosa's natural-log mel, (80, T_mel), at the default audio settings."""
-    padded = np.pad(wav, (1024 - 256) // 2, mode="reflect")
-    sizes = {"n_fft": 1024, "hop_length": 256, "n_mels": 80, "fmax": 8000.0}
-    mel = librosa.feature.melspectrogram(y=padded, sr=22050, center=False, power=1.0, **sizes)
-    return np.log(np.maximum(mel, 1e-5))
-
-
-def test_a_model_of_log_mels_is_trained_and_speaks_at_its_level(world, monkeypatch):
-    """One step on log mels; then, made to hum whatever the text, its checkpoint hums as loudly.
-
-    A model that has learnt nothing yet says about 0, so the losses of its first step are the mean
-    of the squared mels.
-    """
+def test_a_model_of_log_mels_is_trained_on_log_mels(world, monkeypatch):
+    """An untrained model says about 0, so its first loss is the mean of the squared mels."""
     draw_nothing(monkeypatch.setattr)
     flags = ["--mel_scaling", "log", "--training_epochs", 1, "--batch_size", 9]
     train_taco.main(run_flags(world.corpus, world.out, *flags))
     final = world.out / "work" / "tiny" / "final_checkpoint"
+    assert load_checkpoint(final).audio_config.mel_scaling == "log"
     losses = json.loads((final / "trainer_state.json").read_text())["history"][0]
-    paths = pd.read_csv(world.corpus.train_manifest)["file_path"]
-    mels = np.concatenate([log_mel(soundfile.read(path)[0]) for path in paths], axis=1)
-    assert losses["train_mel_before_loss"] == pytest.approx(np.mean(mels**2), rel=0.1)
-
-    phase = 2 * np.pi * 210 * np.arange(22050) / 22050
-    hum = 0.1 * sum(np.sin(k * phase + k**2) / k for k in range(1, 30))
-    target = log_mel(hum).mean(axis=1)
-    weights = load_file(final / "model.safetensors")
-    of_the_sound = (
-        "decoder.mel_projection.",
-        "decoder.stop_projection.",
-        "postnet.convolutions.4.",
-    )
-    for name, weight in weights.items():
-        if name.startswith(of_the_sound):
-            weight.zero_()
-    weights["decoder.mel_projection.bias"][:] = torch.from_numpy(target)
-    weights["decoder.stop_projection.bias"].fill_(-100.0)
-    save_file(weights, final / "model.safetensors")
-    speak(final, world.folder / "spoken", "--text", "Hello.", "--max_decoder_steps", "80")
-    mel = np.load(world.folder / "spoken" / "001.npy")
-    np.testing.assert_allclose(mel, np.tile(target[:, None], 80), atol=1e-4)
-    spoken, _ = soundfile.read(world.folder / "spoken" / "001.wav", dtype="float32")
-    assert np.std(spoken) == pytest.approx(np.std(hum), rel=0.15)
+    mels = []
+    for path in pd.read_csv(world.corpus.train_manifest)["file_path"]:
+        padded = np.pad(soundfile.read(path)[0], (1024 - 256) // 2, mode="reflect")
+        sizes = {"n_fft": 1024, "hop_length": 256, "n_mels": 80, "fmax": 8000.0}
+        mels += [librosa.feature.melspectrogram(y=padded, sr=22050, center=False, power=1, **sizes)]
+    expected = np.mean(np.log(np.maximum(np.concatenate(mels, axis=1), 1e-5)) ** 2)
+    assert losses["train_mel_before_loss"] == pytest.approx(expected, rel=0.1)
 
 
 def test_a_config_is_read_as_it_was_written(tmp_path):
     config = Tacotron2Config(vocab_size=3, num_mels=40)
     audio_config = AudioConfig(num_mels=40, min_db=-80.0, mel_scaling="log")
-    checkpoints.write_config(tmp_path, config, audio_config, Tokenizer(["_", "b", "\u00e4"]))
+    tokenizer = Tokenizer(["_", "b", "\u00e4"], "basic")
+    checkpoints.write_config(tmp_path, config, audio_config, tokenizer)
     again = checkpoints.read_config(tmp_path)
-    assert again[:2] == (config, audio_config) and again[2].symbols == ("_", "b", "\u00e4")
+    assert again[:2] == (config, audio_config)
+    assert (again[2].symbols, again[2].cleaner) == (("_", "b", "\u00e4"), "basic")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_stop_threshold_ends_a_sentence(checkpoint, tmp_path, capsys):
     """The stop token's probability is 0.3 at every frame."""
-    weights = load_file(checkpoint / "model.safetensors")
-    weights["decoder.stop_projection.weight"].zero_()
-    weights["decoder.stop_projection.bias"].fill_(np.log(0.3 / 0.7))
-    save_file(weights, checkpoint / "model.safetensors")
+
+    def change(weights):
+        weights["decoder.stop_projection.weight"].zero_()
+        weights["decoder.stop_projection.bias"].fill_(np.log(0.3 / 0.7))
+
+    change_weights(checkpoint, change)
     for flags, ending, n_frames in (
         (["--stop_threshold", "0.25"], "stopped by itself", 1),
         (["--stop_threshold", "0.35"], "cut at the limit of 30 steps", 30),
         ([], "cut at the limit of 30 steps", 30),
+        (["--max_seconds", "0.1"], "cut at the limit of 9 steps", 9),
     ):
         speak(checkpoint, tmp_path / "out", "--overwrite", "--text", "Hello.", *flags)
         assert ending in capsys.readouterr().out
         assert np.load(tmp_path / "out" / "001.npy").shape == (80, n_frames)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_bfloat16_speaks_nearly_what_float32_speaks(checkpoint, tmp_path):
     speak(checkpoint, tmp_path / "half", "--text", "Hello.", "--dtype", "bfloat16")
     speak(checkpoint, tmp_path / "full", "--text", "Hello.", "--dtype", "float32")
@@ -282,10 +244,12 @@ def test_bfloat16_speaks_nearly_what_float32_speaks(checkpoint, tmp_path):
     assert 0 < difference < 0.05 * np.abs(full).max()
 
 
-def test_a_model_that_has_run_away_is_said_to(checkpoint, tmp_path):
-    weights = load_file(checkpoint / "model.safetensors")
-    weights["decoder.mel_projection.bias"][::2] += 1000.0
-    save_file(weights, checkpoint / "model.safetensors")
+@pytest.mark.usefixtures("no_pictures")
+def test_a_model_that_has_run_away_is_clamped_with_a_warning(checkpoint, tmp_path):
+    def change(weights):
+        weights["decoder.mel_projection.bias"][::2] += 1000.0
+
+    change_weights(checkpoint, change)
     with pytest.warns(UserWarning, match=r"^1200 of the mel's 2400 values \(50.0%\) are clamped"):
         speak(checkpoint, tmp_path / "out", "--text", "Hello.")
     mel = np.load(tmp_path / "out" / "001.npy")
@@ -294,14 +258,15 @@ def test_a_model_that_has_run_away_is_said_to(checkpoint, tmp_path):
     assert abs(wav.mean()) < 0.01 * wav.std()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_seed_decides(checkpoint, tmp_path):
-    """Of mel and phases, also by the flag; without one, the generator goes on."""
+    """On mel and phases, also by the flag; without one, torch's generator goes on."""
     voice = load_checkpoint(checkpoint)
     assert not any(module.training for module in voice.model.modules())
-    mels = [synthesize.synthesize("Hi.", voice, 10, seed=seed).mel for seed in (1, 1, 2)]
-    assert torch.equal(mels[0], mels[1]) and not torch.equal(mels[0], mels[2])
-    mels = [synthesize.synthesize("Hi.", voice, 10).mel for _ in range(2)]
-    assert not torch.equal(*mels)
+    results = [synthesize.synthesize("Hi.", voice, 10, seed=seed) for seed in (1, 1, 2, None, None)]
+    for a, b, equal in ((0, 1, True), (0, 2, False), (3, 4, False)):
+        assert torch.equal(results[a].mel, results[b].mel) == equal
+        assert torch.equal(results[a].wav, results[b].wav) == equal
     files = []
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         speak(checkpoint, tmp_path / name, "--text", "Hi.", "--seed", seed)
@@ -310,72 +275,14 @@ def test_the_seed_decides(checkpoint, tmp_path):
     assert files[0][0] != files[2][0] and files[0][1] != files[2][1]
 
 
-def break_json(folder, change):
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    change(config)
-    path.write_text(json.dumps(config))
-
-
-BREAKAGES = {
-    "no folder": (lambda f: f.rename(f.with_name("gone")), "no such checkpoint folder"),
-    "no config": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
-    "not json": (lambda f: (f / "config.json").write_text("{"), "not a checkpoint's config"),
-    "a list": (lambda f: (f / "config.json").write_text("[]"), "not a checkpoint's config"),
-    "newer format": (
-        lambda f: break_json(f, lambda c: c.update(format_version=2)),
-        "format_version 2",
-    ),
-    "other sizes": (
-        lambda f: break_json(f, lambda c: c.update(attention_dim=9)),
-        "weights do not fit",
-    ),
-    "even kernel": (
-        lambda f: break_json(f, lambda c: c.update(encoder_kernel_size=4)),
-        "--encoder_kernel_size",
-    ),
-    "unknown field": (lambda f: break_json(f, lambda c: c.update(zoneout=0.1)), "zoneout"),
-    "missing field": (lambda f: break_json(f, lambda c: c.pop("attention_dim")), "attention_dim"),
-    "no symbols": (lambda f: break_json(f, lambda c: c.pop("symbols")), "symbols"),
-    "symbols short": (lambda f: break_json(f, lambda c: c["symbols"].pop()), "do not fit"),
-    "one infinite weight": (
-        lambda f: save_file(
-            {**(weights := load_file(f / "model.safetensors"))}
-            | {"decoder.attention.v.weight": weights["decoder.attention.v.weight"] / 0},
-            f / "model.safetensors",
-        ),
-        "decoder.attention.v.weight holds NaN or infinity",
-    ),
-    "truncated": (
-        lambda f: (f / "model.safetensors").write_bytes(
-            (f / "model.safetensors").read_bytes()[:5000]
-        ),
-        "weights do not fit",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BREAKAGES)
-def test_a_broken_checkpoint_is_named_in_one_sentence(checkpoint, tmp_path, name):
-    breakage, sentence = BREAKAGES[name]
-    breakage(checkpoint)
-    with pytest.raises(SystemExit) as error:
-        speak(checkpoint, tmp_path / "out", "--text", "Hello.")
-    message = str(error.value)
-    assert message.startswith("synthesize.py: ") and sentence in message and "\n" not in message
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("remedy", ["copy config.json of the checkpoint", "write_config("])
-def test_a_folder_of_save_pretrained_is_told_what_it_lacks(checkpoint, tmp_path, remedy):
-    """And what the sentence advises works, whichever of the two it is."""
+def test_a_folder_of_save_pretrained_is_refused_with_what_to_do(checkpoint, tmp_path, remedy):
+    """And either of the two remedies works."""
     voice, saved = load_checkpoint(checkpoint), tmp_path / "saved"
     voice.model.save_pretrained(saved)
-    with pytest.raises(SystemExit) as error:
-        speak(saved, tmp_path / "out", "--text", "Hello.")
+    with pytest.raises(DataError) as error:
+        load_checkpoint(saved)
     sentence = str(error.value)
-    assert sentence.startswith(f"synthesize.py: {saved}") and "\n" not in sentence
     assert "neither audio settings nor symbols" in sentence and remedy in sentence
     if remedy == "write_config(":
         call = re.search(r"write_config\(.*\)", sentence)[0]
@@ -384,41 +291,17 @@ def test_a_folder_of_save_pretrained_is_told_what_it_lacks(checkpoint, tmp_path,
         eval(call, known)
     else:
         shutil.copy(checkpoint / "config.json", saved)
-    speak(saved, tmp_path / "out", "--text", "Hello.")
-    speak(checkpoint, tmp_path / "expected", "--text", "Hello.")
-    mels = [np.load(tmp_path / name / "001.npy") for name in ("out", "expected")]
-    assert np.array_equal(*mels)
-    assert type(voice.model).from_pretrained(saved).config == voice.model.config
-
-
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (["--text", "?!"], "no letter"),
-        (["--text", " "], "nothing to say"),
-        (["--text", "Fine.", "123 \u4f60\u597d", "\u4f60"], "only '\u4f60'"),
-        (["--text_file", "/nowhere/at/all"], "--text_file"),
-    ],
-)
-def test_text_that_cannot_be_spoken(checkpoint, tmp_path, flags, sentence):
-    with pytest.raises(SystemExit) as error:
-        speak(checkpoint, tmp_path / "out", *flags)
-    assert sentence in str(error.value) and "\n" not in str(error.value)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "flags", [["--max_decoder_steps", "0"], ["--stop_threshold", "1.5"], ["--txt", "x"]]
-)
-def test_wrong_flags(checkpoint, tmp_path, flags, capsys):
-    with pytest.raises(SystemExit) as error:
-        main(["--checkpoint", str(checkpoint), "--output_dir", "x", "--text", "a", *flags])
-    assert error.value.code == 2 and flags[0] in capsys.readouterr().err
+    again = load_checkpoint(saved)
+    mels = [synthesize.synthesize("Hello.", each, 10, seed=0).mel for each in (voice, again)]
+    assert torch.equal(*mels)
+    assert Tacotron2.from_pretrained(saved).config == voice.model.config
 
 
 def test_weights_of_other_shapes_are_refused_before_a_model_takes_memory(checkpoint, monkeypatch):
     """A config.json may ask for 4 GB beside weights of a few kilobytes."""
-    break_json(checkpoint, lambda c: c.update(decoder_rnn_embed_dim=8000))
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["decoder_rnn_embed_dim"] = 8000
+    (checkpoint / "config.json").write_text(json.dumps(config))
     devices = []
 
     class Watched(Tacotron2):
@@ -429,4 +312,4 @@ def test_weights_of_other_shapes_are_refused_before_a_model_takes_memory(checkpo
     monkeypatch.setattr(checkpoints, "Tacotron2", Watched)
     with pytest.raises(DataError, match=r"decoder\.attention.* not \[.*8000"):
         load_checkpoint(checkpoint)
-    assert devices == ["meta"], "this device's tensors have shapes alone"
+    assert devices == ["meta"], "tensors on this device have no memory"

@@ -18,6 +18,14 @@ MAX_INT = 2**31 - 1  # numpy takes no seed above twice this
 MAX_WORKERS = 1024  # loader processes; more are a typing mistake, and a machine that hangs
 
 
+def name_argument(value: str) -> str:
+    """argparse type: a plain name, which becomes that of a folder."""
+    plain = value.isprintable() and "/" not in value and "\\" not in value
+    if not value or not plain or value in (".", "..") or len(value.encode()) > 200:
+        raise argparse.ArgumentTypeError(f"must be a plain name, found {value!r:.60}")
+    return value
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """The flags of a run. Raises ValueError naming the flag that is wrong."""
@@ -173,11 +181,6 @@ class TrainConfig:
                 f"--min_learning_rate must not exceed --learning_rate, found "
                 f"{self.min_learning_rate} > {self.learning_rate}"
             )
-        for name in ("experiment_name", "run_name"):
-            value = getattr(self, name)
-            plain = value.isprintable() and "/" not in value and "\\" not in value
-            if not value or not plain or value in (".", "..") or len(value.encode()) > 200:
-                raise ValueError(f"--{name} must be a plain name, found {value!r}")
 
     @property
     def folder(self) -> Path:
@@ -243,7 +246,8 @@ def add_field(group: Any, field: Field, kind: type, help_line: str) -> None:
         options["choices"] = CHOICES[field.name]
     else:
         is_path = field.name in PATHS
-        options["type"] = path_argument if is_path else kind
+        is_name = field.name in ("experiment_name", "run_name")
+        options["type"] = path_argument if is_path else name_argument if is_name else kind
         options["metavar"] = "path" if is_path else kind.__name__
     action = group.add_argument(f"--{field.name}", **options)
     if not required:  # set here, because BooleanOptionalAction would add it to the help line
