@@ -9,26 +9,27 @@ Shen et al. 2018, arXiv 1712.05884. Read section 2.2 beside this file, which fol
     Tacotron2                   the whole: `forward` is teacher forcing, `infer` free running
     tacotron2_loss              what training minimises
 
-Both are plain loops over `Decoder.step`, and nothing in this file is there for speed.
-fast/decoder.py computes the same numbers faster; change something here, and it steps aside.
+`forward` and `infer` are plain loops over `Decoder.step`, and nothing in this file is there for
+speed. fast/decoder.py computes the same numbers faster; if you change something here, it notices
+and steps aside.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-MAX_SIZE = 16384  # of anything; beyond it memory would run out, unexplained
+MAX_SIZE = 16384  # of every size; a larger model would only run out of memory
 
 
 @dataclass(frozen=True)
 class Tacotron2Config:
-    """Model sizes; the defaults are the paper's. Raises ValueError naming the flag that is off."""
+    """Model sizes; the defaults are the paper's. A size out of bounds raises ValueError."""
 
     vocab_size: Annotated[int, "number of symbols, padding included"] = 40
     pad_token_id: Annotated[int, "token id of padding"] = 0
@@ -60,19 +61,20 @@ class Tacotron2Config:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if type(value) is int and name != "pad_token_id" and not 1 <= value <= MAX_SIZE:
+            if name.endswith("_p"):
+                if not 0 <= value < 1:
+                    raise ValueError(f"--{name} must be in [0, 1), found {value}")
+            elif name != "pad_token_id" and not 1 <= value <= MAX_SIZE:
                 bounds = "at least 1" if value < 1 else f"at most {MAX_SIZE}"
                 raise ValueError(f"--{name} must be {bounds}, found {value}")
-            if name.endswith("kernel_size") and value % 2 == 0:
+            elif name.endswith("kernel_size") and value % 2 == 0:
                 raise ValueError(f"--{name} must be odd, found {value}")
-            if name.endswith("_p") and not 0 <= value < 1:
-                raise ValueError(f"--{name} must be in [0, 1), found {value}")
         if self.encoder_embed_dim % 2:
             raise ValueError(f"--encoder_embed_dim must be even, found {self.encoder_embed_dim}")
 
 
 class Tacotron2Output(NamedTuple):
-    """What teacher forcing gives; frames past an item's length are 0 in both mels."""
+    """The result of teacher forcing; frames past a clip's end are 0 in both mels."""
 
     mels_before: Tensor  # (B, T_mel, num_mels)
     mels_after: Tensor  # (B, T_mel, num_mels)
@@ -81,17 +83,17 @@ class Tacotron2Output(NamedTuple):
 
 
 class InferenceOutput(NamedTuple):
-    """What free running gives; frames past an item's length are 0 in mels."""
+    """The result of free running; frames past a clip's end are 0 in mels."""
 
     mels: Tensor  # (B, T_mel, num_mels), after the postnet
-    mel_lengths: Tensor  # (B,) int64, the frame that said stop included
+    mel_lengths: Tensor  # (B,) int64, including the frame with the stop token
     stop_logits: Tensor  # (B, T_mel)
     alignments: Tensor  # (B, T_mel, T_text)
-    reached_limit: Tensor  # (B,) bool, True = never said stop
+    reached_limit: Tensor  # (B,) bool, True = no stop token came
 
 
 class DecoderState(NamedTuple):
-    """What one decoder step hands to the next."""
+    """The tensors that one decoder step hands to the next."""
 
     attention_hidden: Tensor  # (B, decoder_rnn_embed_dim)
     attention_cell: Tensor  # (B, decoder_rnn_embed_dim)
@@ -105,16 +107,19 @@ class DecoderState(NamedTuple):
 def build_padding_mask(
     lengths: Tensor, max_length: int | None = None, device: torch.device | None = None
 ) -> Tensor:
-    """Lengths (B,) -> (B, max_length) bool, True = padding; as wide as the longest when None."""
+    """Turn lengths (B,) into a mask (B, max_length) bool, True = padding.
+
+    Without max_length the mask is as wide as the longest item.
+    """
     lengths = lengths.to(device or lengths.device, non_blocking=True)
     return torch.arange(max_length or int(lengths.max()), device=lengths.device) >= lengths[:, None]
 
 
 def lstm_cell(x: Tensor, hidden: Tensor, cell: Tensor, lstm: nn.Module) -> tuple[Tensor, Tensor]:
-    """One step of an LSTM with the weights of `lstm`: x (B, n_in) -> hidden, cell (B, n_hidden).
+    """Run one step of `lstm` on x (B, n_in); return the next hidden and cell (B, n_hidden).
 
-    Written out so that under autocast only the matrix products run in half precision: the cell
-    adds up over hundreds of frames and stays float32.
+    It is written out so that under autocast only the matrix products run in half precision. The
+    cell is a sum over hundreds of frames and stays float32.
     """
     weight_ih, weight_hh, bias_ih, bias_hh = lstm.parameters()
     gates = F.linear(x, weight_ih, bias_ih) + F.linear(hidden, weight_hh, bias_hh)
@@ -123,17 +128,31 @@ def lstm_cell(x: Tensor, hidden: Tensor, cell: Tensor, lstm: nn.Module) -> tuple
     return torch.sigmoid(o) * torch.tanh(cell), cell
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm that also takes a batch of one clip of length one.
+
+    A single value per channel has no variance, so it is normalised as in eval mode.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, T) over B and T."""
+        if self.training and x.shape[0] * x.shape[2] == 1:
+            statistics = self.running_mean, self.running_var
+            return F.batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
 class ConvNorm(nn.Sequential):
     """Convolution that keeps the length, then batch norm: (B, C_in, T) -> (B, C_out, T)."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, gain: str) -> None:
         conv = nn.Conv1d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
         nn.init.xavier_uniform_(conv.weight, gain=nn.init.calculate_gain(gain))
-        super().__init__(conv, nn.BatchNorm1d(out_channels))
+        super().__init__(conv, BatchNorm(out_channels))
 
 
 class Encoder(nn.Module):
-    """Characters to encoder_outputs. Section 2.2, third paragraph."""
+    """Turns characters into encoder_outputs. Section 2.2, third paragraph."""
 
     def __init__(self, config: Tacotron2Config) -> None:
         super().__init__()
@@ -146,19 +165,20 @@ class Encoder(nn.Module):
         self.lstm = nn.LSTM(dim, dim // 2, batch_first=True, bidirectional=True)
 
     def forward(self, tokens: Tensor, token_lengths: Tensor, padding_mask: Tensor) -> Tensor:
-        """(B, T_text) tokens -> (B, T_text, encoder_embed_dim), 0 on padding."""
+        """Encode tokens (B, T_text) as (B, T_text, encoder_embed_dim), 0 on padding."""
         pad = padding_mask[:, None, :]  # (B, 1, T_text)
         x = self.embedding(tokens).transpose(1, 2)  # (B, character_embed_dim, T_text)
         for conv in self.convolutions:
-            # Zero, as the convolution's own edge padding is: alone and in a batch are then equal.
+            # Padding is zero, like the convolution's own edges, so a clip gives the same numbers
+            # alone and in a batch.
             x = F.relu(conv(x.masked_fill(pad, 0.0)))  # (B, encoder_embed_dim, T_text)
             x = F.dropout(x, self.dropout_p, self.training)
-        order = padding_mask.sum(dim=1).argsort(stable=True)  # packing wants the longest first
+        order = padding_mask.sum(dim=1).argsort(stable=True)  # packing takes the longest first
         lengths = token_lengths.cpu().sort(descending=True).values
         x = x.transpose(1, 2).index_select(0, order)  # (B, T_text, encoder_embed_dim)
         packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
-        # On a GPU autocast runs an LSTM in float16, also under bfloat16. Without a scaled loss
-        # most of its gradients would underflow.
+        # On a GPU autocast would run the LSTM in float16 even under bfloat16, where the loss is
+        # not scaled, and most of its gradients would underflow.
         with torch.autocast(x.device.type, enabled=False):
             outputs, _ = self.lstm(packed.to(self.lstm.weight_hh_l0.dtype))
         outputs, _ = nn.utils.rnn.pad_packed_sequence(outputs, True, total_length=tokens.shape[1])
@@ -166,9 +186,10 @@ class Encoder(nn.Module):
 
 
 class Prenet(nn.Module):
-    """The bottleneck on the previous frame; its dropout is never off. Section 2.2.
+    """The bottleneck on the previous frame. Section 2.2.
 
-    Without it the decoder copies the previous frame instead of attending to the text.
+    Its dropout stays on when speaking. Without it the decoder would copy the previous frame
+    instead of attending to the text.
     """
 
     def __init__(self, config: Tacotron2Config) -> None:
@@ -179,25 +200,17 @@ class Prenet(nn.Module):
         for layer in self.layers:
             nn.init.xavier_uniform_(layer.weight)
 
-    def forward(self, frames: Tensor, drops: Tensor | None = None) -> Tensor:
-        """(..., num_mels) -> (..., decoder_prenet_dim).
-
-        drops (depth, ..., decoder_prenet_dim) are the dropout's factors, 0 or 1 / (1 - p); they
-        are drawn here when None.
-        """
-        for i, layer in enumerate(self.layers):
-            frames = F.relu(layer(frames))
-            if drops is None:
-                frames = F.dropout(frames, self.dropout_p, training=True)
-            else:
-                frames = frames * drops[i].to(frames.dtype)
+    def forward(self, frames: Tensor) -> Tensor:
+        """Map (..., num_mels) to (..., decoder_prenet_dim)."""
+        for layer in self.layers:
+            frames = F.dropout(F.relu(layer(frames)), self.dropout_p, training=True)
         return frames
 
 
 class LocationSensitiveAttention(nn.Module):
-    """Which characters the next frame is about. Section 2.2; Chorowski et al. 2015, 1506.07503.
+    """Finds the characters of the next frame. Section 2.2; Chorowski et al. 2015, 1506.07503.
 
-    f = location_conv([alignment, cumulative_alignment])        where attention was, and has been
+    f = location_conv([alignment, cumulative_alignment])
     energies = v^T tanh(W query + V encoder_outputs + U f)
     alignment = softmax(energies),  context = sum over characters of alignment * encoder_outputs
     """
@@ -217,28 +230,33 @@ class LocationSensitiveAttention(nn.Module):
         nn.init.xavier_uniform_(self.v.weight)
 
     def forward(
-        self, query: Tensor, keys: Tensor, padding_mask: Tensor, alignment: Tensor,
+        self,
+        query: Tensor,
+        keys: Tensor,
+        padding_mask: Tensor,
+        alignment: Tensor,
         cumulative_alignment: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """The alignment of one frame, (B, T_text).
+    ) -> Tensor:
+        """Compute the alignment of one frame, (B, T_text).
 
         Args:
             query: (B, decoder_rnn_embed_dim), the attention LSTM's output.
             keys: (B, T_text, attention_dim), key_layer(encoder_outputs).
             padding_mask: (B, T_text) bool, True = padding.
-            alignment, cumulative_alignment: (B, T_text), of the previous frame, and their sum.
+            alignment: (B, T_text), of the previous frame.
+            cumulative_alignment: (B, T_text), the sum over all previous frames.
         """
         locations = torch.stack([alignment, cumulative_alignment], dim=1)  # (B, 2, T_text)
         f = self.location_conv(locations).transpose(1, 2)  # (B, T_text, n_filters)
         hidden = torch.tanh(self.query_layer(query)[:, None] + keys + self.location_layer(f))
         energies = self.v(hidden).squeeze(2).to(alignment.dtype)  # (B, T_text)
-        # The lowest number instead of -inf: a row that is all padding stays finite.
+        # The lowest number instead of -inf keeps a row that is all padding finite.
         energies = energies.masked_fill(padding_mask, torch.finfo(energies.dtype).min)
         return F.softmax(energies, dim=1)  # (B, T_text)
 
 
 class Decoder(nn.Module):
-    """One mel frame after the other, each from the text that the attention points at."""
+    """Predicts one mel frame after the other from the text that the attention points at."""
 
     def __init__(self, config: Tacotron2Config) -> None:
         super().__init__()
@@ -254,7 +272,7 @@ class Decoder(nn.Module):
         nn.init.xavier_uniform_(self.stop_projection.weight, gain=nn.init.calculate_gain("sigmoid"))
 
     def initial_state(self, encoder_outputs: Tensor) -> DecoderState:
-        """The state before the first frame: all zeros, at least float32 also under autocast."""
+        """Make the state before the first frame: zeros, in at least float32 also under autocast."""
         batch_size, n_text, text_dim = encoder_outputs.shape
         dtype = torch.promote_types(encoder_outputs.dtype, torch.float32)
         rnn, context, alignment = (
@@ -264,22 +282,26 @@ class Decoder(nn.Module):
         return DecoderState(rnn, rnn, rnn, rnn, context, alignment, alignment)
 
     def step(
-        self, frame: Tensor, state: DecoderState, encoder_outputs: Tensor, keys: Tensor,
-        padding_mask: Tensor, drops: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, DecoderState]:  # fmt: skip
-        """The next frame. Dropout is on the LSTMs' outputs, not on the states that are fed back.
+        self,
+        frame: Tensor,
+        state: DecoderState,
+        encoder_outputs: Tensor,
+        keys: Tensor,
+        padding_mask: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, DecoderState]:
+        """Predict the next frame. Dropout is on the LSTMs' outputs, not on the states fed back.
 
         Args:
-            frame, state: of the previous step; zeros and `initial_state` to begin.
+            frame: (B, num_mels), the previous frame; zeros for the first step.
+            state: of the previous step; `initial_state` for the first step.
             encoder_outputs: (B, T_text, encoder_embed_dim).
             keys: (B, T_text, attention_dim), attention.key_layer(encoder_outputs).
             padding_mask: (B, T_text) bool, True = padding.
-            drops: (depth, B, decoder_prenet_dim), see Prenet.forward.
 
         Returns:
             frame (B, num_mels), stop_logit (B,), alignment (B, T_text), state.
         """
-        prenet_output = self.prenet(frame, drops)  # (B, decoder_prenet_dim)
+        prenet_output = self.prenet(frame)  # (B, decoder_prenet_dim)
         x = torch.cat([prenet_output, state.context], dim=1)
         attention_hidden, attention_cell = lstm_cell(
             x, state.attention_hidden, state.attention_cell, self.attention_rnn
@@ -302,18 +324,27 @@ class Decoder(nn.Module):
         frame = self.mel_projection(output)  # (B, num_mels)
         stop_logit = self.stop_projection(output).squeeze(1)  # (B,)
         state = DecoderState(
-            attention_hidden, attention_cell, decoder_hidden, decoder_cell, context, alignment,
+            attention_hidden,
+            attention_cell,
+            decoder_hidden,
+            decoder_cell,
+            context,
+            alignment,
             state.cumulative_alignment + alignment,
-        )  # fmt: skip
+        )
         return frame, stop_logit, alignment, state
 
     def forward(
         self, encoder_outputs: Tensor, padding_mask: Tensor, mels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Teacher forcing: frame t is predicted from the true frame t - 1.
+        """Run teacher forcing: predict frame t from the true frame t - 1.
 
-        Takes encoder_outputs and padding_mask as `step` does and mels (B, T_mel, num_mels); returns
-        mels_before (B, T_mel, num_mels), stop_logits (B, T_mel), alignments (B, T_mel, T_text).
+        Args:
+            encoder_outputs, padding_mask: as for `step`.
+            mels: (B, T_mel, num_mels), the true frames.
+
+        Returns:
+            mels_before (B, T_mel, num_mels), stop_logits (B, T_mel), alignments (B, T_mel, T_text).
         """
         keys = self.attention.key_layer(encoder_outputs)
         state = self.initial_state(encoder_outputs)
@@ -324,42 +355,43 @@ class Decoder(nn.Module):
         return tuple(torch.stack(parts, dim=1) for parts in zip(*outputs, strict=True))
 
     def infer(
-        self, encoder_outputs: Tensor, padding_mask: Tensor, max_decoder_steps: int,
-        stop_threshold: float, guide: Any = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Free running, see `run_freely`. Returns what `forward` does."""
-        parts = self.run_freely(
-            encoder_outputs, padding_mask, max_decoder_steps, stop_threshold, guide
-        )
+        self,
+        encoder_outputs: Tensor,
+        padding_mask: Tensor,
+        max_decoder_steps: int,
+        stop_threshold: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run freely to the end, see `run_freely`; returns what `forward` returns."""
+        parts = self.run_freely(encoder_outputs, padding_mask, max_decoder_steps, stop_threshold)
         return tuple(torch.cat(part, dim=1) for part in zip(*parts, strict=True))
 
     def run_freely(
-        self, encoder_outputs: Tensor, padding_mask: Tensor, max_decoder_steps: int,
-        stop_threshold: float, guide: Any = None,
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
-        """Free running: frame t is predicted from the predicted frame t - 1, until every item has
-        said stop once, or for max_decoder_steps. Yields what `forward` returns, frame by frame.
+        self,
+        encoder_outputs: Tensor,
+        padding_mask: Tensor,
+        max_decoder_steps: int,
+        stop_threshold: float,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Predict frame t from the predicted frame t - 1; yield what `forward` returns by frames.
+
+        The end is the frame by which the stop token of every clip has been above stop_threshold
+        once, or frame max_decoder_steps.
         """
         keys = self.attention.key_layer(encoder_outputs)
         state = self.initial_state(encoder_outputs)
         frame = state.context.new_zeros(len(padding_mask), self.config.num_mels)
         stopped = torch.zeros_like(padding_mask[:, 0])  # (B,)
-        mask, drops, n_steps = padding_mask, None, 0
-        while n_steps < max_decoder_steps and not stopped.all():
-            if guide:
-                mask, drops = guide.mask(state.alignment), guide.draw()
-            *output, state = self.step(frame, state, encoder_outputs, keys, mask, drops)
-            frame, stop_logit, alignment = output
-            if guide:
-                stopped |= guide.ends(stop_logit[:, None], alignment[:, None])[:, 0]
-            else:
-                stopped |= torch.sigmoid(stop_logit) > stop_threshold
-            n_steps += 1
+        for _ in range(max_decoder_steps):
+            *output, state = self.step(frame, state, encoder_outputs, keys, padding_mask)
+            frame, stop_logit, _ = output
             yield tuple(x[:, None] for x in output)
+            stopped |= torch.sigmoid(stop_logit) > stop_threshold
+            if stopped.all():
+                break
 
 
 class PostNet(nn.Module):
-    """Convolutions over the finished frames; their output is added to these. Section 2.2."""
+    """Convolutions that correct the finished frames: their output is added. Section 2.2."""
 
     def __init__(self, config: Tacotron2Config) -> None:
         super().__init__()
@@ -370,7 +402,7 @@ class PostNet(nn.Module):
         self.convolutions.append(ConvNorm(widths[-1], config.num_mels, size, "linear"))
 
     def forward(self, mels: Tensor, padding_mask: Tensor) -> Tensor:
-        """(B, T_mel, num_mels) -> the correction, same shape, 0 on padding."""
+        """Compute the correction of mels (B, T_mel, num_mels), 0 on padding."""
         pad = padding_mask[:, None, :]  # (B, 1, T_mel)
         x = mels.transpose(1, 2)  # (B, num_mels, T_mel)
         for conv in self.convolutions[:-1]:
@@ -381,7 +413,7 @@ class PostNet(nn.Module):
 
 
 class Tacotron2(nn.Module, PyTorchModelHubMixin):
-    """Encoder, decoder, postnet. `from_pretrained(dir)` reads what `save_pretrained(dir)` wrote."""
+    """The whole model. `from_pretrained(dir)` reads what `save_pretrained(dir)` wrote."""
 
     def __init__(self, config: Tacotron2Config) -> None:
         super().__init__()
@@ -397,7 +429,7 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
     def forward(
         self, tokens: Tensor, token_lengths: Tensor, mels: Tensor, mel_lengths: Tensor
     ) -> Tacotron2Output:
-        """Teacher forcing: tokens (B, T_text), the true mels (B, T_mel, num_mels), lengths (B,)."""
+        """Run teacher forcing on tokens (B, T_text), mels (B, T_mel, num_mels) and lengths (B,)."""
         text_mask = build_padding_mask(token_lengths, tokens.shape[1], tokens.device)
         mel_mask = build_padding_mask(mel_lengths, mels.shape[1], mels.device)
         encoder_outputs = self.encoder(tokens, token_lengths, text_mask)
@@ -408,12 +440,16 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
 
     @torch.no_grad()
     def infer(
-        self, tokens: Tensor, token_lengths: Tensor | None = None, max_decoder_steps: int = 2000,
-        stop_threshold: float = 0.5, guide: Any = None,
-    ) -> InferenceOutput:  # fmt: skip
-        """Free running, each item to its own end: a stop token above stop_threshold, or
-        max_decoder_steps frames, at least 1. token_lengths is None when no item is padded.
-        A `guide` of speech/guide.py decides the end instead, and where attention may look.
+        self,
+        tokens: Tensor,
+        token_lengths: Tensor | None = None,
+        max_decoder_steps: int = 2000,
+        stop_threshold: float = 0.5,
+    ) -> InferenceOutput:
+        """Speak tokens (B, T_text), each text to its own end.
+
+        A text ends at the first stop token above stop_threshold, or after max_decoder_steps
+        frames. token_lengths (B,) can be left out when no text is padded.
         """
         if max_decoder_steps < 1:
             raise ValueError(f"max_decoder_steps must be at least 1, found {max_decoder_steps}")
@@ -422,10 +458,9 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
         text_mask = build_padding_mask(token_lengths, tokens.shape[1], tokens.device)
         encoder_outputs = self.encoder(tokens, token_lengths, text_mask)
         mels_before, stop_logits, alignments = self.decoder.infer(
-            encoder_outputs, text_mask, max_decoder_steps, stop_threshold, guide
+            encoder_outputs, text_mask, max_decoder_steps, stop_threshold
         )
-        stops = guide.all_ends() if guide else torch.sigmoid(stop_logits) > stop_threshold
-        stops = stops[:, : stop_logits.shape[1]]  # (B, T_mel)
+        stops = torch.sigmoid(stop_logits) > stop_threshold  # (B, T_mel)
         reached_limit = ~stops.any(dim=1)  # (B,)
         lengths = (stops.int().argmax(dim=1) + 1).masked_fill(reached_limit, stops.shape[1])
         mel_mask = build_padding_mask(lengths)
@@ -437,9 +472,10 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
 def guided_attention_penalty(
     token_lengths: Tensor, mel_lengths: Tensor, sigma: float, alignments: Tensor
 ) -> Tensor:
-    """W of Tachibana et al. 2017, arXiv 1710.08969, eq. 6: 0 on the diagonal, towards 1 off it.
+    """Compute W of Tachibana et al. 2017, arXiv 1710.08969, eq. 6, (B, T_mel, T_text).
 
-    The lengths are on the alignments' device; the penalty is as large, (B, T_mel, T_text).
+    It is 0 on the diagonal and rises towards 1 off it. Lengths (B,) and alignments (B, T_mel,
+    T_text) are on one device.
     """
     t, n = (torch.arange(size, device=alignments.device) for size in alignments.shape[1:])
     t, n = t / mel_lengths[:, None], n / token_lengths[:, None]  # (B, T_mel), (B, T_text)
@@ -447,19 +483,26 @@ def guided_attention_penalty(
 
 
 def tacotron2_loss(
-    output: Tacotron2Output, mels: Tensor, token_lengths: Tensor, mel_lengths: Tensor,
-    stop_targets: Tensor, guided_attention_weight: float = 0.0,
-    guided_attention_sigma: float = 0.2, n_frames: Tensor | None = None,
+    output: Tacotron2Output,
+    mels: Tensor,
+    token_lengths: Tensor,
+    mel_lengths: Tensor,
+    stop_targets: Tensor,
+    guided_attention_weight: float = 0.0,
+    guided_attention_sigma: float = 0.2,
+    n_frames: Tensor | None = None,
     stop_positive_weight: float = 1.0,
-) -> dict[str, Tensor]:  # fmt: skip
-    """The losses by name, each a mean over valid frames, and their sum, `loss`.
+) -> dict[str, Tensor]:
+    """Compute the losses by name, each a mean over valid frames, and their sum, `loss`.
 
     Args:
         mels: (B, T_mel, num_mels), the true frames.
-        stop_targets: (B, T_mel), 1 from the last valid frame on.
+        stop_targets: (B, T_mel), 1 from the last valid frame on, 0 before it.
+        guided_attention_weight: factor of the guided attention loss; 0 leaves it out.
         guided_attention_sigma: width of the diagonal, as a share of the clip.
-        n_frames: valid frames of the whole optimizer step, where it has more than this batch.
-        stop_positive_weight: of the frames whose stop target is 1, one of each clip.
+        n_frames: valid frames of the whole optimizer step, if that has more than this batch.
+        stop_positive_weight: factor of the stop loss on the one valid frame of each clip whose
+            target is 1.
     """
     token_lengths = token_lengths.to(mels.device, non_blocking=True)
     mel_lengths = mel_lengths.to(mels.device, non_blocking=True)

@@ -1,8 +1,8 @@
-"""What the benchmarks share: the peer model, counted FLOPs, the device's own speed, tables.
+"""What the benchmarks share: the peer model, counted FLOPs, the device's speed, timing, tables.
 
 The floor of a time is the model's FLOPs over the rate of a large matrix product of that dtype,
-measured on the device in the same run. FLOPs are those of the paper's model, not of an
-implementation: what is computed twice, or over padding, is no merit.
+measured on the device in the same run. The FLOPs are those of the paper's model: an implementation
+that computes something twice, or computes padding, gets no credit for it.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from command_line.files import count_argument
 from command_line.flags import FlagParser
 from model import Tacotron2Config
 from speech.voice import DTYPES, device_argument
-from training.config import add_config_arguments, make_configs
+from training.config import add_config_flags, make_config
 
 OURS, PLAIN, TORCHAUDIO = "ours", "ours, plain loops", "torchaudio"
 MODELS = (OURS, TORCHAUDIO)
@@ -35,40 +35,36 @@ Row = dict[str, Any]  # a line of a table, by column
 Flags = tuple[argparse.Namespace, Tacotron2Config]
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """Shows a script's docstring as it stands, and takes no abbreviated flags."""
+def make_parser(description: str, **counts: tuple[int, str]) -> argparse.ArgumentParser:
+    """Make a parser that shows a script's docstring as it stands.
+
+    Each of `counts` is a flag that takes a whole number: its default and its help.
+    """
     formatter = argparse.RawDescriptionHelpFormatter
     parser = FlagParser(description=description, formatter_class=formatter)
     folder = Path(__file__).resolve().parent / "results"
     parser.add_argument("--output_dir", type=Path, default=folder, help="folder for the CSVs")
+    for name, (default, text) in counts.items():
+        text += " (default: %(default)s)"
+        parser.add_argument(f"--{name}", type=count_argument, default=default, help=text)
     return parser
 
 
 def read_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Flags:
-    """Adds where the models run, which of them, and their sizes; then reads all flags.
-
-    A mistake ends the program with one sentence, as do sizes that torchaudio's model cannot have.
-    """
-    add, device = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
-    add(
-        "--device",
-        type=device_argument,
-        default=device,
-        help=f"where the models run (default: {device})",
-    )
+    """Read the flags; first add those of the models, their sizes and their device."""
+    add = parser.add_argument
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device_help = "where the models run (default: %(default)s)"
+    add("--device", type=device_argument, default=device, help=device_help)
     add("--threads", type=count_argument, help="CPU threads of torch; torch's own if unset")
-    add(
-        "--only",
-        choices=(*MODELS, "both"),
-        default="both",
-        help="one of the models (default: both)",
-    )
-    add_config_arguments(parser, Tacotron2Config)
+    only_help = "one of the models (default: both)"
+    add("--only", choices=(*MODELS, "both"), default="both", help=only_help)
+    add_config_flags(parser, "model", Tacotron2Config)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     args.device = torch.device(args.device)
     args.models = MODELS if args.only == "both" else (args.only,)
-    (config,) = make_configs(parser, vars(args), [Tacotron2Config])
+    config = make_config(parser, args, Tacotron2Config)
     found = config.character_embed_dim, config.encoder_embed_dim, config.decoder_prenet_depth
     if TORCHAUDIO in args.models and (found[0] != found[1] or found[2] != 2):
         parser.error(
@@ -79,7 +75,7 @@ def read_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> F
 
 
 def build_torchaudio(config: Tacotron2Config, **options: Any) -> torchaudio.models.Tacotron2:
-    """torchaudio's model in our sizes; its dropout outside the decoder is always 0.5."""
+    """Build torchaudio's model in our sizes; its dropout outside the decoder is always 0.5."""
     c = config
     return torchaudio.models.Tacotron2(
         n_mels=c.num_mels, n_symbol=c.vocab_size, symbol_embedding_dim=c.character_embed_dim,
@@ -98,10 +94,10 @@ def build_torchaudio(config: Tacotron2Config, **options: Any) -> torchaudio.mode
 def forward_macs(
     config: Tacotron2Config, batch_size: int, n_text: int, n_mel: int, folded: bool = False
 ) -> dict[str, int]:
-    """Multiply-adds of one forward pass over n_mel frames, by part of the model.
+    """Count the multiply-adds of one forward pass over n_mel frames, by part of the model.
 
-    Products only: activations, softmax and batch norm are small beside them. `folded` counts the
-    location convolution and the linear layer after it as the one that fast/decoder.py runs.
+    It counts products only: activations, softmax and batch norm are small beside them. `folded`
+    counts the location convolution and the linear layer after it as the one of fast/decoder.py.
     """
     c = config
     text, frames = batch_size * n_text, batch_size * n_mel
@@ -134,19 +130,19 @@ def forward_macs(
 
 
 def forward_flops(config: Tacotron2Config, batch_size: int, n_text: int, n_mel: int) -> int:
-    """FLOPs of one forward pass; training takes TRAINING_PASSES times as many."""
+    """Count the FLOPs of one forward pass; training takes TRAINING_PASSES times as many."""
     return 2 * sum(forward_macs(config, batch_size, n_text, n_mel).values())
 
 
 def decoder_step_weights(config: Tacotron2Config) -> int:
-    """Weights that one decoder step has to read, whatever the batch size."""
+    """Count the weights that one decoder step has to read, whatever the batch size."""
     one = forward_macs(config, batch_size=1, n_text=1, n_mel=1)
     parts = ("prenet", "attention LSTM", "attention query", "decoder LSTM", "projections")
     return sum(one[part] for part in parts)  # one multiply-add each
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """Seconds until the device has done what `function` asks of it."""
+    """Return the seconds until the device has done what `function` asks of it."""
     wait = (torch.cpu if device.type == "cpu" else torch.accelerator).synchronize
     wait(device)
     start = time.perf_counter()
@@ -156,7 +152,7 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def matmul_rate(device: torch.device, dtype: str) -> float:
-    """FLOP/s of a large matrix product, the best of 5; prints it too."""
+    """Measure and print the FLOP/s of a large matrix product, the best of 5."""
     size = MATMUL_SIZE.get(device.type, MATMUL_SIZE["cuda"])
     a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
     out = torch.empty_like(a)
@@ -166,14 +162,14 @@ def matmul_rate(device: torch.device, dtype: str) -> float:
 
 
 def read_rate(device: torch.device, n_bytes: int) -> float:
-    """Bytes/s of reading the same n_bytes again and again, caches included; the best of 5."""
+    """Measure the bytes/s of reading the same n_bytes again and again, the best of 5."""
     x, passes = torch.randn(max(n_bytes // 4, 1), device=device), 10
     seconds = [timed(lambda: [torch.dot(x, x) for _ in range(passes)], device) for _ in range(6)]
     return 4 * len(x) * passes / min(seconds)
 
 
 def print_device(device: torch.device) -> str:
-    """One line, which is also returned: what runs, on what, with which PyTorch."""
+    """Print and return a line on the machine and the version of PyTorch."""
     cpus = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", cpus.read_text() if cpus.exists() else "")
     name = found[1] if found else platform.processor() or platform.machine()
@@ -185,31 +181,31 @@ def print_device(device: torch.device) -> str:
 
 
 def in_turn(runs: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, list]:
-    """What each run gave, one of each per repeat, in turn: a slow moment then falls on all."""
+    """Call the runs in turn, so that a slow moment falls on all; return the results of each."""
     results: dict[Any, list] = {key: [] for key in runs}
     for repeat in range(repeats):
         for key in list(runs) if repeat % 2 == 0 else reversed(runs):
             start = time.perf_counter()
             results[key].append(runs[key]())
-            seconds = time.perf_counter() - start  # said on stderr: stdout is for the tables
+            seconds = time.perf_counter() - start
             print(f"{key}, repeat {repeat + 1}: {seconds:.3f} s", file=sys.stderr, flush=True)
     return results
 
 
 def step_columns(ms: Sequence[float]) -> Row:
-    """Of a table: the median step, and the range of the repeats."""
+    """Make the columns of a step's time: the median and the range of the repeats."""
     return {"step_ms": statistics.median(ms), "step_ms_min": min(ms), "step_ms_max": max(ms)}
 
 
 def ratio_line(label: str, slow: Sequence[float], fast: Sequence[float]) -> str:
-    """The ratio of medians, and how far the ratios of single repeats lie apart."""
+    """Describe the ratio of the medians, and the range of the ratios of single repeats."""
     ratios = [s / f for s, f in zip(slow, fast, strict=True)]
     ratio = statistics.median(slow) / statistics.median(fast)
     return f"{label}: {ratio:.2f} (repeats {min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def report(path: Path, rows: Sequence[Row], machine: str) -> None:
-    """Prints a table and writes it as CSV, there with the machine that it was measured on."""
+    """Print a table, and write it as CSV with the machine that it was measured on."""
     table = pd.DataFrame(rows)
     print(f"\n{table.to_string(index=False, float_format='{:,.4g}'.format)}")
     path.parent.mkdir(parents=True, exist_ok=True)

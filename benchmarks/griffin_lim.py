@@ -2,15 +2,14 @@
 
     OMP_NUM_THREADS=1 python benchmarks/griffin_lim.py --recordings LJSpeech-1.1/wavs
 
-Each recording becomes a mel, the mel becomes a sound by each way, and the sound's mels are held
-against those of the recording. "mel" is the root mean square error in dB over all frames and bins
-of the mel that the sound was made from. No way can have fitted the other three to it: the same mel
-with its frames half a hop later, and mels of windows of 2048 and 512 samples. "real-time factor" is
-seconds of CPU time (time.process_time, which other programs on the machine hardly change) per
-second of sound; the recordings are taken in turn, each by all ways.
+It turns each recording into a mel, the mel into a sound in each of several ways, and compares the
+sound's mels with those of the recording. "mel" is the root mean square error in dB over all frames
+and bins of the mel that the sound was made from. The other three mels were fitted by none of the
+ways: the same mel with its frames half a hop later, and mels of windows of 2048 and 512 samples.
+"real-time factor" is seconds of CPU time (time.process_time, which other programs on the machine
+hardly change) per second of sound.
 """
 
-import argparse
 import math
 import sys
 import time
@@ -25,11 +24,12 @@ import torch
 import torchaudio
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the flat modules are
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import make_parser, print_device, report
-from command_line.files import count_argument
-from dataset import AudioConfig, audio_to_mel, load_wav, mel_to_audio, to_log_mel
+from benchmarks.common import Row, make_parser, print_device, report
+from command_line.files import DataError
+from command_line.main import script
+from dataset import AudioConfig, audio_to_mel, load_wav, mel_filters, mel_to_audio, to_log_mel
 
 CONFIG = AudioConfig()
 DECIBELS = 20 / math.log(10)  # of a natural logarithm
@@ -43,17 +43,17 @@ Invert = Callable[[Tensor, Tensor], Tensor]  # mel (num_mels, T_mel), filters ->
 
 
 def pseudo_inverse(mel: Tensor, filters: Tensor) -> Tensor:
-    """The least-squares magnitudes (n_fft // 2 + 1, T_mel), negative ones set to 0."""
+    """Solve for least-squares magnitudes (n_fft // 2 + 1, T_mel), and set negative ones to 0."""
     return (torch.linalg.pinv(filters) @ mel).clamp_min(0.0)
 
 
 def librosa_nnls(mel: Tensor, filters: Tensor) -> Tensor:
-    """The least-squares magnitudes among those that are not negative, by L-BFGS-B."""
+    """Solve for the least-squares magnitudes that are not negative, by L-BFGS-B."""
     return torch.from_numpy(librosa.util.nnls(filters.numpy(), mel.numpy())).float()
 
 
 def multiplicative(mel: Tensor, filters: Tensor, divergence: str, steps: int = 20) -> Tensor:
-    """Multiplicative updates under the Kullback-Leibler or the Itakura-Saito divergence."""
+    """Update magnitudes by factors that lower one of two divergences."""
     magnitude = torch.ones(filters.shape[1], mel.shape[1])
     for _ in range(steps):
         found = (filters @ magnitude).clamp_min(1e-10)
@@ -69,15 +69,11 @@ def multiplicative(mel: Tensor, filters: Tensor, divergence: str, steps: int = 2
 def fixed_magnitudes(
     mel: Tensor, invert: Invert, n_iter: int = 60, momentum: float = 0.99
 ) -> Tensor:
-    """torchaudio's Griffin-Lim with magnitudes that `invert` makes of the mel, (n_samples,)."""
+    """Run torchaudio's Griffin-Lim with magnitudes that `invert` makes of the mel."""
     c = CONFIG
-    edge = c.n_fft // c.hop_size + 1  # see mel_to_audio, which this has in common with it
+    edge = c.n_fft // c.hop_size + 1  # as in mel_to_audio
     longer = torch.cat([mel[:1].expand(edge, -1), mel, mel[-1:].expand(edge, -1)])
-    filters = torch.from_numpy(
-        librosa.filters.mel(
-            sr=c.sampling_rate, n_fft=c.n_fft, n_mels=c.num_mels, fmin=c.fmin, fmax=c.fmax
-        )
-    )
+    filters = mel_filters(c, mel.device)
     magnitude = invert(to_log_mel(longer, c).exp().t(), filters)
     wav = torchaudio.functional.griffinlim(
         magnitude, torch.hann_window(c.window_size), c.n_fft, c.hop_size, c.window_size,
@@ -86,21 +82,15 @@ def fixed_magnitudes(
     return wav[edge * c.hop_size - c.hop_size // 2 :][: len(mel) * c.hop_size]
 
 
+kullback = partial(multiplicative, divergence="Kullback-Leibler")
+itakura = partial(multiplicative, divergence="Itakura-Saito")
 WAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "pseudo-inverse, 60 iterations": partial(fixed_magnitudes, invert=pseudo_inverse),
     "the same, 120 iterations": partial(fixed_magnitudes, invert=pseudo_inverse, n_iter=120),
     "librosa.util.nnls, 60": partial(fixed_magnitudes, invert=librosa_nnls),
-    **{
-        f"20 {name} updates, 60": partial(
-            fixed_magnitudes, invert=partial(multiplicative, divergence=name)
-        )
-        for name in ("Kullback-Leibler", "Itakura-Saito")
-    },
-    "Itakura-Saito, 60, no momentum": partial(
-        fixed_magnitudes,
-        invert=partial(multiplicative, divergence="Itakura-Saito"),
-        momentum=0.0,
-    ),
+    "20 Kullback-Leibler updates, 60": partial(fixed_magnitudes, invert=kullback),
+    "20 Itakura-Saito updates, 60": partial(fixed_magnitudes, invert=itakura),
+    "Itakura-Saito, 60, no momentum": partial(fixed_magnitudes, invert=itakura, momentum=0.0),
     **{
         f"magnitudes fitted in each of {n}": partial(mel_to_audio, audio_config=CONFIG, n_iter=n)
         for n in (16, 32, 48, 60)
@@ -109,7 +99,7 @@ WAYS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def mel_errors(sound: Tensor, recording: Tensor) -> dict[str, Tensor]:
-    """By name of MELS, the errors in dB of all frames and bins."""
+    """Compute the errors in dB of all frames and bins, for each of MELS."""
     recording = recording[: len(sound)]
     errors = {}
     for name, (config, start) in MELS.items():
@@ -118,8 +108,8 @@ def mel_errors(sound: Tensor, recording: Tensor) -> dict[str, Tensor]:
     return errors
 
 
-def measure(recordings: Sequence[Path], seed: int) -> list[dict]:
-    """A row for each of WAYS."""
+def measure(recordings: Sequence[Path], seed: int) -> list[Row]:
+    """Measure each of WAYS; return a row for each."""
     errors = {name: {column: [] for column in MELS} for name in WAYS}
     cpu_seconds, peaks = dict.fromkeys(WAYS, 0.0), dict.fromkeys(WAYS, 0.0)
     n_samples = 0
@@ -133,38 +123,29 @@ def measure(recordings: Sequence[Path], seed: int) -> list[dict]:
             sound = way(mel)
             cpu_seconds[name] += time.process_time() - start
             peaks[name] = max(peaks[name], sound.abs().max().item())
-            for column, some in mel_errors(sound, recording).items():
-                errors[name][column].append(some)
-    return [
-        {
-            "way": name,
-            **{
-                column: torch.cat(some).square().mean().sqrt().item()
-                for column, some in errors[name].items()
-            },
-            "real-time factor": cpu_seconds[name] / n_samples * CONFIG.sampling_rate,
-            "peak": peaks[name],
-        }
-        for name in WAYS
-    ]
+            for column, error in mel_errors(sound, recording).items():
+                errors[name][column].append(error)
+    rows = []
+    for name in WAYS:
+        row = {"way": name}
+        for column, parts in errors[name].items():
+            row[column] = torch.cat(parts).square().mean().sqrt().item()
+        row["real-time factor"] = cpu_seconds[name] / n_samples * CONFIG.sampling_rate
+        rows.append(row | {"peak": peaks[name]})
+    return rows
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags; argparse ends the program on a mistake."""
-    parser = make_parser(__doc__)
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure with these flags."""
+    parser = make_parser(__doc__, n_clips=(16, "of the recordings"))
     add = parser.add_argument
     add("--recordings", type=Path, required=True, help="folder of wav or flac files")
-    add("--n_clips", type=count_argument, default=16, help="of them (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the first phases (default: %(default)s)")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Measures, prints a table and writes griffin_lim.csv."""
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     found = sorted(p for p in args.recordings.glob("*") if p.suffix in (".wav", ".flac"))
     if not found:
-        raise SystemExit(f"griffin_lim.py: --recordings {args.recordings}: no wav or flac in it")
+        raise DataError(f"--recordings {args.recordings}: no wav or flac in it")
     places = np.linspace(0, len(found) - 1, min(args.n_clips, len(found))).round().astype(int)
     machine = print_device(torch.device("cpu"))
     print(f"{len(places)} recordings of {args.recordings}")

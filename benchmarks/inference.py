@@ -3,10 +3,10 @@
     python benchmarks/inference.py
     python benchmarks/inference.py --batch_size 1 4 16 64 --dtype bfloat16 --n_steps 400
 
-Random weights, and a stop token that is never believed: every run makes --n_steps frames. The time
-is that of the whole call, encoder and postnet included, divided by --n_steps. "x_real_time" is
-seconds of audio over seconds of computing. Of a step's two floors the higher is shown: "compute"
-(see common.py) and "weights", the bytes a step must read over the rate of reading so many again.
+The weights are random and the stop token is ignored: every run makes --n_steps frames. The time is
+that of the whole call, encoder and postnet included, divided by --n_steps. "x_real_time" is seconds
+of audio over seconds of computing. A step has two floors, of which the table has the higher:
+"compute" (see common.py) and "weights", the bytes a step must read over the rate of reading them.
 
 Writes inference.csv to --output_dir.
 """
@@ -21,11 +21,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the flat modules are
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
 from benchmarks.common import OURS, TORCHAUDIO
 from command_line.files import count_argument
+from command_line.main import script
 from dataset import AudioConfig
 from fast.decoder import speed_up
 from model import Tacotron2, Tacotron2Config
@@ -35,7 +36,7 @@ Speaker = Callable[[Tensor], Tensor]  # tokens (B, T_text) -> mels (B, n_steps, 
 
 
 def make_speaker(name: str, config: Tacotron2Config, n_steps: int, device: torch.device) -> Speaker:
-    """What makes n_steps frames, whatever the stop token says."""
+    """Make a function that speaks n_steps frames and ignores the stop token."""
     torch.manual_seed(0)
     if name == OURS:
         ours = speed_up(Tacotron2(config)).to(device).eval()
@@ -47,7 +48,7 @@ def make_speaker(name: str, config: Tacotron2Config, n_steps: int, device: torch
 
 @torch.no_grad()
 def speak(speaker: Speaker, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is timed."""
+    """Speak once; this is timed."""
     with inference_precision(tokens.device, dtype), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Reached max decoder steps")
         return speaker(tokens)
@@ -56,7 +57,7 @@ def speak(speaker: Speaker, tokens: Tensor, dtype: torch.dtype) -> Tensor:
 def time_runs(
     speakers: dict[str, Speaker], tokens: Tensor, n_steps: int, dtypes: Sequence[str], repeats: int
 ) -> dict[tuple[str, str], list[float]]:
-    """Seconds of each repeat by model and dtype, one run of each in turn."""
+    """Time each model in each dtype in turn; return the seconds of each repeat."""
     runs = {}
     for name, dtype in [(name, dtype) for dtype in dtypes for name in speakers]:
         run = partial(speak, speakers[name], tokens, DTYPES[dtype])
@@ -68,7 +69,7 @@ def time_runs(
 
 
 def measure(args: argparse.Namespace, config: Tacotron2Config) -> None:
-    """Every batch size in turn; prints and writes."""
+    """Measure every batch size; print and write."""
     n_text, n_steps, device = args.n_text, args.n_steps, args.device
     machine, rows, lines = common.print_device(device), [], []
     rates = {dtype: common.matmul_rate(device, dtype) for dtype in args.dtype}
@@ -97,27 +98,19 @@ def measure(args: argparse.Namespace, config: Tacotron2Config) -> None:
     print(*lines, sep="\n")
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs with these flags (default: the command line's)."""
-    parser = common.make_parser(__doc__)
-    add = parser.add_argument
-    add(
-        "--batch_size",
-        type=count_argument,
-        nargs="+",
-        default=[1, 16],
-        help="texts at once (default: 1 16)",
+    """Measure with these flags."""
+    parser = common.make_parser(
+        __doc__, n_text=(80, "characters"), n_steps=(200, "frames"), repeats=(5, "timed runs")
     )
-    add("--n_text", type=count_argument, default=80, help="characters (default: 80)")
-    add("--n_steps", type=count_argument, default=200, help="frames (default: 200)")
-    add(
-        "--dtype",
-        choices=DTYPES,
-        nargs="+",
-        default=list(DTYPES),
-        help="of products (default: both)",
+    batch_help = "texts at once (default: 1 16)"
+    parser.add_argument(
+        "--batch_size", type=count_argument, nargs="+", default=[1, 16], help=batch_help
     )
-    add("--repeats", type=count_argument, default=5, help="timed runs (default: 5)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, nargs="+", default=[*DTYPES], help="of products (default: both)"
+    )
     measure(*common.read_flags(parser, argv))
 
 

@@ -3,10 +3,10 @@
     python benchmarks/loader.py
     python benchmarks/loader.py --manifest data/train_metadata.csv --batch_size 32
 
-Without --manifest the clips are noise as long as LJSpeech's. They are read from the page cache; a
-slow disk comes on top. Three tables: where one core's time goes; clips per second through
-training's loader, in this process and with workers, of one thread each; and the padding in batches
-and in random ones, without --manifest for LJSpeech's 13,100 lengths.
+Without --manifest the clips are noise of LJSpeech's lengths. They are read from the page cache; a
+slow disk would come on top. There are three tables: where one core's time goes; clips per second
+through training's loader, in this process and with workers of one thread each; and the padding in
+training's batches and in random ones, without --manifest for LJSpeech's 13,100 lengths.
 
 Writes loader.csv, loader_parts.csv and loader_padding.csv to --output_dir.
 """
@@ -28,15 +28,16 @@ import pandas as pd
 import soundfile
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the flat modules are
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dataset
 from benchmarks import common
 from benchmarks.common import Row
-from command_line.files import DataError, count_argument
+from command_line.files import count_argument
+from command_line.main import script
 from dataset import AudioConfig, BatchSampler, TTSDataset
 from text.tokenizer import Tokenizer
-from training.setup import open_loader
+from training.set_up import open_loader
 
 SHORTEST, LONGEST = 1.1, 10.1  # seconds, LJSpeech
 LENGTH_BETA = (1.85, 1.18)  # of the lengths between them: mean 6.6 s, standard deviation 2.2 s
@@ -47,13 +48,13 @@ CPU = torch.device("cpu")
 
 
 def draw_lengths(n_clips: int) -> np.ndarray:
-    """Seconds, distributed as LJSpeech's clips are."""
+    """Draw seconds, distributed as LJSpeech's clips are."""
     shares = np.random.default_rng(0).beta(*LENGTH_BETA, size=n_clips)
     return SHORTEST + (LONGEST - SHORTEST) * shares
 
 
 def write_corpus(folder: Path, n_clips: int) -> Path:
-    """Clips of noise with LJSpeech's lengths, in whole frames; returns the manifest."""
+    """Write clips of noise with LJSpeech's lengths, in whole frames; return the manifest."""
     sampling_rate, hop_size = AudioConfig().sampling_rate, AudioConfig().hop_size
     noise = np.random.default_rng(1).normal(0.0, 0.1, size=int(LONGEST * sampling_rate) + 1)
     rows = []
@@ -70,17 +71,14 @@ def write_corpus(folder: Path, n_clips: int) -> Path:
 
 
 @contextmanager
-def open_corpus(args: argparse.Namespace, script: str) -> Iterator[Path]:
-    """Gives --manifest or that of noise; unusable clips end the program in one sentence."""
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            yield args.manifest or write_corpus(Path(folder), args.n_clips)
-    except DataError as error:
-        sys.exit(f"{script}: {error}")
+def open_corpus(args: argparse.Namespace) -> Iterator[Path]:
+    """Give --manifest, or the manifest of a temporary corpus of noise."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield args.manifest or write_corpus(Path(folder), args.n_clips)
 
 
 def time_parts(manifest: Path, batch_size: int) -> dict[str, float]:
-    """Seconds of one pass over the manifest, by part; in this process, nothing overlaps."""
+    """Time one pass over the manifest in this process; return the seconds by part."""
     seconds: dict[str, float] = {}
 
     def clock(part: str, function: Callable, *arguments: Any) -> Any:
@@ -103,7 +101,7 @@ def time_parts(manifest: Path, batch_size: int) -> dict[str, float]:
 
 
 def loader_row(num_workers: int, n_clips: int, audio_seconds: float, times: list[float]) -> Row:
-    """One line of the table and of the CSV."""
+    """Make a line of the table."""
     n_cores, median = max(num_workers, 1), statistics.median(times)
     return {
         "num_workers": num_workers, "clips_per_s": n_clips / median,
@@ -115,13 +113,13 @@ def loader_row(num_workers: int, n_clips: int, audio_seconds: float, times: list
 
 
 def padding_share(lengths: Sequence[float], batches: Sequence[Sequence[int]]) -> float:
-    """Share of the frames in padded batches that is padding."""
+    """Compute the share of the frames in padded batches that is padding."""
     padded = sum(len(batch) * max(int(lengths[i]) for i in batch) for batch in batches)
     return 1.0 - sum(int(lengths[i]) for batch in batches for i in batch) / padded
 
 
 def measure(args: argparse.Namespace, manifest: Path) -> None:
-    """Parts, loaders, padding; prints and writes."""
+    """Measure parts, loaders, padding; print and write."""
     machine, folder = common.print_device(CPU), args.output_dir
     hop_seconds = AudioConfig().hop_seconds
     clips = TTSDataset(manifest, AudioConfig(), Tokenizer())
@@ -145,9 +143,9 @@ def measure(args: argparse.Namespace, manifest: Path) -> None:
     common.report(folder / "loader.csv", rows, machine)
 
     lengths = np.array(clips.n_frames)
-    if not args.manifest:  # a small corpus has fewer clips of one length to put together
+    if not args.manifest:  # a small corpus has fewer clips of similar lengths
         lengths = draw_lengths(LJSPEECH_CLIPS) / hop_seconds
-    sampled = BatchSampler(lengths, args.batch_size).batches
+    sampled = BatchSampler(lengths, args.batch_size).draw()
     random = np.array_split(np.random.default_rng(0).permutation(len(lengths)), len(sampled))
     padding = [
         {"batches": kind, "clips": len(lengths), "padding_share": padding_share(lengths, batches)}
@@ -156,19 +154,19 @@ def measure(args: argparse.Namespace, manifest: Path) -> None:
     common.report(folder / "loader_padding.csv", padding, machine)
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs with these flags (default: the command line's); bad clips end it in one sentence."""
-    parser = common.make_parser(__doc__)
+    """Measure with these flags."""
+    parser = common.make_parser(
+        __doc__, n_clips=(256, "of noise"), batch_size=(16, "clips"), repeats=(3, "timed passes")
+    )
     add = parser.add_argument
     add("--manifest", type=Path, help="CSV of prep_splits.py; noise if unset")
-    add("--n_clips", type=count_argument, default=256, help="of noise (default: 256)")
-    add("--batch_size", type=count_argument, default=16, help="clips (default: 16)")
     workers_help = "worker processes, beside a run without (default: 2)"
     add("--num_workers", type=count_argument, nargs="+", default=[2], help=workers_help)
-    add("--repeats", type=count_argument, default=3, help="timed passes (default: 3)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    with open_corpus(args, "loader.py") as manifest:
+    with open_corpus(args) as manifest:
         measure(args, manifest)
 
 

@@ -1,15 +1,15 @@
-"""One text by PyTorch and by onnxruntime, in turn, and how well the quantised LSTMs speak.
+"""One text by PyTorch and by onnxruntime in turn, and how well the quantised LSTMs speak.
 
     python benchmarks/onnx_speed.py --checkpoint demo/work_dir/demo/final_checkpoint --threads 1
     python benchmarks/onnx_speed.py --checkpoint demo/work_dir/demo/final_checkpoint \
         --path_to_manifest demo/test_metadata.csv --word_times demo/corpus/word_times.json
 
-Text to mel, batch 1: encoder, decoder steps, postnet; no vocoder. PyTorch is what synthesize.py
-runs, in float32; onnxruntime runs the graphs that extras/export_onnx.py makes of the checkpoint,
-by its runner. All make as many frames as PyTorch does with --seed, whatever their stop tokens say.
+It times text to mel, batch 1, without a vocoder: PyTorch as in synthesize.py, in float32, and
+onnxruntime with the graphs of extras/export_onnx.py. All make as many frames as PyTorch does with
+--seed, and ignore the stop token.
 
-With a manifest every clip is also spoken freely, for the share that stops by itself, and teacher
-forced, for the errors of word starts, both as evaluate.py has them, by both kinds of graphs.
+With a manifest both kinds of graphs also speak every clip freely, for the share that stops by
+itself, and teacher forced, for the errors of word starts, both as in evaluate.py.
 
 Writes onnx_speed.csv to --output_dir.
 """
@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the flat modules are
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
 from benchmarks.common import OURS
-from command_line.files import DataError, count_argument, path_argument, read_json, seed_argument
+from command_line.files import import_extra, path_argument, read_json, seed_argument
+from command_line.main import script
 from dataset import TTSDataset
-from extras.export_onnx import check_packages, fill_folder
+from extras.export_onnx import fill_folder
 from scoring.scores import free_running_limit, word_start_errors
 from speech.voice import Voice, load_checkpoint
 
@@ -39,7 +40,7 @@ FLOAT32, INT8 = "onnxruntime float32", "onnxruntime int8"
 
 
 def make_speakers(voice: Voice, threads: int) -> dict[str, Any]:
-    """The runners of both kinds of graphs, exported to a folder that is gone afterwards."""
+    """Export both kinds of graphs to a temporary folder, and load them."""
     from extras.run_onnx import Speaker
 
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +51,7 @@ def make_speakers(voice: Voice, threads: int) -> dict[str, Any]:
 def time_text(
     voice: Voice, speakers: dict[str, Any], args: argparse.Namespace
 ) -> tuple[int, dict[str, list[float]]]:
-    """Frames of the text, and by name the seconds of each repeat."""
+    """Return the frames of the text, and by name the seconds of each repeat."""
     tokens = voice.tokenizer.encode(args.text)[None]
     torch.manual_seed(args.seed)
     n_frames = int(voice.model.infer(tokens, None, MAX_FRAMES).mel_lengths)
@@ -67,8 +68,8 @@ def time_text(
     return n_frames, common.in_turn(timed, args.repeats)
 
 
-def judge(speaker: Any, clips: TTSDataset, word_times: dict[str, list[dict]], seed: int) -> str:
-    """A line on how the clips of a manifest are spoken."""
+def score(speaker: Any, clips: TTSDataset, word_times: dict[str, list[dict]], seed: int) -> str:
+    """Describe how the clips of a manifest are spoken."""
     rng, errors, n_stopped = np.random.default_rng(seed), [], 0
     for clip in clips:
         tokens, mel = clip.tokens[None].numpy(), clip.mel.numpy()
@@ -89,12 +90,9 @@ def judge(speaker: Any, clips: TTSDataset, word_times: dict[str, list[dict]], se
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Prints and writes.
-
-    Raises:
-        DataError: when a package is missing or a file cannot be used.
-    """
-    check_packages()
+    """Time the text, score the manifest; print and write."""
+    for package in ("onnx", "onnxruntime"):
+        import_extra(package, "this benchmark", "requirements/onnx.txt")
     torch.set_num_threads(args.threads)
     voice = load_checkpoint(args.checkpoint)
     machine = common.print_device(torch.device("cpu"))
@@ -113,25 +111,20 @@ def measure(args: argparse.Namespace) -> None:
         word_times = read_json(args.word_times, args.word_times) if args.word_times else {}
         clips = TTSDataset(args.path_to_manifest, voice.audio_config, voice.tokenizer)
         for name, speaker in speakers.items():
-            print(f"{name}: {judge(speaker, clips, word_times, args.seed)}")
+            print(f"{name}: {score(speaker, clips, word_times, args.seed)}")
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs with these flags (default: the command line's)."""
-    parser = common.make_parser(__doc__)
+    """Measure with these flags."""
+    parser = common.make_parser(__doc__, threads=(2, "of each runtime"), repeats=(9, "timed runs"))
     add = parser.add_argument
     add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
     add("--text", default="Hello world!", help="what is timed (default: %(default)s)")
-    threads_help = "of each runtime (default: %(default)s)"
-    add("--threads", type=count_argument, default=2, help=threads_help)
-    add("--repeats", type=count_argument, default=9, help="timed runs (default: %(default)s)")
-    add("--path_to_manifest", type=path_argument, help="clips to judge both kinds of graphs on")
+    add("--path_to_manifest", type=path_argument, help="clips on which the graphs are scored")
     add("--word_times", type=path_argument, help="word_times.json of corpora/make_demo_corpus.py")
     add("--seed", type=seed_argument, default=0, help="of the dropout (default: %(default)s)")
-    try:
-        measure(parser.parse_args(argv))
-    except DataError as error:
-        sys.exit(f"onnx_speed.py: {' '.join(str(error).split())}")
+    measure(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@
     python benchmarks/throughput.py --manifest data/train_metadata.csv --batch_size 64 --steps 50
 
 A pass takes an epoch's batches, or the first --steps of them, through train_taco.py's loader, Adam
-and clipping, from asking for the first batch until the device is done with the last;
-"waiting_share" is the part in which it waited for a batch. A first pass of each does not count.
+and clipping, from asking for the first batch until the device has finished the last.
+"waiting_share" is the part in which it waited for a batch. The first pass of each does not count.
 
-Without --manifest the clips are noise of LJSpeech's lengths, and as many; in each batch the longest
+Without --manifest the clips are noise, as many and as long as LJSpeech's. In each batch the longest
 text comes first, as torchaudio's encoder needs. Frames are valid ones; "padded_frames_per_s" counts
-the padding too. On CUDA, "peak_mib" is what a pass adds to what all the models hold.
+the padding too. On CUDA, "peak_mib" is the memory that a pass adds to that of the models.
 
 Writes throughput.csv to --output_dir.
 """
@@ -27,19 +27,19 @@ from typing import NamedTuple
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the flat modules are
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
 from benchmarks.loader import LJSPEECH_CLIPS, open_corpus
 from benchmarks.train_step import Contender, make_contender, train_step
 from command_line.files import DataError, count_argument, seed_argument
+from command_line.main import script
 from dataset import AudioConfig, BatchSampler, TTSDataset
 from model import Tacotron2Config
 from speech.voice import DTYPES
 from text.tokenizer import Tokenizer
-from training.config import MAX_WORKERS, TrainConfig, make_configs
-from training.processes import read_groups
-from training.setup import open_loader
+from training.config import MAX_WORKERS, TrainConfig, make_config
+from training.set_up import group_batches, open_loader
 
 TRAINING = {
     "lr": TrainConfig.learning_rate, "eps": TrainConfig.adam_eps,
@@ -49,7 +49,7 @@ MOST_WORKERS = 8  # by default: with 15 on 16 cores an H100 waited longer
 
 
 class Pass(NamedTuple):
-    """One model's way through the batches."""
+    """One model's pass over the batches."""
 
     seconds: float
     waiting: float  # seconds of them, for the loader
@@ -60,11 +60,11 @@ class Pass(NamedTuple):
 
 
 def draw_batches(clips: TTSDataset, batch_size: int, seed: int, n_steps: int | None) -> list[list]:
-    """The clips of each step, the longest text first; a DataError when there are too few."""
+    """Draw the clips of each step, the longest text first."""
     if len(clips) < batch_size:
         raise DataError(f"{len(clips)} clips do not fill a batch of --batch_size {batch_size}")
     n_tokens = [len(clips.tokenizer.encode(text)) for text in clips.texts]
-    batches = BatchSampler(clips.n_frames, batch_size, seed=seed).batches
+    batches = BatchSampler(clips.n_frames, batch_size, seed=seed).draw()
     if n_steps and n_steps > len(batches):
         raise DataError(f"--steps {n_steps} is more than the {len(batches)} batches of an epoch")
     return [sorted(batch, key=n_tokens.__getitem__, reverse=True) for batch in batches[:n_steps]]
@@ -73,17 +73,15 @@ def draw_batches(clips: TTSDataset, batch_size: int, seed: int, n_steps: int | N
 def run_pass(
     contender: Contender, loader: Iterable, dtype: torch.dtype, device: torch.device
 ) -> Pass:
-    """One step for each batch of the loader; a DataError when a clip cannot be read."""
+    """Take one step for each batch of the loader."""
     cuda, n_steps, n_padded, waiting, clips = device.type == "cuda", 0, 0, 0.0, []
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     held = torch.cuda.memory_allocated(device) if cuda else 0
     start = asked = time.perf_counter()
-    for group in read_groups(loader, 1):
+    for (batch,) in group_batches(loader, 1):
         waiting += time.perf_counter() - asked
-        if isinstance(group, DataError):
-            raise group
-        batch = group[0].to(device)
+        batch = batch.to(device)
         train_step(contender, batch, dtype)
         n_steps += 1
         n_padded += batch.stop_targets.numel()
@@ -100,7 +98,7 @@ def run_pass(
 def timing_row(
     name: str, config: Tacotron2Config, args: argparse.Namespace, passes: list[Pass], rate: float
 ) -> common.Row:
-    """One line of the table and of the CSV."""
+    """Make a line of the table."""
     one, times = passes[0], [p.seconds for p in passes]  # all are over the same clips
     n_frames, median = sum(n_mel for _, n_mel in one.clips), statistics.median(times)
     flops = sum(common.forward_flops(config, 1, n_text, n_mel) for n_text, n_mel in one.clips)
@@ -121,28 +119,29 @@ def timing_row(
 
 
 def parse_args(argv: Sequence[str] | None) -> common.Flags:
-    """The flags, and args.audio_config; argparse ends the program on a mistake."""
-    parser = common.make_parser(__doc__)
+    """Read the flags, and set args.audio_config; argparse ends the program on a mistake."""
+    parser = common.make_parser(
+        __doc__,
+        n_clips=(LJSPEECH_CLIPS, "of noise"),
+        batch_size=(128, "clips"),
+        repeats=(3, "timed passes"),
+    )
     add = parser.add_argument
     add("--manifest", type=Path, help="CSV of prep_splits.py; noise if unset")
-    clips_help = "of noise (default: LJSpeech's %(default)s)"
-    add("--n_clips", type=count_argument, default=LJSPEECH_CLIPS, help=clips_help)
-    add("--batch_size", type=count_argument, default=128, help="clips (default: 128)")
     add("--dtype", choices=DTYPES, default="bfloat16", help="of products (default: bfloat16)")
     n_workers = min((os.cpu_count() or 1) - 1, MOST_WORKERS)
     worker_count = partial(count_argument, least=0, most=MAX_WORKERS)
     workers_help = "loader processes (default: a core each but one, at most 8; here %(default)s)"
     add("--num_workers", type=worker_count, default=n_workers, help=workers_help)
     add("--seed", type=seed_argument, default=0, help="of the order (default: 0)")
-    add("--repeats", type=count_argument, default=3, help="timed passes (default: 3)")
     add("--steps", type=count_argument, help="of a pass; a whole epoch if unset")
     args, config = common.read_flags(parser, argv)
-    (args.audio_config,) = make_configs(parser, vars(args), [AudioConfig])
+    args.audio_config = make_config(parser, args, AudioConfig)
     return args, config
 
 
 def measure(args: argparse.Namespace, config: Tacotron2Config, manifest: Path) -> None:
-    """The passes of both models; prints and writes."""
+    """Measure passes of both models in turn; print and write."""
     machine = common.print_device(args.device)
     dataset = TTSDataset(manifest, args.audio_config, Tokenizer())
     batches = draw_batches(dataset, args.batch_size, args.seed, args.steps)
@@ -161,10 +160,11 @@ def measure(args: argparse.Namespace, config: Tacotron2Config, manifest: Path) -
         print(common.ratio_line("frames per second, ours / torchaudio", slow, fast))
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs with these flags (default: the command line's); bad clips end it in one sentence."""
+    """Measure with these flags."""
     args, config = parse_args(argv)
-    with open_corpus(args, "throughput.py") as manifest:
+    with open_corpus(args) as manifest:
         measure(args, config, manifest)
 
 

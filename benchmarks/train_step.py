@@ -4,11 +4,11 @@
     python benchmarks/train_step.py --dtype bfloat16 --sweep 150x16 600x16 300x4 300x64
 
 A step is forward, tacotron2_loss, backward and Adam on one batch of utterances of equal length.
---sweep shows what a frame costs at further sizes. The floor is the model's FLOPs, times 3 for
+--sweep shows what a frame costs at other sizes. The floor is the model's FLOPs, times 3 for
 training; see common.py. (A GPU's convolutions and LSTMs may use TF32 in float32.)
 
-Peak memory is that of 2 steps in a fresh process: "peak_mib" what they add to what was held before,
-"total_mib" all of it; on CUDA from PyTorch's allocator, on a CPU the process's resident memory.
+Peak memory is that of 2 steps in a fresh process: "peak_mib" is what they add, "total_mib" is all
+of it; on CUDA it is the memory of PyTorch's allocator, on a CPU the resident memory.
 
 Writes train_step.csv, train_step_flops.csv and train_step_sweep.csv to --output_dir.
 """
@@ -28,11 +28,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the flat modules are
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
 from benchmarks.common import MIB, OURS, PLAIN, TORCHAUDIO, TRAINING_PASSES, Row
-from command_line.files import count_argument
+from command_line.main import script
 from dataset import AudioConfig, Batch, TTSCollator, Utterance
 from fast.decoder import speed_up
 from model import Tacotron2, Tacotron2Config, Tacotron2Output, tacotron2_loss
@@ -64,7 +64,7 @@ def make_contender(
     name: str, config: Tacotron2Config, device: torch.device, max_grad_norm: float = math.inf,
     **adam: Any,
 ) -> Contender:  # fmt: skip
-    """A model with random weights and its Adam."""
+    """Make a model with random weights and its Adam."""
     torch.manual_seed(0)
     model = common.build_torchaudio(config) if name == TORCHAUDIO else Tacotron2(config)
     model = (speed_up(model) if name == OURS else model).to(device).train()
@@ -73,7 +73,7 @@ def make_contender(
 
 
 def make_batch(config: Tacotron2Config, size: Size, device: torch.device) -> Batch:
-    """Random utterances, all of the same lengths."""
+    """Make a batch of random utterances, all of the same lengths."""
     torch.manual_seed(0)
     tokens = torch.randint(1, config.vocab_size, (size.batch_size, size.n_text))
     mels = torch.randn(size.batch_size, size.n_mel, config.num_mels)
@@ -82,7 +82,7 @@ def make_batch(config: Tacotron2Config, size: Size, device: torch.device) -> Bat
 
 
 def forward(contender: Contender, batch: Batch) -> Tacotron2Output:
-    """Teacher forcing; torchaudio's outputs in our order."""
+    """Run teacher forcing; put torchaudio's outputs in our order."""
     if contender.name != TORCHAUDIO:
         return contender.model(*batch[:4])  # tokens, token_lengths, mels, mel_lengths
     lengths = [x.to(batch.mels.device, non_blocking=True) for x in batch[1:4:2]]
@@ -91,7 +91,7 @@ def forward(contender: Contender, batch: Batch) -> Tacotron2Output:
 
 
 def train_step(contender: Contender, batch: Batch, dtype: torch.dtype) -> Tensor:
-    """One optimizer step; returns the loss."""
+    """Take one optimizer step; return the loss."""
     with inference_precision(batch.mels.device, dtype):
         output = forward(contender, batch)
     targets = batch.mels, batch.token_lengths, batch.mel_lengths, batch.stop_targets
@@ -110,7 +110,7 @@ def train_step(contender: Contender, batch: Batch, dtype: torch.dtype) -> Tensor
 def time_steps(
     contenders: Sequence[Contender], batch: Batch, dtype: torch.dtype, repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds of each repeat by model, one step of each model in turn."""
+    """Time steps of each model in turn; return the seconds of each repeat."""
     device, steps = batch.mels.device, {}
     for contender in contenders:
         step = partial(train_step, contender, batch, dtype)
@@ -122,7 +122,7 @@ def time_steps(
 
 
 def resident_bytes(key: str) -> int:
-    """This process's resident memory: VmRSS is that of now, VmHWM the peak; without /proc both."""
+    """Return this process's resident memory: VmRSS is that of now, VmHWM the peak."""
     status = Path("/proc/self/status")
     if not status.exists():  # macOS, which counts in bytes
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -132,7 +132,7 @@ def resident_bytes(key: str) -> int:
 def peak_memory(
     name: str, config: Tacotron2Config, size: Size, dtype: torch.dtype, device: torch.device
 ) -> Row:
-    """MiB at the peak of MEMORY_STEPS steps, above what was held before, and in all."""
+    """Measure the MiB at the peak of MEMORY_STEPS steps, above those before, and in all."""
     # A tiny step first makes Adam's state and what libraries keep.
     contender, cuda = make_contender(name, config, device), device.type == "cuda"
     train_step(contender, make_batch(config, Size(2, 4, 4), device), dtype)
@@ -147,14 +147,14 @@ def peak_memory(
 
 
 def peak_memory_in_child(*arguments: Any) -> Row:
-    """peak_memory in a fresh process, with as many threads."""
+    """Call peak_memory in a fresh process, with as many threads."""
     context, n_threads = get_context("spawn"), torch.get_num_threads()
     with ProcessPoolExecutor(1, context, torch.set_num_threads, (n_threads,)) as pool:
         return pool.submit(peak_memory, *arguments).result()
 
 
 def flops_rows(config: Tacotron2Config, size: Size) -> list[Row]:
-    """MFLOP that one frame of this batch costs, by part; the text's share is in it."""
+    """Compute the MFLOP that a frame of this batch costs, by part, with its share of the text."""
     macs = common.forward_macs(config, *size)
     total, rows = sum(macs.values()), []
     folded = common.forward_macs(config, *size, folded=True)["attention location"]
@@ -175,23 +175,25 @@ def sweep_size(text: str) -> tuple[int, int]:
 
 
 def parse_args(argv: Sequence[str] | None) -> common.Flags:
-    """The flags; argparse ends the program on a mistake."""
-    parser = common.make_parser(__doc__)
+    """Read the flags; argparse ends the program on a mistake."""
+    parser = common.make_parser(
+        __doc__,
+        batch_size=(16, "clips"),
+        n_text=(80, "characters"),
+        n_mel=(300, "frames"),
+        repeats=(5, "timed steps"),
+        sweep_repeats=(2, "timed steps for each size of --sweep"),
+    )
     add = parser.add_argument
-    add("--batch_size", type=count_argument, default=16, help="clips (default: 16)")
-    add("--n_text", type=count_argument, default=80, help="characters (default: 80)")
-    add("--n_mel", type=count_argument, default=300, help="frames (default: 300)")
     add("--dtype", choices=DTYPES, default="float32", help="of products (default: float32)")
-    add("--repeats", type=count_argument, default=5, help="timed steps (default: 5)")
-    sweep_help = "further sizes, N_MELxBATCH_SIZE, to see what a frame costs at each"
+    sweep_help = "other sizes, N_MELxBATCH_SIZE, to see what a frame costs at each"
     add("--sweep", type=sweep_size, nargs="+", default=[], metavar="SIZE", help=sweep_help)
-    add("--sweep_repeats", type=count_argument, default=2, help="timed steps for each (default: 2)")
     add("--plain", action="store_true", help="time this model without fast/decoder.py as well")
     return common.read_flags(parser, argv)
 
 
 def measure(args: argparse.Namespace, config: Tacotron2Config) -> None:
-    """Memory, then time, then the sweep; prints and writes each."""
+    """Measure memory, then time, then the sweep; print and write each."""
     names = args.models + (PLAIN,) * args.plain
     size, dtype = Size(args.batch_size, args.n_text, args.n_mel), DTYPES[args.dtype]
     machine = common.print_device(args.device)
@@ -225,8 +227,9 @@ def measure(args: argparse.Namespace, config: Tacotron2Config) -> None:
         common.report(args.output_dir / "train_step_sweep.csv", timings, machine)
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs with these flags (default: the command line's)."""
+    """Measure with these flags."""
     measure(*parse_args(argv))
 
 

@@ -11,27 +11,25 @@ Needs requirements/onnx.txt. Opset 17, float32, one text at a time (the first ax
                     -> next_frame, stop_logit (1,) and the state with next_ before each name
     postnet.onnx    mels_before (1, T_mel, num_mels) -> mels_after, the same shape
 
-T_text and T_mel are dynamic, all other axes fixed. masks, (decoder_prenet_depth,
-decoder_prenet_dim), is what the prenet's dropout multiplies by: 0 or 1 / (1 - p), drawn anew for
-each frame by whoever runs the step; ones for no dropout. --int8 adds step.int8.onnx, with the
-products of both decoder LSTMs in 8 bits: weights quantised for each column, inputs as they come.
+T_text and T_mel are dynamic, all other axes fixed. masks (decoder_prenet_depth,
+decoder_prenet_dim) are the factors of the prenet's dropout, 0 or 1 / (1 - p); whoever runs the step
+draws them anew for each frame. --int8 adds step.int8.onnx, in which the products of both decoder
+LSTMs are in 8 bits: weights quantised by column, inputs as they come.
 
-Beside the graphs: settings.json (symbols, token ids of characters, audio settings, stop
-threshold), mel_filters.npy (num_mels, n_fft // 2 + 1), and speak.py, a copy of run_onnx.py, which
-needs onnxruntime and numpy alone. Text is not normalised there: it takes plain words or token ids.
+Beside the graphs: settings.json (symbols, token ids of characters, audio settings, stop threshold),
+mel_filters.npy (num_mels, n_fft // 2 + 1), and speak.py, a copy of run_onnx.py, which needs only
+onnxruntime and numpy. It does not normalise text: it takes plain words or token ids.
 
-The float32 graphs are run on a trial text before anything is put into the folder, and refused
-where their numbers differ from the model's by more than 1e-4.
+Before it writes to the folder, the export runs the float32 graphs beside the model, and refuses
+them where their numbers differ by more than 1e-4.
 """
 
-import argparse
 import json
 import logging
 import shutil
-import sys
 import tempfile
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,26 +39,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from command_line.files import DataError, check_writable, file_errors, path_argument, write_whole
+from command_line.files import (
+    DataError,
+    check_writable,
+    file_errors,
+    import_extra,
+    path_argument,
+    write_whole,
+)
 from command_line.flags import FlagParser
-from dataset import AudioConfig, mel_filters
-from model import Decoder, DecoderState, Encoder, PostNet
+from command_line.main import say, script
+from dataset import mel_filters
+from model import DecoderState, Prenet, Tacotron2
 from speech.voice import Voice, load_checkpoint
 
 OPSET = 17
-GRAPHS = ("encoder.onnx", "step.onnx", "postnet.onnx")
-INT8_STEP = "step.int8.onnx"
+ENCODER, STEP, POSTNET, INT8_STEP = "encoder.onnx", "step.onnx", "postnet.onnx", "step.int8.onnx"
+DYNAMIC_AXES = {  # the tensors whose axis 1 varies
+    "T_text": (
+        "tokens", "encoder_outputs", "keys", "alignment", "cumulative_alignment",
+        "next_alignment", "next_cumulative_alignment",
+    ),
+    "T_mel": ("mels_before", "mels_after"),
+}  # fmt: skip
 TRACED_TEXT, TRACED_FRAMES = 12, 8  # characters and frames that the graphs are traced with
 TRIAL_TEXT, TRIAL_FRAMES = 50, 300  # of the comparison with the model: a whole sentence
 TOLERANCE = 1e-4
 
 
+class GivenDropout(Prenet):
+    """The prenet with its dropout given, instead of drawn."""
+
+    masks: Tensor  # (decoder_prenet_depth, decoder_prenet_dim)
+
+    def forward(self, frame: Tensor) -> Tensor:
+        """(1, num_mels) -> (1, decoder_prenet_dim)."""
+        for layer, factors in zip(self.layers, self.masks, strict=True):
+            frame = F.relu(layer(frame)) * factors
+        return frame
+
+
+def copy_model(voice: Voice, prenet: Prenet) -> Tacotron2:
+    """Copy the model with the plain loops of model.py and this prenet."""
+    model = Tacotron2(voice.model.config)
+    model.decoder.prenet = prenet
+    model.load_state_dict(voice.model.state_dict())
+    return model.eval().requires_grad_(False)
+
+
 class EncoderOfOneText(nn.Module):
     """The encoder of an unpadded text, which needs no packing, and the attention's keys."""
 
-    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
+    def __init__(self, model: Tacotron2) -> None:
         super().__init__()
-        self.encoder, self.key_layer = encoder, decoder.attention.key_layer
+        self.encoder, self.key_layer = model.encoder, model.decoder.attention.key_layer
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(1, T_text) -> encoder_outputs (1, T_text, E), keys (1, T_text, attention_dim)."""
@@ -74,27 +106,28 @@ class EncoderOfOneText(nn.Module):
 class OneStep(nn.Module):
     """Decoder.step of an unpadded text; its prenet's dropout is an input."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, model: Tacotron2) -> None:
         super().__init__()
-        self.decoder = decoder
+        self.decoder = model.decoder
 
     def forward(
         self, frame: Tensor, masks: Tensor, encoder_outputs: Tensor, keys: Tensor, *state: Tensor
     ) -> tuple[Tensor, ...]:
-        """Inputs and outputs are those of step.onnx, in order."""
+        """Takes and returns the inputs and outputs of step.onnx, in order."""
+        self.decoder.prenet.masks = masks
         nothing_is_padding = torch.zeros((), dtype=torch.bool)
         frame, stop_logit, _, state = self.decoder.step(
-            frame, DecoderState(*state), encoder_outputs, keys, nothing_is_padding, masks
+            frame, DecoderState(*state), encoder_outputs, keys, nothing_is_padding
         )
         return frame, stop_logit, *state
 
 
 class Correction(nn.Module):
-    """The postnet of an unpadded mel, and what it corrects."""
+    """The postnet of an unpadded mel, added to the mel."""
 
-    def __init__(self, postnet: PostNet) -> None:
+    def __init__(self, model: Tacotron2) -> None:
         super().__init__()
-        self.postnet = postnet
+        self.postnet = model.postnet
 
     def forward(self, mels_before: Tensor) -> Tensor:
         """(1, T_mel, num_mels) -> mels_after, the same shape."""
@@ -103,132 +136,97 @@ class Correction(nn.Module):
 
 
 def write_graph(
-    module: nn.Module, arguments: tuple[Tensor, ...], path: Path, inputs: list[str],
-    outputs: list[str], dynamic: dict[str, str],
-) -> None:  # fmt: skip
-    """Traces a module; `dynamic` names the axis 1 of the tensors for which it varies."""
-    with torch.no_grad(), warnings.catch_warnings():
-        # The exporter of torch.export would need a further package, onnxscript; this one is
-        # announced to go, and says so. The tracer warns of the constant padding mask.
+    path: Path, module: nn.Module, inputs: dict[str, Tensor], outputs: list[str]
+) -> None:
+    """Trace a module with these inputs."""
+    names = {*inputs, *outputs}
+    axes = {name: {1: axis} for axis, all_names in DYNAMIC_AXES.items() for name in all_names}
+    with warnings.catch_warnings():
+        # torch's newer exporter needs one more package, onnxscript. This one warns that it will
+        # go, and the tracer warns of the constant padding mask.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module.eval(),
-            arguments,
+            tuple(inputs.values()),
             path,
-            input_names=inputs,
+            input_names=[*inputs],
             output_names=outputs,
-            dynamic_axes={name: {1: axis} for name, axis in dynamic.items()},
+            dynamic_axes={name: axis for name, axis in axes.items() if name in names},
             opset_version=OPSET,
             dynamo=False,
         )
 
 
 def write_graphs(voice: Voice, folder: Path) -> None:
-    """The three float32 graphs."""
-    model, config = voice.model, voice.model.config
-    decoder = model.decoder
-    tokens = torch.ones(1, TRACED_TEXT, dtype=torch.int64)
-    text = ["encoder_outputs", "keys"]
-    encoder = EncoderOfOneText(model.encoder, decoder)
-    dynamic = dict.fromkeys(["tokens", *text], "T_text")
-    write_graph(encoder, (tokens,), folder / GRAPHS[0], ["tokens"], text, dynamic)
-    with torch.no_grad():
-        encoder_outputs, keys = encoder(tokens)
-    frame = torch.zeros(1, config.num_mels)
-    masks = torch.ones(config.decoder_prenet_depth, config.decoder_prenet_dim)
-    state = decoder.initial_state(encoder_outputs)
-    inputs = ["frame", "masks", *text, *DecoderState._fields]
+    """Write the three float32 graphs."""
+    model = copy_model(voice, GivenDropout(voice.model.config))
+    config, encoder = model.config, EncoderOfOneText(model)
+    tokens = {"tokens": torch.ones(1, TRACED_TEXT, dtype=torch.int64)}
+    write_graph(folder / ENCODER, encoder, tokens, ["encoder_outputs", "keys"])
+    encoder_outputs, keys = encoder(tokens["tokens"])
+    step = {
+        "frame": torch.zeros(1, config.num_mels),
+        "masks": torch.ones(config.decoder_prenet_depth, config.decoder_prenet_dim),
+        "encoder_outputs": encoder_outputs,
+        "keys": keys,
+        **model.decoder.initial_state(encoder_outputs)._asdict(),
+    }
     outputs = ["next_frame", "stop_logit", *(f"next_{name}" for name in DecoderState._fields)]
-    varying = [*text, *(n for n in inputs + outputs if n.endswith("alignment"))]
-    arguments = (frame, masks, encoder_outputs, keys, *state)
-    dynamic = dict.fromkeys(varying, "T_text")
-    write_graph(OneStep(decoder), arguments, folder / GRAPHS[1], inputs, outputs, dynamic)
-    mels = torch.zeros(1, TRACED_FRAMES, config.num_mels)
-    names = ["mels_before"], ["mels_after"]
-    dynamic = dict.fromkeys(["mels_before", "mels_after"], "T_mel")
-    write_graph(Correction(model.postnet), (mels,), folder / GRAPHS[2], *names, dynamic)
-
-
-@torch.no_grad()
-def run_model(
-    voice: Voice, tokens: Tensor, mels: Tensor, masks: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Teacher forcing by model.py with given dropout, for comparison with Speaker.speak.
-
-    Args:
-        tokens: (1, T_text).
-        mels: (T_mel, num_mels), the true frames.
-        masks: (T_mel, decoder_prenet_depth, decoder_prenet_dim).
-
-    Returns:
-        mel (T_mel, num_mels), stop logits (T_mel,) and alignment (T_mel, T_text).
-    """
-    model, decoder = voice.model, voice.model.decoder
-    padding_mask = torch.zeros_like(tokens, dtype=torch.bool)
-    encoder_outputs = model.encoder(tokens, torch.tensor([tokens.shape[1]]), padding_mask)
-    keys = decoder.attention.key_layer(encoder_outputs)
-    state = decoder.initial_state(encoder_outputs)
-    outputs = []
-    for frame, drops in zip(F.pad(mels, (0, 0, 1, -1)), masks, strict=True):
-        *output, state = decoder.step(
-            frame[None], state, encoder_outputs, keys, padding_mask, drops
-        )
-        outputs.append(output)
-    frames, stop_logits, alignments = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-    mel_mask = torch.zeros(1, len(frames), dtype=torch.bool)
-    return frames + model.postnet(frames[None], mel_mask)[0], stop_logits, alignments
+    write_graph(folder / STEP, OneStep(model), step, outputs)
+    mels = {"mels_before": torch.zeros(1, TRACED_FRAMES, config.num_mels)}
+    write_graph(folder / POSTNET, Correction(model), mels, ["mels_after"])
 
 
 def check_graphs(voice: Voice, folder: Path) -> float:
-    """Runs the float32 graphs beside the model: random text, frames and dropout, teacher forced.
+    """Compare the float32 graphs with model.py: random text and frames, no dropout.
 
-    Free running would feed rounding back, and tell less.
+    Both are teacher forced, because free running would feed rounding errors back.
 
     Returns:
-        The largest distance of a number, as a share of the largest of its kind, if that is above 1.
-
-    Raises:
-        DataError: when it is above TOLERANCE.
+        The largest difference, relative to the largest number of its kind if that is above 1.
     """
     from extras.run_onnx import Speaker  # onnxruntime is an extra
 
-    config = voice.model.config
-    rng = np.random.default_rng(0)
+    config, rng = voice.model.config, np.random.default_rng(0)
+    model = copy_model(voice, Prenet(replace(config, decoder_prenet_dropout_p=0.0)))
     tokens = rng.integers(1, config.vocab_size, (1, TRIAL_TEXT))
     mels = rng.standard_normal((TRIAL_FRAMES, config.num_mels), np.float32)
-    speaker = Speaker(folder, threads=1)
-    masks = np.stack([speaker.draw_masks(rng) for _ in mels])
-    expected = run_model(voice, *map(torch.from_numpy, (tokens, mels, masks)))
+    lengths = torch.tensor([TRIAL_TEXT]), torch.tensor([TRIAL_FRAMES])
+    _, *expected = model(
+        torch.from_numpy(tokens), lengths[0], torch.from_numpy(mels)[None], lengths[1]
+    )
+    sizes = TRIAL_FRAMES, config.decoder_prenet_depth, config.decoder_prenet_dim
+    masks, speaker = np.ones(sizes, np.float32), Speaker(folder, threads=1)
     found = speaker.speak(tokens, rng, masks=masks, mels=mels)
-    distances = {}
+    differences = {}
     for name, ours, theirs in zip(("mel", "stop token", "alignment"), expected, found, strict=True):
         largest = max(ours.abs().max().item(), 1.0)
-        distances[name] = float(np.abs(ours.numpy() - theirs).max()) / largest
-        if not distances[name] <= TOLERANCE:
+        differences[name] = float(np.abs(ours[0].numpy() - theirs).max()) / largest
+        if not differences[name] <= TOLERANCE:
             raise DataError(
                 f"the exported graphs give another {name} than the model (by "
-                f"{distances[name]:.1g}): extras/export_onnx.py spells the encoder out "
-                "anew, and has to follow a change of it in model.py"
+                f"{differences[name]:.1g}): extras/export_onnx.py repeats the encoder and the "
+                "prenet of model.py, and has to be changed as they were"
             )
-    return max(distances.values())
+    return max(differences.values())
 
 
 def quantize_step(folder: Path) -> None:
-    """step.int8.onnx from step.onnx: the decoder LSTMs' products, which hold nearly all weights.
+    """Write step.int8.onnx from step.onnx.
 
-    The prenet, the attention and the two projections stay float32: small, and what they give is
-    heard, or ends the sentence.
+    The products of the decoder LSTMs hold nearly all weights. The prenet, the attention and the two
+    projections stay float32: they are small, and their errors would be heard or end the sentence.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    nodes = onnx.load(folder / GRAPHS[1]).graph.node
+    nodes = onnx.load(folder / STEP).graph.node
     of_lstms = [node.name for node in nodes if any("_rnn.weight" in name for name in node.input)]
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it advises a preparation that changes nothing here
     try:
         quantize_dynamic(
-            folder / GRAPHS[1],
+            folder / STEP,
             folder / INT8_STEP,
             per_channel=True,
             weight_type=QuantType.QInt8,
@@ -239,24 +237,23 @@ def quantize_step(folder: Path) -> None:
 
 
 def make_settings(voice: Voice, stop_threshold: float) -> dict[str, Any]:
-    """settings.json: what speak.py needs beside the graphs.
+    """Collect what speak.py needs beside the graphs, for settings.json.
 
     natural-log mel = mel * log_mel_scale + log_mel_shift, whatever the scaling of the mels.
     """
-    a: AudioConfig = voice.audio_config
-    scale = -a.log_floor / (2.0 * a.max_scaled_abs) if a.mel_scaling == "scaled_db" else 1.0
-    shift = a.log_floor / 2.0 if a.mel_scaling == "scaled_db" else 0.0
-    prenet = {k: v for k, v in asdict(voice.model.config).items() if "prenet" in k}
+    audio, scale, shift = voice.audio_config, 1.0, 0.0
+    if audio.mel_scaling == "scaled_db":
+        scale, shift = -audio.log_floor / (2.0 * audio.max_scaled_abs), audio.log_floor / 2.0
     return {
         "format_version": 1,
         "symbols": list(voice.tokenizer.symbols),
         "token_ids": voice.tokenizer.character_ids,
-        **prenet,
+        **{k: v for k, v in asdict(voice.model.config).items() if "prenet" in k},
         "stop_threshold": stop_threshold,
         "audio": {
-            **asdict(a),
-            "silence": a.silence,
-            "loudest": a.loudest,
+            **asdict(audio),
+            "silence": audio.silence,
+            "loudest": audio.loudest,
             "log_mel_scale": scale,
             "log_mel_shift": shift,
         },
@@ -264,24 +261,22 @@ def make_settings(voice: Voice, stop_threshold: float) -> dict[str, Any]:
 
 
 def fill_folder(voice: Voice, folder: Path, int8: bool, stop_threshold: float) -> None:
-    """Everything that --output_dir gets.
-
-    Raises:
-        DataError: when the graphs do not give the model's numbers.
-    """
-    settings = json.dumps(make_settings(voice, stop_threshold), indent=2, ensure_ascii=False)
-    (folder / "settings.json").write_text(settings, encoding="utf-8")
+    """Write all that --output_dir gets into a folder, and check the graphs."""
+    content = json.dumps(make_settings(voice, stop_threshold), indent=2, ensure_ascii=False)
+    (folder / "settings.json").write_text(content, encoding="utf-8")
     np.save(folder / "mel_filters.npy", mel_filters(voice.audio_config, torch.device("cpu")))
     shutil.copyfile(Path(__file__).with_name("run_onnx.py"), folder / "speak.py")
     write_graphs(voice, folder)
-    distance = check_graphs(voice, folder)
-    print(f"teacher forced, {TRIAL_FRAMES} frames: at most {distance:.1g} from PyTorch's numbers")
+    difference = check_graphs(voice, folder)
+    say(f"teacher forced, {TRIAL_FRAMES} frames: at most {difference:.1g} from PyTorch's numbers")
     if int8:
         quantize_step(folder)
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The flags; argparse ends the program on a mistake."""
+@script
+@file_errors()
+def main(argv: list[str] | None = None) -> None:
+    """Export to a temporary folder, and copy its files to --output_dir once all are there."""
     parser = FlagParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
@@ -292,51 +287,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 < args.stop_threshold < 1:
         parser.error(f"--stop_threshold must be between 0 and 1, found {args.stop_threshold}")
-    return args
-
-
-def check_packages() -> None:
-    """Finds out whether the extra packages are there.
-
-    Raises:
-        DataError: naming the one that is missing.
-    """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"the package {error.name} is missing: python -m pip install -r requirements/onnx.txt"
-        ) from None
-
-
-def run(args: argparse.Namespace) -> None:
-    """Exports to a temporary folder, and copies the files to --output_dir once all are there.
-
-    Raises:
-        DataError: when the checkpoint cannot be used, a package is missing or a file cannot be
-            written.
-    """
-    check_packages()
+    for package in ("onnx", "onnxruntime"):
+        import_extra(package, "the export", "requirements/onnx.txt")
     output_dir = Path(args.output_dir)
     check_writable("--output_dir", output_dir)
     voice = load_checkpoint(args.checkpoint)
-    with file_errors(), tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         fill_folder(voice, Path(folder), args.int8, args.stop_threshold)
         (output_dir / INT8_STEP).unlink(missing_ok=True)  # of an earlier export, perhaps
         for made in sorted(Path(folder).iterdir()):
             path = output_dir / made.name
             write_whole(path, partial(shutil.copyfile, made))
-            print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Runs with these flags (default: the command line's); bad input ends in one sentence."""
-    args = parse_args(argv)
-    try:
-        run(args)
-    except DataError as error:
-        sys.exit(f"export_onnx.py: {' '.join(str(error).split())}")
+            say(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

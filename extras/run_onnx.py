@@ -1,9 +1,10 @@
-"""Speaks with a folder of export_onnx.py, on onnxruntime and numpy alone; speak.py there is a copy.
+"""Speaks with the graphs of export_onnx.py, which puts a copy of this file beside them, speak.py.
 
     python speak.py --text "hello world." --output hello.wav
 
-A text is looked up letter by letter: numbers and abbreviations have to stand as words, as in the
-.txt files of synthesize.py. What the symbols lack is left out. --tokens takes ids instead.
+Needs only onnxruntime and numpy. The text is looked up letter by letter: write numbers and
+abbreviations as words, as in the .txt files of synthesize.py. Characters that the voice has no
+symbols for are skipped. --tokens takes token ids instead.
 """
 
 import argparse
@@ -15,22 +16,22 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-TINY = 1e-8  # below all magnitudes that matter, so that divisions by them are safe
+TINY = 1e-8  # below all magnitudes that matter; the least divisor
 
 
 def sigmoid(x: float) -> float:
-    """1 / (1 + e^-x), without overflow."""
+    """Compute 1 / (1 + e^-x) without overflow."""
     return 0.5 + 0.5 * np.tanh(x / 2)
 
 
 class Speaker:
-    """The graphs and the settings of a folder; int8 takes the step with quantised LSTMs."""
+    """The graphs and the settings of a folder; `int8` takes the step with quantised LSTMs."""
 
     def __init__(self, folder: str | Path, int8: bool = False, threads: int = 0) -> None:
         folder, options = Path(folder), onnxruntime.SessionOptions()
         self.settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         self.mel_filters = np.load(folder / "mel_filters.npy")  # (num_mels, n_fft // 2 + 1)
-        # 0: as many as there are cores. In 8 bits the work is too little to share.
+        # 0 is one per core. In 8 bits there is too little work to share.
         options.intra_op_num_threads = threads or int(int8)
         step = "step.int8.onnx" if int8 else "step.onnx"
         self.encoder, self.step, self.postnet = (
@@ -39,13 +40,13 @@ class Speaker:
         )
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids (1, T_text) of a text, in lower case where the symbols have no capital."""
+        """Look up token ids (1, T_text), in lower case where the symbols have no capital."""
         ids = self.settings["token_ids"]
         found = [ids.get(c, ids.get(c.lower())) for c in text]
         return np.array([[i for i in found if i is not None]], np.int64)
 
     def draw_masks(self, rng: np.random.Generator) -> np.ndarray:
-        """Dropout of one frame: (decoder_prenet_depth, decoder_prenet_dim), 0 or 1 / (1 - p)."""
+        """Draw the dropout of one frame, 0 or 1 / (1 - p), (prenet_depth, prenet_dim)."""
         p = self.settings["decoder_prenet_dropout_p"]
         shape = [self.settings[f"decoder_prenet_{name}"] for name in ("depth", "dim")]
         return (rng.random(shape, np.float32) >= p).astype(np.float32) / np.float32(1 - p)
@@ -55,15 +56,15 @@ class Speaker:
         stop_threshold: float | None = None, masks: np.ndarray | None = None,
         mels: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-        """Free running: tokens (1, T_text) -> mel (T_mel, num_mels), stop logits, alignment.
+        """Make the mel of tokens (1, T_text), free running unless `mels` are given.
 
         Args:
             stop_threshold: the stop token's probability that ends the text; the folder's if None.
-            masks: (max_decoder_steps, ...) of `draw_masks`, instead of drawing them.
-            mels: (T_mel, num_mels), true frames: teacher forcing, for all T_mel of them.
+            masks: (T_mel, depth, dim), the dropout of each frame, instead of drawing it.
+            mels: (T_mel, num_mels), true frames for teacher forcing.
 
         Returns:
-            mel, stop logits (T_mel,) and alignment (T_mel, T_text), float32.
+            mel (T_mel, num_mels), stop logits (T_mel,), alignment (T_mel, T_text), float32.
         """
         threshold = self.settings["stop_threshold"] if stop_threshold is None else stop_threshold
         encoder_outputs, keys = self.encoder.run(None, {"tokens": tokens})
@@ -89,17 +90,17 @@ class Speaker:
         return mel[0], np.array(stop_logits), np.stack(alignments)
 
     def fit_to_mel(self, magnitude: np.ndarray, mel: np.ndarray) -> np.ndarray:
-        """Scales magnitudes (T, n_fft // 2 + 1) so that they come close to a mel (T, num_mels).
+        """Scale magnitudes (T, n_fft // 2 + 1) so that their mel comes closer to (T, num_mels).
 
-        A multiplicative update under the Kullback-Leibler divergence, Lee and Seung 2001.
+        This is the multiplicative update under the Kullback-Leibler divergence, Lee and Seung 2001.
         """
         ratio = mel / (magnitude @ self.mel_filters.T).clip(TINY)
         return magnitude * (ratio @ self.mel_filters) / self.mel_filters.sum(axis=0).clip(TINY)
 
     def to_audio(self, mel: np.ndarray, rng: np.random.Generator, n_iter: int = 48) -> np.ndarray:
-        """A mel (T_mel, num_mels) -> samples (T_mel * hop_size,) within -1 .. 1.
+        """Turn a mel (T_mel, num_mels) into samples (T_mel * hop_size,) within -1 .. 1.
 
-        Griffin-Lim, in which each iteration also fits the magnitudes to the mel.
+        Each iteration of Griffin-Lim also fits the magnitudes to the mel.
         """
         a = self.settings["audio"]
         n_fft, hop = a["n_fft"], a["hop_size"]
@@ -107,8 +108,8 @@ class Speaker:
         start, width = (n_fft - a["window_size"]) // 2, a["window_size"]
         window[start : start + width] = np.hanning(width + 1)[:-1]
         edge = n_fft // hop + 1  # frames at each end that the overlapping windows need
-        mel = np.pad(np.clip(np.nan_to_num(mel), a["silence"], a["loudest"]),
-                     ((edge, edge), (0, 0)), mode="edge")  # fmt: skip
+        mel = np.clip(np.nan_to_num(mel), a["silence"], a["loudest"])
+        mel = np.pad(mel, ((edge, edge), (0, 0)), mode="edge")
         mel = np.exp(mel * a["log_mel_scale"] + a["log_mel_shift"])
         places = np.arange(len(mel))[:, None] * hop + np.arange(n_fft)  # of each frame's samples
         weight = np.bincount(places.ravel(), np.tile(np.square(window), len(mel))).clip(TINY)
@@ -128,10 +129,10 @@ class Speaker:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Writes the wav of one text; a text without symbols ends in one sentence."""
+    """Write the wav of one text."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--folder", default=Path(__file__).parent, help="of export_onnx.py (default: this one)")
+    add("--folder", default=Path(__file__).parent, help="of the graphs (default: this file's)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", help="what to say, in plain words")
     source.add_argument("--tokens", type=int, nargs="+", help="token ids, instead of a text")

@@ -1,1 +1,1 @@
-"""The decoder of model.py, faster: loops for a CPU, CUDA graphs and Triton kernels for a GPU."""
+"""The decoder of model.py, faster: loops for a CPU, kernels and CUDA graphs for a GPU."""

@@ -1,15 +1,17 @@
 """The decoder of model.py, faster: the same parameters, the same numbers.
 
-    model = speed_up(Tacotron2(config))     # one line, for training and for speaking
+    model = speed_up(Tacotron2(config))  # one line, for training and for speaking
 
 `FastDecoder` overrides teacher forcing and free running. With teacher forcing, frame t needs the
-frames before it in the attention LSTM and the attention only; loops.py runs those two frame
-by frame, and the prenet, the decoder LSTM and the projections are one call over all frames. Free
+frames before it in the attention LSTM and the attention only: fast/loops.py runs those two frame by
+frame, and the prenet, the decoder LSTM and the projections are one call over all frames. Free
 running lays the weights out once for all steps, and on a GPU records several steps as one CUDA
 graph.
 
-`speed_up` first runs both decoders on a small batch. Where their numbers differ, because model.py
-was changed and this file was not, the decoder of model.py stays, and a line says so.
+`speed_up` checks this file against model.py on every call: it runs both decoders on a small batch
+and compares all outputs and gradients. If they differ, because someone changed model.py and not
+this file, the model keeps the decoder of model.py and one line says why. tests/test_fast_decoder.py
+compares the two at more sizes and in double precision.
 """
 
 import os
@@ -17,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from command_line.main import say
 from fast.loops import (
     Attention,
     activate_,
@@ -39,12 +42,13 @@ from fast.loops import (
     repeated_linear,
     state_dtype,
 )
-from model import Decoder, DecoderState, Tacotron2, lstm_cell
+from fast.postnet import ChunkedPostNet
+from model import Decoder, DecoderState, PostNet, Tacotron2, Tacotron2Config, lstm_cell
 
-# Free running, between two looks at the stop token, each of which waits for the device.
+# Free-running steps between two looks at the stop token, each of which waits for the device.
 STEPS_AT_ONCE = {"cuda": 8}
 TRIAL_TOLERANCE = 1e-4  # of the norm; rounding is about 1e-6
-TRIAL_SIZES = {  # of the comparison with model.py
+TRIAL_SIZES = {  # of the decoders that are compared
     "num_mels": 4,
     "encoder_embed_dim": 6,
     "decoder_rnn_embed_dim": 8,
@@ -63,8 +67,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 class BlockedCell:
     """An LSTM's weights laid out for many single steps, without a gradient.
 
-    Making it takes as long as 60 steps of a sentence, so it is kept from sentence to sentence,
-    with a copy of the weights it was made from: it is used again only where they are the same.
+    Laying them out takes as long as 60 steps, so `prepare_cell` keeps the cell from sentence to
+    sentence. The cell holds a copy of the weights it was made from, to notice when they change.
     """
 
     def __init__(self, lstm: nn.Module, dtype: torch.dtype) -> None:
@@ -75,14 +79,14 @@ class BlockedCell:
         self.bias = (bias_ih + bias_hh).float()
 
     def fits(self, lstm: nn.Module) -> bool:
-        """Whether the weights are still those that it was made from."""
+        """Compare the LSTM's weights with those that this cell was made from."""
         return all(
             (kept.device, kept.dtype) == (weight.device, weight.dtype) and torch.equal(kept, weight)
             for kept, weight in zip(self.made_from, lstm.parameters(), strict=True)
         )
 
     def __call__(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """One step: the product in dtype, the rest in float32."""
+        """Run one step: the product in dtype, the rest in float32."""
         inputs = torch.cat([x, hidden], dim=1).to(self.dtype)
         preactivations = self.product(inputs).float() + self.bias
         next_cell = torch.empty_like(cell)
@@ -93,7 +97,7 @@ _BLOCKED_CELLS: WeakKeyDictionary = WeakKeyDictionary()  # lstm -> dtype -> Bloc
 
 
 def prepare_cell(lstm: nn.Module) -> Cell:
-    """The cell of an LSTM, made ready for many steps in the dtype of autocast where that is on."""
+    """Prepare an LSTM for many steps, in autocast's dtype where autocast is on."""
     weight_hh = list(lstm.parameters())[1]
     dtype = compute_dtype(weight_hh)
     if gpu_loops_work(weight_hh.device, dtype):
@@ -111,7 +115,7 @@ def prepare_cell(lstm: nn.Module) -> Cell:
 def prepare_attention(
     attention: nn.Module, encoder_outputs: Tensor, padding_mask: Tensor
 ) -> Attend:
-    """The attention over a text, made ready for many steps, in float32 or better."""
+    """Prepare the attention over a text for many steps, in float32 or better."""
     keys = attention.key_layer(encoder_outputs)
     dtype = state_dtype(encoder_outputs.dtype)
     encoder_outputs = encoder_outputs.to(dtype)
@@ -136,8 +140,15 @@ def prepare_attention(
 class FastDecoder(Decoder):
     """Decoder with fast teacher forcing and free running; made by `speed_up`."""
 
+    def train(self, mode: bool = True) -> Self:
+        """Switch to train or eval mode; train mode frees the memory kept for free running."""
+        if mode:
+            for lstm in (self.attention_rnn, self.decoder_rnn):
+                _BLOCKED_CELLS.pop(lstm, None)
+        return super().train(mode)
+
     def joint_projection(self) -> tuple[Tensor, Tensor]:
-        """Weight (num_mels + 1, ...) and bias of both projections as one.
+        """Join both projections to one weight (num_mels + 1, ...) and bias.
 
         A product with one column costs as much as one with 80, and so does its gradient.
         """
@@ -148,7 +159,7 @@ class FastDecoder(Decoder):
     def forward(
         self, encoder_outputs: Tensor, padding_mask: Tensor, mels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Teacher forcing; see Decoder.forward."""
+        """Run teacher forcing; see Decoder.forward."""
         config = self.config
         frames = F.pad(mels.transpose(0, 1), (0, 0, 0, 0, 1, -1))  # (T_mel, B, num_mels)
         prenet_outputs = self.prenet(frames)  # (T_mel, B, decoder_prenet_dim)
@@ -158,12 +169,12 @@ class FastDecoder(Decoder):
             drops = F.dropout(prenet_outputs.new_ones(shape), config.attention_dropout_p)
         keys = self.attention.key_layer(encoder_outputs)  # (B, T_text, attention_dim)
         run_attention, run_lstm = attention_loop, fast_lstm
-        if torch.compiler.is_compiling():  # the loops are written out: tracing them gains nothing
+        if torch.compiler.is_compiling():  # tracing the loops would gain nothing
             run_attention, run_lstm = map(torch.compiler.disable, (attention_loop, fast_lstm))
+        parts = self.attention_rnn, self.attention
         queries, contexts, alignments = run_attention(
-            prenet_outputs, encoder_outputs, keys, padding_mask, drops, self.attention_rnn,
-            self.attention,
-        )  # fmt: skip
+            prenet_outputs, encoder_outputs, keys, padding_mask, drops, *parts
+        )
         rnn_outputs = run_lstm(torch.cat([queries, contexts], dim=2), self.decoder_rnn)
         rnn_outputs = F.dropout(rnn_outputs, config.decoder_dropout_p, self.training)
         features = torch.cat([rnn_outputs, contexts.to(rnn_outputs.dtype)], dim=2)
@@ -172,61 +183,57 @@ class FastDecoder(Decoder):
 
     @torch.no_grad()
     def run_freely(
-        self, encoder_outputs: Tensor, padding_mask: Tensor, max_decoder_steps: int,
-        stop_threshold: float, guide: Any = None,
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
-        """Free running; see Decoder.run_freely. Yields several frames at a time on a GPU."""
-        arguments = encoder_outputs, padding_mask, max_decoder_steps, stop_threshold, guide
+        self,
+        encoder_outputs: Tensor,
+        padding_mask: Tensor,
+        max_decoder_steps: int,
+        stop_threshold: float,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Run freely; see Decoder.run_freely. On a GPU it yields several frames at a time."""
         if self.training:  # with dropout on the LSTMs' outputs, which nobody needs to be fast
+            arguments = encoder_outputs, padding_mask, max_decoder_steps, stop_threshold
             yield from super().run_freely(*arguments)
             return
-        mask = padding_mask if guide is None else padding_mask.clone()  # a CUDA graph reads it
-        attend = prepare_attention(self.attention, encoder_outputs, mask)
+        attend = prepare_attention(self.attention, encoder_outputs, padding_mask)
         cells = prepare_cell(self.attention_rnn), prepare_cell(self.decoder_rnn)
         state = self.initial_state(encoder_outputs)
         carry = (state.context.new_zeros(len(padding_mask), self.config.num_mels), *state)
         device_type = encoder_outputs.device.type
         n_steps = STEPS_AT_ONCE.get(device_type, 1)
-        drops = None if guide is None else guide.draw(n_steps)  # the graph reads these too
-        run = partial(
-            self.run_steps, attend, cells, self.joint_projection(), n_steps, guide, mask, drops
-        )
+        run = partial(self.run_steps, attend, cells, self.joint_projection(), n_steps)
         stopped = torch.zeros_like(padding_mask[:, 0])  # (B,)
-        n_chunks = n_frames = 0
-        while n_frames < max_decoder_steps and not stopped.all():
-            if drops is not None and n_chunks:
-                drops.copy_(guide.draw(n_steps))
-            # Under autocast the cells, which hold nearly all the weights, run in its dtype. All
-            # else in a step is too small to gain from that, and stays float32.
+        for n_frames in range(0, max_decoder_steps, n_steps):
+            # Under autocast the cells, which hold nearly all the weights, run in its dtype. The
+            # rest of a step is too small to gain from that and stays float32.
             with torch.autocast(device_type, enabled=False):
-                if n_chunks == 1 and n_steps > 1:
+                if n_frames == n_steps > 1:  # the first chunk has compiled all kernels
                     import fast.gpu as fast_gpu
 
                     run = fast_gpu.capture(run, carry)
                 outputs, carry = run(carry)
-            logits, alignments = outputs[1:]
-            ends = (
-                guide.ends(logits, alignments) if guide else torch.sigmoid(logits) > stop_threshold
-            )
-            # The chunk may hold frames after the last item's end, and after the limit.
+            ends = torch.sigmoid(outputs[1]) > stop_threshold  # (B, n_steps)
+            # The chunk may hold frames after the last clip's end, and after the limit.
             n_kept = min(n_steps, max_decoder_steps - n_frames)
-            newly = ends & ~stopped[:, None]  # (B, n_steps)
+            newly = ends & ~stopped[:, None]
             stopped |= ends.any(dim=1)
             if n_steps > 1 and stopped.all():
                 n_kept = min(n_kept, int(newly.int().argmax(dim=1).max()) + 1)
-            n_chunks, n_frames = n_chunks + 1, n_frames + n_kept
             yield tuple(x[:, :n_kept] for x in outputs)
+            if stopped.all():
+                break
 
     def run_steps(
-        self, attend: Attend, cells: tuple[Cell, Cell], projection: tuple[Tensor, Tensor],
-        n_steps: int, guide: Any, mask: Tensor, drops: Tensor | None, carry: tuple[Tensor, ...],
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:  # fmt: skip
-        """Decoder.step, n_steps times, without a look at the stop token.
+        self,
+        attend: Attend,
+        cells: tuple[Cell, Cell],
+        projection: tuple[Tensor, Tensor],
+        n_steps: int,
+        carry: tuple[Tensor, ...],
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
+        """Run Decoder.step n_steps times without a look at the stop token.
 
         Args:
-            guide: see Tacotron2.infer; None for none.
-            mask: (B, T_text) bool, what `attend` reads; here the guide writes into it.
-            drops: (n_steps, depth, B, decoder_prenet_dim), see Prenet.forward; None to draw them.
+            attend, cells, projection: of `prepare_attention`, `prepare_cell`, `joint_projection`.
             carry: the previous frame and the state, (frame, *state).
 
         Returns:
@@ -235,11 +242,8 @@ class FastDecoder(Decoder):
         """
         frame, state = carry[0], DecoderState(*carry[1:])
         outputs = []
-        for i in range(n_steps):
-            if guide:
-                mask.copy_(guide.mask(state.alignment))
-            prenet_output = self.prenet(frame, None if drops is None else drops[i])
-            x = torch.cat([prenet_output, state.context], dim=1)
+        for _ in range(n_steps):
+            x = torch.cat([self.prenet(frame), state.context], dim=1)
             hidden, cell = cells[0](x, state.attention_hidden, state.attention_cell)
             context, alignment = attend(hidden, state.alignment, state.cumulative_alignment)
             x = torch.cat([hidden, context], dim=1)
@@ -263,41 +267,45 @@ class FastDecoder(Decoder):
 
 
 def speed_up(model: Tacotron2) -> Tacotron2:
-    """Gives the model a FastDecoder, with the same parameters, where that computes the same.
+    """Give the model a fast decoder and postnet that share its parameters; return the model.
 
-    Where it does not, the model keeps its decoder, and one line on stderr says why.
-
-    Returns:
-        The same model.
+    If the fast decoder computes other numbers than the model's own, the model keeps its own and
+    one line on stderr says why.
     """
-    reason = twin_difference(model.decoder)
+    reason = find_difference(model.decoder)
     if reason is None:
-        model.decoder = make_twin(model.decoder)
-    elif os.environ.get("RANK", "0") == "0":  # one process of several speaks
-        print(
+        model.decoder = make_twin(model.decoder, model.config, FastDecoder)
+    elif os.environ.get("RANK", "0") == "0":  # only one of several processes prints it
+        say(
             f"fast/decoder.py does not fit this model: {reason}. The plain loops of model.py run "
             "instead, to the right numbers but slower; --no-fast_decoder asks for them without "
             "this line, and the same change in fast/decoder.py makes it fast again",
             file=sys.stderr,
-            flush=True,
         )
+    if type(model.postnet) is PostNet and not is_patched(model.postnet):
+        model.postnet = make_twin(model.postnet, model.config, ChunkedPostNet)
     return model
 
 
-def make_twin(decoder: Decoder) -> FastDecoder:
-    """A FastDecoder that shares the parts of `decoder`."""
+def make_twin(part: nn.Module, config: Tacotron2Config, fast_class: type) -> nn.Module:
+    """Make a decoder or postnet of fast_class that shares the layers of `part`."""
     with torch.device("meta"):  # takes no memory, and no random numbers from training
-        twin = FastDecoder(decoder.config)
-    for name, part in decoder.named_children():
-        setattr(twin, name, part)
-    return twin.train(decoder.training)
+        twin = fast_class(config)
+    for name, layer in part.named_children():
+        setattr(twin, name, layer)
+    return twin.train(part.training)
 
 
-def twin_difference(decoder: nn.Module) -> str | None:
-    """Says how a decoder differs from what FastDecoder was written for; None if it does not.
+def is_patched(part: nn.Module) -> bool:
+    """Tell whether a module has hooks, or a forward other than its class's."""
+    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
 
-    Builds both decoders at a small size, which is a matter of milliseconds, and compares teacher
-    forcing in train mode, with the gradients, and free running in eval mode.
+
+def find_difference(decoder: nn.Module) -> str | None:
+    """Describe how a decoder differs from the one FastDecoder was written for; None if equal.
+
+    Builds both decoders at a small size, which takes milliseconds, and compares teacher forcing in
+    train mode, all gradients, and free running in eval mode.
     """
     if type(decoder) is not Decoder:
         return f"its decoder is a {type(decoder).__name__}, expected model.py's Decoder"
@@ -307,13 +315,13 @@ def twin_difference(decoder: nn.Module) -> str | None:
     for (name, part), known in zip(decoder.named_modules(), plain.modules(), strict=False):
         if type(part) is not type(known):
             return f"decoder.{name} is a {type(part).__name__}, expected a {type(known).__name__}"
-        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+        if is_patched(part):
             return f"decoder.{name} has a hook, or a forward of its own"
     try:
-        twin = make_twin(plain)
+        twin = make_twin(plain, plain.config, FastDecoder)
         with torch.inference_mode(False), torch.autocast("cpu", enabled=False), KnownDropout():
             results = [trial_results(either) for either in (plain, twin)]
-    except Exception as error:  # whatever a changed part brings up
+    except Exception as error:  # whatever a changed part raises
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     for name, ours in results[0].items():
         distance = float((results[1][name] - ours).norm() / ours.norm().clamp_min(1e-30))
@@ -323,9 +331,9 @@ def twin_difference(decoder: nn.Module) -> str | None:
 
 
 class KnownDropout(TorchFunctionMode):
-    """F.dropout as a factor that is the same for a channel in all calls, instead of a random one.
+    """Replaces the random F.dropout by a factor per channel that is the same in all calls.
 
-    Then two decoders give the same numbers only if they apply the same dropout in the same place.
+    Two decoders then give the same numbers only if they apply the same dropout in the same place.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -335,14 +343,14 @@ class KnownDropout(TorchFunctionMode):
 
     @staticmethod
     def scale(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        """x (..., C) times 1 - p to 1 + p; the arguments of F.dropout."""
+        """Multiply x (..., C) by 1 - p to 1 + p; takes the arguments of F.dropout."""
         if not training:
             return x
         return x * (1 + p * torch.cos(torch.arange(x.shape[-1], device=x.device)))
 
 
 def trial_results(decoder: Decoder) -> dict[str, Tensor]:
-    """Outputs and gradients on a few frames of two texts, one of them padded."""
+    """Compute outputs and gradients on a few frames of two texts, one of them padded."""
     generator = torch.Generator().manual_seed(0)
     text = torch.randn(2, 30, decoder.config.encoder_embed_dim, generator=generator)
     mels = torch.randn(2, 6, decoder.config.num_mels, generator=generator)
@@ -351,7 +359,7 @@ def trial_results(decoder: Decoder) -> dict[str, Tensor]:
     with torch.enable_grad():
         forced = decoder.train()(text.requires_grad_(), padding_mask, mels.requires_grad_())
         sources = {"encoder_outputs": text, "mels": mels, **dict(decoder.named_parameters())}
-        # Of one number: for those of several, torch imports sympy, which takes 0.3 s.
+        # One number, because for the gradients of several torch imports sympy, which takes 0.3 s.
         weighted = sum((x * x.detach().cos()).sum() for x in forced)
         gradients = torch.autograd.grad(weighted, list(sources.values()))
     with torch.no_grad():

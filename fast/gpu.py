@@ -1,4 +1,4 @@
-"""loops.py and free running on a GPU: launches of the kernels of fast/kernels.py, CUDA graphs.
+"""fast/loops.py and free running on a GPU: launches of fast/kernels.py, and CUDA graphs.
 
 Takes and returns tensors. A frame is five launches each way:
 
@@ -13,12 +13,15 @@ Takes and returns tensors. A frame is five launches each way:
                d preactivations_t, d c_{t-1}                      cell_backward_kernel
                d [context_{t-1}, h_{t-1}]                         matrix product
 
-Even these the GPU finishes sooner than Python launches them, so the launches of several frames are
-recorded once as a CUDA graph, which is launched as one. Symbols, shapes and the doubled tensors are
-those of loops.py.
+The GPU finishes even these sooner than Python launches them, so the launches of several frames are
+recorded once as a CUDA graph, which is one launch. Symbols, shapes and the doubled tensors are
+those of fast/loops.py.
+
+tests/test_fast_gpu.py checks the kernels in Triton's interpreter against fast/loops.py, compiles
+them for two GPUs, and replays the recording of graphs on a CPU. fast/loops.py tries this file out
+on the GPU at hand before it is used.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -29,6 +32,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from command_line.main import warn
 from fast.kernels import (
     cell_backward_kernel,
     cell_kernel,
@@ -38,16 +42,16 @@ from fast.kernels import (
     hidden_backward_kernel,
 )
 
-BLOCK_UNITS = 512  # of an LSTM, per program
+BLOCK_UNITS = 512  # units of an LSTM per program
 BLOCK_TEXT = 64  # characters per program, where the location convolution is
 BLOCK_HIDDEN = 32  # channels of the attention's hidden layer at a time
 BLOCK_OUTPUTS = 128  # channels of the context per program
-BLOCK_ENCODER = 64  # of them, or of encoder_outputs, at a time
-MIN_ROW = 64  # shorter texts share the kernels of this length: each power of two is compiled
-ROW_WARPS = 8  # where a program has a whole row of characters
-FRAMES_AT_ONCE = 16  # of training, in one CUDA graph
+BLOCK_ENCODER = 64  # channels of the context or of encoder_outputs at a time
+MIN_ROW = 64  # characters; shorter texts share the kernels compiled for this length
+ROW_WARPS = 8  # for kernels whose program has a whole row of characters
+FRAMES_AT_ONCE = 16  # training frames in one CUDA graph
 GRAPH_DEVICES = ("cuda",)
-MAX_GRAPHS = 32  # kept; each batch size and text length needs two, and memory for its frames
+MAX_GRAPHS = 32  # each batch size and text length needs two, with memory for their frames
 
 Launch = Callable[..., Any]
 Tensors = Sequence[Tensor | None]
@@ -59,7 +63,7 @@ StepsFunction = Callable[[tuple[Tensor, ...]], tuple[tuple[Tensor, ...], tuple[T
 
 
 class _Shared(NamedTuple):
-    """What every frame reads, each contiguous."""
+    """The tensors that every frame reads, each contiguous."""
 
     encoder_outputs: Tensor  # (B, T_text, E)
     keys: Tensor  # (B, T_text, A)
@@ -85,7 +89,7 @@ def _share(
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], constants: dict[str, int]) -> Launch:
-    """A kernel with its grid and constants: called with all its other arguments, in order."""
+    """Bind a kernel to its grid and constants; call the result with its other arguments."""
     return partial(kernel[grid], **constants)
 
 
@@ -100,11 +104,9 @@ def _cell_launch(cell: Tensor) -> Launch:
 
 
 def _constants(shared: _Shared) -> tuple[dict[str, int], dict[str, int]]:
-    """Of the kernels with the location convolution, and of those with a whole row of characters."""
-    (n_taps, attention_dim), (_, n_text, encoder_dim) = (
-        shared.matrix.shape,
-        shared.encoder_outputs.shape,
-    )
+    """Return the constants of kernels with the location convolution, and of those with a row."""
+    n_taps, attention_dim = shared.matrix.shape
+    _, n_text, encoder_dim = shared.encoder_outputs.shape
     convolution = {
         "ATTENTION_DIM": attention_dim,
         "KERNEL_SIZE": n_taps // 2,
@@ -123,7 +125,7 @@ def _constants(shared: _Shared) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _attention_launch(shared: _Shared) -> Launch:
-    """One frame's attention, from W_q q_t to the context; shapes as for the kernels."""
+    """Prepare a frame's attention, from W_q q_t to the context; shapes as for the kernels."""
     batch_size, n_text, encoder_dim = shared.encoder_outputs.shape
     convolution, row = _constants(shared)
     energies_grid = (batch_size, triton.cdiv(n_text, BLOCK_TEXT), 1)
@@ -141,14 +143,12 @@ def _attention_launch(shared: _Shared) -> Launch:
         next_location: Tensor,
         context: Tensor,
     ) -> None:
-        """Reads the first three, writes the others."""
-        launch_energies(
-            location, query_product, shared.keys, shared.matrix, shared.v, energies, n_text
-        )
-        launch_context(
-            energies, shared.padding_mask, shared.encoder_outputs, cumulative, next_cumulative,
-            alignment, next_location, context, n_text, context.stride(0),
-        )  # fmt: skip
+        """Launch both kernels; they read the first three arguments and write the others."""
+        inputs = location, query_product, shared.keys, shared.matrix, shared.v
+        launch_energies(*inputs, energies, n_text)
+        inputs = energies, shared.padding_mask, shared.encoder_outputs, cumulative
+        outputs = next_cumulative, alignment, next_location, context
+        launch_context(*inputs, *outputs, n_text, context.stride(0))
 
     return launch
 
@@ -157,27 +157,27 @@ def _attention_launch(shared: _Shared) -> Launch:
 
 
 class Recording(NamedTuple):
-    """A CUDA graph, and what keeps the memory alive at whose addresses it reads and writes."""
+    """A CUDA graph, with the tensors at whose addresses it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
-    run: Callable[[], Any]  # what was recorded
-    result: Any  # what that returned: each replay writes it again
+    run: Callable[[], Any]  # the recorded function, which keeps its tensors alive
+    result: Any  # its result; each replay writes it again
 
 
-_FAILED: list[Any] = []  # recordings, for the memory allocator; nothing is recorded after the first
+_FAILED: list[Any] = []  # a failed recording, which must stay alive; no other is tried after it
 
 
 @lru_cache
 def _recording_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for each device: cuBLAS keeps 32 MiB for every stream that it has seen."""
+    """Make one stream per device, because cuBLAS keeps 32 MiB for each stream it has seen."""
     return torch.cuda.Stream(device)
 
 
 def record(run: Callable[[], Any], like: Tensor) -> Recording | None:
-    """Records what `run` launches; None, with a warning, where that cannot be.
+    """Record what `run` launches; if that fails, print a warning and return None.
 
     Args:
-        run: has run before, so that all is compiled, and never waits for the device.
+        run: has run before, so that all kernels are compiled, and never waits for the device.
         like: a tensor on the device.
     """
     if _FAILED:
@@ -197,13 +197,13 @@ def record(run: Callable[[], Any], like: Tensor) -> Recording | None:
     except RuntimeError as error:
         with torch.cuda.device_of(like):  # setting a stream sets the device too
             torch.cuda.set_stream(stream)
-        # PyTorch leaves the random generator and the memory allocator in recording mode: the one
-        # would refuse to draw, the other to free its cache.
+        # PyTorch leaves the random generator and the memory allocator in recording mode, in which
+        # they refuse to draw and to free memory.
         generator.graphsafe_set_state(random_state)
-        with suppress(RuntimeError):  # where that recording has ended after all
+        with suppress(RuntimeError):  # if the recording has ended after all
             torch._C._cuda_endAllocateToPool(device.index, pool)
         _FAILED.append(graph)
-        warnings.warn(f"no CUDA graph, which is slower; {error}", stacklevel=2)
+        warn(f"no CUDA graph, which is slower; {error}")
         return None
 
 
@@ -218,7 +218,7 @@ def _take(tensors: Tensors, rows: slice) -> list[Tensor | None]:
 
 
 class FramesGraph:
-    """FRAMES_AT_ONCE frames of `run_frames` as a CUDA graph, with memory for all they touch."""
+    """FRAMES_AT_ONCE frames of `run_frames` as a CUDA graph with memory of its own."""
 
     def __init__(
         self, run: FramesFunction, fixed: Tensors, state: Tensors, reads: Tensors, writes: Tensors
@@ -227,7 +227,7 @@ class FramesGraph:
             form = torch.contiguous_format
             return [None if x is None else x.clone(memory_format=form) for x in tensors]
 
-        # Tensors made under inference_mode, as in validation, could not be written in training.
+        # Tensors made under inference_mode, as in validation, could not be changed in training.
         with torch.inference_mode(False), torch.no_grad():
             rows = slice(FRAMES_AT_ONCE)
             self.fixed, self.state = clone(fixed), clone(state)
@@ -239,11 +239,11 @@ class FramesGraph:
             self.recording = record(go, state[0])
 
 
-_GRAPHS: dict[Any, FramesGraph] = {}  # those used last come last
+_GRAPHS: dict[Any, FramesGraph] = {}  # in the order of their last use
 
 
 def _frames_graph(run: FramesFunction, *groups: Tensors) -> FramesGraph:
-    """The graph of `run_frames` for such shapes, from an earlier call where there was one."""
+    """Return the graph for tensors of these shapes; record it on the first call."""
     fixed, state, reads, writes = groups
     rows = _take((*reads, *writes), slice(FRAMES_AT_ONCE))
     tensors = *fixed, *state, *rows
@@ -265,18 +265,18 @@ def run_frames(
     writes: Tensors,
     backwards: bool = False,
 ) -> None:
-    """`run(fixed, state, reads, writes)`, on a GPU in parts that are launched as one CUDA graph.
+    """Call `run(fixed, state, reads, writes)`; on a GPU, replay it in parts as a CUDA graph.
 
     A graph knows addresses and not tensors, so the rows of FRAMES_AT_ONCE frames are copied to its
-    own and the results back, at about a twentieth of the time. The frames left over, which are the
-    first that are run, are launched one by one.
+    own memory and the results back, which takes about a twentieth of the time. The first frames,
+    up to a multiple of FRAMES_AT_ONCE, are launched one by one.
 
     Args:
         run: runs one frame for each row, from the first to the last, or `backwards`.
-        fixed: what every frame reads.
-        state: what a frame leaves to the next; changed in place.
-        reads: a row for each frame, or None.
-        writes: a row for each frame. A tensor that is in `reads` too is changed in place.
+        fixed: tensors that every frame reads.
+        state: tensors that each frame hands to the next; changed in place.
+        reads: tensors with a row for each frame, or None.
+        writes: tensors with a row for each frame; one that is in `reads` too is changed in place.
     """
     n_frames, graph = len(writes[0]), None
     if state[0].device.type in GRAPH_DEVICES and n_frames >= FRAMES_AT_ONCE:
@@ -303,40 +303,34 @@ def run_frames(
 
 
 def _forward_frames(fixed: Tensors, state: Tensors, reads: Tensors, writes: Tensors) -> None:
-    """The frames of `forward_loop`; see `run_frames`."""
+    """Run the frames of `forward_loop`; see `run_frames`."""
     shared = _Shared(*fixed)
     (recurrent, cell, location, cumulative), (preactivations, drops) = state, reads
     _, recurrents, cells, locations, queries, alignments = writes
     contexts, hiddens = recurrents.tensor_split([shared.encoder_outputs.shape[2]], 2)
     attend, launch_cell = _attention_launch(shared), _cell_launch(cell)
     query_product = queries.new_empty(len(cell), len(shared.weight_query))
-    # A frame reads the one and writes the other.
+    # A frame reads one of the pair and writes the other.
     totals = cumulative, torch.empty_like(cumulative)
     for t, gate in enumerate(preactivations.unbind()):
         gate.addmm_(recurrent, shared.weight_recurrent.t())
-        launch_cell(
-            gate, cell, cells[t], hiddens[t], queries[t], None if drops is None else drops[t],
-            hiddens.stride(1),
-        )  # fmt: skip
+        drop = None if drops is None else drops[t]
+        launch_cell(gate, cell, cells[t], hiddens[t], queries[t], drop, hiddens.stride(1))
         torch.mm(queries[t], shared.weight_query.t(), out=query_product)
-        attend(
-            query_product, location, totals[t % 2], totals[1 - t % 2], alignments[t],
-            locations[t], contexts[t],
-        )  # fmt: skip
+        outputs = alignments[t], locations[t], contexts[t]
+        attend(query_product, location, totals[t % 2], totals[1 - t % 2], *outputs)
         recurrent, cell, location = recurrents[t], cells[t], locations[t]
     _copy(state, (recurrent, cell, location, totals[len(queries) % 2]))
 
 
 def forward_loop(preactivations: Tensor, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-    """`forward_loop` of loops.py: the fields of its LoopInputs in, of its LoopFrames out."""
+    """Run `forward_loop` of loops.py: takes its LoopInputs, returns its LoopFrames, as tuples."""
     encoder_outputs, keys, padding_mask, drops, *weights = inputs
-    (n_frames, batch_size, _), (_, n_text, encoder_dim) = (
-        preactivations.shape,
-        encoder_outputs.shape,
-    )
+    n_frames, batch_size, _ = preactivations.shape
+    _, n_text, encoder_dim = encoder_outputs.shape
     hidden_dim, kernel_size = weights[1].shape[1], weights[2].shape[2]
     zeros, wide = preactivations.new_zeros, {"dtype": torch.float32}
-    # Row t is what frame t reads, so the frames write from row 1 on.
+    # Frame t reads row t, so the frames write from row 1 on.
     recurrent = zeros(n_frames + 1, batch_size, encoder_dim + hidden_dim)
     cells = zeros(n_frames + 1, batch_size, hidden_dim, **wide)
     locations = zeros(n_frames + 1, batch_size, 2, n_text + kernel_size - 1)
@@ -351,7 +345,7 @@ def forward_loop(preactivations: Tensor, inputs: tuple[Tensor | None, ...]) -> t
 
 
 def _backward_frames(fixed: Tensors, state: Tensors, reads: Tensors, writes: Tensors) -> None:
-    """The frames of `backward_loop`, from the last to the first; see `run_frames`."""
+    """Run the frames of `backward_loop`, from the last to the first; see `run_frames`."""
     shared = _Shared(*fixed)
     d_recurrent, d_cell, d_cumulative, d_windows, d_keys, d_matrix, d_v = state
     alignments, locations, query_products, gates, hidden_to_cell, forget, *grads, drops = reads
@@ -368,25 +362,22 @@ def _backward_frames(fixed: Tensors, state: Tensors, reads: Tensors, writes: Ten
     d_contexts_after, d_hiddens = d_recurrent.tensor_split([grad_contexts.shape[2]], 1)
     d_queries = grad_queries.new_empty(batch_size * n_blocks, hidden_dim)
     d_energies = torch.empty_like(d_cumulative)
-    # A frame reads the one and writes the other.
+    # A frame reads one of the pair and writes the other.
     d_totals = d_cumulative, torch.empty_like(d_cumulative)
     d_vs = d_v, torch.empty_like(d_v)
     for i, t in enumerate(reversed(range(n_frames))):
         now, after = i % 2, 1 - i % 2
-        launch_energies(
-            alignments[t], shared.padding_mask, shared.encoder_outputs, grad_alignments[t],
-            grad_contexts[t], d_contexts_after, d_contexts[t], d_windows, d_totals[now],
-            d_totals[after], d_energies, n_text, d_recurrent.stride(0),
-        )  # fmt: skip
-        launch_hidden(
-            locations[t], query_products[t], shared.keys, shared.matrix, shared.v, d_energies,
-            d_windows, d_query_products[t], d_keys, d_matrix, d_vs[now], d_vs[after], n_text,
-        )  # fmt: skip
+        inputs = alignments[t], shared.padding_mask, shared.encoder_outputs
+        grads = grad_alignments[t], grad_contexts[t], d_contexts_after, d_contexts[t], d_windows
+        totals = d_totals[now], d_totals[after]
+        launch_energies(*inputs, *grads, *totals, d_energies, n_text, d_recurrent.stride(0))
+        inputs = locations[t], query_products[t], shared.keys, shared.matrix, shared.v
+        grads = d_energies, d_windows, d_query_products[t], d_keys, d_matrix
+        launch_hidden(*inputs, *grads, d_vs[now], d_vs[after], n_text)
         torch.mm(d_query_products[t], shared.weight_query, out=d_queries)
-        launch_cell(
-            d_queries, grad_queries[t], None if drops is None else drops[t], d_hiddens, gates[t],
-            hidden_to_cell[t], forget[t], d_cell, d_recurrent.stride(0), forget.stride(1),
-        )  # fmt: skip
+        grads = d_queries, grad_queries[t], None if drops is None else drops[t], d_hiddens
+        factors = gates[t], hidden_to_cell[t], forget[t], d_cell
+        launch_cell(*grads, *factors, d_recurrent.stride(0), forget.stride(1))
         torch.mm(gates[t].flatten(1), shared.weight_recurrent, out=d_recurrent)
     _copy((d_cumulative, d_v), (d_totals[n_frames % 2], d_vs[n_frames % 2]))
 
@@ -399,7 +390,7 @@ def backward_loop(
     grad_contexts: Tensor,
     grad_alignments: Tensor,
 ) -> tuple[Tensor, ...]:
-    """`backward_loop` of loops.py: the fields of its LoopGradients out."""
+    """Run `backward_loop` of loops.py; returns its LoopGradients as a tuple."""
     encoder_outputs, keys, padding_mask, drops, *weights = inputs
     _, recurrent, cells, locations, queries, alignments = frames
     (n_frames, batch_size, n_text), weight_query = alignments.shape, weights[1]
@@ -423,10 +414,8 @@ def backward_loop(
         shared = _share(encoder_outputs, keys, padding_mask, *weights)
         run_frames(_backward_frames, shared, state, reads, writes, backwards=True)
     d_query_products = d_query_products.view(n_frames, batch_size, n_blocks, -1).sum(dim=2)
-    return (
-        derivatives[0].flatten(2), d_contexts, d_query_products, d_keys, d_matrix.sum(dim=(0, 1)),
-        d_v.sum(dim=(0, 1)),
-    )  # fmt: skip
+    sums = d_keys, d_matrix.sum(dim=(0, 1)), d_v.sum(dim=(0, 1))
+    return derivatives[0].flatten(2), d_contexts, d_query_products, *sums
 
 
 # Free running
@@ -435,7 +424,7 @@ def backward_loop(
 def prepare_cell(
     weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor, dtype: torch.dtype
 ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(x, h, c) -> (h, c), an LSTM cell whose product runs in dtype and all else in float32."""
+    """Return (x, h, c) -> (h, c), an LSTM cell with its product in dtype, the rest in float32."""
     weight = torch.cat([weight_ih, weight_hh], dim=1).to(dtype).t()
     bias = (bias_ih + bias_hh).float()
 
@@ -458,7 +447,10 @@ def prepare_attention(
     weight_location: Tensor,
     v: Tensor,
 ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(query, alignment, cumulative_alignment) -> (context, alignment); keys, weights doubled."""
+    """Return (query, alignment, cumulative_alignment) -> (context, alignment).
+
+    Keys and weights are doubled, see `double` in loops.py.
+    """
     shared = _share(encoder_outputs, keys, padding_mask, None, weight_query, weight_location, v)
     launch = _attention_launch(shared)
     half = weight_location.shape[2] // 2
@@ -467,27 +459,25 @@ def prepare_attention(
         location = F.pad(torch.stack([alignment, cumulative], dim=1), (half, half))
         context = encoder_outputs.new_empty(len(query), encoder_outputs.shape[2])
         next_alignment = torch.empty_like(alignment)
+        outputs = torch.empty_like(cumulative), next_alignment, torch.empty_like(location), context
         with torch.cuda.device_of(query):
-            launch(
-                query @ weight_query.t(), location, cumulative, torch.empty_like(cumulative),
-                next_alignment, torch.empty_like(location), context,
-            )  # fmt: skip
+            launch(query @ weight_query.t(), location, cumulative, *outputs)
         return context, next_alignment
 
     return attend
 
 
 def capture(run: StepsFunction, carry: tuple[Tensor, ...]) -> StepsFunction:
-    """`run` recorded as a CUDA graph: one launch where `run` has hundreds.
+    """Record `run` as a CUDA graph: one launch instead of hundreds.
 
     Args:
         run: carry -> (outputs, carry), of the same shapes each time, without a wait for the
-            device in it. It has run before, so that all is compiled.
-        carry: what it will be called with.
+            device in it. It has run before, so that all kernels are compiled.
+        carry: an argument of `run`.
 
     Returns:
-        The same function, whose carry is overwritten by the next call; `run` itself, with a
-        warning, where it cannot be recorded.
+        The same function, whose carry is overwritten by the next call; `run` itself, after a
+        warning, if it cannot be recorded.
     """
     places = tuple(x.clone() for x in carry)
 

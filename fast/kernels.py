@@ -1,13 +1,13 @@
 """The Triton kernels of fast/gpu.py: the small operations of a frame, forwards and backwards.
 
-Run one operation at a time, a frame is 27 launches forwards and 40 backwards, and a GPU finishes
-most of them sooner than the next one is launched. With these kernels it is five each way; between
-them are matrix products, which are PyTorch's.
+One PyTorch operation at a time, a frame is 27 launches forwards and 40 backwards, and a GPU
+finishes most of them sooner than the next one is launched. With these kernels it is five each way,
+including the matrix products between them, which are PyTorch's.
 
 Each accumulator belongs to one program and there are no atomics, so results are deterministic, and
-Triton's interpreter, which runs one program after the other on a CPU, computes what a GPU does
-(tests/test_fast_gpu.py). Symbols, shapes and the doubled tensors are those of loops.py. A
-kernel's arguments in capitals are known when it is compiled.
+Triton's interpreter, which runs one program after the other on a CPU, computes the same as a GPU.
+tests/test_fast_gpu.py runs it and compares the results with fast/loops.py. Symbols, shapes and the
+doubled tensors are those of fast/loops.py. Arguments in capitals are known at compile time.
 """
 
 import triton
@@ -31,7 +31,7 @@ def cell_kernel(
     HIDDEN_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The LSTM's activations; a program has BLOCK units of one clip."""
+    """Computes the LSTM's activations; a program has BLOCK units of one clip."""
     row = tl.program_id(0)
     units = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = units < HIDDEN_DIM
@@ -71,7 +71,7 @@ def cell_backward_kernel(
     HIDDEN_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """`CellBackward.step` and what comes before it; a program has BLOCK units of one clip."""
+    """Runs the dropout and `cell_backward_` of loops.py; a program has BLOCK units of one clip."""
     row = tl.program_id(0)
     units = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = units < HIDDEN_DIM
@@ -97,7 +97,7 @@ def cell_backward_kernel(
 def _load_windows(
     location, n_text, characters, KERNEL_SIZE: tl.constexpr, BLOCK_TAPS: tl.constexpr
 ):
-    """What the location convolution sees at each character: (BLOCK_TEXT, BLOCK_TAPS)."""
+    """Loads the window of the location convolution at each character, (BLOCK_TEXT, BLOCK_TAPS)."""
     taps = tl.arange(0, BLOCK_TAPS)
     offsets = (taps // KERNEL_SIZE) * (n_text + KERNEL_SIZE - 1) + taps % KERNEL_SIZE
     valid = (characters < n_text)[:, None] & (taps < 2 * KERNEL_SIZE)[None, :]
@@ -112,7 +112,7 @@ def _load_matrix(
     KERNEL_SIZE: tl.constexpr,
     BLOCK_TAPS: tl.constexpr,
 ):
-    """Some channels of U: (BLOCK_TAPS, BLOCK)."""
+    """Loads some channels of U, (BLOCK_TAPS, BLOCK)."""
     taps = tl.arange(0, BLOCK_TAPS)
     valid = (taps < 2 * KERNEL_SIZE)[:, None] & (channels < ATTENTION_DIM)[None, :]
     return tl.load(matrix + taps[:, None] * ATTENTION_DIM + channels[None, :], valid, 0.0)
@@ -122,10 +122,10 @@ def _load_matrix(
 def _sigmoid_hidden(
     windows, u, keys, query_products, n_text, characters, channels, ATTENTION_DIM: tl.constexpr
 ):
-    """Some channels of sigmoid(W_q q + K + U * location): (BLOCK_TEXT, BLOCK)."""
+    """Computes some channels of sigmoid(W_q q + K + U * location), (BLOCK_TEXT, BLOCK)."""
     inside = channels < ATTENTION_DIM
     key = keys + characters[:, None] * ATTENTION_DIM + channels[None, :]
-    # Three TF32 products make one of float32; with bfloat16 this says nothing.
+    # Three TF32 products make one of float32; with bfloat16 this has no effect.
     hidden = tl.dot(windows, u, input_precision="tf32x3")
     hidden += tl.load(key, (characters < n_text)[:, None] & inside[None, :], 0.0).to(tl.float32)
     hidden += tl.load(query_products + channels, inside, 0.0).to(tl.float32)[None, :]
@@ -147,7 +147,7 @@ def energies_kernel(
     BLOCK_TEXT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """v^T sigmoid(...); a program has BLOCK_TEXT characters of one clip."""
+    """Computes e_t = v^T sigmoid(...); a program has BLOCK_TEXT characters of one clip."""
     row = tl.program_id(0)
     characters = tl.program_id(1) * BLOCK_TEXT + tl.arange(0, BLOCK_TEXT)
     location += row * 2 * (n_text + KERNEL_SIZE - 1)
@@ -187,7 +187,7 @@ def context_kernel(
     BLOCK_OUTPUTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Softmax and context; a program has BLOCK_OUTPUTS channels of one clip's context."""
+    """Computes a_t and context_t; a program has BLOCK_OUTPUTS channels of one clip's context."""
     row = tl.program_id(0)
     characters = tl.arange(0, ROW)
     inside = characters < n_text
@@ -218,7 +218,7 @@ def context_kernel(
 
 @triton.jit
 def _load_carry(d_windows, n_text, characters, KERNEL_SIZE: tl.constexpr, BLOCK_TAPS: tl.constexpr):
-    """One channel of the location's gradient from that of its windows: (ROW,).
+    """Sums one channel of the location's gradient from that of its windows, (ROW,).
 
     Character j lies in the windows of the characters j - K // 2 to j + K // 2; row r of d_windows
     is the window of character r - K // 2.
@@ -255,7 +255,7 @@ def energies_backward_kernel(
     BLOCK_TAPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Softmax and context backwards; a program has one clip."""
+    """Runs softmax and context backwards; a program has one clip."""
     row = tl.program_id(0)
     characters = tl.arange(0, ROW)
     inside = characters < n_text
@@ -306,7 +306,7 @@ def hidden_backward_kernel(
     BLOCK_TEXT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The sigmoid again, and all behind it; a program has BLOCK_TEXT characters of one clip."""
+    """Runs the energies backwards; a program has BLOCK_TEXT characters of one clip."""
     row = tl.program_id(0)
     block = row * tl.num_programs(1) + tl.program_id(1)
     characters = tl.program_id(1) * BLOCK_TEXT + tl.arange(0, BLOCK_TEXT)

@@ -1,8 +1,8 @@
-"""The decoder's two sequential parts in teacher forcing, with their gradients written out.
+"""The decoder's two sequential parts in teacher forcing, with hand-written gradients.
 
 With teacher forcing only the attention LSTM and the attention are sequential: frame t needs the
-context of frame t - 1. `attention_loop` is that loop. The rest is one call over all frames, the
-decoder LSTM among it (`fast_lstm`). With x_t the prenet's output and K = V encoder_outputs:
+context of frame t - 1. `attention_loop` runs that loop. The rest, including the decoder LSTM
+(`fast_lstm`), is one call over all frames. With x_t the prenet's output and K = V encoder_outputs:
 
     preactivations_t = W_x x_t + b  +  W_r [context_{t-1}, h_{t-1}]
     i, f, g, o = split(preactivations_t), sigmoid on i, f and o, tanh on g
@@ -11,18 +11,22 @@ decoder LSTM among it (`fast_lstm`). With x_t the prenet's output and K = V enco
     e_t = v^T tanh(W_q q_t + K + U * [a_{t-1}, sum_{s<t} a_s])
     a_t = softmax(e_t);           context_t = a_t encoder_outputs
 
-Autograd would make it slow: it records some forty small operations a frame, keeps a (B, T_text,
-attention_dim) activation for each, and reads and writes a 25 MB weight gradient every frame. Here
-W_x x_t + b is one matrix product over all frames; the backward pass recomputes tanh(...) from the
-saved alignments and queries; the factors of the LSTM's derivative that depend only on the forward
-pass are computed for all frames at once; and the gradient of each weight is one product over all
-T_mel * B rows at the end. U is the location convolution folded into the linear layer after it
-(both are linear). fast/gpu.py has the same loop for a GPU.
+Autograd would make this slow: it records some forty small operations per frame, keeps a (B, T_text,
+attention_dim) activation for each frame, and reads and writes a 25 MB weight gradient every frame.
+Here W_x x_t + b is one matrix product over all frames; the backward pass recomputes tanh(...) from
+the saved alignments and queries; the factors of the LSTM's derivative that depend only on the
+forward pass are computed for all frames at once; and the gradient of each weight is one product
+over all T_mel * B rows at the end. U is the location convolution folded into the linear layer after
+it (both are linear). fast/gpu.py runs the same loop on a GPU.
+
+tests/test_fast_decoder.py checks the gradients against finite differences in double precision, and
+outputs and gradients against the plain loops of model.py.
 
 Sizes: P prenet, E encoder, H LSTM, A attention, K location kernel; N = B * T_text rows. `d_x` is
 the gradient of the loss with respect to x.
 """
 
+import subprocess
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
@@ -32,14 +36,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TEXT_STEP = 32  # a GPU has recordings for each length of text: padded to multiples, they are few
-MAX_GPU_KERNEL_SIZE = 31  # of the location convolution: a GPU's shared memory ends there
+from command_line.main import warn
+
+TEXT_STEP = 32  # texts are padded to multiples, so that a GPU needs few recordings
+MAX_GPU_KERNEL_SIZE = 31  # of the location convolution; more exceeds a GPU's shared memory
 GPU_TOLERANCE = {torch.float32: 0.01, torch.float16: 0.02, torch.bfloat16: 0.1}  # of the norm
-CUDNN_WITH_BFLOAT16 = 91300  # cuDNN 9.13: the first whose LSTMs take bfloat16
+CUDNN_WITH_BFLOAT16 = 91300  # cuDNN 9.13 is the first whose LSTMs take bfloat16
+BFLOAT16_CAPABILITY = (8, 0)  # of the first GPUs that compute in bfloat16
 
 
 def compute_dtype(like: Tensor) -> torch.dtype:
-    """The dtype of matrix products: autocast's where it is on, else that of the tensor."""
+    """Return the dtype of matrix products: autocast's where it is on, else the tensor's."""
     device_type = like.device.type
     if torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
@@ -47,12 +54,12 @@ def compute_dtype(like: Tensor) -> torch.dtype:
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of cells and alignments, which add up over hundreds of frames."""
+    """Return the dtype of cells and alignments, which are sums over hundreds of frames."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def can_block(weight: Tensor) -> bool:
-    """Whether oneDNN has a blocked memory layout for this weight; it has no gradient."""
+    """Tell whether oneDNN has a blocked memory layout for this weight; it has no gradient."""
     if weight.device.type != "cpu" or torch.is_grad_enabled():
         return False
     if weight.dtype == torch.bfloat16:
@@ -61,9 +68,9 @@ def can_block(weight: Tensor) -> bool:
 
 
 def repeated_linear(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """x -> x @ weight.T, for a weight that is used at every frame.
+    """Return x -> x @ weight.T for a weight that every frame uses.
 
-    On a CPU the product of a few rows with a large matrix is bound by reading the matrix: in
+    On a CPU the product of a few rows with a large matrix is bound by reading the matrix. From
     oneDNN's blocked layout, made once here, that is 2 to 3 times as fast as row by row.
     """
     if can_block(weight):
@@ -73,17 +80,17 @@ def repeated_linear(weight: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def fold_location(attention: nn.Module) -> Tensor:
-    """U: the location convolution and the linear layer after it as one, (A, 2, K)."""
+    """Fold the location convolution and the linear layer after it into U, (A, 2, K)."""
     return torch.einsum(
         "af,fck->ack", attention.location_layer.weight, attention.location_conv.weight
     )
 
 
 def double(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Twice the keys, W_q, U and v, so that the loops can use sigmoid in place of tanh.
+    """Double the keys, W_q, U and v, so that the loops can use sigmoid instead of tanh.
 
-    tanh(x) = 2 sigmoid(2x) - 1, sigmoid is 3 to 6 times as fast on a CPU, and the softmax after
-    it does not see the constant -1. All loops below and in fast/gpu.py take doubled tensors.
+    tanh(x) = 2 sigmoid(2x) - 1, sigmoid is 3 to 6 times as fast on a CPU, and the softmax cancels
+    the constant -1. All loops below and in fast/gpu.py take doubled tensors.
     """
     return tuple(2 * tensor for tensor in tensors)
 
@@ -92,7 +99,7 @@ def double(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def activate_(preactivations: Tensor, cell: Tensor, next_cell: Tensor) -> Tensor:
-    """The LSTM's activations: (B, 4H) to [i, f, g, o] in place; writes next_cell, returns h."""
+    """Turn preactivations (B, 4H) into [i, f, g, o] in place; write next_cell, return h."""
     hidden_dim = cell.shape[1]
     preactivations[:, : 2 * hidden_dim].sigmoid_()
     preactivations[:, 2 * hidden_dim : 3 * hidden_dim].tanh_()
@@ -111,7 +118,7 @@ class CellDerivatives(NamedTuple):
 
 
 def cell_derivatives(activations: Tensor, cells: Tensor) -> CellDerivatives:
-    """From [i, f, g, o] of all frames (T_mel, B, 4H) and the cells (T_mel + 1, B, H)."""
+    """Compute them from [i, f, g, o] (T_mel, B, 4H) and the cells (T_mel + 1, B, H)."""
     i, f, g, o = activations.unflatten(2, (4, -1)).unbind(2)  # (T_mel, B, H) each
     cells = cells.to(activations.dtype)
     tanh_cells = cells[1:].tanh()
@@ -126,7 +133,7 @@ def cell_derivatives(activations: Tensor, cells: Tensor) -> CellDerivatives:
 def cell_backward_(
     derivatives: CellDerivatives, t: int, d_hidden: Tensor, d_cell: Tensor
 ) -> Tensor:
-    """Frame t backwards: d_preactivations (B, 4H), computed in the place of derivatives.gates[t].
+    """Run frame t backwards: turn derivatives.gates[t] into d_preactivations (B, 4H) in place.
 
     d_cell, the gradient of c_t from later frames, becomes that of c_{t-1} in place.
     """
@@ -139,7 +146,7 @@ def cell_backward_(
 
 
 class _LSTM(torch.autograd.Function):
-    """A one-layer LSTM from a zero state, with the recurrent weight blocked once."""
+    """Runs a one-layer LSTM from a zero state, with the recurrent weight blocked once."""
 
     @staticmethod
     def forward(ctx, inputs: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor) -> Tensor:
@@ -178,11 +185,11 @@ class _LSTM(torch.autograd.Function):
 
 
 def fast_lstm(inputs: Tensor, lstm: nn.LSTM) -> Tensor:
-    """`lstm(inputs)[0]` for a one-layer LSTM: inputs (T_mel, B, n_in) -> (T_mel, B, n_hidden).
+    """Compute `lstm(inputs)[0]` of a one-layer LSTM, (T_mel, B, n_in) -> (T_mel, B, n_hidden).
 
-    On a CPU PyTorch's own spends most of its time on reordering the recurrent weight at each
-    frame, so the loop above takes its place. On a GPU it is cuDNN's, outside autocast, which would
-    run it in float16 also under bfloat16 (see Encoder in model.py).
+    On a CPU PyTorch's own LSTM spends most of its time on reordering the recurrent weight at each
+    frame, so the loop above replaces it. On a GPU it is cuDNN's, outside autocast, which would run
+    it in float16 even under bfloat16 (see Encoder in model.py).
     """
     dtype, device = compute_dtype(inputs), inputs.device
     if device.type == "cuda" and dtype == torch.bfloat16 and not cudnn_has_bfloat16(device):
@@ -198,28 +205,28 @@ def fast_lstm(inputs: Tensor, lstm: nn.LSTM) -> Tensor:
 
 
 def lstm_in_dtype(inputs: Tensor, lstm: nn.LSTM, dtype: torch.dtype) -> Tensor:
-    """`lstm(inputs)[0]` with inputs and weights cast to dtype; their gradients are not."""
+    """Compute `lstm(inputs)[0]` in dtype; gradients keep the dtype of inputs and weights."""
     weights = [weight.to(dtype) for weight in lstm.parameters()]
     zeros = inputs.new_zeros(1, inputs.shape[1], lstm.hidden_size, dtype=dtype)
     options = (True, 1, 0.0, lstm.training, False, False)  # as torch.lstm takes them
     with warnings.catch_warnings():
-        # cuDNN wants the weights side by side, as copies are not; torch sees to it and warns.
+        # cuDNN needs the weights side by side; torch copies them there and warns.
         warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous")
         return torch.lstm(inputs.to(dtype), (zeros, zeros), weights, *options)[0]
 
 
 def cudnn_has_bfloat16(device: torch.device) -> bool:
-    """Whether cuDNN runs LSTMs in bfloat16 on this GPU; AMD's MIOpen does not."""
+    """Tell whether cuDNN runs LSTMs in bfloat16 on this GPU; AMD's MIOpen does not."""
     if torch.version.hip or (torch.backends.cudnn.version() or 0) < CUDNN_WITH_BFLOAT16:
         return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
 
 
 # Attention LSTM and attention, teacher forced
 
 
 class Attention:
-    """The attention over a text, prepared for many frames, of doubled keys and weights."""
+    """The attention over a text, prepared for many frames from doubled keys and weights."""
 
     def __init__(
         self, keys: Tensor, weight_query: Tensor, weight_location: Tensor, v: Tensor
@@ -230,7 +237,7 @@ class Attention:
         self.v = v  # (A,)
 
     def sigmoid(self, location: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """sigmoid(W_q q + K + U * location), (N, A), and the location's windows, (N, 2K)."""
+        """Compute sigmoid(W_q q + K + U * location), (N, A); also return the windows, (N, 2K)."""
         kernel_size = len(self.location_matrix) // 2
         windows = location.unfold(2, kernel_size, 1).transpose(1, 2).reshape(-1, 2 * kernel_size)
         hidden = torch.addmm(self.keys, windows, self.location_matrix)
@@ -238,14 +245,14 @@ class Attention:
         return hidden.sigmoid_(), windows
 
     def align(self, location: Tensor, query: Tensor, padding_mask: Tensor, dtype) -> Tensor:
-        """a_t, (B, T_text), in dtype."""
+        """Compute a_t, (B, T_text), in dtype."""
         energies = (self.sigmoid(location, query)[0] @ self.v).view_as(padding_mask).to(dtype)
         return torch.softmax(energies.masked_fill_(padding_mask, torch.finfo(dtype).min), dim=1)
 
     def backward(
         self, location: Tensor, query: Tensor, d_energies: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """One frame backwards from d_energies (B, T_text), computing the sigmoid again.
+        """Run one frame backwards from d_energies (B, T_text), computing the sigmoid again.
 
         Returns:
             d_location (B, 2, T_text), and the gradients of W_q q (B, A), of the keys (N, A), of
@@ -265,12 +272,12 @@ class Attention:
 
 
 class LoopInputs(NamedTuple):
-    """What every frame of the loop reads; the last three and the keys are doubled."""
+    """The tensors that every frame of the loop reads; keys and the last three are doubled."""
 
     encoder_outputs: Tensor  # (B, T_text, E)
     keys: Tensor  # (B, T_text, A)
     padding_mask: Tensor  # (B, T_text)
-    drops: Tensor | None  # (T_mel, B, H), what dropout multiplies by
+    drops: Tensor | None  # (T_mel, B, H), the factors of the dropout
     weight_recurrent: Tensor  # (4H, E + H)
     weight_query: Tensor  # (A, H)
     weight_location: Tensor  # (A, 2, K)
@@ -278,7 +285,7 @@ class LoopInputs(NamedTuple):
 
 
 class LoopFrames(NamedTuple):
-    """What the loop computes for all frames; frame t reads row t of the 2nd to the 4th."""
+    """The results of the loop; frame t reads row t of recurrent, cells and locations."""
 
     activations: Tensor  # (T_mel, B, 4H), [i, f, g, o]
     recurrent: Tensor  # (T_mel + 1, B, E + H), [context_{t-1}, h_{t-1}]
@@ -289,7 +296,7 @@ class LoopFrames(NamedTuple):
 
 
 class LoopGradients(NamedTuple):
-    """What the loop computes backwards."""
+    """The results of the backward loop."""
 
     d_preactivations: Tensor  # (T_mel, B, 4H)
     d_contexts: Tensor  # (T_mel, B, E)
@@ -300,7 +307,7 @@ class LoopGradients(NamedTuple):
 
 
 def forward_loop(preactivations: Tensor, inputs: LoopInputs) -> LoopFrames:
-    """Frame after frame, from W_x x_t + b of all frames, (T_mel, B, 4H), activated in place."""
+    """Run all frames from W_x x_t + b, (T_mel, B, 4H), which is activated in place."""
     encoder_outputs, keys, padding_mask, drops, weight_recurrent, *weights = inputs
     n_frames, batch_size, _ = preactivations.shape
     (_, n_text, encoder_dim), hidden_dim = encoder_outputs.shape, weights[0].shape[1]
@@ -340,13 +347,10 @@ def backward_loop(
     grad_contexts: Tensor,
     grad_alignments: Tensor,
 ) -> LoopGradients:
-    """Frame before frame. derivatives.gates is overwritten: it becomes d_preactivations."""
+    """Run all frames backwards; derivatives.gates becomes d_preactivations in place."""
     encoder_outputs, keys, padding_mask, drops, weight_recurrent, weight_query, *_ = inputs
-    n_frames, (_, _, encoder_dim), attention_dim = (
-        len(grad_queries),
-        encoder_outputs.shape,
-        len(inputs.v),
-    )
+    n_frames, encoder_dim = len(grad_queries), encoder_outputs.shape[2]
+    attention_dim = len(inputs.v)
     recurrent_product = repeated_linear(weight_recurrent.t())
     query_product = repeated_linear(weight_query.t())
     attention = Attention(keys, *inputs[5:])
@@ -356,7 +360,7 @@ def backward_loop(
     d_v = torch.zeros_like(attention.v, **sums)
     d_contexts = torch.empty_like(grad_contexts, memory_format=torch.contiguous_format)
     d_query_products = keys.new_empty(n_frames, len(keys), attention_dim)
-    # From the frames after t: of [context_t, h_t], of c_t, of a_t and of sum_{s<=t} a_s.
+    # Gradients from the frames after t: of [context_t, h_t], c_t, a_t and sum_{s<=t} a_s.
     d_recurrent = torch.zeros_like(frames.recurrent[0])
     d_cell = torch.zeros_like(frames.cells[0])
     d_alignment, d_cumulative = (torch.zeros_like(frames.alignments[0]) for _ in range(2))
@@ -386,16 +390,16 @@ def backward_loop(
 
 
 def choose_loops(on_gpu: bool) -> tuple[Callable, Callable]:
-    """The forward and the backward loop."""
+    """Return the forward and the backward loop."""
     if on_gpu:
-        import fast_gpu  # needs Triton, which comes with torch on a GPU only
+        import fast.gpu as fast_gpu  # needs Triton, which comes with PyTorch on Linux only
 
         return fast_gpu.forward_loop, fast_gpu.backward_loop
     return forward_loop, backward_loop
 
 
 class AttentionLoop(torch.autograd.Function):
-    """The loop in the module's docstring, and its gradient."""
+    """Runs the loop of the module's docstring, and its gradient."""
 
     @staticmethod
     def forward(
@@ -416,10 +420,8 @@ class AttentionLoop(torch.autograd.Function):
         n_frames, batch_size, prenet_dim = prenet_outputs.shape
         x_product = torch.addmm(bias, prenet_outputs.flatten(0, 1), weight_ih[:, :prenet_dim].t())
         weight_recurrent = torch.cat([weight_ih[:, prenet_dim:], weight_hh], dim=1)
-        inputs = LoopInputs(
-            encoder_outputs, keys, padding_mask, drops, weight_recurrent, weight_query,
-            weight_location, v,
-        )  # fmt: skip
+        weights = weight_recurrent, weight_query, weight_location, v
+        inputs = LoopInputs(encoder_outputs, keys, padding_mask, drops, *weights)
         run = choose_loops(on_gpu)[0]
         frames = LoopFrames(*run(x_product.view(n_frames, batch_size, -1), inputs))
         ctx.on_gpu = on_gpu
@@ -436,7 +438,7 @@ class AttentionLoop(torch.autograd.Function):
         gradients = LoopGradients(
             *run(frames, inputs, derivatives, grad_queries, grad_contexts, grad_alignments)
         )
-        # What remains is one product over all T_mel * B rows for each weight.
+        # The gradient of each weight is one product over all T_mel * B rows.
         prenet_dim, encoder_dim = prenet_outputs.shape[2], inputs.encoder_outputs.shape[2]
         dtype = inputs.encoder_outputs.dtype
         rows = gradients.d_preactivations.flatten(0, 1)  # (T_mel * B, 4H)
@@ -468,14 +470,14 @@ def attention_loop(
     attention_rnn: nn.LSTMCell,
     attention: nn.Module,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention LSTM and attention over all frames, teacher forced.
+    """Run the attention LSTM and the attention over all frames, teacher forced.
 
     Args:
         prenet_outputs: (T_mel, B, decoder_prenet_dim).
         encoder_outputs: (B, T_text, encoder_embed_dim).
         keys: (B, T_text, attention_dim), V encoder_outputs.
         padding_mask: (B, T_text) bool, True = padding.
-        drops: (T_mel, B, decoder_rnn_embed_dim), what dropout multiplies by; None for none.
+        drops: (T_mel, B, decoder_rnn_embed_dim), the factors of the dropout; None for none.
         attention_rnn, attention: of model.py's Decoder, for their weights.
 
     Returns:
@@ -516,33 +518,48 @@ TRIAL_SIZES = (256, 512, 1024, 128, 31)  # P, E, H, A, K: the paper's, so what t
 
 @lru_cache
 def gpu_loops_work(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this is a GPU on which fast/gpu.py's loops agree with those above; tried out once.
+    """Try out fast/gpu.py's loops once per GPU and dtype, against the loops above.
 
-    GPUs, drivers and compilers differ, and a slower run is better than a wrong one: where the
-    kernels fail or disagree, a warning says so and the loops above run.
+    GPUs, drivers and compilers differ, and a slower run is better than a wrong one: if the kernels
+    fail or disagree, one line says why and the loops above run.
     """
     if device.type != "cuda" or dtype not in GPU_TOLERANCE:
         return False
+    if dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < BFLOAT16_CAPABILITY:
+        return False  # the GPU would emulate it; training advises fp16 there
     try:
         error = gpu_disagreement(device, dtype)
         if error < GPU_TOLERANCE[dtype]:
             return True
         reason = f"they are {error:.2g} of the norm away from the plain loop"
     except Exception as error:  # of Triton, its compiler or the driver
-        reason = f"{type(error).__name__}: {error}"
-    warnings.warn(f"{device}: no fused kernels, which is slower; {reason}", stacklevel=2)
+        reason = explain_failure(error)
+    warn(f"{device}: no fused kernels, which is slower; {reason}")
     return False
 
 
+def explain_failure(error: Exception) -> str:
+    """Say in one line why the kernels failed; name the remedy where a compiler is missing."""
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, subprocess.CalledProcessError):
+        reason = f"the C compiler {error.cmd[0]} failed"
+    elif not isinstance(error, OSError) and "C compiler" not in reason:
+        return reason
+    return (
+        f"{reason}; Triton needs a C compiler and Python's headers: on Debian and Ubuntu "
+        "install gcc and python3-dev, or name a compiler in the environment variable CC"
+    )
+
+
 def gpu_attention_works(weight_location: Tensor, device: torch.device, dtype: torch.dtype) -> bool:
-    """`gpu_loops_work`, where the location convolution (A, 2, K) is not too wide for it."""
+    """Tell whether fast/gpu.py runs this attention; the location convolution (A, 2, K) must fit."""
     return weight_location.shape[2] <= MAX_GPU_KERNEL_SIZE and gpu_loops_work(device, dtype)
 
 
 def gpu_disagreement(device: torch.device, dtype: torch.dtype) -> float:
-    """How far fast/gpu.py's loops in dtype are from those above in float32, on a small batch.
+    """Measure how far fast/gpu.py's loops in dtype are from the loops above in float32.
 
-    The largest distance of an output or a gradient, as a share of its norm.
+    Returns the largest distance of an output or gradient of a small batch, as a share of its norm.
     """
     with torch.inference_mode(False), torch.enable_grad():
         arguments = _trial_arguments(device, dtype)
@@ -555,16 +572,16 @@ def gpu_disagreement(device: torch.device, dtype: torch.dtype) -> float:
                 gradients = torch.autograd.grad(outputs, wanted, [x.sign() for x in outputs])
                 results.append([x.detach().float() for x in (*outputs, *gradients)])
     distances = [(ours - plain).norm() / plain.norm() for plain, ours in zip(*results, strict=True)]
-    return float(torch.stack(distances).max())  # nan, where one is
+    return float(torch.stack(distances).max())  # nan if any distance is nan
 
 
 def _trial_arguments(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """What AttentionLoop takes: two clips, one half padding."""
+    """Make arguments of AttentionLoop: two clips, one of them half padding."""
     (n_frames, batch_size, n_text), (P, E, H, A, K) = TRIAL_BATCH, TRIAL_SIZES
-    generator = torch.Generator().manual_seed(0)  # its own: training's numbers stay untouched
+    generator = torch.Generator().manual_seed(0)  # leaves training's random numbers alone
 
     def random(*shape: int) -> Tensor:
-        # Large enough for a pointed alignment: W_q's gradient would else be all rounding.
+        # Large enough for a pointed alignment; else W_q's gradient would be all rounding.
         x = torch.randn(shape, generator=generator) / shape[-1] ** 0.3
         return x.to(device, dtype).requires_grad_()
 

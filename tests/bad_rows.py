@@ -1,9 +1,9 @@
-"""Not a test: a row of the table in test_bad_input.py, and the command lines of its rows."""
+"""Not a test: a row of the table in test_bad_input.py, and the command lines of rows."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from test_train_taco import run_flags
+from runs import run_flags
 from world import World
 
 
@@ -30,7 +30,7 @@ def prep(*flags, rows=None):
 
 def demo(*flags):
     return lambda w: (
-        *("make_demo_corpus", "--path_to_save", w.out / "demo"),
+        *("corpora.make_demo_corpus", "--n_sentences", 2, "--path_to_save", w.out / "demo"),
         *(flag(w) if callable(flag) else flag for flag in flags),
     )
 

@@ -104,7 +104,7 @@ def fake_hub(cache: str) -> Iterator[FakeHub]:
     api = functools.partial(huggingface_hub.HfApi, endpoint=hub.url)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub, "hf_hub_download", download)
-        patch.setattr(huggingface_hub, "HfApi", api)
+        patch.setattr("extras.publish.HfApi", api)
         yield hub
     hub.shutdown()
     hub.server_close()

@@ -1,4 +1,4 @@
-"""A model whose outputs are given, so that what is made of them can be told from each other."""
+"""A model whose outputs are given, for tests of what others do with them."""
 
 import torch
 
@@ -6,7 +6,7 @@ from model import InferenceOutput, Tacotron2Config, Tacotron2Output
 
 
 class StubModel(torch.nn.Module):
-    """Gives these outputs whatever it is asked, and notes what it was asked in `calls`."""
+    """Returns these outputs for any arguments, and notes the arguments in `calls`."""
 
     def __init__(self, forced: Tacotron2Output | None, free: InferenceOutput) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class StubModel(torch.nn.Module):
 
 
 def free_running(mels, alignments, stopped=True) -> InferenceOutput:
-    """What free running gives for one item of mels (T_mel, num_mels)."""
+    """Make the result of free running for one clip of mels (T_mel, num_mels)."""
     lengths, stop_logits = torch.tensor([len(mels)]), torch.zeros(1, len(mels))
     return InferenceOutput(
         mels[None], lengths, stop_logits, alignments[None], torch.tensor([not stopped])

@@ -10,12 +10,11 @@ from scipy.stats import betabinom
 import model as model_module
 import train_taco
 from conftest import REPO
-from fast.decoder import speed_up
 from forked_run import draw_nothing
-from model import Decoder, Tacotron2, Tacotron2Config, build_padding_mask, tacotron2_loss
+from model import Decoder, Tacotron2Config, build_padding_mask
 from speech.voice import load_checkpoint
 from synthesize import synthesize
-from test_model import NO_DROPOUT, SMALL, make_batch
+from test_model import SMALL
 from test_train_taco import run_flags
 
 PAGE = (REPO / "docs/changing_the_model.md").read_text(encoding="utf-8")
@@ -26,17 +25,10 @@ MAX_LINES = 40  # of the class; the imports and the three lines that use it come
 
 @pytest.fixture
 def attention_class():
-    """The class alone: the code after it builds a model of the paper's sizes."""
+    """Run the class alone; the code after it builds a model of the paper's sizes."""
     namespace: dict = {}
     exec(CODE.split("\n\n\nmodel = ")[0], namespace)
     return namespace["DynamicConvolutionAttention"]
-
-
-def make_model(attention_class) -> Tacotron2:
-    torch.manual_seed(0)
-    model = Tacotron2(Tacotron2Config(**SMALL, **NO_DROPOUT))
-    model.decoder.attention = attention_class(model.config)
-    return model
 
 
 def test_the_code_runs_as_it_stands_and_speed_up_steps_aside(capsys):
@@ -49,7 +41,7 @@ def test_the_code_runs_as_it_stands_and_speed_up_steps_aside(capsys):
 
 
 def formula(attention, query, alignment) -> np.ndarray:
-    """Battenberg et al. 2020, one clip without padding, character by character."""
+    """Compute Battenberg et al. 2020 for one clip without padding, character by character."""
     w = {name: value.detach().numpy() for name, value in attention.named_parameters()}
     n_text, n_filters = len(alignment), w["static_conv.weight"].shape[0]
     size = w["static_conv.weight"].shape[2]
@@ -71,8 +63,8 @@ def formula(attention, query, alignment) -> np.ndarray:
 
 
 def test_the_alignments_are_those_of_the_papers_formula(attention_class):
-    attention = make_model(attention_class).decoder.attention
-    attention.double()
+    torch.manual_seed(0)
+    attention = attention_class(Tacotron2Config(**SMALL)).double()
     n_text, lengths = 25, [25, 14]
     queries = torch.randn(3, 2, SMALL["decoder_rnn_embed_dim"], dtype=torch.float64)
     mask = build_padding_mask(torch.tensor(lengths))
@@ -88,34 +80,15 @@ def test_the_alignments_are_those_of_the_papers_formula(attention_class):
             assert not ours[length:].any()
 
 
-def test_it_learns_and_speaks(attention_class, capsys):
-    model = speed_up(make_model(attention_class)).train()
-    assert type(model.decoder) is Decoder
-    tokens, token_lengths, mels, mel_lengths = make_batch()
-    stop_targets = build_padding_mask(mel_lengths - 1, mels.shape[1]).float()
-    optimizer, losses = torch.optim.Adam(model.parameters(), lr=5e-3), []
-    for _ in range(20):
-        output = model(tokens, token_lengths, mels, mel_lengths)
-        loss = tacotron2_loss(output, mels, token_lengths, mel_lengths, stop_targets)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    gradients = {name: p.grad for name, p in model.decoder.attention.named_parameters()}
-    assert all(gradient is not None and gradient.any() for gradient in gradients.values())
-    assert losses[-1] < 0.7 * losses[0]
-    spoken = model.eval().infer(tokens, token_lengths, max_decoder_steps=5, stop_threshold=1.0)
-    assert spoken.mels.shape == (3, 5, SMALL["num_mels"]) and spoken.mels.isfinite().all()
-    torch.testing.assert_close(spoken.alignments.sum(dim=2), torch.ones(3, 5))
-
-
+@pytest.mark.slow
 def test_in_the_decoders_place_all_scripts_use_it(attention_class, monkeypatch, world, capsys):
-    """As where `Decoder` itself builds it: a run is trained, and its checkpoint speaks."""
+    """Where `Decoder` itself builds it, a run trains it and its checkpoint speaks."""
     monkeypatch.setattr(model_module, "LocationSensitiveAttention", attention_class)
     draw_nothing(monkeypatch.setattr)
     train_taco.main(run_flags(world.corpus, world.out, "--training_epochs", 1))
-    said = capsys.readouterr().err
-    assert said.startswith("fast/decoder.py does not fit this model: AttributeError: ")
+    assert capsys.readouterr().err.startswith(
+        "fast/decoder.py does not fit this model: AttributeError: "
+    )
     voice = load_checkpoint(next(world.out.rglob("final_checkpoint")))
     assert type(voice.model.decoder.attention) is attention_class
     assert type(voice.model.decoder) is Decoder

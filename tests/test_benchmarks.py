@@ -1,8 +1,6 @@
 """The benchmarks at tiny sizes: what they count, what they compare, what they write."""
 
 import csv
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +15,7 @@ from fast.decoder import FastDecoder
 from model import Decoder, Tacotron2, Tacotron2Config
 from speech.voice import DTYPES
 from text.tokenizer import Tokenizer
-from training.setup import open_loader
+from training.set_up import open_loader
 
 SMALL = {
     "character_embed_dim": 32,
@@ -34,7 +32,7 @@ SIZE = train_step.Size(batch_size=2, n_text=9, n_mel=11)
 
 @pytest.fixture(autouse=True)
 def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The large matrix product takes seconds on a slow core."""
+    """Multiply small matrices, because large ones take seconds on a slow core."""
     monkeypatch.setitem(common.MATMUL_SIZE, "cpu", 128)
 
 
@@ -51,32 +49,21 @@ def count_flops(function) -> int:
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of Intel GPUs; not asked for here
-@pytest.mark.parametrize("sizes", [{}, SMALL], ids=["default", "small"])
-def test_counted_flops_are_those_of_the_plain_model(sizes):
-    config = Tacotron2Config(**sizes)
-    contender = train_step.make_contender(OURS, config, CPU)._replace(model=Tacotron2(config))
+def test_counted_flops_are_those_of_the_plain_model():
+    config = Tacotron2Config(
+        num_mels=10, character_embed_dim=24, encoder_embed_dim=32, encoder_n_convolutions=2,
+        decoder_rnn_embed_dim=48, decoder_prenet_dim=16, decoder_prenet_depth=3, attention_dim=20,
+        decoder_postnet_n_filters=36, attention_location_n_filters=5,
+    )  # fmt: skip
+    contender = train_step.make_contender(PLAIN, config, CPU)
     batch = train_step.make_batch(config, SIZE, CPU)
     counted = forward_flops(config, *SIZE)
     assert count_flops(lambda: train_step.forward(contender, batch)) == counted
     with_backward = count_flops(lambda: train_step.train_step(contender, batch, torch.float32))
     # The gradient of the mels, which nobody asks for, is the difference.
     assert with_backward == pytest.approx(common.TRAINING_PASSES * counted, rel=0.02)
-
-
-def test_parts_grow_with_what_they_work_on():
-    config = Tacotron2Config()
-    base, more_text, more_mel = (
-        forward_macs(config, *size) for size in ((2, 10, 20), (2, 20, 20), (2, 10, 40))
-    )
-    for part in base:
-        of_text = more_text[part] / base[part]
-        of_mel = more_mel[part] / base[part]
-        text_only = part.startswith("encoder") or part == "attention keys"
-        pairs = part in ("attention location", "attention energies", "attention context")
-        assert (of_text, of_mel) == ((2, 1) if text_only else (2, 2) if pairs else (1, 2)), part
-    folded = forward_macs(config, 2, 10, 20, folded=True)
-    assert {part for part in base if folded[part] != base[part]} == {"attention location"}
-    assert folded["attention location"] == 2 * 10 * 20 * 2 * 31 * 128
+    folded = forward_macs(config, 2, 9, 11, folded=True)["attention location"]
+    assert folded == 2 * 9 * 11 * 2 * 31 * 20
 
 
 def test_decoder_step_weights():
@@ -87,9 +74,8 @@ def test_decoder_step_weights():
     assert common.decoder_step_weights(Tacotron2Config()) == n_weights
 
 
-@pytest.mark.parametrize("sizes", [{}, SMALL], ids=["default", "small"])
-def test_both_models_have_the_same_sizes(sizes):
-    config = Tacotron2Config(**sizes)
+def test_both_models_have_the_same_sizes():
+    config = Tacotron2Config(**SMALL)
     shapes = [
         sorted(tuple(p.shape) for p in model.parameters())
         for model in (Tacotron2(config), common.build_torchaudio(config))
@@ -98,19 +84,26 @@ def test_both_models_have_the_same_sizes(sizes):
 
 
 @pytest.mark.parametrize("name", [*MODELS, PLAIN])
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_training_step_trains(name, dtype):
+def test_a_training_step_clips_and_trains(name):
+    """Every parameter moves, in bfloat16 too, and the gradients' norm is clipped to 1."""
     config = Tacotron2Config(**SMALL)
-    contender = train_step.make_contender(name, config, CPU)
-    batch = train_step.make_batch(config, SIZE, CPU)
-    before = [parameter.detach().clone() for parameter in contender.model.parameters()]
-    loss = train_step.train_step(contender, batch, dtype)
-    # Two mel losses against unit noise and a stop loss: 1 + 1 + 0.7, and more of an untrained net.
-    assert 2.0 < loss.item() < 10.0
-    after = list(contender.model.parameters())
-    moved = [not torch.equal(b, a) for b, a in zip(before, after, strict=True)]
-    assert all(moved), "every parameter should have had a gradient"
-    assert all(parameter.grad is None for parameter in after)
+    contender = train_step.make_contender(name, config, CPU, **throughput.TRAINING)
+    kinds = {OURS: FastDecoder, PLAIN: Decoder}
+    assert type(contender.model.decoder) is kinds.get(name, type(contender.model.decoder))
+    batch, norms = train_step.make_batch(config, SIZE, CPU), []
+    parameters = list(contender.model.parameters())
+    contender.optimizer.register_step_pre_hook(
+        lambda *_: norms.append(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
+    )
+    for dtype in DTYPES.values():
+        before = [parameter.detach().clone() for parameter in parameters]
+        loss = train_step.train_step(contender, batch, dtype)
+        # Two mel losses against unit noise and a stop loss: 1 + 1 + 0.7, or more.
+        assert 2.0 < loss.item() < 10.0
+        assert not any(torch.equal(b, a) for b, a in zip(before, parameters, strict=True))
+        assert norms.pop().item() == pytest.approx(1.0, abs=1e-3)
+    with pytest.raises(RuntimeError, match=f"{name}: the norm of the gradients is nan"):
+        train_step.train_step(contender, batch._replace(mels=batch.mels * torch.nan), torch.float32)
 
 
 def test_models_take_turns(monkeypatch):
@@ -125,15 +118,12 @@ def test_models_take_turns(monkeypatch):
     seconds = train_step.time_steps(contenders, batch, torch.float32, repeats=3)
     assert turns[2:] == [OURS, TORCHAUDIO, TORCHAUDIO, OURS, OURS, TORCHAUDIO]
     assert {name: len(times) for name, times in seconds.items()} == {OURS: 3, TORCHAUDIO: 3}
-
-
-def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch):
-    monkeypatch.setattr(train_step, "train_step", lambda *args: torch.tensor(float("nan")))
-    batch = train_step.make_batch(Tacotron2Config(**SMALL), SIZE, CPU)
+    monkeypatch.setattr(train_step, "train_step", lambda *_: torch.tensor(float("nan")))
     with pytest.raises(RuntimeError, match="ours: the loss is nan"):
-        train_step.time_steps([train_step.Contender(OURS, None, None)], batch, torch.float32, 1)
+        train_step.time_steps(contenders, batch, torch.float32, 1)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_step():
     """In a fresh process, since this one's peak is other tests'; never less than autograd saves."""
     size = train_step.Size(batch_size=32, n_text=60, n_mel=240)
@@ -155,64 +145,35 @@ def test_peak_memory_is_that_of_the_step():
 
 
 def test_train_step_tables(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # memory is measured by children, which must find their modules
+    memory = {name: {"peak_mib": n, "total_mib": 9.0} for n, name in enumerate([*MODELS, PLAIN], 2)}
+    monkeypatch.setattr(train_step, "peak_memory_in_child", lambda name, *_: memory[name])
     train_step.main(
         ["--batch_size", "2", "--n_text", "5", "--n_mel", "6", "--repeats", "2", "--device", "cpu",
-         "--sweep", "4x2", "8x2", "--sweep_repeats", "1", "--output_dir", "out",
+         "--sweep", "4x2", "--sweep_repeats", "1", "--plain", "--output_dir", str(tmp_path),
          *SMALL_FLAGS]
     )  # fmt: skip
-    rows = read_rows(tmp_path / "out" / "train_step.csv")
-    assert [row["model"] for row in rows] == [OURS, TORCHAUDIO]
-    config = Tacotron2Config(**SMALL)
+    rows = read_rows(tmp_path / "train_step.csv")
+    assert [(row["model"], row["peak_mib"]) for row in rows] == [
+        (OURS, "2"), (TORCHAUDIO, "3"), (PLAIN, "4")
+    ]  # fmt: skip
     for row in rows:
         step_ms, floor_ms = float(row["step_ms"]), float(row["floor_ms"])
         assert float(row["step_ms_min"]) <= step_ms <= float(row["step_ms_max"])
         assert float(row["frames_per_s"]) == pytest.approx(2 * 6 / step_ms * 1e3)
         assert float(row["of_floor"]) == pytest.approx(floor_ms / step_ms)
-        assert float(row["total_mib"]) > float(row["peak_mib"]) >= 0
         assert "torch" in row["machine"]
-    assert rows[0]["floor_ms"] == rows[1]["floor_ms"]
-
-    sweep = read_rows(tmp_path / "out" / "train_step_sweep.csv")
-    assert [(row["model"], row["n_mel"]) for row in sweep] == [
-        (name, n_mel) for n_mel in ("6", "4", "8") for name in MODELS
-    ]
+    sweep = read_rows(tmp_path / "train_step_sweep.csv")
+    assert [row["n_mel"] for row in sweep] == ["6"] * 3 + ["4"] * 3
+    flops = [forward_flops(Tacotron2Config(**SMALL), 2, 5, n_mel) for n_mel in (6, 4)]
     floors = [float(row["floor_ms"]) for row in sweep]
-    flops = [forward_flops(config, 2, 5, n_mel) for n_mel in (6, 4, 8)]
-    assert floors[4] / floors[2] == pytest.approx(flops[2] / flops[1])
-    parts = read_rows(tmp_path / "out" / "train_step_flops.csv")
+    assert floors[3] / floors[0] == pytest.approx(flops[1] / flops[0])
+    parts = read_rows(tmp_path / "train_step_flops.csv")
     total = next(row for row in parts if row["part"] == "all")
-    assert float(total["forward_mflop_per_frame"]) == pytest.approx(
-        forward_flops(config, 2, 5, 6) / 12 / 1e6
-    )
+    assert float(total["forward_mflop_per_frame"]) == pytest.approx(flops[0] / 12 / 1e6)
     printed = capsys.readouterr().out
     medians = [float(row["step_ms"]) for row in rows]
     assert f"time, torchaudio / ours: {medians[1] / medians[0]:.2f} (" in printed
-    assert "peak memory, torchaudio / ours: " in printed
-
-
-def test_plain_adds_a_row(tmp_path, capsys, monkeypatch):
-    memory = {OURS: {"peak_mib": 2.0, "total_mib": 8.0}, PLAIN: {"peak_mib": 3.0, "total_mib": 9.0}}
-    monkeypatch.setattr(train_step, "peak_memory_in_child", lambda name, *_: memory[name])
-    train_step.main(
-        ["--only", "ours", "--plain", "--batch_size", "2", "--n_text", "5", "--n_mel", "6",
-         "--repeats", "1", "--device", "cpu", "--output_dir", str(tmp_path), *SMALL_FLAGS]
-    )  # fmt: skip
-    rows = read_rows(tmp_path / "train_step.csv")
-    assert [(row["model"], row["peak_mib"]) for row in rows] == [(OURS, "2.0"), (PLAIN, "3.0")]
-    ratio = float(rows[1]["step_ms"]) / float(rows[0]["step_ms"])
-    printed = capsys.readouterr().out
-    assert f"time, ours, plain loops / ours: {ratio:.2f} (" in printed
-    assert "peak memory, ours, plain loops / ours: 1.50" in printed
-
-
-def test_only_ours_is_sped_up():
-    config = Tacotron2Config(**SMALL)
-    kinds = {
-        name: type(train_step.make_contender(name, config, CPU).model.decoder)
-        for name in (OURS, PLAIN)
-    }
-    assert kinds == {OURS: FastDecoder, PLAIN: Decoder}
+    assert "peak memory, ours, plain loops / ours: 2.00" in printed
 
 
 def test_inference_tables(tmp_path, capsys):
@@ -223,7 +184,6 @@ def test_inference_tables(tmp_path, capsys):
     rows = read_rows(tmp_path / "inference.csv")
     found = {(row["model"], row["dtype"], row["batch_size"]) for row in rows}
     assert found == {(name, dtype, b) for name in MODELS for dtype in DTYPES for b in ("1", "3")}
-    assert len(rows) == 8
     for row in rows:
         # 4 steps make 4 frames of 256 samples for each clip of the batch.
         audio_ms_per_step = int(row["batch_size"]) * 256 / 22050 * 1e3
@@ -231,32 +191,25 @@ def test_inference_tables(tmp_path, capsys):
         assert float(row["x_real_time"]) == pytest.approx(real_time)
         assert float(row["floor_ms"]) > 0 and row["floor_is"] in ("compute", "weights")
     printed = capsys.readouterr().out
-    for batch_size in (1, 3):
-        for peer, own in (("float32",) * 2, ("bfloat16",) * 2, ("float32", "bfloat16")):
-            assert f"batch {batch_size}: torchaudio {peer} / ours {own}: " in printed
+    for peer, own in (("float32",) * 2, ("bfloat16",) * 2, ("float32", "bfloat16")):
+        assert f"batch 3: torchaudio {peer} / ours {own}: " in printed
 
 
 def test_inference_is_in_the_dtype_asked_for():
     config = Tacotron2Config(**SMALL)
     tokens = torch.randint(1, 40, (2, 5))
     for name in MODELS:
-        speaker = inference.make_speaker(name, config, 3, CPU)
-        torch.manual_seed(0)
-        full = inference.speak(speaker, tokens, torch.float32)
-        torch.manual_seed(0)
-        half = inference.speak(speaker, tokens, torch.bfloat16)
-        assert full.shape == half.shape == (2, 3, 80), name
-        assert full.dtype == torch.float32 and not full.requires_grad, name
-        assert not torch.equal(full, half.float()), f"{name} should round in bfloat16"
+        speaker, mels = inference.make_speaker(name, config, 3, CPU), {}
+        for dtype in DTYPES.values():
+            torch.manual_seed(0)
+            mels[dtype] = inference.speak(speaker, tokens, dtype).float()
+        full, half = mels.values()
+        assert full.shape == half.shape == (2, 3, 80) and not torch.equal(full, half), name
+        with pytest.raises(RuntimeError, match=f"{name}: made"):  # one that stops early
+            inference.time_runs({name: speaker}, tokens, 4, ["float32"], repeats=1)
 
 
-def test_a_model_that_stops_early_ends_the_run():
-    tokens = torch.ones(2, 5, dtype=torch.int64)
-    short = {OURS: lambda tokens: torch.zeros(2, 3, 80)}
-    with pytest.raises(RuntimeError, match="ours: made"):
-        inference.time_runs(short, tokens, n_steps=4, dtypes=["float32"], repeats=1)
-
-
+@pytest.mark.slow
 def test_loader_tables(tmp_path, capsys):
     loader.main(
         ["--n_clips", "6", "--batch_size", "2", "--num_workers", "1", "--repeats", "1",
@@ -273,37 +226,16 @@ def test_loader_tables(tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     padding = {line.split("  ")[0]: float(line.split()[-1]) for line in printed if "13100" in line}
     assert 0 < padding["BatchSampler"] < 0.1 < padding["random order"] < 0.5
-
-
-def test_loader_counts_cores_and_padding():
-    row = loader.loader_row(num_workers=2, n_clips=100, audio_seconds=600.0, times=[5.0])
-    assert (row["clips_per_s"], row["clips_per_s_per_core"]) == (20.0, 10.0)
-    assert row["audio_s_per_s_per_core"] == 60.0
     assert loader.padding_share([10, 20, 30], [[0, 1], [2]]) == pytest.approx(10 / 70)
-
-
-def test_corpus_has_the_lengths_of_ljspeech():
-    lengths = loader.draw_lengths(loader.LJSPEECH_CLIPS)
-    assert lengths.min() >= 1.1 and lengths.max() <= 10.1
-    assert lengths.mean() == pytest.approx(6.57, abs=0.1)
-    assert lengths.std() == pytest.approx(2.2, abs=0.1)
 
 
 @pytest.fixture
 def short_clips(tmp_path, monkeypatch) -> Path:
-    """Manifest of 8 clips of noise, 94 to 129 frames long; noise written later is as short."""
+    """Write 8 clips of noise, 94 to 129 frames long; return their manifest."""
     monkeypatch.setattr(loader, "LONGEST", 1.5)
     folder = tmp_path / "corpus"
     folder.mkdir()
     return loader.write_corpus(folder, 8)
-
-
-def test_corpus_is_in_whole_frames(short_clips):
-    dataset = TTSDataset(short_clips, AudioConfig(), Tokenizer())
-    assert len(dataset) == 8
-    for i, n_frames in enumerate(dataset.n_frames):
-        assert len(dataset[i].mel) == pytest.approx(n_frames, abs=1e-6)
-    assert 94 <= min(dataset.n_frames) < max(dataset.n_frames) <= 129
 
 
 def run_throughput(out: Path, *flags: str) -> list[dict[str, str]]:
@@ -314,9 +246,9 @@ def run_throughput(out: Path, *flags: str) -> list[dict[str, str]]:
     return read_rows(out / "throughput.csv")
 
 
+@pytest.mark.slow
 def test_throughput_tables(short_clips, tmp_path, capsys, monkeypatch):
-    trained = []
-    step = throughput.train_step
+    trained, step = [], throughput.train_step
 
     def watched(contender, batch, dtype) -> None:
         trained.append((contender.name, batch))
@@ -330,53 +262,32 @@ def test_throughput_tables(short_clips, tmp_path, capsys, monkeypatch):
     turns = [OURS, TORCHAUDIO, OURS, TORCHAUDIO, TORCHAUDIO, OURS]
     assert [name for name, _ in trained] == [name for name in turns for _ in range(3)]
     for i, (_, batch) in enumerate(trained):
-        for x, y in zip(batch[:5], trained[i % 3][1][:5], strict=True):
-            assert torch.equal(x, y), "both models should see the same batches in the same order"
+        same = trained[i % 3][1]
+        assert torch.equal(batch.mels, same.mels) and torch.equal(batch.tokens, same.tokens)
 
     dataset = TTSDataset(short_clips, AudioConfig(), Tokenizer())
     lengths = [round(n_frames) for n_frames in dataset.n_frames]
-    sampled = BatchSampler(dataset.n_frames, 3, seed=5).batches
-    for (_, batch), clips in zip(trained[:3], sampled, strict=True):
-        assert sorted(batch.mel_lengths.tolist()) == sorted(lengths[i] for i in clips)
+    sampled = BatchSampler(dataset.n_frames, 3, seed=5).draw()
     config = Tacotron2Config(**SMALL, vocab_size=Tokenizer().vocab_size)
-    flops = sum(
-        forward_flops(config, 1, len(text), n_mel)
-        for text, n_mel in zip(dataset.texts, lengths, strict=True)
-    )
+    sizes = zip(dataset.texts, lengths, strict=True)
+    flops = sum(forward_flops(config, 1, len(text), n_mel) for text, n_mel in sizes)
     assert [row["model"] for row in rows] == [OURS, TORCHAUDIO]
     for row in rows:
         assert (row["steps"], row["frames"]) == ("3", str(sum(lengths)))
         seconds = 3 * float(row["step_ms"]) / 1e3
-        rate = float(row["frames_per_s"])
-        assert rate == pytest.approx(sum(lengths) / seconds)
-        assert float(row["frames_per_s_min"]) <= rate <= float(row["frames_per_s_max"])
+        assert float(row["frames_per_s"]) == pytest.approx(sum(lengths) / seconds)
         assert float(row["padding_share"]) == pytest.approx(loader.padding_share(lengths, sampled))
-        valid = 1 - float(row["padding_share"])
-        assert float(row["padded_frames_per_s"]) == pytest.approx(rate / valid)
-        assert 0 < float(row["waiting_share"]) < 1
         assert 3 * float(row["floor_ms"]) == pytest.approx(3 * flops / 1e6)
-        assert float(row["of_floor"]) == pytest.approx(3 * flops / 1e9 / seconds)
     ratio = float(rows[0]["frames_per_s"]) / float(rows[1]["frames_per_s"])
     assert f"frames per second, ours / torchaudio: {ratio:.2f} (" in capsys.readouterr().out
 
 
-def test_throughput_of_noise_with_a_worker(tmp_path, short_clips):
-    flags = ["--only", OURS, "--n_clips", "8", "--steps", "2", "--repeats", "1"]
-    rows = run_throughput(tmp_path, *flags, "--num_workers", "1")
-    dataset = TTSDataset(short_clips, AudioConfig(), Tokenizer())  # as it is written there
-    batches = BatchSampler(dataset.n_frames, 3).batches[:2]
-    n_frames = sum(round(dataset.n_frames[i]) for batch in batches for i in batch)
-    assert [(row["model"], row["steps"]) for row in rows] == [(OURS, "2")]
-    assert rows[0]["frames"] == str(n_frames)
-
-
 def test_batches_are_those_of_the_sampler_longest_text_first(short_clips):
     dataset = TTSDataset(short_clips, AudioConfig(), Tokenizer())
-    texts = [text[: 1 + 5 * i % 8] for i, text in enumerate(dataset.texts)]
-    dataset.texts = texts
+    dataset.texts = texts = [text[: 1 + 5 * i % 8] for i, text in enumerate(dataset.texts)]
     batches = throughput.draw_batches(dataset, 3, seed=7, n_steps=None)
-    sampled = BatchSampler(dataset.n_frames, 3, seed=7).batches
-    assert batches != sampled and [set(b) for b in batches] == [set(b) for b in sampled]
+    sampled = BatchSampler(dataset.n_frames, 3, seed=7).draw()
+    assert [set(b) for b in batches] == [set(b.tolist()) for b in sampled]
     for batch in batches:
         n_characters = [len(texts[i]) for i in batch]
         assert n_characters == sorted(n_characters, reverse=True)
@@ -394,56 +305,21 @@ def test_waiting_is_the_time_without_a_batch(short_clips, monkeypatch):
         for batch in batches:
             pass_time(0.25)
             yield batch
+        pass_time(0.125)
 
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(throughput, "train_step", lambda *args: pass_time(2.0))
     made = throughput.run_pass(None, slowly(), torch.float32, CPU)
-    assert (made.waiting, made.seconds) == (0.5, 4.5)
+    assert (made.waiting, made.seconds) == (0.625, 4.625)
     lengths = [round(n_frames) for n_frames in dataset.n_frames[:3]]
     assert [n_mel for _, n_mel in made.clips] == lengths
     assert made.n_padded == 2 * max(lengths[:2]) + lengths[2]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_throughput_step_clips_and_trains(name):
-    config = Tacotron2Config(**SMALL)
-    contender = train_step.make_contender(name, config, CPU, **throughput.TRAINING)
-    batch = train_step.make_batch(config, SIZE, CPU)
-    norms = []
-    contender.optimizer.register_step_pre_hook(
-        lambda optimizer, *args: norms.append(
-            torch.nn.utils.get_total_norm([p.grad for p in contender.model.parameters()])
-        )
-    )
-    before = [parameter.detach().clone() for parameter in contender.model.parameters()]
-    throughput.train_step(contender, batch, torch.float32)
-    after = list(contender.model.parameters())
-    assert not any(torch.equal(b, a) for b, a in zip(before, after, strict=True))
-    assert all(parameter.grad is None for parameter in after)
-    assert norms[0].item() == pytest.approx(1.0, abs=1e-3), "larger gradients are clipped to 1"
-    with pytest.raises(RuntimeError, match=f"{name}: the norm of the gradients is nan"):
-        throughput.train_step(contender, batch._replace(mels=batch.mels * torch.nan), torch.float32)
-
-
-def test_memory_is_a_column_on_a_gpu():
-    args, config = throughput.parse_args(["--device", "cpu"])
-    passes = [throughput.Pass(2.0, 0.5, 1, 40, [(5, 30)], peak_mib) for peak_mib in (7.0, 9.0)]
-    assert "peak_mib" not in throughput.timing_row(OURS, config, args, passes, rate=1e9)
-    args.device = torch.device("cuda")
-    row = throughput.timing_row(OURS, config, args, passes, rate=1e9)
-    assert (row["peak_mib"], row["frames_per_s"], row["waiting_share"]) == (9.0, 15.0, 0.25)
-
-
-@pytest.mark.parametrize("module", [loader, throughput])
-def test_unusable_manifest_is_one_sentence(module, tmp_path):
-    name = Path(module.__file__).name
-    with pytest.raises(SystemExit, match=rf"{name}: .*no such manifest"):
-        module.main(["--manifest", str(tmp_path / "none.csv"), "--output_dir", str(tmp_path)])
-
-
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
+        (["--manifest", "none.csv"], "none.csv: no such manifest"),
         (["--batch_size", "9"], "8 clips do not fill a batch of --batch_size 9"),
         (["--steps", "4"], "--steps 4 is more than the 3 batches of an epoch"),
         (["--num_workers", "1"], "[0-9]+.wav: "),  # of what cannot be read, from a worker
@@ -459,21 +335,12 @@ def test_unusable_clips_are_one_sentence(flags, sentence, short_clips, tmp_path)
 @pytest.mark.parametrize(
     ("module", "flags", "message"),
     [
-        (train_step, ["--batch", "3"], "--batch"),  # no abbreviations
         (train_step, ["--repeats", "0"], "at least 1"),
         (train_step, ["--sweep", "300"], "N_MELxBATCH_SIZE"),
-        (train_step, ["--character_embed_dim", "64"], "--character_embed_dim equal to"),
         (inference, ["--decoder_prenet_depth", "3"], "--decoder_prenet_depth 2"),
         (inference, ["--attention_dim", "0"], "--attention_dim must be at least 1"),
-        (loader, ["--num_workers", "0"], "at least 1"),
-        (throughput, ["--num_workers", "-1"], "must be 0 to 1024, found -1"),
         (throughput, ["--num_workers", "1025"], "must be 0 to 1024, found 1025"),
-        (throughput, ["--steps", "0"], "at least 1"),
-        (throughput, ["--seed", "-1"], "must be 0 to 2**63 - 1, found -1"),
-        (throughput, ["--dtype", "float16"], "--dtype"),
         (throughput, ["--num_mels", "600"], "--num_mels must not exceed the 513"),
-        (throughput, ["--decoder_prenet_depth", "3"], "--decoder_prenet_depth 2"),
-        (inference, ["--device", "gpu"], "gpu cannot be used"),
         (train_step, ["--device", "cuda:99"], "cuda:99 cannot be used"),
     ],
 )
@@ -484,31 +351,8 @@ def test_wrong_flags(module, flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_own_sizes_need_no_peer():
-    args, config = train_step.parse_args(["--only", "ours", "--decoder_prenet_depth", "3"])
-    assert args.models == (OURS,) and config.decoder_prenet_depth == 3
-
-
-def test_scripts_explain_themselves_from_anywhere(tmp_path):
-    """As a user starts them, but in one process, since PyTorch takes seconds to import."""
-    scripts = [module.__file__ for module in (train_step, inference, loader, throughput)]
-    code = (
-        "import contextlib, runpy, sys\n"
-        "for script in sys.argv[1:]:\n"
-        "    sys.argv = [script, '--help']\n"
-        "    with contextlib.suppress(SystemExit):\n"
-        "        runpy.run_path(script, run_name='__main__')\n"
-    )
-    command = [sys.executable, "-c", code, *scripts]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    for script in scripts:
-        assert f"usage: {Path(script).name}" in result.stdout
-    assert result.stdout.count("Writes ") == 4
-
-
 def test_griffin_lim_is_measured_on_recordings(tiny_corpus, tmp_path, monkeypatch, capsys):
-    """Two ways of its own and the repository's, which is nearer to the mel."""
+    """Compare two ways of the benchmark with the repository's, which comes closer to the mel."""
     names = ("pseudo-inverse, 60 iterations", "20 Itakura-Saito updates, 60",
              "magnitudes fitted in each of 48")  # fmt: skip
     monkeypatch.setattr(griffin_lim, "WAYS", {name: griffin_lim.WAYS[name] for name in names})

@@ -2,8 +2,8 @@
 
 The weights are set so that every number of the model can be followed by hand: linear layers and
 convolutions are the identity, batch norms add SHIFT, LSTMs have open input and output gates and a
-closed forget gate, and all characters get the same attention. Without dropout all items of a batch
-and all channels are equal; with it each is one draw from a distribution that is worked out below.
+closed forget gate, and all characters get the same attention. Without dropout all clips and all
+channels are equal. With it each number is one draw from a distribution that is worked out below.
 """
 
 import math
@@ -31,13 +31,13 @@ DROPOUTS = {
 
 
 def identity_(weight: Tensor) -> None:
-    """1 from the first inputs to the first outputs, 0 elsewhere; of kernels of width 1 too."""
+    """Set a weight to the identity, 0 beyond it; of convolutions of width 1 too."""
     weight.zero_()
     weight.flatten(1).fill_diagonal_(1.0)
 
 
 def open_lstm_(lstm: nn.LSTM | nn.LSTMCell, shift: float, recurrent: float) -> None:
-    """LSTM that gives squash(input + shift + recurrent * its output of the frame before)."""
+    """Make an LSTM compute squash(input + shift + recurrent * its output of the frame before)."""
     for name, weight in lstm.named_parameters():
         input_gate, forget_gate, cell_gate, output_gate = weight.zero_().chunk(4)
         if name.startswith("weight_ih"):  # the reverse direction, if any, reads the second half
@@ -52,17 +52,15 @@ def open_lstm_(lstm: nn.LSTM | nn.LSTMCell, shift: float, recurrent: float) -> N
 
 
 def transparent_model(fast_decoder: bool, **dropouts: float) -> Tacotron2:
-    """Mel bins [:WIDTH] show the decoder LSTM's output, [WIDTH:] the context."""
-    sizes = ("character_embed_dim", "encoder_embed_dim", "decoder_rnn_embed_dim",
-             "decoder_prenet_dim", "decoder_postnet_n_filters", "attention_dim")  # fmt: skip
-    config = Tacotron2Config(
-        num_mels=2 * WIDTH, encoder_kernel_size=1, decoder_postnet_kernel_size=1,
-        **dict.fromkeys(sizes, WIDTH),
-        **{**dict.fromkeys(DROPOUTS, 0.0), **dropouts},
-    )  # fmt: skip
+    """Build a model whose mel bins [:WIDTH] are the decoder LSTM's output, [WIDTH:] the context."""
+    sizes = ["character_embed_dim", "encoder_embed_dim", "decoder_rnn_embed_dim"]
+    sizes += ["decoder_prenet_dim", "decoder_postnet_n_filters", "attention_dim"]
+    widths = {**dict.fromkeys(sizes, WIDTH), "num_mels": 2 * WIDTH}
+    kernels = {"encoder_kernel_size": 1, "decoder_postnet_kernel_size": 1}
+    rates = {**dict.fromkeys(DROPOUTS, 0.0), **dropouts}
+    config = Tacotron2Config(**widths, **kernels, **rates)
     model = Tacotron2(config).double()
-    if fast_decoder:
-        model = speed_up(model)
+    model = speed_up(model) if fast_decoder else model
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Conv1d):
@@ -82,7 +80,7 @@ def transparent_model(fast_decoder: bool, **dropouts: float) -> Tacotron2:
 
 
 def combine(function, *parts: Distribution) -> Distribution:
-    """The distribution of a function of independent draws."""
+    """Compute the distribution of a function of independent draws."""
     result: Distribution = defaultdict(float)
     for draws in product(*(part.items() for part in parts)):
         values, probabilities = zip(*draws, strict=True)
@@ -100,7 +98,7 @@ def squash(x: float, before: float = 0.0) -> float:
 
 
 def add_postnet(mels: Distribution, p: float) -> Distribution:
-    """Four times tanh(x + SHIFT) with dropout, then x + SHIFT with dropout, added to the mel."""
+    """Add to the mel: four times tanh(x + SHIFT) with dropout, then x + SHIFT with dropout."""
     result: Distribution = defaultdict(float)
     for mel, probability in mels.items():
         x = {mel: 1.0}
@@ -113,10 +111,9 @@ def add_postnet(mels: Distribution, p: float) -> Distribution:
 
 
 def expected_mels(frame: float, **dropouts: float) -> list[tuple[Distribution, Distribution]]:
-    """What frames 0 and 1 are drawn from, bins [:WIDTH] and bins [WIDTH:].
+    """Compute the distributions of frames 0 and 1, of bins [:WIDTH] and [WIDTH:].
 
-    Args:
-        frame: what the prenet reads before frame 1, in all its bins.
+    `frame` is the number in all bins of the frame that the prenet reads before frame 1.
     """
     p = {**dict.fromkeys(DROPOUTS, 0.0), **dropouts}
     text = {1.0: 1.0}
@@ -140,7 +137,7 @@ def expected_mels(frame: float, **dropouts: float) -> list[tuple[Distribution, D
 
 
 def check_draws(mels: Tensor, expected: Distribution) -> None:
-    """mels (N_ITEMS, WIDTH): every value is a possible one, and as frequent as it should be."""
+    """Check that mels (N_ITEMS, WIDTH) hold the expected values as often as expected."""
     assert sum(expected.values()) == pytest.approx(1.0)
     shares = {value: ((mels - value).abs() < 1e-6).double().mean() for value in expected}
     assert sum(shares.values()) == pytest.approx(1.0), "another value than these was drawn"
@@ -160,38 +157,38 @@ def check_frames(mels: Tensor, expected: list[tuple[Distribution, Distribution]]
         check_draws(mels[:, t, WIDTH:], of_context)
 
 
-@BOTH_DECODERS
-@pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("name", DROPOUTS)
-def test_teacher_forcing_draws_each_dropout_at_its_place(name, mode, fast_decoder):
-    dropout = {name: DROPOUTS[name]}
-    model = transparent_model(fast_decoder, **dropout).train(mode == "train")
+def forced_mels(model: Tacotron2) -> Tensor:
+    """Run teacher forcing on frames of ones, with the batch norms as set above."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
-            module.eval()  # with the statistics set above
+            module.eval()
     torch.manual_seed(0)
     true_mels = torch.ones(N_ITEMS, 2, 2 * WIDTH, dtype=torch.float64)
-    mels = model(*TEXT, true_mels, torch.full((N_ITEMS,), 2)).mels_after
-    always_on = name == "decoder_prenet_dropout_p"
-    check_frames(mels, expected_mels(1.0, **(dropout if mode == "train" or always_on else {})))
+    return model(*TEXT, true_mels, torch.full((N_ITEMS,), 2)).mels_after
 
 
 @BOTH_DECODERS
-def test_free_running_draws_the_prenets_dropout_alone(fast_decoder):
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_training_draws_each_dropout_at_its_place(name, fast_decoder):
+    dropout = {name: DROPOUTS[name]}
+    mels = forced_mels(transparent_model(fast_decoder, **dropout).train())
+    check_frames(mels, expected_mels(1.0, **dropout))
+
+
+@BOTH_DECODERS
+def test_eval_mode_draws_the_prenets_dropout_alone(fast_decoder):
+    """With teacher forcing and in free running, with all five rates set."""
     model = transparent_model(fast_decoder, **DROPOUTS).eval()
-    torch.manual_seed(0)
+    prenet = {"decoder_prenet_dropout_p": DROPOUTS["decoder_prenet_dropout_p"]}
+    check_frames(forced_mels(model), expected_mels(1.0, **prenet))
     mels = model.infer(*TEXT, max_decoder_steps=2).mels
-    first_frame = squash(squash(SHIFT))
-    name = "decoder_prenet_dropout_p"
-    check_frames(mels, expected_mels(first_frame, **{name: DROPOUTS[name]}))
+    check_frames(mels, expected_mels(squash(squash(SHIFT)), **prenet))
 
 
-@BOTH_DECODERS
-def test_the_attention_reads_the_dropped_output(fast_decoder):
+def test_the_attention_reads_the_dropped_output():
     batch = make_batch()
     with_dropout, without = (
-        make_model(fast_decoder=fast_decoder, attention_dropout_p=p)(*batch).alignments
-        for p in (0.25, 0.0)
+        make_model(fast_decoder=False, attention_dropout_p=p)(*batch).alignments for p in (0.25, 0)
     )
-    assert ((with_dropout - without).abs().amax(dim=(1, 2)) > 1e-6).all()
-    assert ((with_dropout - without)[:, 0].abs().amax(dim=1) > 1e-6).all(), "from the first frame"
+    differences = (with_dropout - without).abs().amax(dim=2)  # (B, T_mel)
+    assert (differences[:, 0] > 1e-6).all(), "from the first frame on"

@@ -1,4 +1,4 @@
-"""corpora/make_demo_corpus.py: the wavs, the true word times, and what it refuses."""
+"""make_demo_corpus.py: the wavs, the true word times, and what it refuses."""
 
 import hashlib
 import itertools
@@ -11,27 +11,24 @@ import sys
 import time
 from pathlib import Path
 
-import make_demo_corpus as demo
 import numpy as np
 import pytest
 import soundfile
 
-SCRIPT = Path(demo.__file__)
+from conftest import REPO
+from corpora import make_demo_corpus as demo
+from world import run
+
+COMMAND = [sys.executable, "-m", "corpora.make_demo_corpus"]
 N_CLIPS = 300  # more than one block, so that two processes speak
 PROSE = [
-    "The printers of the old town, it is said, kept their presses in the cellars; and as soon as"
-    " the river rose, they would have to carry every sheet of paper up to the attic.",
+    "The printers, it is said, kept their presses in the cellars; and as soon as the river rose,"
+    " they would have to carry every sheet of paper up to the attic.",
     "The naïve café owner, Zoë Ångström, served crème brûlée — twice — to the señor from São"
     " Paulo; and “never again” was all that he could say.",
     "A façade 😀, a résumé, and a piñata were in the box, weren\u2019t they?",
     "It has to be one of them, and it would have been there as well as it is here.",
 ]
-
-
-def run(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
@@ -69,8 +66,8 @@ def sound_starts(wav: np.ndarray, quiet_ms: int = 60) -> np.ndarray:
 def folder(tmp_path_factory) -> Path:
     """A small corpus spoken by a process of its own."""
     path = tmp_path_factory.mktemp("demo") / "corpus"
-    result = run("--path_to_save", path, "--n_sentences", N_CLIPS)
-    assert result.returncode == 0, result.stderr
+    flags = ["--path_to_save", str(path), "--n_sentences", str(N_CLIPS)]
+    subprocess.run([*COMMAND, *flags], cwd=REPO, check=True, timeout=300)
     return path
 
 
@@ -79,14 +76,14 @@ def prose(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("prose")
     (path / "prose.txt").write_text("\n\n".join(PROSE) + "\n", encoding="utf-8")
     text = str(path / "prose.txt")
-    assert demo.main(["--path_to_save", str(path / "corpus"), "--sentences", text]) == 0
+    demo.main(["--path_to_save", str(path / "corpus"), "--sentences", text])
     return path / "corpus"
 
 
 def test_every_run_gives_the_same_bytes(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "N_PROCESSES", 1)
     path = tmp_path / "again"
-    assert demo.main(["--path_to_save", str(path), "--n_sentences", str(N_CLIPS)]) == 0
+    demo.main(["--path_to_save", str(path), "--n_sentences", str(N_CLIPS)])
     assert file_hashes(path) == file_hashes(folder)
     assert len(file_hashes(folder)) == N_CLIPS + 3
 
@@ -113,11 +110,9 @@ def test_wavs_are_ljspeech_shaped_and_trimmed(folder):
         sound = np.flatnonzero(np.abs(wav.astype(int)) > 32)
         assert sound[0] / 22050 <= 0.051
         assert 0.09 < (len(wav) - sound[-1]) / 22050 < 0.11
+    seconds = sum(len(wav) for _, wav, _ in corpus.values()) / 22050
     record = json.loads((folder / "corpus.json").read_text())
-    assert record["n_clips"] == N_CLIPS
-    assert record["seconds"] == pytest.approx(
-        sum(len(wav) for _, wav, _ in corpus.values()) / 22050, abs=0.01
-    )
+    assert (record["n_clips"], record["seconds"]) == (N_CLIPS, pytest.approx(seconds, abs=0.01))
 
 
 def test_word_times_name_every_word_in_order(folder):
@@ -166,72 +161,42 @@ def test_long_and_non_ascii_sentences_keep_their_indexes(prose):
         assert starts[-1] < len(wav) / 22050
 
 
-def test_a_sentence_without_all_its_times_is_replaced_while_there_are_spares(tmp_path, monkeypatch):
-    def speak_all(clips, *_):
-        yield [(clip_id, 1.0, [], int("bad" in text)) for clip_id, text in clips]
-
-    monkeypatch.setattr(demo, "speak_all", speak_all)
-    spares = iter(["Still bad.", "Good two.", "Bad luck, none of these is bad."])
-    totals = demo.write_corpus(tmp_path, ["Good one.", "A bad one.", "Good three."], spares, "", 0)
-    texts = [line.split("|")[1] for line in (tmp_path / "metadata.csv").read_text().splitlines()]
-    assert texts == ["Good one.", "Good two.", "Good three."]
-    assert (totals["n_sentences_replaced"], totals["n_words_without_time"]) == (2, 0)
-
-    (tmp_path / "kept").mkdir()
-    totals = demo.write_corpus(tmp_path / "kept", ["A bad one."], iter(()), "", 0)
-    assert (totals["n_sentences_replaced"], totals["n_words_without_time"]) == (0, 1)
-
-
-def test_silence_is_cut_and_times_follow():
-    lead, sound, tail = np.zeros(22050), np.full(22050, 1000), np.zeros(22050)
-    wav = np.concatenate([lead, sound, tail]).astype(np.int16)
-    trimmed, starts = demo.trim_silence(wav, {0: 22050, 5: 33075}, "")
-    assert len(trimmed) == round(0.05 * 22050) + 22050 + round(0.1 * 22050)
-    assert starts == {0: round(0.05 * 22050), 5: round(0.05 * 22050) + 11025}
-
-
 def test_a_corpus_is_reused_refused_or_overwritten(folder, capsys, monkeypatch, tmp_path):
-    arguments = ["--path_to_save", str(folder)]
     before = file_hashes(folder)
-    monkeypatch.setattr(demo, "Speaker", None)  # reuse speaks nothing
-    assert demo.main([*arguments, "--n_sentences", str(N_CLIPS)]) == 0
-    assert "already there" in capsys.readouterr().out
-    assert demo.main([*arguments, "--n_sentences", str(N_CLIPS), "--seed", "7"]) == 1
-    assert "holds another corpus (other sentences_sha256)" in capsys.readouterr().err
-    assert demo.main([*arguments, "--n_sentences", str(N_CLIPS), "--words_per_minute", "99"]) == 1
-    assert "words_per_minute" in capsys.readouterr().err
+    flags = ("corpora.make_demo_corpus", "--path_to_save", folder, "--n_sentences", N_CLIPS)
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "Speaker", None)  # reuse speaks nothing
+        assert run(*flags, capsys=capsys) == (0, "")
+        code, message = run(*flags, "--seed", 7, capsys=capsys)
+    assert code == 1 and "holds another corpus (other sentences_sha256)" in message
     assert file_hashes(folder) == before
-    monkeypatch.undo()
 
     path = tmp_path / "corpus"
-    arguments = ["--path_to_save", str(path), "--n_sentences"]
-    assert demo.main([*arguments, "3"]) == 0
-    assert demo.main([*arguments, "2"]) == 1
-    assert demo.main([*arguments, "2", "--overwrite"]) == 0
+    flags = ("corpora.make_demo_corpus", "--path_to_save", path, "--n_sentences")
+    assert run(*flags, 3, capsys=capsys)[0] == 0
+    assert run(*flags, 2, capsys=capsys)[0] == 1
+    assert run(*flags, 2, "--overwrite", capsys=capsys)[0] == 0
     assert len(list((path / "wavs").iterdir())) == 2
-    (path / "wavs" / "DEMO-00002.wav").unlink()
-    assert demo.main([*arguments, "2"]) == 1
-    assert "lost" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["corpus"]
 
 
 def test_a_folder_of_others_is_never_replaced(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("mine")
-    assert demo.main(["--path_to_save", str(tmp_path), "--n_sentences", "2", "--overwrite"]) == 1
-    assert "not made by this script" in capsys.readouterr().err
+    flags = ("corpora.make_demo_corpus", "--path_to_save", tmp_path, "--n_sentences", 2)
+    code, message = run(*flags, "--overwrite", capsys=capsys)
+    assert code == 1 and "not made by this script" in message
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text", "sentence"),
+    ("flags", "text", "sentence"),
     [
-        (["--n_sentences", "0"], None, "--n_sentences is 0"),
-        (["--min_chars", "30", "--max_chars", "20"], None, "no length is 30 to 20"),
+        (["--n_sentences", "0"], None, "--n_sentences: must be at least 1"),
+        (["--min_chars", "30", "--max_chars", "20"], None, "--min_chars 30 exceeds"),
         (["--max_chars", "4", "--min_chars", "1"], None, "the grammar gives only"),
         (["--voice", "klingon-x"], None, "no voice 'klingon-x'"),
         (["--words_per_minute", "9"], None, "must be 80 to 450"),
-        ([], "missing", "cannot read"),
-        ([], b"", "has only 0 sentences"),
+        (["--seed", "1"], b"One fox.", "--seed is for the grammar"),
         ([], b"\n \n", "has only 0 sentences"),
         (["--n_sentences", "3"], b"One fox.\nTwo foxes.\n", "has only 2 sentences"),
         ([], b"One fox.\nTwo|foxes.\n", "line 2 has a |"),
@@ -240,38 +205,29 @@ def test_a_folder_of_others_is_never_replaced(tmp_path, capsys):
         ([], b"caf\xe9\n", "is not UTF-8"),
     ],
 )
-def test_bad_input_gets_one_sentence(arguments, text, sentence, tmp_path, capsys):
-    out = tmp_path / "out"
+def test_bad_input_gets_one_sentence(flags, text, sentence, tmp_path, capsys):
     if text is not None:
-        path = tmp_path / "text.txt"
-        if text != "missing":
-            path.write_bytes(text)
-        arguments = [*arguments, "--sentences", str(path)]
-    assert demo.main(["--path_to_save", str(out), *arguments]) == 1
-    captured = capsys.readouterr()
-    assert sentence in captured.err and captured.err.count("\n") == 1
-    assert captured.err.startswith("corpora/make_demo_corpus.py: ") and not captured.out
-    assert [p.name for p in tmp_path.iterdir() if p.name != "text.txt"] == []
-
-
-@pytest.mark.parametrize("extra", [["--n_sent", "2"], ["--sentences", "x", "--seed", "1"], ["-x"]])
-def test_bad_flags_are_argparse_errors(extra, tmp_path):
-    with pytest.raises(SystemExit) as error:
-        demo.main(["--path_to_save", str(tmp_path / "out"), *extra])
-    assert error.value.code == 2
+        (tmp_path / "text.txt").write_bytes(text)
+        flags = [*flags, "--sentences", tmp_path / "text.txt"]
+    script = "corpora.make_demo_corpus"
+    code, message = run(script, "--path_to_save", tmp_path / "out", *flags, capsys=capsys)
+    assert code in (1, 2) and sentence in message and message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_espeak_it_says_what_to_install(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    assert demo.main(["--path_to_save", str(tmp_path / "out"), "--n_sentences", "2"]) == 1
-    assert "pip install espeakng-loader" in capsys.readouterr().err
+    flags = ("--path_to_save", tmp_path / "out", "--n_sentences", 2)
+    code, message = run("corpora.make_demo_corpus", *flags, capsys=capsys)
+    assert code == 1 and "pip install espeakng-loader" in message
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, SCRIPT, "--path_to_save", tmp_path / "corpus"],
-        stdout=subprocess.PIPE,
+        [*COMMAND, "--path_to_save", tmp_path / "corpus"],
+        cwd=REPO,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -285,22 +241,20 @@ def test_ctrl_c_leaves_nothing(tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the speaking processes too
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert errors == "corpora/make_demo_corpus.py: interrupted; nothing was kept\n"
+    assert errors.endswith("make_demo_corpus.py: interrupted\n")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_failure_midway_leaves_nothing_and_keeps_the_old(tmp_path, monkeypatch, capsys):
-    path = tmp_path / "corpus"
-    assert demo.main(["--path_to_save", str(path), "--n_sentences", "2"]) == 0
-    before = file_hashes(path)
+    flags = ("corpora.make_demo_corpus", "--path_to_save", tmp_path / "corpus", "--n_sentences")
+    assert run(*flags, 2, capsys=capsys)[0] == 0
+    before = file_hashes(tmp_path)
 
     def speak_all(clips, wavs, *_):
         (wavs / "DEMO-00001.wav").write_bytes(b"half")
         raise OSError(28, "No space left on device")
-        yield
 
     monkeypatch.setattr(demo, "speak_all", speak_all)
-    assert demo.main(["--path_to_save", str(path), "--n_sentences", "3", "--overwrite"]) == 1
-    assert "No space left" in capsys.readouterr().err
-    assert file_hashes(path) == before
-    assert [p.name for p in tmp_path.iterdir()] == ["corpus"]
+    code, message = run(*flags, 3, "--overwrite", capsys=capsys)
+    assert code == 1 and "No space left" in message
+    assert file_hashes(tmp_path) == before

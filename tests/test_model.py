@@ -1,7 +1,6 @@
-"""The model by itself: padding, causality, stopping, losses, and that it can learn."""
+"""model.py by itself: first weights, padding, causality, stopping and losses."""
 
 import math
-from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from model import (
     Tacotron2Config,
     Tacotron2Output,
     build_padding_mask,
-    guided_attention_penalty,
     tacotron2_loss,
 )
 
@@ -58,7 +56,7 @@ def make_model(seed=0, fast_decoder=True, **changes):
 
 
 def lively(model):
-    """Batch norms that have seen data, so that eval mode is not the identity."""
+    """Give batch norms the statistics of some data, so that eval mode is not the identity."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
             module.running_mean.normal_()
@@ -67,11 +65,17 @@ def lively(model):
     return model.eval()
 
 
-def test_weights_begin_as_xavier_says():
+def test_first_weights_are_xaviers():
     """Uniform in +-gain * sqrt(6 / (fan_in + fan_out)); LSTMs begin as PyTorch's do."""
     relu, tanh, sigmoid = math.sqrt(2), 5 / 3, 1
-    gains = {"encoder.convolutions": relu, "query_layer": tanh, "key_layer": tanh,
-             "location_layer": tanh, "stop_projection": sigmoid, "postnet": tanh}  # fmt: skip
+    gains = {
+        "encoder.convolutions": relu,
+        "query_layer": tanh,
+        "key_layer": tanh,
+        "location_layer": tanh,
+        "stop_projection": sigmoid,
+        "postnet": tanh,
+    }
     last = "postnet.convolutions.4"
     torch.manual_seed(0)
     n_checked = 0
@@ -89,45 +93,43 @@ def test_weights_begin_as_xavier_says():
 
 
 @BOTH_DECODERS
-def test_alignment_rows_sum_to_one_and_are_zero_on_padding(fast_decoder):
-    batch = make_batch()
-    output = make_model(fast_decoder=fast_decoder)(*batch)
-    torch.testing.assert_close(output.alignments.sum(dim=2), torch.ones(3, 20))
-    padding = build_padding_mask(batch[1])[:, None].expand_as(output.alignments)
-    assert (output.alignments[padding] == 0).all()
-    assert (output.alignments[~padding] > 0).all()
-
-
-@BOTH_DECODERS
-def test_an_utterance_alone_equals_itself_padded_in_a_batch(fast_decoder):
+def test_a_clip_gives_the_same_alone_and_padded_in_a_batch(fast_decoder):
     model = lively(make_model(fast_decoder=fast_decoder))
     # Sorting these lengths and sorting them back are different permutations.
     tokens, token_lengths, mels, mel_lengths = make_batch(token_lengths=(6, 4, 9))
     together = model(tokens, token_lengths, mels, mel_lengths)
+    padding, silence = build_padding_mask(token_lengths), build_padding_mask(mel_lengths)
+    noise = mels.masked_fill(silence[:, :, None], 100.0)
+    garbage = model(tokens.masked_fill(padding, 7), token_lengths, noise, mel_lengths)
+    torch.testing.assert_close(garbage.mels_after, together.mels_after)
+    assert not together.mels_before[silence].any() and not together.mels_after[silence].any()
+    assert not together.alignments[padding[:, None].expand_as(together.alignments)].any()
+    torch.testing.assert_close(together.alignments.sum(dim=2), torch.ones(3, 20))
     for i in range(3):
         n, t = int(token_lengths[i]), int(mel_lengths[i])
-        alone = model(
-            tokens[i : i + 1, :n], token_lengths[i : i + 1], mels[i : i + 1, :t],
-            mel_lengths[i : i + 1],
-        )  # fmt: skip
+        one = slice(i, i + 1)
+        alone = model(tokens[one, :n], token_lengths[one], mels[one, :t], mel_lengths[one])
         for name in ("mels_before", "mels_after", "stop_logits"):
-            padded = getattr(together, name)[i : i + 1, :t]
+            padded = getattr(together, name)[one, :t]
             torch.testing.assert_close(getattr(alone, name), padded, atol=1e-5, rtol=0)
-        padded = together.alignments[i : i + 1, :t, :n]
+        padded = together.alignments[one, :t, :n]
         torch.testing.assert_close(alone.alignments, padded, atol=1e-5, rtol=0)
 
 
-def test_padded_frames_and_padded_characters_change_nothing():
-    model = lively(make_model())
-    tokens, token_lengths, mels, mel_lengths = make_batch()
-    output = model(tokens, token_lengths, mels, mel_lengths)
-    tokens = tokens.masked_fill(build_padding_mask(token_lengths), 7)
-    mels = mels.masked_fill(build_padding_mask(mel_lengths)[:, :, None], 100.0)
-    garbage = model(tokens, token_lengths, mels, mel_lengths)
-    torch.testing.assert_close(garbage.mels_after, output.mels_after)
-    torch.testing.assert_close(garbage.alignments[1], output.alignments[1])
-    padding = build_padding_mask(mel_lengths)
-    assert not output.mels_before[padding].any() and not output.mels_after[padding].any()
+@pytest.mark.parametrize("fast_decoder", [True, False])
+def test_one_character_and_one_frame_can_be_trained(fast_decoder):
+    """Batch norm of a single value per channel: normalised as in eval mode, counted nowhere."""
+    model = make_model(fast_decoder=fast_decoder, encoder_dropout_p=0.0)
+    batch = make_batch(token_lengths=(1,), mel_lengths=(1,))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    output = model.train()(*batch)
+    torch.testing.assert_close(dict(model.named_buffers()), before)
+    for ours, expected in zip(output, model.eval()(*batch), strict=True):
+        torch.testing.assert_close(ours, expected)
+    tacotron2_loss(output, batch[2], batch[1], batch[3], torch.ones(1, 1), 1.0)["loss"].backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    model.train()(*make_batch(token_lengths=(2,), mel_lengths=(2,)))  # two values: as always
+    assert all(b == 1 for name, b in model.named_buffers() if "num_batches" in name)
 
 
 @BOTH_DECODERS
@@ -141,22 +143,6 @@ def test_no_frame_sees_itself_or_the_future(fast_decoder):
     assert torch.equal(before.mels_before[:, :11], after.mels_before[:, :11])
     assert torch.equal(before.alignments[:, :11], after.alignments[:, :11])
     assert not torch.equal(before.mels_before[1, 11:], after.mels_before[1, 11:])
-
-
-@BOTH_DECODERS
-def test_inference_stops_each_item_by_itself(fast_decoder):
-    """With stop forced by a bias, every item ends at once; without, every one hits the limit."""
-    model = make_model(fast_decoder=fast_decoder).eval()
-    tokens, token_lengths, *_ = make_batch()
-    with torch.no_grad():
-        model.decoder.stop_projection.bias.fill_(100.0)
-    output = model.infer(tokens, token_lengths, max_decoder_steps=12)
-    assert output.mel_lengths.tolist() == [1, 1, 1] and not output.reached_limit.any()
-    with torch.no_grad():
-        model.decoder.stop_projection.bias.fill_(-100.0)
-    output = model.infer(tokens, token_lengths, max_decoder_steps=12)
-    assert output.mel_lengths.tolist() == [12, 12, 12] and output.reached_limit.all()
-    assert output.mels.shape == (3, 12, 20) and output.alignments.shape == (3, 12, 9)
 
 
 @BOTH_DECODERS
@@ -187,23 +173,28 @@ def test_batched_inference_equals_one_by_one(fast_decoder):
         assert (together.mels[i, length:] == 0).all()
 
 
-def test_an_item_that_has_said_stop_once_has_stopped(monkeypatch):
-    """Whatever its later frames say."""
+def test_a_clip_that_has_stopped_once_stays_stopped(monkeypatch):
     decoder = make_model(fast_decoder=False).eval().decoder
-    step, said = decoder.step, iter([[9.0, -9.0], [-9.0, 9.0], [-9.0, -9.0]])
+    step, logits = decoder.step, iter([[9.0, -9.0], [-9.0, 9.0], [-9.0, -9.0]])
 
-    def say(*args):
+    def step_with_logits(*args):
         frame, _, *others = step(*args)
-        return frame, torch.tensor(next(said)), *others
+        return frame, torch.tensor(next(logits)), *others
 
-    monkeypatch.setattr(decoder, "step", say)
+    monkeypatch.setattr(decoder, "step", step_with_logits)
     text, no_padding = torch.zeros(2, 3, 32), torch.zeros(2, 3, dtype=torch.bool)
     assert decoder.infer(text, no_padding, 3, 0.5)[1].shape == (2, 2)
 
 
-def test_inference_refuses_no_steps():
+@BOTH_DECODERS
+def test_the_limit_ends_what_never_stops(fast_decoder):
+    model = make_model(fast_decoder=fast_decoder).eval()
+    tokens, token_lengths, *_ = make_batch()
+    output = model.infer(tokens, token_lengths, max_decoder_steps=12, stop_threshold=1.0)
+    assert output.mel_lengths.tolist() == [12, 12, 12] and output.reached_limit.all()
+    assert output.mels.shape == (3, 12, 20) and output.alignments.shape == (3, 12, 9)
     with pytest.raises(ValueError, match="max_decoder_steps"):
-        make_model().infer(torch.ones(1, 3, dtype=torch.int64), None, max_decoder_steps=0)
+        model.infer(tokens, token_lengths, max_decoder_steps=0)
 
 
 def test_losses_are_means_over_valid_frames():
@@ -217,7 +208,6 @@ def test_losses_are_means_over_valid_frames():
         torch.rand(3, 20, 9, generator=rng),
     )
     stop_targets = build_padding_mask(mel_lengths - 1, 20).float()
-    losses = tacotron2_loss(output, mels, token_lengths, mel_lengths, stop_targets, 2.0, 0.3)
     sums = np.zeros(4)
     for i, (n, t) in enumerate(zip(token_lengths.tolist(), mel_lengths.tolist(), strict=True)):
         for frame in range(t):
@@ -235,73 +225,26 @@ def test_losses_are_means_over_valid_frames():
     names = ("mel_before_loss", "mel_after_loss", "stop_loss", "guided_attention_loss")
     np.testing.assert_allclose([losses[name].item() for name in names], expected, rtol=1e-4)
     assert losses["loss"].item() == pytest.approx(expected.sum(), rel=1e-4)
-
-
-def test_loss_of_two_halves_is_that_of_the_whole():
-    """With the frame count of both, as gradient accumulation and several processes have it."""
-    tokens, token_lengths, mels, mel_lengths = make_batch((9, 6, 4, 5), (17, 20, 8, 11))
-    model = make_model().eval()
-
-    def loss_of(rows):
-        output = model(tokens[rows], token_lengths[rows], mels[rows], mel_lengths[rows])
-        targets = build_padding_mask(mel_lengths[rows] - 1, 20).float()
-        return tacotron2_loss(
-            output, mels[rows], token_lengths[rows], mel_lengths[rows], targets, 1.0,
-            n_frames=mel_lengths.sum(),
-        )["loss"]  # fmt: skip
-
-    halves = loss_of(slice(0, 2)) + loss_of(slice(2, 4))
-    torch.testing.assert_close(halves, loss_of(slice(0, 4)))
-
-
-def test_guided_attention_spares_the_diagonal():
-    alignments = torch.zeros(1, 10, 10)
-    penalty = guided_attention_penalty(torch.tensor([10]), torch.tensor([10]), 0.2, alignments)[0]
-    assert (penalty.diagonal() == 0).all()
-    assert penalty[0, 9] > 0.99 and penalty[9, 0] > 0.99
-    assert (penalty.diff(dim=1)[0] > 0).all()
-
-
-@BOTH_DECODERS
-def test_one_batch_can_be_learnt(fast_decoder):
-    """Loss falls below what predicting each bin's mean over the batch would reach."""
-    model = make_model(fast_decoder=fast_decoder)
-    tokens, token_lengths, _, mel_lengths = make_batch()
-    time = torch.arange(20)[None, :, None] / 20
-    mels = torch.sin(time * 6 + torch.arange(20)) * torch.tensor([1.0, 2.0, 1.5])[:, None, None]
-    valid = ~build_padding_mask(mel_lengths)
-    untrainable = mels[valid].var(dim=0, correction=0).mean().item()
-    targets = build_padding_mask(mel_lengths - 1, 20).float()
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for _ in range(120):
-        output = model(tokens, token_lengths, mels, mel_lengths)
-        losses = tacotron2_loss(output, mels, token_lengths, mel_lengths, targets)
-        optimizer.zero_grad()
-        losses["loss"].backward()
-        optimizer.step()
-    assert losses["mel_after_loss"].item() < 0.2 * untrainable
-    assert losses["stop_loss"].item() < 0.1
+    # A batch that is half of a step's frames has half of the step's loss.
+    arguments = output, mels, token_lengths, mel_lengths, stop_targets, 2.0, 0.3
+    half = tacotron2_loss(*arguments, n_frames=2 * mel_lengths.sum())["loss"]
+    torch.testing.assert_close(half, losses["loss"] / 2)
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "values"),
     [
-        ("encoder_kernel_size", 4),
-        ("decoder_postnet_kernel_size", 0),
-        ("attention_location_kernel_size", 30),
-        ("encoder_dropout_p", 1.0),
-        ("decoder_prenet_dropout_p", -0.1),
-        ("encoder_embed_dim", 33),
-        ("decoder_rnn_embed_dim", 0),
-        ("decoder_prenet_depth", 0),
-        ("decoder_postnet_num_convs", 0),
-        ("num_mels", 0),
-        ("attention_location_n_filters", -1),
+        ("encoder_kernel_size", (4, -1)),
+        ("decoder_postnet_kernel_size", (0, 10**9 + 1)),
+        ("decoder_prenet_dropout_p", (1.0, -0.1)),
+        ("encoder_embed_dim", (33, 0)),
+        ("vocab_size", (0, -1, 10**30)),
     ],
 )
-def test_sizes_that_make_no_sense_are_named(field, value):
-    with pytest.raises(ValueError, match=field):
-        Tacotron2Config(**{field: value})
+def test_a_size_out_of_bounds_is_refused_by_its_name(field, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"--{field} must be "):
+            Tacotron2Config(**{field: value})
 
 
 def test_save_and_from_pretrained(tmp_path):
@@ -316,14 +259,3 @@ def test_save_and_from_pretrained(tmp_path):
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(RuntimeError, match=r"decoder\.attention\.v\.weight"):
         Tacotron2.from_pretrained(tmp_path)
-
-
-SIZES = [name for name, kind in get_type_hints(Tacotron2Config).items() if kind is int]
-SIZES.remove("pad_token_id")
-
-
-@pytest.mark.parametrize("field", SIZES)
-@pytest.mark.parametrize("value", [10**9 + 1, 10**30 + 1, -1])
-def test_a_size_out_of_bounds_is_refused_before_anything_is_built(field, value):
-    with pytest.raises(ValueError, match=f"--{field} must be "):
-        Tacotron2Config(**{field: value})

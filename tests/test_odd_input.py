@@ -1,10 +1,8 @@
 """Input that looks odd and must work, held against the numbers of plain input.
 
-Manifests as spreadsheets save them, recordings of every kind, texts, paths and sizes of batches;
-and what comes only once a run has begun.
+Manifests as spreadsheets save them, recordings of every kind, texts, paths and sizes of batches.
 """
 
-import importlib
 import io
 import json
 import os
@@ -16,25 +14,20 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from accelerate import Accelerator
-from safetensors.torch import load_file
 
+import prep_splits
 import train_taco
 from conftest import RATE
 from dataset import AudioConfig, TTSDataset, audio_to_mel
+from runs import run_flags
 from speech.voice import read_config
-from test_train_taco import run_flags
 from text.tokenizer import Tokenizer
-from training.config import parse_args
-from world import HEADER, PLAIN, TEXT, run, snapshot, wav_bytes, with_one
+from world import HEADER, PLAIN, TEXT, run, wav_bytes
 
-STATE, WEIGHTS = "trainer_state.json", "model.safetensors"
+STATE = "trainer_state.json"
 
 LINE = f"clip.wav,{TEXT},0.55\n"
 MANIFESTS = {
-    "plain": HEADER + LINE,
-    "byte order mark": "\ufeff" + HEADER + LINE,
-    "CRLF": (HEADER + LINE).replace("\n", "\r\n"),
     "byte order mark and CRLF": ("\ufeff" + HEADER + LINE).replace("\n", "\r\n"),
     "no last newline": (HEADER + LINE).rstrip(),
     "blank last lines": HEADER + LINE + "\n\n",
@@ -46,13 +39,9 @@ MANIFESTS = {
 }
 
 
-def only_clip(manifest: Path):
-    return TTSDataset(manifest, AudioConfig(), Tokenizer())[0]
-
-
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_manifest_that_looks_odd_works(world, name):
-    clip = only_clip(world.manifest(MANIFESTS[name]))
+    clip = TTSDataset(world.manifest(MANIFESTS[name]), AudioConfig(), Tokenizer())[0]
     plain = audio_to_mel(
         torch.from_numpy(soundfile.read(clip.path, dtype="float32")[0]), AudioConfig()
     )
@@ -61,7 +50,7 @@ def test_a_manifest_that_looks_odd_works(world, name):
 
 
 def streamed(wav: bytes) -> bytes:
-    """As a program writes it that cannot go back to fill in the sizes."""
+    """The wav of a program that cannot go back to fill in the sizes."""
     return wav[:4] + b"\xff" * 4 + wav[8:40] + b"\xff" * 4 + wav[44:]
 
 
@@ -79,14 +68,10 @@ def at_rate(rate: int) -> bytes:
 ODD_RECORDINGS = {  # and how many frames longer they may be
     "8 bit": (wav_bytes(subtype="PCM_U8"), 0),
     "24 bit": (wav_bytes(subtype="PCM_24"), 0),
-    "32 bit": (wav_bytes(subtype="PCM_32"), 0),
     "float": (wav_bytes(subtype="FLOAT"), 0),
-    "double": (wav_bytes(subtype="DOUBLE"), 0),
     "mu-law": (wav_bytes(subtype="ULAW"), 0),
     "stereo": (wav_bytes(np.stack([PLAIN * 1.5, PLAIN * 0.5], axis=1)), 0),
-    "six channels": (wav_bytes(np.stack([PLAIN] * 6, axis=1)), 0),
     "44,100 Hz": (at_rate(44100), 1),
-    "96 kHz": (at_rate(96000), 1),
     "a size that is unknown": (streamed(wav_bytes()), 0),
     "a flac named wav": (wav_bytes(format="FLAC"), 0),
     "an mp3 named wav": (wav_bytes(format="MP3"), 10),
@@ -99,9 +84,7 @@ def test_a_recording_that_looks_odd_works(world, name):
     content, more = ODD_RECORDINGS[name]
     corpus = world.ljspeech(f"odd|{TEXT}|{TEXT}\n")
     (corpus / "wavs/odd.wav").write_bytes(content)
-    importlib.import_module("prep_splits").main(
-        ["--path_to_ljspech", str(corpus), "--path_to_save", str(world.out)]
-    )
+    prep_splits.main(["--path_to_ljspech", str(corpus), "--path_to_save", str(world.out)])
     mels = {}
     for split in ("train", "test"):
         for clip in TTSDataset(world.out / f"{split}_metadata.csv", AudioConfig(), Tokenizer()):
@@ -127,8 +110,9 @@ def test_odd_texts_are_spoken(world, capsys):
     code, said = run(
         *("synthesize", "--checkpoint", f"{world.voice}/", "--output_dir", f"{world.out}/"),
         *("--device", "cpu", "--max_decoder_steps", 4, "--text_file", path),
-        *("--max_characters", 20_000, "--n_retries", 0), capsys=capsys,
-    )  # fmt: skip
+        *("--max_characters", 20_000, "--n_retries", 0),
+        capsys=capsys,
+    )
     assert code == 2, f"no sentence ends within 4 steps: {said}"
     names = [f"{i:03d}.{kind}" for i in range(1, 5) for kind in ("npy", "png", "txt", "wav")]
     assert sorted(file.name for file in world.out.iterdir()) == names
@@ -136,6 +120,7 @@ def test_odd_texts_are_spoken(world, capsys):
         assert soundfile.info(world.out / f"{i:03d}.wav").frames == 4 * 256
 
 
+@pytest.mark.slow
 def test_odd_paths_and_numbers_train(world, capsys, monkeypatch):
     """Spaces, other letters, ~, a last slash, batches larger than the data, one clip to test."""
     monkeypatch.setenv("HOME", str(world.folder))
@@ -145,17 +130,22 @@ def test_odd_paths_and_numbers_train(world, capsys, monkeypatch):
     world.file("test.csv", HEADER + lines[0])
     flags = run_flags(world.corpus, world.folder)
     changes = {
-        "--working_directory": "~/work dir/", "--save_audio_gen": "~/sämples/",
-        "--path_to_train_manifest": "~/train ü.csv", "--path_to_val_manifest": "~/test.csv",
-        "--batch_size": "1000", "--training_epochs": "1", "--experiment_name": "ein Versüch",
-        "--start_decay_epochs": "99", "--checkpoint_epochs": "99",
-    }  # fmt: skip
+        "--working_directory": "~/work dir/",
+        "--save_audio_gen": "~/sämples/",
+        "--path_to_train_manifest": "~/train ü.csv",
+        "--path_to_val_manifest": "~/test.csv",
+        "--batch_size": "1000",
+        "--training_epochs": "1",
+        "--experiment_name": "ein Versüch",
+        "--start_decay_epochs": "99",
+        "--checkpoint_epochs": "99",
+    }
     flags += [word for pair in changes.items() for word in pair]
     code, said = run("train_taco", *flags, capsys=capsys)
     assert code == 0, said
     final = world.folder / "work dir/ein Versüch/final_checkpoint"
     assert json.loads((final / STATE).read_text())["step"] == 1
-    assert (world.folder / "sämples/epoch_001_free_running.wav").is_file()
+    assert list((world.folder / "sämples").rglob("epoch_001_free_running.wav"))
     resume = ["--resume_from_checkpoint", f"~/work dir/ein Versüch/{final.name}/"]
     code, said = run("train_taco", *flags, "--training_epochs", 2, *resume, capsys=capsys)
     assert code == 0, said
@@ -163,8 +153,9 @@ def test_odd_paths_and_numbers_train(world, capsys, monkeypatch):
     assert not list(Path.cwd().glob("~*"))
 
 
+@pytest.mark.slow
 def test_symbols_beyond_ascii_are_kept_in_any_locale(tmp_path):
-    """A machine whose locale is C writes what one with UTF-8 reads, and the other way round."""
+    """A machine whose locale is C writes what one with UTF-8 reads."""
     code = (
         "import sys; from speech.voice import write_config; from dataset import AudioConfig; "
         "from model import Tacotron2Config; from text.tokenizer import Tokenizer; "
@@ -173,44 +164,9 @@ def test_symbols_beyond_ascii_are_kept_in_any_locale(tmp_path):
     )
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ | ascii_only,
+        [sys.executable, "-c", code, str(tmp_path)],
+        check=True,
+        env=os.environ | ascii_only,
         cwd=Path(train_taco.__file__).parent,
-    )  # fmt: skip
+    )
     assert list(read_config(tmp_path)[2].symbols) == ["_", "é", "ł", " "]
-
-
-def test_a_validation_clip_that_breaks_ends_the_run_with_a_checkpoint(world, capsys):
-    world.clip()
-    val = world.file("val.csv", HEADER + LINE)
-    (world.folder / "clip.wav").write_bytes(wav_bytes(with_one(np.nan), subtype="FLOAT"))
-    flags = run_flags(world.corpus, world.out, "--path_to_val_manifest", val)
-    code, said = run("train_taco", *flags, capsys=capsys)
-    assert code == 1 and "clip.wav: holds samples that are NaN" in said
-    assert said.count("\n") == 1
-    world.clip()
-    resume = ["--resume_from_checkpoint", "latest", "--training_epochs", 1]
-    code, said = run("train_taco", *flags, *resume, capsys=capsys)
-    state = json.loads((world.out / "work/tiny/final_checkpoint" / STATE).read_text())
-    assert code == 0 and state["epoch"] == 1 and state["step"] == 5
-
-
-def test_what_cannot_be_dealt_to_the_processes_is_refused_at_the_start(world, monkeypatch):
-    configs = parse_args(run_flags(world.corpus, world.out), "")
-    accelerator = Accelerator()
-    monkeypatch.setattr(type(accelerator), "num_processes", 4)  # and 3 clips to validate on
-    before = snapshot(world.folder.parent)
-    with pytest.raises(ValueError, match="3 clips cannot be dealt to 4 processes"):
-        train_taco.prepare(configs, accelerator)
-    assert snapshot(world.folder.parent) == before
-
-
-def test_a_warm_start_from_the_run_that_is_overwritten(world, monkeypatch):
-    """The old checkpoints go when the new run stands, not before their weights are read."""
-    checkpoint = world.copy_run()
-    flags = run_flags(world.corpus, world.out, "--overwrite", "--warm_start", checkpoint)
-    accelerator = Accelerator()
-    weights = load_file(checkpoint / WEIGHTS)
-    run, _ = train_taco.prepare(parse_args(flags, ""), accelerator)
-    assert not checkpoint.exists()
-    for name, weight in run.model.state_dict().items():
-        assert torch.equal(weight, weights[name])

@@ -1,8 +1,7 @@
-"""Tests of prep_splits.py --report, on clips whose silence, level, clipping and pace are known."""
+"""prep_splits.py --report, on clips whose silence, level, clipping and pace are known."""
 
 import json
 import math
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,10 @@ import pandas as pd
 import pytest
 import soundfile
 
-import corpora.report as recordings_report
 import prep_splits
-from corpora.layouts import Clip
-from corpora.report import judge_pairs, measure, usual_lengths
+from corpora.report import fit_usual_lengths, mark_suspects, measure_audio
 from scoring.pictures import histogram_figure
-from test_prep_splits import add_row, fail, listing, make_corpus
+from test_prep_splits import add_row, fail, listing
 
 RATE = 8000
 TONE = 400.0  # Hz, whose period divides a frame
@@ -32,7 +29,7 @@ def silence(seconds: float, rate: int = RATE) -> np.ndarray:
 
 def measured(path: Path, samples: np.ndarray, rate: int = RATE, **options) -> dict:
     soundfile.write(path, samples, rate, **options)
-    return measure(Clip("line 1", "clip", "text", path))
+    return measure_audio(path)
 
 
 def report_on(corpus: Path, save: Path, *flags: str) -> tuple[dict, pd.DataFrame]:
@@ -69,21 +66,28 @@ def replace_text(corpus: Path, clip_id: str, text: str) -> None:
 # ---- what is measured of a recording ----
 
 
-@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100])
+@pytest.mark.parametrize("rate", [8000, 22050])
 def test_silence_and_level_of_a_clip_of_known_parts(tmp_path, rate):
     parts = (
-        silence(0.3, rate), tone(1.0, 0.5, rate), silence(0.5, rate), tone(0.4, 0.25, rate),
-        silence(0.1, rate), tone(0.3, 0.5, rate), silence(0.2, rate),
-    )  # fmt: skip
+        silence(0.3, rate),
+        tone(1.0, 0.5, rate),
+        silence(0.5, rate),
+        tone(0.4, 0.25, rate),
+        silence(0.1, rate),
+        tone(0.3, 0.5, rate),
+        silence(0.2, rate),
+    )
     samples = np.concatenate(parts)
     found = measured(tmp_path / "clip.wav", samples, rate)
     assert found["seconds"] == pytest.approx(len(samples) / rate)
     assert (found["sampling_rate"], found["channels"]) == (rate, 1)
     # A frame of 20 ms that is partly silent sounds, on either side of a pause.
     for name, seconds in (
-        ("start_silence", 0.3), ("end_silence", 0.2), ("longest_pause", 0.5),
+        ("start_silence", 0.3),
+        ("end_silence", 0.2),
+        ("longest_pause", 0.5),
         ("spoken_seconds", 2.3),
-    ):  # fmt: skip
+    ):
         assert found[name] == pytest.approx(seconds, abs=0.041), name
     assert found["inner_silence"] == pytest.approx(0.6 / 2.3, abs=0.03)
     assert found["peak_dbfs"] == pytest.approx(20 * math.log10(0.5), abs=0.02)
@@ -99,40 +103,12 @@ def test_silence_lies_forty_decibels_below_the_clips_own_loudest_frame(tmp_path)
         assert found["end_silence"] == pytest.approx(0.0)
 
 
-def test_pauses_do_not_end_where_a_block_is_read(tmp_path):
-    """Ten seconds are read at once."""
-    parts = [tone(8), silence(5), tone(9), silence(1), tone(7.03)]
-    found = measured(tmp_path / "clip.wav", np.concatenate(parts))
-    assert found["longest_pause"] == pytest.approx(5, abs=0.041)
-    assert found["seconds"] == pytest.approx(30.03)
-    assert found["end_silence"] == 0 and found["inner_silence"] == pytest.approx(
-        6 / 30.03, abs=0.01
-    )
-    assert found["rms_dbfs"] == pytest.approx(
-        20 * math.log10(math.sqrt(24.03 / 30.03 * 0.125)), abs=0.01
-    )
-
-
-def test_a_long_recording_needs_no_more_memory_than_a_short_one(tmp_path):
-    soundfile.write(tmp_path / "clip.flac", np.tile(tone(10), 30), RATE)
-    tracemalloc.start()
-    measure(Clip("line 1", "clip", "text", tmp_path / "clip.flac"))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 300 * RATE * 4 / 3  # a third of its samples, as float32
-
-
 def test_clipping_is_counted_where_samples_reach_full_scale(tmp_path):
     clipped = np.clip(tone(1, 1.5), -1, 1)
     pcm = np.round(clipped * 32767).astype(np.int16)
     found = measured(tmp_path / "clip.wav", pcm)
     assert found["clipped_samples"] == (np.abs(pcm) == 32767).sum() > 1000
     assert found["peak_dbfs"] == pytest.approx(0, abs=0.001)
-    above = measured(tmp_path / "float.wav", tone(1, 1.5), subtype="FLOAT")
-    assert above["clipped_samples"] == (np.abs(tone(1, 1.5)) >= 1).sum()
-    assert above["peak_dbfs"] == pytest.approx(
-        20 * math.log10(np.abs(tone(1, 1.5)).max()), abs=0.01
-    )
     assert measured(tmp_path / "clip.wav", tone(1, 0.99))["clipped_samples"] == 0
 
 
@@ -142,9 +118,7 @@ def test_a_clip_that_is_normalized_to_its_peak_is_not_called_clipped(tmp_path):
         samples = (tone(1) * 20000).astype(np.int16)
         samples[100 : 100 + n_loud] = 32767
         soundfile.write(corpus / f"wavs/{name}.wav", samples, RATE)
-    report, clips = report_on(corpus, tmp_path / "out")
-    assert report["clipped_clips"] == 1
-    assert list(clips["clipped_samples"][:2]) == [2, 3]
+    assert report_on(corpus, tmp_path / "out")[0]["clipped_clips"] == 1
 
 
 def test_peak_is_the_loudest_channels_and_the_level_the_mean_channels(tmp_path):
@@ -158,7 +132,7 @@ def test_peak_is_the_loudest_channels_and_the_level_the_mean_channels(tmp_path):
     assert opposite["rms_dbfs"] < -90
 
 
-@pytest.mark.parametrize("n_samples", [1, 100, 160, 161])
+@pytest.mark.parametrize("n_samples", [1, 161])
 def test_very_short_clips(tmp_path, n_samples):
     found = measured(tmp_path / "clip.wav", np.full(n_samples, 0.5))
     assert found["spoken_seconds"] == found["seconds"] == n_samples / RATE
@@ -173,15 +147,15 @@ def test_the_usual_length_is_a_line_that_wrong_pairs_do_not_bend():
     letters = rng.integers(10, 150, 3000)
     true = 0.4 + 0.07 * letters
     seconds = true * np.exp(rng.normal(0, 0.1, 3000))
-    assert np.abs(usual_lengths(letters, seconds) / true - 1).max() < 0.02
+    assert np.abs(fit_usual_lengths(letters, seconds) / true - 1).max() < 0.02
     seconds[:300] = rng.uniform(0.5, 12, 300)  # of other texts
-    assert np.abs(usual_lengths(letters, seconds) / true - 1).max() < 0.15
+    assert np.abs(fit_usual_lengths(letters, seconds) / true - 1).max() < 0.15
     slope, overhead = np.polyfit(letters, seconds, 1)
     assert np.abs((overhead + slope * letters) / true - 1).max() > 0.4, "least squares is bent"
 
 
 def test_texts_of_one_length_have_one_usual_length():
-    assert usual_lengths(np.full(3, 10), np.array([1.0, 2.0, 9.0])) == pytest.approx([2.0] * 3)
+    assert fit_usual_lengths(np.full(3, 10), np.array([1.0, 2.0, 9.0])) == pytest.approx([2.0] * 3)
 
 
 def test_even_pairs_are_not_suspected_and_a_wrong_text_is(tmp_path, capsys):
@@ -195,8 +169,9 @@ def test_even_pairs_are_not_suspected_and_a_wrong_text_is(tmp_path, capsys):
     report, clips = report_on(corpus, tmp_path / "out")
     assert [row["clip_id"] for row in report["worst_suspects"]] == ["clip35", "clip02"]
     assert [row["why"] for row in report["worst_suspects"]] == [
-        "the text is too short", "the text is too long",
-    ]  # fmt: skip
+        "the text is too short",
+        "the text is too long",
+    ]
     assert list(clips.index[clips["why"] != ""]) == ["clip02", "clip35"]
     assert float(clips.loc["clip02", "usual_seconds"]) == pytest.approx(0.3 + 30 * 0.06, rel=0.06)
     z_scores = clips["z_score"].astype(float)
@@ -217,26 +192,20 @@ def test_the_z_score_counts_standard_deviations_where_lengths_are_normal():
         seconds = (0.3 + 0.06 * letters) * math.exp(-0.2 * z)
         rows.append({"letters": letters, "spoken_seconds": seconds, "peak_dbfs": -3, "why": ""})
         rows[-1]["true_z"] = z
-    judge_pairs(rows)
+    mark_suspects(rows)
     errors = [row["z_score"] - row["true_z"] for row in rows]
     assert np.abs(errors).max() < 0.3
     assert all((row["why"] != "") == (abs(row["z_score"]) > 3.5) for row in rows)
 
 
-def test_spaces_and_punctuation_are_not_spoken(tmp_path):
-    corpus = make_voice(tmp_path / "lj")
-    replace_text(corpus, "clip00", "a . ! . b , , , c - - - d : : : e ; ; ; fghij")
-    report, clips = report_on(corpus, tmp_path / "out")
-    assert report["suspects"] == 0
-    assert list(clips.loc["clip00", ["characters", "letters"]]) == [45, 10]
-
-
-def test_numbers_count_as_they_are_spoken(tmp_path):
+def test_letters_are_counted_as_they_are_spoken(tmp_path):
     """The text "1465" is "fourteen sixty-five": 17 letters, 19 characters."""
     corpus = make_voice(tmp_path / "lj")
+    replace_text(corpus, "clip00", "a . ! . b , , , c - - - d : : : e ; ; ; fghij")
     replace_text(corpus, "clip07", "1465")
     report, clips = report_on(corpus, tmp_path / "out")
     assert report["suspects"] == 0
+    assert list(clips.loc["clip00", ["characters", "letters"]]) == [45, 10]
     assert list(clips.loc["clip07", ["characters", "letters"]]) == [19, 17]
     seconds = clips.loc["clip07", "spoken_seconds"]
     assert clips.loc["clip07", "characters_per_second"] == pytest.approx(19 / seconds, rel=1e-3)
@@ -245,21 +214,21 @@ def test_numbers_count_as_they_are_spoken(tmp_path):
 def test_few_clips_have_no_z_score_but_a_far_length_is_noticed(tmp_path):
     corpus = make_voice(tmp_path / "lj", 5)
     replace_text(corpus, "clip01", "abcde " * 15)
-    report, clips = report_on(corpus, tmp_path / "out")
-    assert [row["clip_id"] for row in report["worst_suspects"]] == ["clip01"]
-    assert report["worst_suspects"][0]["z_score"] is None
-    assert list(clips["z_score"]) == [""] * 5
+    suspects = report_on(corpus, tmp_path / "out")[0]["worst_suspects"]
+    assert [(row["clip_id"], row["z_score"]) for row in suspects] == [("clip01", None)]
 
 
 def test_ten_suspects_are_listed_worst_first(tmp_path, capsys):
     corpus = make_voice(tmp_path / "lj", 60)
     for i in range(12):
-        replace_text(corpus, f"clip{4 * i:02d}", "abcde " * (40 + i))
+        replace_text(corpus, f"clip{4 * i:02d}", "\x1b[2J" + "abcde " * (40 + i))
     report, clips = report_on(corpus, tmp_path / "out")
     assert report["suspects"] == 12 == (clips["why"] != "").sum()
     ratios = [row["usual_seconds"] / row["spoken_seconds"] for row in report["worst_suspects"]]
     assert len(ratios) == 10 and ratios == sorted(ratios, reverse=True) and min(ratios) > 3
-    assert "and 2 more, see clips.csv" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "and 2 more, see clips.csv" in out
+    assert "?[2Jabcde abcde" in out and "\x1b" not in out, "the terminal gets no control characters"
 
 
 def test_a_clip_without_sound_and_a_text_without_letters_come_first(tmp_path):
@@ -269,9 +238,10 @@ def test_a_clip_without_sound_and_a_text_without_letters_come_first(tmp_path):
     replace_text(corpus, "clip07", "abcde " * 30)
     report, clips = report_on(corpus, tmp_path / "out")
     assert [(row["clip_id"], row["why"]) for row in report["worst_suspects"]] == [
-        ("clip03", "no sound"), ("clip05", "no letter to speak"),
+        ("clip03", "no sound"),
+        ("clip05", "no letter to speak"),
         ("clip07", "the text is too long"),
-    ]  # fmt: skip
+    ]
     assert clips.loc["clip03", "rms_dbfs"] == -120
     assert "Infinity" not in (tmp_path / "out/report.json").read_text()
 
@@ -284,8 +254,11 @@ def test_the_numbers_are_those_of_the_clips(tmp_path, capsys):
     stereo = np.stack([tone(2, rate=16000)] * 2, axis=1)
     soundfile.write(corpus / "wavs/clip04.wav", stereo, 16000)
     replace_text(corpus, "clip06", "abc \u2603 def abc de")
-    report, clips = report_on(corpus, tmp_path / "out")
-    assert sorted(listing(tmp_path / "out")) == ["clips.csv", "recordings.png", "report.json"]
+    before = listing(corpus)
+    report, clips = report_on(corpus, tmp_path / "out", "--path_to_save", str(tmp_path / "splits"))
+    assert listing(tmp_path / "out") == ["clips.csv", "recordings.png", "report.json"]
+    assert listing(tmp_path / "splits") == ["test_metadata.csv", "train_metadata.csv"]
+    assert listing(corpus) == before
     assert report["clips"] == 20 == len(clips)
     durations = {p.stem: soundfile.info(p).duration for p in (corpus / "wavs").iterdir()}
     assert clips["seconds"].to_dict() == pytest.approx(durations, abs=1e-4)
@@ -294,8 +267,13 @@ def test_the_numbers_are_those_of_the_clips(tmp_path, capsys):
     assert report["channels"] == {"1": 19, "2": 1}
     for column in ("seconds", "characters_per_second", "end_silence", "rms_dbfs", "peak_dbfs"):
         values = clips[column].astype(float)
-        expected = {"mean": values.mean(), "std": values.std(ddof=0), "min": values.min(),
-                    "median": values.median(), "max": values.max()}  # fmt: skip
+        expected = {
+            "mean": values.mean(),
+            "std": values.std(ddof=0),
+            "min": values.min(),
+            "median": values.median(),
+            "max": values.max(),
+        }
         assert report[column] == pytest.approx(expected, abs=2e-4)
     assert "'\u2603' in 1" in report["unknown_characters"]
     out = capsys.readouterr().out
@@ -323,86 +301,39 @@ def test_clips_that_cannot_be_read_are_listed_and_not_fatal(tmp_path, capsys):
     assert "  metadata.csv line 13: 'clip99': 2 columns instead of 3" in out
 
 
-def test_a_recording_that_fails_while_it_is_read_is_listed(tmp_path, monkeypatch):
-    """Its header was fine when it was checked."""
+def test_a_recording_that_fails_after_it_was_checked_is_listed(tmp_path, monkeypatch):
     corpus = make_voice(tmp_path / "lj", 12)
-    works = recordings_report.read_blocks
+    works = soundfile.read
 
-    def breaks(path, size):
+    def breaks(path, **options):
         if path.stem == "clip05":
             raise OSError(5, "Input/output error")
-        return works(path, size)
+        return works(path, **options)
 
-    monkeypatch.setattr(recordings_report, "read_blocks", breaks)
+    monkeypatch.setattr(soundfile, "read", breaks)
     report, clips = report_on(corpus, tmp_path / "out")
     assert report["clips"] == 11 and "Input/output error" in clips.loc["clip05", "why"]
     assert report["first_unusable"][0].startswith("metadata.csv line 6: 'clip05': unreadable")
 
 
-def test_a_report_and_manifests_in_one_run(tmp_path):
-    corpus = make_voice(tmp_path / "lj", 12)
-    report_on(corpus, tmp_path / "report", "--path_to_save", str(tmp_path / "out"))
-    assert listing(tmp_path / "out") == ["test_metadata.csv", "train_metadata.csv"]
-    assert len(listing(tmp_path / "report")) == 3
-
-
-def test_a_report_alone_writes_nothing_else(tmp_path):
-    corpus = make_voice(tmp_path / "lj", 12)
-    before = listing(tmp_path)
-    report_on(corpus, tmp_path / "deep/report")
-    assert [path for path in listing(tmp_path) if not path.startswith("deep")] == before
-
-
-def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
-    corpus = make_voice(tmp_path / "lj", 12)
-    replace_text(corpus, "clip05", "\x1b[2J" + "word " * 60)
-    report_on(corpus, tmp_path / "out")
-    out = capsys.readouterr().out
-    assert "?[2Jword word" in out and "\x1b" not in out
-
-
-def test_neither_report_nor_manifests_is_a_mistake(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        prep_splits.main(["--path_to_ljspech", str(make_corpus(tmp_path / "lj"))])
-    assert stop.value.code == 2
-    assert "--path_to_save or --report" in capsys.readouterr().err
-
-
-def test_a_report_on_nothing_is_one_sentence(tmp_path, capsys):
-    corpus = make_corpus(tmp_path / "lj", 2)
-    for path in (corpus / "wavs").iterdir():
-        path.write_bytes(b"no audio")
-    said = fail(capsys, "--path_to_ljspech", corpus, "--report", tmp_path / "out")
-    assert "none of the 2 recordings can be used" in said and "clip0" in said
-    assert said.count("\n") == 0 and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", ["file", "file/folder"])
-def test_a_report_cannot_be_a_file(tmp_path, capsys, name):
-    (tmp_path / "file").write_text("precious")
-    corpus = make_corpus(tmp_path / "lj")
-    said = fail(capsys, "--path_to_ljspech", corpus, "--report", tmp_path / name)
-    assert f"--report {tmp_path / name}" in said and said.count("\n") == 0
-    assert (tmp_path / "file").read_text() == "precious"
-
-
-def test_a_file_of_the_report_that_cannot_be_written_is_told(tmp_path, capsys):
+def test_a_report_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
     corpus = make_voice(tmp_path / "lj", 12)
     (tmp_path / "out/clips.csv").mkdir(parents=True)
-    said = fail(capsys, "--path_to_ljspech", corpus, "--report", tmp_path / "out")
-    assert "clips.csv" in said and "Traceback" not in said and said.count("\n") == 0
+    flags = ("--path_to_ljspech", corpus, "--report", tmp_path / "out")
+    message = fail(capsys, *flags)
+    assert "clips.csv" in message and message.count("\n") == 0
+    for path in (corpus / "wavs").iterdir():
+        path.write_bytes(b"no audio")
+    assert "none of the 12 recordings can be used; the first is" in fail(capsys, *flags)
 
 
 def test_histograms_hold_every_clip_and_name_the_median():
-    rng = np.random.default_rng(0)
-    panels = {"length (s)": rng.normal(3, 1, 101), "level": [-20.0] * 7, "third": [1, 2, 4.25]}
+    panels = {"length (s)": np.random.default_rng(0).normal(3, 1, 101), "third": [1, 2, 4.25]}
     figure = histogram_figure(panels)
-    assert len(figure.axes) == 3
     for axes, (name, values) in zip(figure.axes, panels.items(), strict=True):
         assert axes.get_xlabel() == name
         assert sum(bar.get_height() for bar in axes.patches) == len(values)
         assert axes.get_title(loc="right") == f"median {np.median(values):.3g}"
-        assert axes.lines[0].get_xdata()[0] == np.median(values)
 
 
 # ---- a real voice ----

@@ -8,6 +8,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import pytest
 
@@ -37,6 +38,7 @@ SOURCES = {  # by module, such as model and extras.publish
 Sources = dict[str, str]
 
 
+@cache
 def find_imports(source: str, late: bool = True) -> set[str]:
     """The modules that a source imports, with `late` those within functions too."""
 

@@ -1,11 +1,10 @@
 """The oracle: torchaudio.models.Tacotron2 at its default size, with the same weights.
 
-torchaudio's model is NVIDIA/tacotron2's; nobody here wrote it. Dropout is off in both: it is drawn
-in another order, and at other places, in ours.
+torchaudio's model is NVIDIA/tacotron2's; nobody here wrote it. Dropout is off in both models, which
+draw it in different orders and at different places.
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,25 +16,19 @@ from torch import Tensor, nn
 
 from convert_checkpoint import model_from_peer, peer_name
 from fast.decoder import speed_up
-from model import Tacotron2, Tacotron2Config, build_padding_mask
+from model import Tacotron2
+from test_model import NO_DROPOUT
 
 TOLERANCE = 1e-5
-NO_DROPOUT = {
-    "encoder_dropout_p": 0.0,
-    "decoder_dropout_p": 0.0,
-    "decoder_prenet_dropout_p": 0.0,
-    "decoder_postnet_dropout_p": 0.0,
-    "attention_dropout_p": 0.0,
-}
 both_decoders = pytest.mark.parametrize("fast_decoder", [True, False], ids=["fast", "plain"])
 
 
 @pytest.fixture(scope="module")
 def peer() -> torchaudio.models.Tacotron2:
-    """Default size, random weights, batch norms that have seen data, attention with contrast.
+    """Build the peer: random weights, batch norms that have seen data, attention with contrast.
 
-    The batch norms' weights stay well below 1: in train mode a fresh model's postnet enlarges
-    rounding errors until torchaudio's own float32 is 1.3e-5 from its float64.
+    The batch norms' weights stay well below 1. In train mode a fresh model's postnet enlarges
+    rounding errors until torchaudio's own float32 is 1.3e-5 away from its float64.
     """
     torch.manual_seed(0)
     model = torchaudio.models.Tacotron2()
@@ -54,12 +47,12 @@ def peer() -> torchaudio.models.Tacotron2:
 
 @pytest.fixture
 def without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchaudio's dropout, which is F.dropout with a fixed 0.5 in places, is the identity."""
+    """Turn dropout off; in places torchaudio's is F.dropout with a fixed 0.5."""
     monkeypatch.setattr(F, "dropout", lambda x, *args, **kwargs: x)
 
 
 def ours_of(peer: torchaudio.models.Tacotron2, fast_decoder: bool, **config) -> Tacotron2:
-    """Our model with torchaudio's weights."""
+    """Build our model with torchaudio's weights."""
     state = peer.state_dict()
     converted = model_from_peer(state, "torchaudio", Path("peer"))
     model = Tacotron2(replace(converted.config, **config))
@@ -68,7 +61,7 @@ def ours_of(peer: torchaudio.models.Tacotron2, fast_decoder: bool, **config) -> 
 
 
 def equal_batch(batch_size: int = 3, n_text: int = 12, n_mel: int = 20) -> tuple[Tensor, ...]:
-    """tokens, token_lengths, mels, mel_lengths of utterances of equal length."""
+    """Make tokens, token_lengths, mels and mel_lengths of clips of equal length."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(1, 148, (batch_size, n_text), generator=generator)
     mels = 5.0 * torch.randn(batch_size, n_mel, 80, generator=generator)
@@ -76,7 +69,7 @@ def equal_batch(batch_size: int = 3, n_text: int = 12, n_mel: int = 20) -> tuple
 
 
 def run_peer(peer: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """torchaudio's outputs in our order and shapes: mels (B, T_mel, num_mels)."""
+    """Return torchaudio's outputs in our order and shapes: mels (B, T_mel, num_mels)."""
     tokens, token_lengths, mels, mel_lengths = batch
     before, after, stop, alignments = peer(tokens, token_lengths, mels.mT, mel_lengths)
     return before.mT, after.mT, stop, alignments
@@ -90,7 +83,7 @@ def largest_difference(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> 
 @both_decoders
 def test_forward_in_eval_mode(peer, without_dropout, fast_decoder):
     batch = equal_batch()
-    # Ours keeps its dropouts, all but the prenet's: eval mode alone must turn them off.
+    # Ours keeps all its dropouts but the prenet's: eval mode alone must turn them off.
     model = ours_of(peer, fast_decoder, decoder_prenet_dropout_p=0.0)
     with torch.no_grad():
         ours, theirs = model(*batch), run_peer(peer, batch)
@@ -98,16 +91,17 @@ def test_forward_in_eval_mode(peer, without_dropout, fast_decoder):
     assert largest_difference(ours, theirs) < TOLERANCE
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
-def test_forward_in_double_precision(peer, without_dropout, mode):
+@pytest.mark.slow
+def test_forward_in_double_precision(peer, without_dropout):
     tokens, token_lengths, mels, mel_lengths = equal_batch()
     batch = (tokens, token_lengths, mels.double(), mel_lengths)
-    model = ours_of(peer, True, **NO_DROPOUT).double().train(mode == "train")
-    double = copy.deepcopy(peer).double().train(mode == "train")
+    double = copy.deepcopy(peer).double().train()
+    model = ours_of(double, True, **NO_DROPOUT).double()
     with torch.no_grad():
         assert largest_difference(model(*batch), run_peer(double, batch)) < 1e-11
 
 
+@pytest.mark.slow
 @both_decoders
 def test_forward_and_gradients_in_train_mode(peer, without_dropout, fast_decoder):
     batch = equal_batch()
@@ -134,12 +128,12 @@ def test_forward_and_gradients_in_train_mode(peer, without_dropout, fast_decoder
 
 
 def check_gradient(name: str, ours: Tensor, gradients: dict[str, Tensor]) -> None:
-    """Norm-wise within 1e-4 of theirs."""
+    """Compare the norm of the difference with 1e-4 of theirs."""
     theirs = gradients[name]
     scale = theirs.norm()
     if ".0.bias" in name and "convolutions" in name:
-        # Batch norm takes a constant out again: the gradient is rounding error around 0, and is
-        # small beside that of the convolution's own weight.
+        # Batch norm removes a constant: the gradient is rounding error around 0, small beside
+        # that of the convolution's own weight.
         scale = gradients[name.replace("bias", "weight")].norm()
         assert theirs.norm() < 1e-4 * scale, name
     assert scale > 1e-6, f"{name} should have a gradient"
@@ -147,10 +141,10 @@ def check_gradient(name: str, ours: Tensor, gradients: dict[str, Tensor]) -> Non
 
 
 def stopping_peer(peer: nn.Module, tokens: Tensor, n_frames: int) -> nn.Module:
-    """A copy whose items stop at different frames, one of them never.
+    """Copy the peer so that its clips stop at different frames, one of them never.
 
-    The gate's weights are enlarged so that its logit moves, and its bias set between two items'
-    highest logits.
+    The gate's weights are enlarged so that its logit moves, and its bias lies between the highest
+    logits of two clips.
     """
     peer = copy.deepcopy(peer)
     with torch.no_grad():
@@ -166,6 +160,7 @@ def stopping_peer(peer: nn.Module, tokens: Tensor, n_frames: int) -> nn.Module:
     return peer
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Reached max decoder steps")
 @both_decoders
 def test_free_running(peer, without_dropout, fast_decoder):
@@ -193,68 +188,3 @@ def test_free_running(peer, without_dropout, fast_decoder):
         # In a batch, theirs lets the frames after the stop into the postnet, ours does not.
         inner = max(length - reach, 0) if length < mels.shape[2] else length
         assert torch.allclose(ours.mels[i, :inner], mels[i].mT[:inner], rtol=0, atol=TOLERANCE)
-
-
-def unequal_batch() -> tuple[Tensor, ...]:
-    """Longest text first, as torchaudio wants it; mels of other lengths again."""
-    tokens, _, mels, _ = equal_batch()
-    token_lengths, mel_lengths = torch.tensor([12, 9, 5]), torch.tensor([13, 20, 8])
-    tokens = tokens.masked_fill(build_padding_mask(token_lengths), 0)
-    mels = mels.masked_fill(build_padding_mask(mel_lengths)[:, :, None], 0.0)
-    return tokens, token_lengths, mels, mel_lengths
-
-
-def difference_to_alone(
-    run: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]], batch: tuple[Tensor, ...]
-) -> float:
-    """How far the valid outputs of a padded batch are from those of each utterance alone."""
-    tokens, token_lengths, mels, mel_lengths = batch
-    together, largest = run(batch), 0.0
-    for i, (n, t) in enumerate(zip(token_lengths.tolist(), mel_lengths.tolist(), strict=True)):
-        one = slice(i, i + 1)
-        alone = run((tokens[one, :n], token_lengths[one], mels[one, :t], mel_lengths[one]))
-        valid = [output[one, :t] for output in together]
-        valid[3] = valid[3][:, :, :n]
-        largest = max(largest, largest_difference(tuple(valid), tuple(alone)))
-    return largest
-
-
-@both_decoders
-def test_unequal_lengths_equal_the_single_utterance(peer, without_dropout, fast_decoder):
-    batch = unequal_batch()
-    model = ours_of(peer, fast_decoder, decoder_prenet_dropout_p=0.0)
-    with torch.no_grad():
-        assert difference_to_alone(lambda b: model(*b), batch) < TOLERANCE
-        # The documented departure: theirs convolves over padding, so a neighbour's length shows.
-        assert difference_to_alone(lambda b: run_peer(peer, b), batch) > 1e-2
-        # And alone, where there is no padding, the two are the same model.
-        tokens, token_lengths, mels, mel_lengths = (part[1:2] for part in batch)
-        one = (tokens[:, :9], token_lengths, mels[:, :20], mel_lengths)
-        assert largest_difference(model(*one), run_peer(peer, one)) < TOLERANCE
-
-
-@both_decoders
-@pytest.mark.parametrize("batch_size", [1, 5])
-def test_steps_equal_teacher_forcing(batch_size, fast_decoder):
-    torch.manual_seed(3)
-    config = Tacotron2Config(decoder_prenet_dropout_p=0.0)
-    model = Tacotron2(config).eval()
-    if fast_decoder:
-        model = speed_up(model)
-    token_lengths = torch.tensor([12, 7, 12, 3, 1])[:batch_size]
-    tokens = torch.randint(1, config.vocab_size, (batch_size, 12))
-    mask = build_padding_mask(token_lengths, 12)
-    mels = torch.randn(batch_size, 20, 80)
-    with torch.no_grad():
-        model.decoder.attention.v.weight.mul_(8.0)
-        encoded = model.encoder(tokens, token_lengths, mask)
-        forced = model.decoder(encoded, mask, mels)
-        keys = model.decoder.attention.key_layer(encoded)
-        state, frame, steps = model.decoder.initial_state(encoded), torch.zeros(batch_size, 80), []
-        for t in range(mels.shape[1]):
-            *outputs, state = model.decoder.step(frame, state, encoded, keys, mask)
-            steps.append(outputs)
-            frame = mels[:, t]
-    stepped = tuple(torch.stack(parts, dim=1) for parts in zip(*steps, strict=True))
-    assert largest_difference(stepped, forced) < TOLERANCE
-    assert not stepped[2].masked_select(mask[:, None]).any()

@@ -1,4 +1,4 @@
-"""Not a test: what test_bad_input.py, test_odd_input.py and test_security.py are built from."""
+"""Not a test: files and folders to break, for the tests of bad and of odd input."""
 
 import importlib
 import io
@@ -16,7 +16,7 @@ PLAIN = speak(TEXT)  # (n_samples,) at RATE
 
 
 class World:
-    """A folder, with a space and other letters in its name, and what bad input is made from."""
+    """A folder, with a space and other letters in its name, and input to break."""
 
     def __init__(self, tmp_path, corpus, voice, run_folder):
         self.folder = tmp_path / "a ünïque folder"
@@ -76,7 +76,7 @@ def snapshot(folder: Path) -> dict:
 
 
 def run(script: str, *flags, capsys) -> tuple[int, str]:
-    """A script's main in this process: its exit code, and what it wrote on stderr."""
+    """Call a script's main in this process; return its exit code and what it wrote on stderr."""
     try:
         code = importlib.import_module(script).main([str(flag) for flag in flags])
     except SystemExit as stop:

@@ -1,7 +1,6 @@
-"""The type in which LSTMs run on a GPU under autocast, on a GPU that PyTorch knows by shape only.
+"""One training step on a GPU that PyTorch knows by shape only: dtypes, and waits for the device.
 
-torch's autocast runs cuDNN's LSTMs in float16 whatever its own type is, which FakeCudnn copies;
-the recorder sees the type of every tensor that goes in or out of an operation.
+PyTorch's autocast runs cuDNN's LSTMs in float16 whatever its own dtype is; FakeCudnn does the same.
 """
 
 import copy
@@ -16,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import fast.loops as fast_loops
 from fast.decoder import FastDecoder
-from fast.loops import cudnn_has_bfloat16, lstm_in_dtype
+from fast.loops import cudnn_has_bfloat16, gpu_loops_work, lstm_in_dtype
 from model import Tacotron2, tacotron2_loss
 from test_fast_decoder import SMALL
 
@@ -26,23 +25,29 @@ pytestmark = [
 ]
 
 
-class Dtypes(TorchDispatchMode):
-    """The operations that touched each floating type."""
+class Recorder(TorchDispatchMode):
+    """Notes the operations that touched each floating dtype, and those that wait for the device."""
 
     def __init__(self):
         super().__init__()
         self.seen: dict[torch.dtype, set[str]] = {}
+        self.waits: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = func.name()
         for leaf in tree_leaves((args, kwargs, result)):
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
-                self.seen.setdefault(leaf.dtype, set()).add(func.name())
+                self.seen.setdefault(leaf.dtype, set()).add(name)
+        copies = name == "aten::_to_copy" and args[0].device.type != result.device.type
+        if (copies and not kwargs.get("non_blocking")) or name == "aten::_local_scalar_dense":
+            self.waits.append(name)
         return result
 
 
 class Sizes(list):
-    """batch_sizes of a packed sequence: fake tensors have no values."""
+    """Stands in for batch_sizes of a packed sequence, because fake tensors have no values."""
 
     device = torch.device("cpu")
 
@@ -51,7 +56,7 @@ class Sizes(list):
 
 
 class FakeCudnn:
-    """In the place of torch's C functions that nn.LSTM and packing call."""
+    """Stands in for the C functions that nn.LSTM and packing call."""
 
     def __init__(self):
         self.dtypes: list[torch.dtype] = []  # of each call of an LSTM
@@ -69,12 +74,8 @@ class FakeCudnn:
             x, *weights = (tensor.half() for tensor in (x, *weights))
             states = [state.half() for state in states]
         assert {tensor.dtype for tensor in (x, *states, *weights)} == {x.dtype}
-        n_sequences = args[0][0] if packed else x.shape[1]
         n_directions = 1 + bidirectional
-        hidden_size = weights[1].shape[1]
         assert has_biases and len(weights) == 4 * n_directions
-        for state in states:
-            assert state.shape == (n_directions, n_sequences, hidden_size)
         self.dtypes.append(x.dtype)
         with torch.autocast("cuda", enabled=False):  # some product with all of the weights
             outputs = []
@@ -118,48 +119,8 @@ class cuda_autocast:
         torch.clear_autocast_cache()
 
 
-@torch.no_grad()
-def backward(loss: Tensor) -> dict[Tensor, Tensor]:
-    """Gradients by parameter. autograd's own engine asks the GPU's driver, which is not there."""
-    users: dict = {}  # of each node: how many nodes hand it a gradient
-    to_visit = [loss.grad_fn]
-    while to_visit:
-        for node, _ in to_visit.pop().next_functions:
-            if node and node not in users:
-                to_visit.append(node)
-            users[node] = users.get(node, 0) + 1
-    gradients, result = {loss.grad_fn: {0: torch.ones_like(loss)}}, {}
-    ready = [loss.grad_fn]
-    while ready:
-        node = ready.pop()
-        given = gradients.pop(node, {})
-        if hasattr(node, "variable"):
-            result[node.variable] = given.get(0)
-            continue
-        arguments = [given.get(i) for i in range(len(node._input_metadata))]
-        if isinstance(node, torch.autograd.function.BackwardCFunction):  # AttentionLoop's
-            handed_on = zip(node.apply(*arguments), node.needs_input_grad, strict=True)
-            handed_on = [gradient for gradient, needed in handed_on if needed]
-            next_nodes = [place for place in node.next_functions if place[0]]
-        else:
-            handed_on, next_nodes = node(*arguments), node.next_functions
-            handed_on = handed_on if isinstance(handed_on, tuple) else (handed_on,)
-        for (user, i), gradient in zip(next_nodes, handed_on, strict=True):
-            if user is None:
-                continue
-            if gradient is not None:
-                like = user._input_metadata[i]
-                gradient = gradient.sum_to_size(like.shape).to(like.dtype)
-                place = gradients.setdefault(user, {})
-                place[i] = place[i] + gradient if i in place else gradient
-            users[user] -= 1
-            if not users[user]:
-                ready.append(user)
-    return result
-
-
-def training_step(dtype: torch.dtype, fast_decoder: bool) -> dict[torch.dtype, set[str]]:
-    """Operations by type, forward and backward, of one step on fake CUDA tensors."""
+def forward_and_loss(dtype: torch.dtype, fast_decoder: bool) -> Recorder:
+    """Run forward and loss on fake CUDA tensors; return the recorder of their operations."""
     with FakeTensorMode():
         with torch.device("cuda"):
             model = Tacotron2(SMALL).train()
@@ -168,14 +129,16 @@ def training_step(dtype: torch.dtype, fast_decoder: bool) -> dict[torch.dtype, s
             tokens = torch.ones(3, 9, dtype=torch.int64)
             mels, stop_targets = torch.zeros(3, 7, SMALL.num_mels), torch.zeros(3, 7)
         lengths = torch.tensor([9, 4, 7]), torch.tensor([7, 5, 3])
-        with Dtypes() as dtypes:
+        with Recorder() as recorder:
             with cuda_autocast(dtype):
                 output = model(tokens, lengths[0], mels, lengths[1])
-            gradients = backward(tacotron2_loss(output, mels, *lengths, stop_targets, 1.0)["loss"])
-        for name, parameter in model.named_parameters():
-            assert gradients[parameter].shape == parameter.shape, name
-            assert gradients[parameter].dtype == torch.float32, name
-    return dtypes.seen
+            loss = tacotron2_loss(output, mels, *lengths, stop_targets, 1.0)["loss"]
+        assert (loss.device.type, loss.dtype) == ("cuda", torch.float32)
+        assert not recorder.waits
+        with recorder:
+            lengths[0].to("cuda")
+        assert recorder.waits == ["aten::_to_copy"], "the recorder should see a wait"
+    return recorder
 
 
 @pytest.mark.parametrize("fast_decoder", [True, False], ids=["fast", "plain"])
@@ -184,11 +147,13 @@ def training_step(dtype: torch.dtype, fast_decoder: bool) -> dict[torch.dtype, s
     [(91300, torch.bfloat16), (91200, torch.float32)],
     ids=["cuDNN 9.13", "cuDNN 9.12"],
 )
-def test_no_float16_under_bfloat16(cudnn, monkeypatch, cudnn_version, lstm_runs_in, fast_decoder):
+def test_no_float16_under_bfloat16_and_no_wait(
+    cudnn, monkeypatch, cudnn_version, lstm_runs_in, fast_decoder
+):
     gpu_of(monkeypatch, cudnn_version, (8, 0))
-    seen = training_step(torch.bfloat16, fast_decoder)
+    seen = forward_and_loss(torch.bfloat16, fast_decoder).seen
     assert torch.float16 not in seen, sorted(seen[torch.float16])
-    # The encoder's LSTM, and the decoder's where model.py does not write it out.
+    # The encoder's LSTM, and that of the fast decoder; model.py writes its own out.
     assert cudnn.dtypes == [torch.float32, lstm_runs_in][: 1 + fast_decoder]
     assert "aten::mm" in seen[torch.bfloat16], "autocast was off"
 
@@ -197,11 +162,10 @@ def test_no_float16_under_bfloat16(cudnn, monkeypatch, cudnn_version, lstm_runs_
     "version, capability, hip, has_bfloat16",
     [
         (91300, (8, 0), None, True),
-        (91900, (12, 0), None, True),
         (91202, (9, 0), None, False),
         (91900, (7, 5), None, False),
         (None, (9, 0), None, False),
-        (3005000, (9, 4), "7.0", False),  # AMD's GPUs go by the name of CUDA, with MIOpen's version
+        (3005000, (9, 4), "7.0", False),  # AMD's GPUs, which PyTorch calls CUDA too
     ],
 )
 def test_which_gpus_have_lstms_in_bfloat16(monkeypatch, version, capability, hip, has_bfloat16):
@@ -210,15 +174,26 @@ def test_which_gpus_have_lstms_in_bfloat16(monkeypatch, version, capability, hip
 
 
 def test_under_float16_the_decoders_lstm_runs_in_float16(cudnn, monkeypatch):
-    """Where the loss is scaled; this also shows that the recorder sees float16."""
+    """The loss is scaled there; this also shows that the recorder sees float16."""
     gpu_of(monkeypatch, 91900, (9, 0))
-    seen = training_step(torch.float16, True)
+    seen = forward_and_loss(torch.float16, True).seen
     assert cudnn.dtypes == [torch.float32, torch.float16], "the encoder's, the decoder's"
     assert torch.bfloat16 not in seen and "aten::mm" in seen[torch.float16]
 
 
+def test_a_gpu_without_bfloat16_runs_the_kernels_in_other_dtypes(monkeypatch):
+    monkeypatch.setattr(fast_loops, "gpu_disagreement", lambda device, dtype: 1e-3)
+    device, half = torch.device("cuda:0"), torch.bfloat16
+    for capability in ((7, 5), (8, 0)):
+        gpu_of(monkeypatch, 91900, capability)
+        gpu_loops_work.cache_clear()
+        works = {d: gpu_loops_work(device, d) for d in (half, torch.float16, torch.float64)}
+        assert works == {half: capability == (8, 0), torch.float16: True, torch.float64: False}
+    gpu_loops_work.cache_clear()
+
+
 def test_cast_weights_give_the_modules_outputs_and_gradients():
-    """In float64, of an LSTM in float32: as one whose parameters are float64."""
+    """Run a float32 LSTM in float64, beside a copy whose parameters are float64."""
     torch.manual_seed(0)
     lstm = torch.nn.LSTM(5, 3)
     exact = copy.deepcopy(lstm).double()

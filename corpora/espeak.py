@@ -1,0 +1,139 @@
+"""Speak with espeak-ng, through its C library, and measure when each word begins.
+
+    samples, starts = Speaker("en-us", words_per_minute=160).speak("Come in now.")
+
+The library and its voices come with `pip install espeakng-loader`.
+"""
+
+import ctypes
+import os
+import re
+from typing import Any
+
+import numpy as np
+
+from command_line.files import DataError
+
+SAMPLING_RATE = 22050  # Hz, what espeak-ng's own synthesizer produces
+SLOWEST, FASTEST = 80, 450  # words per minute, espeak-ng's limits
+MAX_LEAD_SECONDS = 0.05
+TAIL_SECONDS = 0.1
+SILENCE_LEVEL = 32  # of 32768: -60 dB of full scale; espeak-ng's pauses are exact zeros
+
+# espeak-ng's dictionary speaks pairs such as "of the" as one word, with one event for both.
+# A zero-width space after each space keeps the pairs apart and is not heard.
+WORD_SEPARATOR = "\u200b"
+
+# From speak_lib.h.
+AUDIO_OUTPUT_SYNCHRONOUS = 2
+INITIALIZE_PHONEME_EVENTS, INITIALIZE_DONT_EXIT = 0x0001, 0x8000
+POS_CHARACTER, CHARS_UTF8, ENDPAUSE = 1, 1, 0x1000
+EVENT_LIST_TERMINATED, EVENT_WORD, EVENT_PHONEME = 0, 1, 7
+PARAMETER_RATE = 1
+
+
+class EspeakEvent(ctypes.Structure):
+    """espeak_EVENT of speak_lib.h."""
+
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),  # 1-based, in characters
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),  # ms
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_ubyte * 8),  # a union; a phoneme's name
+    ]
+
+
+SynthCallback = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(EspeakEvent)
+)
+
+
+class Speaker:
+    """Speak with espeak-ng, one voice at one speed. The library is global: one per process."""
+
+    def __init__(self, voice: str, words_per_minute: int) -> None:
+        try:
+            import espeakng_loader
+        except ImportError:
+            raise DataError("espeak-ng is not installed: pip install espeakng-loader") from None
+        data_path = espeakng_loader.get_data_path()
+        try:
+            self.library = ctypes.CDLL(espeakng_loader.get_library_path())
+        except OSError as error:
+            raise DataError(f"espeak-ng cannot be loaded: {error}") from None
+        options = INITIALIZE_PHONEME_EVENTS | INITIALIZE_DONT_EXIT
+        rate = self.library.espeak_Initialize(
+            AUDIO_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data_path), options
+        )
+        if rate != SAMPLING_RATE:
+            raise DataError(
+                f"espeak-ng cannot read {data_path} (paths over 150 characters are too long)"
+            )
+        if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise DataError(
+                f"espeak-ng has no voice {voice!r}; its voices are the files in {data_path}/lang"
+            )
+        self.library.espeak_SetParameter(PARAMETER_RATE, words_per_minute, 0)
+        self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # espeak-ng seeds with the time
+        self.library.espeak_Synth.argtypes = [
+            ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint,
+            ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
+        ]  # fmt: skip
+        self.chunks: list[np.ndarray] = []
+        self.events: list[tuple[int, int, int, bytes]] = []
+        self.callback = SynthCallback(self._collect)  # kept: the library holds only a pointer
+        self.library.espeak_SetSynthCallback(self.callback)
+
+    def _collect(self, samples: Any, n_samples: int, events: Any) -> int:
+        """Keep a chunk of samples and the events in it, as a SynthCallback; 0 means go on."""
+        if samples and n_samples > 0:
+            self.chunks.append(np.ctypeslib.as_array(samples, (n_samples,)).copy())
+        for event in events:  # an endless pointer: the list ends with a marked event
+            if event.type == EVENT_LIST_TERMINATED:
+                break
+            phoneme = bytes(event.id) if event.type == EVENT_PHONEME else b""
+            self.events.append((event.type, event.text_position - 1, event.sample, phoneme))
+        return 0
+
+    def speak(self, text: str) -> tuple[np.ndarray, dict[int, int]]:
+        """Speak one line of text.
+
+        Returns the samples, (n_samples,) int16 at 22,050 Hz, and {index: sample}: the first sample
+        of the word whose first character is text[index].
+
+        A word's event marks the start of its first phoneme's slot, and the slot of p, t or k
+        opens with up to 49 ms of closed lips or tongue, so the time comes from the first
+        *phoneme's* event, which marks its sound.
+        """
+        spoken = re.sub(r"(\s)", r"\1" + WORD_SEPARATOR, text)
+        text_index = [i for i, char in enumerate(text) for _ in range(1 + char.isspace())]
+        self.chunks, self.events = [], []
+        data = spoken.encode() + b"\0"
+        flags = CHARS_UTF8 | ENDPAUSE
+        if self.library.espeak_Synth(data, len(data), 0, POS_CHARACTER, 0, flags, None, None) != 0:
+            raise DataError(f"espeak-ng could not speak {text!r}")
+        starts, word = {}, None
+        for kind, position, sample, phoneme in self.events:
+            if kind == EVENT_WORD:
+                word = text_index[position] if 0 <= position < len(text_index) else None
+            elif kind == EVENT_PHONEME and word is not None and not phoneme.startswith(b"_"):
+                starts.setdefault(word, sample)
+                word = None
+        return trim_silence(np.concatenate([np.zeros(0, np.int16), *self.chunks]), starts, text)
+
+
+def trim_silence(
+    wav: np.ndarray, starts: dict[int, int], text: str
+) -> tuple[np.ndarray, dict[int, int]]:
+    """Leave at most MAX_LEAD_SECONDS of silence before the speech, and TAIL_SECONDS after it."""
+    loud = np.flatnonzero(np.abs(wav.astype(np.int32)) > SILENCE_LEVEL)
+    if not len(loud):
+        raise DataError(f"espeak-ng spoke nothing for {text!r}")
+    first = max(0, int(loud[0]) - round(MAX_LEAD_SECONDS * SAMPLING_RATE))
+    tail = np.zeros(round(TAIL_SECONDS * SAMPLING_RATE), np.int16)
+    trimmed = np.concatenate([wav[first : loud[-1] + 1], tail])
+    return trimmed, {index: max(0, n - first) for index, n in starts.items()}
