@@ -3,7 +3,7 @@
 # make rehearsal  the reference recipe at full size, on sentences of LJSpeech's lengths
 # make test       the tests; LJSPEECH_DIR=... adds those on real speech
 # make test_latest   the tests on the newest versions that requirements.txt allows, in .venv-latest
-# make mutants    which of more than 500 deliberate defects the tests notice
+# make mutants    break the code in 200 places, one at a time, and say which breaks the tests miss
 # make lint       ruff
 # make bench      speed and memory beside torchaudio's Tacotron2, in turn in one run
 # make bench_gpu  the same at a GPU's sizes, and frames per second of training from loader to

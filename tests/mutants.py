@@ -41,10 +41,6 @@ NEEDED_SHARE = 0.95  # of the mutants have to be killed
 PASSED, NOT_COLLECTED = 0, 2  # pytest's exit codes; between them, some failed
 
 
-class ListError(Exception):
-    """A mistake in the list, in one sentence."""
-
-
 class Mutant(NamedTuple):
     """One deliberate break."""
 
@@ -70,7 +66,7 @@ def read_list(text: str) -> Iterator[Mutant]:
         elif line and kind != "#":
             found = re.fullmatch(r"([\w.]+|\*): (.+) => (.+)", line)
             if not (found and file and tests):
-                raise ListError(f"{line}: is no mutant, or no file and tests stand before it")
+                raise ValueError(f"{line}: is no mutant, or no file and tests stand before it")
             yield Mutant(file, *found.groups(), tests)
 
 
@@ -83,30 +79,40 @@ def parse(code: str) -> ast.expr | ast.stmt:
 
 
 def mutate(source: str, mutant: Mutant) -> str:
-    """Replace the mutant's code in a source, whose formatting and comments are lost."""
+    """Replace the mutant's code in a source, whose formatting and comments are lost.
+
+    Raises:
+        ValueError, SyntaxError: when the mutant does not fit the source.
+    """
     tree = scope = ast.parse(source)
     for name in filter(None, mutant.function.replace("*", "").split(".")):
         kinds = (ast.FunctionDef, ast.ClassDef)
         found = [x for x in ast.walk(scope) if isinstance(x, kinds) and x.name == name]
         if len(found) != 1:
-            raise ListError(f"{mutant}: there are {len(found)} functions or classes named {name}")
+            raise ValueError(f"there are {len(found)} functions or classes named {name}")
         scope = found[0]
-    try:
-        old, new = parse(mutant.old), parse(mutant.new)
-    except (SyntaxError, ValueError):
-        raise ListError(f"{mutant}: one side is neither an expression nor a statement") from None
+    old, new = parse(mutant.old), parse(mutant.new)
     if isinstance(new, ast.stmt) and isinstance(old, ast.expr):
         old = ast.Expr(old)
     wanted = ast.dump(old)
     found = [node for node in ast.walk(scope) if ast.dump(node) == wanted]
     if len(found) != 1:
-        raise ListError(f"{mutant}: this code is there {len(found)} times instead of once")
+        raise ValueError(f"this code is there {len(found)} times instead of once")
 
     class Replace(ast.NodeTransformer):
         def visit(self, node: ast.AST) -> ast.AST:
             return new if node is found[0] else self.generic_visit(node)
 
     return ast.unparse(ast.fix_missing_locations(Replace().visit(tree)))
+
+
+def find_mistakes(mutants: list[Mutant]) -> Iterator[str]:
+    """Say which mutants do not apply to the code as it is."""
+    for mutant in mutants:
+        try:
+            mutate((REPO / mutant.file).read_text(encoding="utf-8"), mutant)
+        except (ValueError, SyntaxError, OSError) as error:
+            yield f"{mutant}: {error}"
 
 
 def copy_repository(folder: Path) -> None:
@@ -173,16 +179,10 @@ def run_jobs(sound: Path, jobs: list[Mutant], n_jobs: int, limit: int) -> Iterat
 
 
 def try_mutants(mutants: list[Mutant], n_jobs: int, limit: int) -> list[Mutant]:
-    """Try each mutant, print what became of it, and return the survivors.
-
-    Raises:
-        ListError: when a test fails on the sound code, or cannot run.
-    """
+    """Try each mutant, print what became of it, and return the survivors."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    # Without bytecode: Python could take a file that changes twice in a second for its old self.
-    os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = "1", True
     sys.path[:] = [path for path in sys.path if Path(path).resolve() not in (REPO, REPO / "tests")]
-    for name in PRELOADED:  # every run of tests is a fork of this process
+    for name in PRELOADED:  # every run of tests is a fork of this process, and reads its own copy
         import_module(name)
     tests = sorted({test for mutant in mutants for test in mutant.tests})
     groups = [tuple(group) for _, group in groupby(tests, lambda test: test.split("::")[0])]
@@ -193,10 +193,10 @@ def try_mutants(mutants: list[Mutant], n_jobs: int, limit: int) -> list[Mutant]:
         checks = [Mutant("", "", "", "", group) for group in groups]
         for job, code, what, _ in run_jobs(sound, checks, n_jobs, 10 * limit):
             if code != PASSED:
-                raise ListError(f"{' '.join(job.tests)}: fails without a mutant ({what})")
+                sys.exit(f"mutants.py: {' '.join(job.tests)} fails without a mutant ({what})")
         for job, code, what, seconds in run_jobs(sound, mutants, n_jobs, limit):
             if code > NOT_COLLECTED:
-                raise ListError(f"{job}: pytest ended with {code} ({what})")
+                sys.exit(f"mutants.py: {job}: pytest ended with {code} ({what})")
             verdict = "SURVIVED" if code == PASSED else "killed  "
             print(f"{verdict} {seconds:4.0f} s  {job}  [{what}]", flush=True)
             survivors += [job] if code == PASSED else []
@@ -212,20 +212,16 @@ def main() -> None:
     limit_help = "seconds until a mutant's tests are ended (default: %(default)s)"
     parser.add_argument("--limit", type=int, default=120, help=limit_help)
     args = parser.parse_args()
-    try:
-        listed = list(read_list(LIST.read_text(encoding="utf-8")))
-        mutants = [mutant for mutant in listed if args.only in str(mutant)]
-        if not mutants:
-            raise ListError(f"--only {args.only}: no mutant holds this text")
-        for mutant in mutants:  # all at once, before the first takes its time
-            mutate((REPO / mutant.file).read_text(encoding="utf-8"), mutant)
-        if args.list:
-            print(*mutants, f"{len(mutants)} mutants", sep="\n")
-            return
-        begun = time.monotonic()
-        survivors = try_mutants(mutants, args.jobs, args.limit)
-    except (ListError, OSError) as error:
-        sys.exit(f"mutants.py: {error}")
+    mutants = [mutant for mutant in read_list(LIST.read_text("utf-8")) if args.only in str(mutant)]
+    if not mutants:
+        sys.exit(f"mutants.py: --only {args.only}: no mutant holds this text")
+    if mistakes := list(find_mistakes(mutants)):
+        sys.exit("\n".join(f"mutants.py: {mistake}" for mistake in mistakes))
+    if args.list:
+        print(*mutants, f"{len(mutants)} mutants", sep="\n")
+        return
+    begun = time.monotonic()
+    survivors = try_mutants(mutants, args.jobs, args.limit)
     n_killed, minutes = len(mutants) - len(survivors), (time.monotonic() - begun) / 60
     print("", *(f"survived: {mutant}" for mutant in survivors), sep="\n")
     print(f"killed {n_killed} of {len(mutants)} in {minutes:.1f} minutes")
