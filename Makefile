@@ -1,16 +1,15 @@
-# make demo       from nothing to a voice, on a CPU: corpus, training, pictures, wavs, numbers
-# make my_voice RECORDINGS=DIR   a voice from your own recordings, out of the demo's
-# make rehearsal  the reference recipe at full size, on sentences of LJSpeech's lengths
-# make test       the tests; LJSPEECH_DIR=... adds those on real speech
-# make test_latest   the tests on the newest versions that requirements.txt allows, in .venv-latest
-# make mutants    break the code in 200 places, one at a time, and say which breaks the tests miss
-# make lint       ruff
-# make bench      speed and memory beside torchaudio's Tacotron2, in turn in one run
-# make bench_gpu  the same at a GPU's sizes, and frames per second of training from loader to
-#                 optimizer; CSVs go to benchmarks/results/gpu
-# make lock       requirements.lock anew, with the newest versions that requirements.txt allows
-# Each sets up .venv itself when it is missing: from requirements.lock where that has been tried
-# (Linux, Python 3.10 to 3.13), elsewhere, or with LOCKED=no, from the ranges of requirements.txt.
+# make demo       build a voice from nothing, on a CPU: corpus, training, pictures, wavs, scores
+# make my_voice RECORDINGS=DIR   fine-tune the demo's voice on your own recordings
+# make rehearsal  train the reference recipe at full size, on sentences as long as LJSpeech's
+# make test       run the tests; LJSPEECH_DIR=... adds those on real speech
+# make test_latest   run the tests on the newest versions that requirements.txt allows
+# make mutants    break the code in 200 places, one at a time; list the breaks that no test notices
+# make lint       run ruff
+# make bench      compare speed and memory with torchaudio's Tacotron2
+# make bench_gpu  do the same at a GPU's sizes, and measure training from loader to optimizer
+# make lock       update requirements.lock to the newest versions that requirements.txt allows
+# Each sets up .venv first if it is missing: from requirements.lock where that is known to work
+# (Linux, Python 3.10 to 3.13), otherwise, or with LOCKED=no, from the ranges of requirements.txt.
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,7 +18,7 @@ LOCKED := yes
 
 DEMO := demo
 DEMO_CHECKPOINT := $(DEMO)/work_dir/demo/final_checkpoint
-# On sentences this short the defaults' heavier guide leaves a straighter line: word starts 32 / 82 ms.
+# On sentences this short, the default's heavier guide would straighten the alignment.
 DEMO_FLAGS := \
 	--experiment_name demo --run_name demo \
 	--working_directory $(DEMO)/work_dir --save_audio_gen $(DEMO)/validation \
@@ -56,8 +55,8 @@ $(DEMO)/spoken/done: $(DEMO_CHECKPOINT)/model.safetensors
 		"Can you hear my new voice?" "The quick fox naps." "Hello, I learned to speak." || test $$? = 2
 	@touch $@
 
-# Two processes of one thread each, which on a CPU accelerate starts only when told --multi_gpu. They
-# are faster than one process with two threads, whose small operations wait for each other.
+# On a CPU, two processes of one thread are faster than one process of two threads. Accelerate
+# starts them only with --multi_gpu.
 $(DEMO_CHECKPOINT)/model.safetensors: $(DEMO)/train_metadata.csv
 	OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --quiet --multi_gpu \
 		--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no \

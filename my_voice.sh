@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
-# A voice from your own recordings: looks at them, splits them, goes on training a checkpoint with
-# them, judges the result and lets it speak.
-#   make my_voice RECORDINGS=DIR                               from `make demo`'s checkpoint
+# Make a voice from your own recordings: inspect and split them, fine-tune a checkpoint on them,
+# score the result and let it speak.
+#   make my_voice RECORDINGS=DIR      starts from the checkpoint of `make demo`
 #   make my_voice RECORDINGS=DIR CHECKPOINT=voices/other VOICE=anna EPOCHS=80
-# RECORDINGS is a folder as prep_splits.py takes it, at any sampling rate. In the folder VOICE:
-#   recordings/        what the recordings are like, and pairs of sound and text that look wrong
-#   samples/           pictures and sounds of every validation, alignment.gif, loss.png
-#   report.txt, worst/ how the voice says the sentences held out, and the pictures of the worst
-#   suspects/          the five clips of the training set that it says worst: check their texts
-#   spoken/            sentences it has not seen
-# Called again, it goes on where it was stopped, with the recordings as they were split the first
-# time. PREP_FLAGS and TRAIN_FLAGS are passed on to prep_splits.py and train_taco.py, and win over
-# what stands here.
+# RECORDINGS is a folder that prep_splits.py reads, at any sampling rate. The folder VOICE gets:
+#   recordings/        a report on the recordings, and pairs of sound and text that look wrong
+#   samples/voice/     pictures and sounds of every validation, alignment.gif, loss.png
+#   report.txt, worst/ scores on the sentences held out, and pictures of the worst
+#   suspects/          the five training clips with the worst scores: check their texts
+#   spoken/            new sentences in the new voice
+# Run it again to resume; the recordings stay split as they were. prep_splits.py and train_taco.py
+# get PREP_FLAGS and TRAIN_FLAGS, which override the flags below.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -19,13 +18,16 @@ RECORDINGS=${RECORDINGS:?names the folder of your recordings: make my_voice RECO
 CHECKPOINT=${CHECKPOINT:-demo/work_dir/demo/final_checkpoint}
 VOICE=${VOICE:-my_voice}
 EPOCHS=${EPOCHS:-50}
-WORD_TIMES=${WORD_TIMES:-} # a word_times.json of the recordings, where there is one
+WORD_TIMES=${WORD_TIMES:-} # word_times.json of the recordings, if you have one
 PREP_FLAGS=${PREP_FLAGS:-}
 TRAIN_FLAGS=${TRAIN_FLAGS:-}
 
-if [ ! -f "$CHECKPOINT/config.json" ]; then
-    echo "my_voice.sh: no checkpoint in $CHECKPOINT: \`make demo\` trains one, CHECKPOINT=DIR names another" >&2
+fail() {
+    echo "my_voice.sh: $*" >&2
     exit 1
+}
+if [ ! -f "$CHECKPOINT/config.json" ]; then
+    fail "no checkpoint in $CHECKPOINT: \`make demo\` trains one, CHECKPOINT=DIR names another"
 fi
 split_from="$RECORDINGS $PREP_FLAGS"
 # shellcheck disable=SC2086 # flags are words
@@ -34,28 +36,27 @@ if [ ! -f "$VOICE/train_metadata.csv" ]; then
         --report "$VOICE/recordings" --test_split_pct 0.1 $PREP_FLAGS
     echo "$split_from" >"$VOICE/split_from.txt"
 elif [ -f "$VOICE/split_from.txt" ] && [ "$(cat "$VOICE/split_from.txt")" != "$split_from" ]; then
-    echo "my_voice.sh: $VOICE is of RECORDINGS and PREP_FLAGS '$(cat "$VOICE/split_from.txt")'," \
-        "found '$split_from': name another VOICE, or remove the folder" >&2
-    exit 1
+    fail "$VOICE was made from RECORDINGS and PREP_FLAGS '$(cat "$VOICE/split_from.txt")'," \
+        "not '$split_from': name another VOICE, or remove the folder"
 elif [ -n "$(find "$RECORDINGS" -newer "$VOICE/train_metadata.csv" -print -quit)" ]; then
-    echo "my_voice.sh: $RECORDINGS has changed since $VOICE began, which goes on with the texts and" \
-        "the split of then; another VOICE begins anew" >&2
+    echo "my_voice.sh: $RECORDINGS has changed, but $VOICE keeps the texts and the split that it" \
+        "started with; name another VOICE to use the changes" >&2
 fi
 
-# On a CPU two processes of one thread are faster than one of two threads; each needs a clip to
-# validate on.
+# On a CPU, two processes of one thread are faster than one process of two threads; each needs a
+# validation clip.
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    environment=() launch=(--num_processes 1 --mixed_precision bf16) batch_size=16
-elif [ "$(wc -l <"$VOICE/test_metadata.csv")" -lt 3 ]; then # one clip below the header
-    environment=(ACCELERATE_USE_CPU=true) launch=(--num_processes 1 --mixed_precision no) batch_size=16
+    launch=(env ACCELERATE_MIXED_PRECISION=bf16 python) batch_size=16
+elif [ "$(wc -l <"$VOICE/test_metadata.csv")" -lt 3 ]; then # the header and one clip
+    launch=(env ACCELERATE_USE_CPU=true python) batch_size=16
 else
-    environment=(OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true)
-    launch=(--multi_gpu --num_processes 2 --mixed_precision no) batch_size=8
+    launch=(env OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true accelerate launch) batch_size=8
+    launch+=(--multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0)
+    launch+=(--mixed_precision no --dynamo_backend no)
 fi
 touch "$VOICE/training_began"
 # shellcheck disable=SC2086
-env "${environment[@]}" accelerate launch --quiet "${launch[@]}" --num_machines 1 \
-    --dynamo_backend no train_taco.py \
+"${launch[@]}" train_taco.py \
     --experiment_name voice --run_name "$(basename "$VOICE")" \
     --working_directory "$VOICE/work_dir" --save_audio_gen "$VOICE/samples" \
     --path_to_train_manifest "$VOICE/train_metadata.csv" \
@@ -69,8 +70,7 @@ env "${environment[@]}" accelerate launch --quiet "${launch[@]}" --num_machines 
 
 checkpoint=$VOICE/work_dir/voice/final_checkpoint
 if [ ! "$checkpoint/trainer_state.json" -nt "$VOICE/training_began" ]; then
-    echo "my_voice.sh: training was stopped; called again, it goes on" >&2
-    exit 1
+    fail "training was stopped; run the same command again to resume"
 fi
 times=()
 if [ -n "$WORD_TIMES" ]; then times=(--word_times "$WORD_TIMES"); fi
@@ -81,8 +81,8 @@ python evaluate.py --checkpoint "$checkpoint" --path_to_manifest "$VOICE/train_m
     --output_csv "$VOICE/suspects.csv" --save_worst "$VOICE/suspects" >/dev/null
 python synthesize.py --checkpoint "$checkpoint" --output_dir "$VOICE/spoken" --overwrite --text \
     "Can you hear my new voice?" "Please hold the line, I will be with you in a moment." ||
-    test $? = 2 # a sentence failed, and synthesize.py has said which
+    test $? = 2 # a sentence failed, and synthesize.py has named it
 echo
-echo "Look at    $VOICE/recordings/recordings.png, $VOICE/samples/alignment.gif, $VOICE/worst/*.png"
-echo "Check      $VOICE/suspects/*.png: the training clips that the voice says worst"
+echo "Look at    $VOICE/recordings/recordings.png, $VOICE/samples/voice/alignment.gif, $VOICE/worst/*.png"
+echo "Check      $VOICE/suspects/*.png: the training clips with the worst scores"
 echo "Listen to  $VOICE/spoken/*.wav"

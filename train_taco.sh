@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The reference LJSpeech run, with every option visible. Set the paths, then:
-#   bash train_taco.sh                                   trains from the start
-#   bash train_taco.sh --resume_from_checkpoint latest   goes on after an interruption
-#   NUM_PROCESSES=4 bash train_taco.sh                   trains on 4 GPUs, each with its own batch
-#   bash train_taco.sh --resume_from_checkpoint latest_or_new   goes on, or starts where there is none
-# Extra arguments are passed on and win over those below. For several machines, change the
-# `accelerate launch` options (README.md has the commands).
+#   bash train_taco.sh                                          trains from the start
+#   bash train_taco.sh --resume_from_checkpoint latest          resumes an interrupted run
+#   bash train_taco.sh --resume_from_checkpoint latest_or_new   resumes, or starts a new run
+#   NUM_PROCESSES=4 bash train_taco.sh                          trains on 4 GPUs
+# Arguments that you add override those below. SIGTERM, SIGINT (Ctrl-C), SIGUSR1 (SLURM's warning)
+# and SIGHUP (a closed terminal) finish the step, write a checkpoint and end the run.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -14,7 +14,7 @@ PATH_TO_VAL_MANIFEST=${PATH_TO_VAL_MANIFEST:-data/test_metadata.csv}
 WORKING_DIRECTORY=${WORKING_DIRECTORY:-work_dir}
 SAVE_AUDIO_GEN=${SAVE_AUDIO_GEN:-work_dir/samples}
 MIXED_PRECISION=${MIXED_PRECISION:-bf16} # no, bf16 or fp16
-NUM_PROCESSES=${NUM_PROCESSES:-1} # one for each GPU; --batch_size is for each of them
+NUM_PROCESSES=${NUM_PROCESSES:-1}        # one per GPU
 
 arguments=(
     --experiment_name tacotron2
@@ -26,47 +26,46 @@ arguments=(
 
     # The run
     --training_epochs 250
-    --batch_size 64 # per device
+    --batch_size 64 # per process
     --gradient_accumulation_steps 1
-    # --sync_batch_norm # for several GPUs: batch norm over the batches of all of them together
+    # --sync_batch_norm # several GPUs normalize over all of their batches together
     --learning_rate 0.001
     --min_learning_rate "1e-5"
-    --start_decay_epochs 125
-    --warmup_steps 100 # optimizer steps, whatever the batch size; decay counts epochs
+    # --start_decay_epochs 125 # default: half of --training_epochs
+    --warmup_steps 100 # optimizer steps
     --weight_decay "1e-6"
     --adam_eps "1e-6"
     --max_grad_norm 1.0
     --guided_attention_weight 5.0
     --guided_attention_sigma 0.2
     --guided_attention_steps 300
-    --drop_frame_rate 0.0 # 0.1 to 0.2 where attention does not align
-    --stop_positive_weight 1.0 # 5 to 10 where free running does not stop
+    --drop_frame_rate 0.0      # try 0.1 to 0.2 if attention does not align
+    --stop_positive_weight 1.0 # try 5 to 10 if free running does not stop
     --short_first_epochs 1
     --alignment_warning_steps 2000
     --console_out_iters 5
     --wandb_log_iters 5
     --validation_epochs 1
     --checkpoint_epochs 25
-    --keep_pictures 30 # epochs; the film shows them
+    --checkpoint_minutes 30
+    --keep_pictures 30 # epochs, for the film
     --max_decoder_steps 2000
     --num_workers 32
     --seed 42
     --log_wandb
-    # Off, because only some runs want them
+    # Off unless you want them
     # --log_tensorboard               # needs pip install -r requirements/tensorboard.txt
-    # --resume_from_checkpoint latest # or latest_or_new, a checkpoint's name, its path
-    # --overwrite                     # start anew in a folder that holds checkpoints
-    # --checkpoint_minutes 30         # checkpoints in the middle of an epoch too
-    # --keep_checkpoints 3            # numbered ones, those written last
+    # --resume_from_checkpoint latest # or latest_or_new, a checkpoint's name or its path
+    # --overwrite                     # remove the checkpoints of an earlier run and start anew
+    # --keep_checkpoints 3            # keep only the newest numbered checkpoints
     # --vocoder hifigan               # needs pip install -r requirements/vocoder.txt
-    # --free_running_clips 16         # fewer than a tenth of an epoch's time allows
-    # --skip_nonfinite                # leave out steps that are not finite, and count them
-    # --path_to_symbols symbols.json  # another table of symbols
-    # --extra_symbols 'äöüß'          # symbols to add to the table
-    # --cleaner basic                 # for other languages than English
+    # --free_running_clips 16         # default: as many as a tenth of an epoch's time allows
+    # --path_to_symbols symbols.json  # replace the table of symbols
+    # --extra_symbols 'äöüß'          # add symbols to the table
+    # --cleaner basic                 # for languages other than English
     # --phonemes                      # half the words of half the clips as CMUdict's phonemes
-    # --warm_start voices/anna        # a checkpoint's weights; the flags below must be as its own
-    # --warm_start_allow_mismatch     # with those of them that fit
+    # --warm_start voices/anna        # start from a checkpoint's weights, with its sizes below
+    # --warm_start_allow_mismatch     # load only the weights that fit
 
     # Audio
     --sampling_rate 22050
@@ -102,14 +101,15 @@ arguments=(
     --fast_decoder
 )
 
-launch=(--quiet --num_processes "$NUM_PROCESSES" --num_machines 1)
-launch+=(--mixed_precision "$MIXED_PRECISION" --dynamo_backend no)
-if ((NUM_PROCESSES > 1)); then launch+=(--multi_gpu); fi
-# In the background, so that bash takes signals at once; <&0 leaves it the keyboard (wandb may ask).
-accelerate launch "${launch[@]}" train_taco.py "${arguments[@]}" "$@" <&0 &
-
-# With one process, accelerate's launcher passes no signal on, so this script does. Training then
-# writes a checkpoint and ends, and the script waits until it has.
-trap 'pkill -TERM -P $! || true' INT TERM HUP USR1
-while kill -0 $! 2>/dev/null; do wait $! || true; done
-wait $!
+if ((NUM_PROCESSES == 1)); then # no launcher, so that signals reach training itself
+    export ACCELERATE_MIXED_PRECISION=$MIXED_PRECISION OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    exec python train_taco.py "${arguments[@]}" "$@"
+fi
+# torch's launcher passes these signals on to every process, then waits up to 30 s for them to end.
+PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT,SIGUSR1
+if [[ -z $(trap -p HUP) ]]; then PET_SIGNALS_TO_HANDLE+=,SIGHUP; fi # not under nohup
+export PET_SIGNALS_TO_HANDLE
+# For several machines, change these options: docs/training.md has the commands.
+exec accelerate launch --multi_gpu --num_processes "$NUM_PROCESSES" --num_machines 1 \
+    --main_process_port 0 --mixed_precision "$MIXED_PRECISION" --dynamo_backend no \
+    train_taco.py "${arguments[@]}" "$@"

@@ -1,63 +1,53 @@
-"""Launching: how many processes a command starts, what is refused, what is said at the start."""
+"""Test how training starts: how many processes, train_taco.sh's flags, and how signals reach it."""
 
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.commands import launch as launcher
-from accelerate.utils.launch import (
-    prepare_deepspeed_cmd_env,
-    prepare_multi_gpu_env,
-    prepare_simple_launcher_cmd_env,
-)
-from safetensors.torch import load_file
 
-import train_taco
-import training.processes as processes
-from command_line.files import DataError
-from model import Tacotron2, Tacotron2Config
-from test_synthesize import SMALL
-from test_train_taco import REPO, run_flags
-from training.config import CONFIG_CLASSES, FROM_TOKENIZER, parse_args
-from training.setup import describe_batch, synchronize_batch_norm
+from conftest import REPO
+from forked_run import train
+from runs import launcher_words, run_flags
+from training.checkpoints import list_checkpoints
+from training.config import CONFIG_CLASSES, FROM_TOKENIZER, make_configs, make_parser
 from world import HEADER, TEXT, run
 
-README = (REPO / "README.md").read_text(encoding="utf-8")
+PAGES = [REPO / "README.md", *sorted(REPO.glob("docs/*.md"))]
+DOCS = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 SCRIPT = (REPO / "train_taco.sh").read_text(encoding="utf-8")
-MAKEFILE = (REPO / "Makefile").read_text(encoding="utf-8")
 N_GPUS = 8
-WORKS_EVERYWHERE = ["--mixed_precision", "no", "--num_machines", "1", "--dynamo_backend", "no"]
+BIN = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
 @pytest.fixture
 def eight_gpus(monkeypatch, tmp_path):
-    """What accelerate's launcher looks at before it decides what to start."""
+    """Show accelerate's launcher a machine with 8 GPUs and no saved configuration."""
     monkeypatch.setattr(launcher, "default_config_file", str(tmp_path / "none.yaml"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: N_GPUS)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
-def parse_launch(words):
-    """accelerate's own reading of the words after `accelerate launch`."""
-    args = launcher.launch_command_parser().parse_args(words)
-    return launcher._validate_launch_command(args)[0]
-
-
 def processes_here(words):
-    args = parse_launch(words)
+    """Count the processes that `accelerate launch` starts on this machine."""
+    args = launcher.launch_command_parser().parse_args(words)
+    args = launcher._validate_launch_command(args)[0]
     return args.num_processes // args.num_machines if args.multi_gpu else 1
 
 
-def test_each_row_of_the_readme_starts_as_many_processes_as_it_says(eight_gpus):
-    rows = re.findall(r"^\| ([^|]+) \| `.*accelerate launch ([^`]+)` \|$", README, re.MULTILINE)
+def test_each_documented_launch_starts_as_many_processes_as_its_row_says(eight_gpus):
+    rows = re.findall(r"^\| ([^|]+) \| `.*accelerate launch ([^`]+)` \|$", DOCS, re.MULTILINE)
     found = {
         where: processes_here([*shlex.split(words.replace("RANK", "1")), "train_taco.py"])
         for where, words in rows
@@ -69,205 +59,245 @@ def test_each_row_of_the_readme_starts_as_many_processes_as_it_says(eight_gpus):
         "2 machines of 4 GPUs, on each": 4,
         "CPU, 2 processes": 2,
     }
-
-
-def test_the_seeds_command_takes_every_gpu(eight_gpus):
     assert processes_here(["train_taco.py", "--batch_size", "64"]) == N_GPUS
 
 
-@pytest.fixture
-def stubs(tmp_path):
-    """A PATH on which accelerate prints its arguments, and what SLURM has runs them."""
+def parse(flags):
+    """Read flags as train_taco.py does."""
+    parser = make_parser("")
+    return make_configs(parser, parser.parse_args(flags))
+
+
+def start_stubbed(tmp_path, *words, script=REPO / "train_taco.sh", **variables):
+    """Run train_taco.sh with programs that print their process id and arguments."""
     programs = {
-        "accelerate": 'printf "%s\\n" "$@"',
-        "scontrol": "printf 'node1\\nnode2\\n'",
-        "srun": 'while [[ $1 == --* ]]; do echo "srun: $1 $2" >&2; shift 2; done\nexec "$@"',
+        "python": 'printf "%s\\n" $$ "$ACCELERATE_MIXED_PRECISION" "$@"',
+        "accelerate": 'printf "%s\\n" $$ "$PET_SIGNALS_TO_HANDLE" "$@"',
     }
     for name, body in programs.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    return {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **variables}
+    process = subprocess.Popen(
+        ["bash", script, *words], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    return process.pid, process.communicate()[0].splitlines()
 
 
-@pytest.mark.parametrize(("asked", "processes"), [({}, 1), ({"NUM_PROCESSES": "4"}, 4)])
-def test_the_script_trains_on_one_gpu_unless_told(eight_gpus, stubs, asked, processes):
-    done = subprocess.run(
-        ["bash", str(REPO / "train_taco.sh"), "--seed", "7"], env=stubs | asked,
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    words = done.stdout.splitlines()
-    assert words[0] == "launch" and processes_here(words[1:]) == processes
-    assert parse_args(words[words.index("train_taco.py") + 1 :], "")[0].seed == 7
+def test_the_script_becomes_python_or_the_launcher(eight_gpus, tmp_path):
+    """No shell stays behind, which would have to pass signals on."""
+    pid, words = start_stubbed(tmp_path, "--seed", "7", MIXED_PRECISION="fp16")
+    assert words[:3] == [str(pid), "fp16", "train_taco.py"]
+    assert parse(words[3:]).train.seed == 7
+    pid, words = start_stubbed(tmp_path, "--seed", "7", NUM_PROCESSES="4")
+    assert words[0] == str(pid) and words[2] == "launch" and processes_here(words[3:]) == 4
+    assert parse(words[words.index("train_taco.py") + 1 :]).train.seed == 7
 
 
-def test_the_script_shows_every_flag_of_training(stubs, tmp_path):
-    """Those that are off as comments, which training takes too when they are made flags."""
+def test_nohup_keeps_several_processes_alive(handlers_of_signals, tmp_path):
+    """torch's launcher would handle even a SIGHUP that nohup has it ignore, and end the run."""
+    for handler in (signal.SIG_IGN, signal.SIG_DFL):
+        signal.signal(signal.SIGHUP, handler)
+        _, (_, handled, *_) = start_stubbed(tmp_path, NUM_PROCESSES="2")
+        assert ("SIGHUP" in handled) == (handler == signal.SIG_DFL) and "SIGUSR1" in handled
+
+
+def test_the_script_shows_every_flag_of_training(tmp_path):
+    """Some are comments, which training accepts too when they are made flags."""
     script = tmp_path / "train_taco.sh"
     script.write_text(re.sub(r"^( +)# (--\w)", r"\1\2", SCRIPT, flags=re.MULTILINE))
-    done = subprocess.run(
-        ["bash", str(script)], env=stubs, capture_output=True, text=True, check=True
-    )
-    words = done.stdout.splitlines()
-    flags = words[words.index("train_taco.py") + 1 :]
-    parse_args(flags, "")
-    fields = {name for config in CONFIG_CLASSES for name in config.__dataclass_fields__}
+    _, (_, _, _, *flags) = start_stubbed(tmp_path, script=script)
+    parse(flags)
+    fields = {name for config in CONFIG_CLASSES.values() for name in config.__dataclass_fields__}
     shown = sorted(word for word in flags if word.startswith("--"))
     assert shown == sorted(f"--{name}" for name in fields - {*FROM_TOKENIZER})
 
 
-def test_the_script_shows_the_defaults(stubs):
-    """But for what belongs to one machine or user, and what the default is half of."""
-    done = subprocess.run(
-        ["bash", str(REPO / "train_taco.sh")], env=stubs, capture_output=True, text=True, check=True
-    )
-    words = done.stdout.splitlines()
-    shown = parse_args(words[words.index("train_taco.py") + 1 :], "")
+def test_the_script_shows_the_defaults(tmp_path):
+    """Paths, --num_workers and --log_wandb belong to one machine or user."""
+    _, (_, _, _, *flags) = start_stubbed(tmp_path)
+    shown = parse(flags)
     paths = ("working_directory", "save_audio_gen", "path_to_train_manifest",
              "path_to_val_manifest")  # fmt: skip
-    defaults = parse_args([f"--{name}={getattr(shown[0], name)}" for name in paths], "")
-    others = {"num_workers": 32, "log_wandb": True, "start_decay_epochs": 125}
-    assert shown[:3] == (replace(defaults[0], **others), *defaults[1:3])
+    defaults = parse([f"--{name}={getattr(shown.train, name)}" for name in paths])
+    own = replace(defaults.train, num_workers=32, log_wandb=True)
+    assert shown == defaults._replace(train=own)
 
 
-def test_the_slurm_recipe_can_start(stubs):
-    recipe = next(
-        block
-        for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-        if block.startswith("#SBATCH")
-    )
-    asked = dict(re.findall(r"--([\w-]+) (\S+)", recipe.split("\n")[0]))
-    environment = {
-        "SLURM_JOB_NODELIST": "node[1-2]",
-        "SLURM_NODEID": "1",
-        "SLURM_CPUS_PER_TASK": asked["cpus-per-task"],
-    }
+@pytest.mark.slow
+def test_a_mistake_is_one_sentence_through_the_launcher_too(tmp_path):
+    words = [*launcher_words(1), REPO / "train_taco.py", "--path_to_train_manifest", "none.csv"]
+    words += ["--path_to_val_manifest", "none.csv", "--working_directory", tmp_path / "work"]
     done = subprocess.run(
-        ["bash", "-c", recipe], env=stubs | environment, capture_output=True, text=True, check=True
-    )
-    assert f"srun: --cpus-per-task {asked['cpus-per-task']}" in done.stderr
-    words = done.stdout.splitlines()
-    args = launcher.launch_command_parser().parse_args(words[1:])
-    assert (args.num_machines, args.machine_rank, args.main_process_ip) == (2, 1, "node1")
-    assert args.num_processes == int(asked["nodes"]) * int(asked["gpus-per-node"])
-    flags = args.training_script_args
-    assert "latest_or_new" in flags, "the first job finds no checkpoint"
-    n_workers = int(flags[flags.index("--num_workers") + 1])
-    assert int(asked["cpus-per-task"]) == int(asked["gpus-per-node"]) * (1 + n_workers)
+        [sys.executable, *words, "--save_audio_gen", tmp_path / "samples"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("train_taco.py: ") and "none.csv: no such" in done.stderr
 
 
-def test_every_launch_is_quiet():
-    for text in (README, SCRIPT, MAKEFILE, train_taco.__doc__):
-        joined = text.replace("\\\n", " ")
-        launches = re.findall(r"accelerate launch (?:\"\$\{launch|--\S|\S+\.py).*", joined)
-        assert launches
-        for words in launches:
-            assert "--quiet" in words or ("${launch" in words and "launch=(--quiet" in SCRIPT)
-
-
-def test_a_mistake_ends_in_one_sentence_through_the_launcher_too(tmp_path):
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "MIXED_PRECISION": "no",
-        "PATH_TO_TRAIN_MANIFEST": str(tmp_path / "none.csv"),
-        "WORKING_DIRECTORY": str(tmp_path / "work"),
-        "SAVE_AUDIO_GEN": str(tmp_path / "samples"),
-    }
-    command = ["bash", str(REPO / "train_taco.sh")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 1
-    lines = done.stderr.strip().split("\n")
-    assert lines[-1].startswith("train_taco.py: ") and "none.csv: no such manifest" in lines[-1]
-    assert len(lines) == 1, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("flags", "name"),
-    [
-        (["--use_deepspeed"], "DeepSpeed"),
-        (["--use_fsdp"], "FSDP"),
-        (["--use_fsdp", "--fsdp_version", "2"], "FSDP"),
-        (["--use_megatron_lm"], "Megatron-LM"),
-    ],
-)
-def test_a_launcher_that_splits_the_model_is_refused(world, monkeypatch, capsys, flags, name):
-    """By what accelerate's launcher itself puts into the environment of the processes."""
-    words = [*flags, "--num_processes", "2", *WORKS_EVERYWHERE, "--main_process_port", "0"]
-    args = parse_launch([*words, "train_taco.py"])
-    args.deepspeed_fields_from_accelerate_config = ""
-    for variable in list(os.environ):
-        if variable.startswith("ACCELERATE_"):
-            monkeypatch.delenv(variable)
-    prepare = prepare_deepspeed_cmd_env if args.use_deepspeed else prepare_multi_gpu_env
-    environment = prepare(args)
-    environment = environment[1] if isinstance(environment, tuple) else environment
-    for variable in set(environment) - set(os.environ):
-        monkeypatch.setenv(variable, environment[variable])
-    code, said = run("train_taco", *run_flags(world.corpus, world.out), capsys=capsys)
-    assert code == 1 and said.count("\n") == 1 and f"asks for {name} (" in said
+@pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
+def test_a_launcher_that_splits_the_model_is_refused(world, monkeypatch, capsys, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    code, errors = run("train_taco", *run_flags(world.corpus, world.out), capsys=capsys)
+    assert code == 1 and errors.count("\n") == 1 and f"ACCELERATE_USE_{name}" in errors
     assert not world.out.exists()
 
 
-def test_no_other_launcher_is_refused(monkeypatch):
-    plain = parse_launch(["--num_processes", "1", *WORKS_EVERYWHERE, "train_taco.py"])
-    several = parse_launch(["--multi_gpu", "--num_processes", "2", *WORKS_EVERYWHERE,
-                            "--main_process_port", "0", "train_taco.py"])  # fmt: skip
-    for environment in (prepare_simple_launcher_cmd_env(plain)[1], prepare_multi_gpu_env(several)):
-        monkeypatch.setattr(os, "environ", environment)
-        processes.refuse_sharding()
-
-
-def test_what_is_said_at_the_start(world, capsys):
+@pytest.mark.slow
+def test_training_announces_its_batches_and_the_characters_that_it_drops(world):
     world.clip()
     texts = [f"{TEXT} \u2603\u2603", TEXT, "\u4f60 \u2603 hello"]
-    lines = "".join(f"clip.wav,{text},0.55\n" for text in texts)
-    manifest = world.manifest(HEADER + lines)
-    flags = run_flags(world.corpus, world.out, "--path_to_train_manifest", manifest,
-                      "--gradient_accumulation_steps", 3)  # fmt: skip
-    accelerator = Accelerator()
-    prepared, _ = train_taco.prepare(parse_args(flags, ""), accelerator)
-    train_taco.announce(prepared)
-    said = capsys.readouterr()
-    assert ", 1 steps an epoch, " in said.out  # of two batches
-    assert "3 clips to train on" in said.out and "3 to validate on (3 of" in said.out
-    assert "1 process (cpu) x 2 clips a batch x 3 accumulated = 6 clips a step\n" in said.out
-    assert said.err == (
-        "characters that have no symbol are left out of 2 of 6 clips: '\u2603' in 2, "
-        "'\u4f60' in 1\n"
-    )
-    several = SimpleNamespace(device=torch.device("cpu"), num_processes=4)
-    run_of_nine = prepared._replace(train_set=range(9), accelerator=several)
-    assert run_of_nine.steps_per_epoch == 1  # of two batches of 8 clips
-    configs = parse_args([*flags, "--batch_size", "32"], "")
-    line = describe_batch(SimpleNamespace(accelerator=several, config=configs[0]))
-    assert line == "4 processes (cpu) x 32 clips a batch x 3 accumulated = 384 clips a step"
+    manifest = world.manifest(HEADER + "".join(f"clip.wav,{text},0.55\n" for text in texts))
+    done = train(run_flags(
+        world.corpus, world.out, "--path_to_train_manifest", manifest,
+        "--gradient_accumulation_steps", 3, "--training_epochs", 1,
+    ))  # fmt: skip
+    assert ", 1 steps an epoch, " in done.stdout  # of two batches
+    assert "3 clips to train on" in done.stdout and "3 to validate on (3 of" in done.stdout
+    assert "1 process (cpu) x 2 clips a batch x 3 accumulated = 6 clips a step\n" in done.stdout
+    assert "2 of 6 clips: '\u2603' in 2, '\u4f60' in 1\n" in done.stderr
 
 
-def test_synchronized_batch_norm_has_the_same_parameters_under_the_same_names(voice):
-    model = Tacotron2(Tacotron2Config(vocab_size=39, **SMALL))
-    saved = load_file(voice / "model.safetensors")
-    model.load_state_dict(saved)
-    two_gpus = SimpleNamespace(device=torch.device("cuda"), num_processes=2)
-    n_norms = sum(isinstance(m, torch.nn.BatchNorm1d) for m in model.modules())
-    parameters = dict(model.named_parameters())
-    converted = synchronize_batch_norm(model, two_gpus)
-    norms = [m for m in converted.modules() if isinstance(m, torch.nn.SyncBatchNorm)]
-    assert len(norms) == n_norms > 0
-    assert not any(isinstance(m, torch.nn.BatchNorm1d) for m in converted.modules())
-    assert converted.state_dict().keys() == saved.keys()
-    assert all(torch.equal(saved[name], value) for name, value in converted.state_dict().items())
-    for name, parameter in converted.named_parameters():  # what an optimizer may hold already
-        assert parameter is parameters[name], name
+@pytest.mark.slow
+def test_synchronized_batch_norm_is_refused_on_a_cpu(tiny_corpus, tmp_path):
+    done = train(run_flags(tiny_corpus, tmp_path, "--sync_batch_norm"), processes=2, check=False)
+    assert done.returncode == 1
+    assert "--sync_batch_norm is for GPUs, found 2 processes on cpu" in done.stderr
 
 
-def test_synchronized_batch_norm_is_for_several_gpus(world, monkeypatch, capsys):
-    configs = parse_args(run_flags(world.corpus, world.out, "--sync_batch_norm"), "")
-    accelerator = Accelerator()
-    alone, _ = train_taco.prepare(configs, accelerator)
-    assert "--sync_batch_norm: one process" in capsys.readouterr().out
-    assert not any(isinstance(m, torch.nn.SyncBatchNorm) for m in alone.model.modules())
-    monkeypatch.setattr(type(accelerator), "num_processes", 2)
-    with pytest.raises(DataError, match="--sync_batch_norm is for GPUs, found 2 processes on cpu"):
-        train_taco.prepare(configs, accelerator)
+# ---- Signals
+
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+STAND_IN = """
+import os, signal, sys, time
+
+def save(number, _):
+    time.sleep(1)  # as long as a checkpoint takes
+    open(f"saved_by_{os.environ.get('RANK', 0)}", "w").write(signal.Signals(number).name)
+    sys.exit()
+
+for name in NAMES:
+    if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
+        signal.signal(getattr(signal, name), save)
+os.write(1, b"ready\\n")  # at once, unlike print
+while True:
+    time.sleep(1)
+"""
+
+
+class Started(subprocess.Popen):
+    """train_taco.sh in the background, in a process group of its own."""
+
+    def __init__(self, script, processes, *flags):
+        self.mark = f"STARTED_BY_TEST={script.parent} {time.monotonic_ns()}"
+        variables = [self.mark, f"PATH={BIN}", f"NUM_PROCESSES={processes}", "MIXED_PRECISION=no",
+                     "OMP_NUM_THREADS=1", "ACCELERATE_USE_CPU=true"]  # fmt: skip
+        super().__init__(
+            ["env", *variables, "bash", script, *map(str, flags)], start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.timer = threading.Timer(150, self.kill_all)
+        self.timer.start()
+
+    def wait_for_line(self, words, times=1):
+        """Read stdout until so many lines hold these words."""
+        for line in self.stdout:
+            times -= words in line
+            if not times:
+                return
+        raise AssertionError(self.stderr.read()[-2000:])
+
+    def find_processes(self):
+        """List the processes of this run that still exist, by the mark in their environment."""
+        found = []
+        for file in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                if self.mark.encode() in file.read_bytes():
+                    found.append(int(file.parent.name))
+        return found
+
+    def kill_all(self):
+        """Kill what is left of this run."""
+        self.timer.cancel()
+        for pid in self.find_processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def start(handlers_of_signals):
+    """Start train_taco.sh as from a terminal, even if these tests ignore some signals."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    runs = []
+    yield lambda *words: runs.append(Started(*words)) or runs[-1]
+    for each in runs:
+        each.kill_all()
+        each.communicate()
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Copy train_taco.sh beside a train_taco.py that only handles signals."""
+    (tmp_path / "train_taco.py").write_text(STAND_IN.replace("NAMES", str(SIGNALS)))
+    (tmp_path / "train_taco.sh").write_text(SCRIPT)
+    return tmp_path / "train_taco.sh"
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_reaches_every_process_and_the_script_waits_for_them(
+    start, script, processes, name
+):
+    started = start(script, processes)
+    started.wait_for_line("ready", processes)
+    started.send_signal(getattr(signal, name))
+    code = started.wait()
+    assert (code == 0) == (processes == 1), "torch's launcher fails after a signal"
+    assert started.find_processes() == []
+    saved = {path.name: path.read_text() for path in script.parent.glob("saved_by_*")}
+    assert saved == {f"saved_by_{rank}": name for rank in range(processes)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("moment", ["one process", "launcher", "processes of the launcher"])
+def test_a_signal_before_training_can_handle_it_ends_everything(
+    start, script, tiny_corpus, tmp_path, moment, name
+):
+    """The first two get it after 1 s, while they import torch."""
+    if moment == "processes of the launcher":
+        (tmp_path / "train_taco.py").write_text(STAND_IN.replace("NAMES", "()"))
+        started = start(script, 2)
+        started.wait_for_line("ready", 2)
+    else:
+        flags = run_flags(tiny_corpus, tmp_path, "--training_epochs", 1000)
+        processes = 1 if moment == "one process" else 2
+        started = start(REPO / "train_taco.sh", processes, *flags, "--no-log_wandb")
+        time.sleep(1)
+    started.send_signal(getattr(signal, name))
+    assert started.wait(timeout=20) != 0
+    assert started.find_processes() == [] and not (tmp_path / "work").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_in_a_step_ends_training_with_a_checkpoint(
+    start, tiny_corpus, tmp_path, processes
+):
+    """Ctrl-C reaches one process and its loader; `docker stop` signals the launcher of two."""
+    clips = pd.concat([pd.read_csv(tiny_corpus.train_manifest)] * 60)
+    clips.to_csv(tmp_path / "train.csv", index=False)
+    corpus = tiny_corpus._replace(train_manifest=tmp_path / "train.csv")
+    flags = run_flags(corpus, tmp_path, "--console_out_iters", 1, "--num_workers", 1)
+    started = start(REPO / "train_taco.sh", processes, *flags, "--no-log_wandb")
+    started.wait_for_line("step 3/")
+    if processes == 1:
+        os.killpg(started.pid, signal.SIGINT)
+    else:
+        started.send_signal(signal.SIGTERM)
+    output, errors = started.communicate()
+    (checkpoint,) = list_checkpoints(tmp_path / "work" / "tiny")
+    assert f"checkpoint: {checkpoint}" in output and checkpoint.name.startswith("checkpoint_0_step")
+    assert started.find_processes() == [] and errors.count("Traceback") == processes - 1, errors

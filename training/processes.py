@@ -56,6 +56,12 @@ class Interrupt:
         return self.signalled_at is not None
 
 
+def ignore_signals(_: int) -> None:
+    """Let a loader process outlive a signal to the whole run, which still needs its batches."""
+    for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def make_accelerator() -> Accelerator:
     """Set up accelerate with the devices and the precision that the launcher chose.
 

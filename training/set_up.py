@@ -38,7 +38,7 @@ from training.checkpoints import (
 )
 from training.config import Configs, TrainConfig, make_configs
 from training.pictures import remove_pictures
-from training.processes import Interrupt, on_main
+from training.processes import Interrupt, ignore_signals, on_main
 from training.progress import Progress
 from training.run import Run
 from training.state import TrainerState
@@ -150,6 +150,7 @@ def open_loader(
         batch_sampler=batches,
         collate_fn=TTSCollator(dataset.audio_config, dataset.tokenizer),
         num_workers=n_workers,
+        worker_init_fn=ignore_signals,
         persistent_workers=n_workers > 0,
         pin_memory=device.type == "cuda",
         # Its own generator: making a loader must not move the random numbers of training.
