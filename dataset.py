@@ -1,4 +1,4 @@
-"""Recordings and transcripts to batches, and wav <-> scaled mel.
+"""Turns recordings and transcripts into batches, wav into scaled mel, and mel back into wav.
 
     audio_config = AudioConfig()
     wav = load_wav("clip.flac", audio_config.sampling_rate)     # (n_samples,) in [-1, 1]
@@ -6,10 +6,10 @@
     mel_to_audio(mel, audio_config)                             # Griffin-Lim, (n_samples,)
 
 The mel: reflect-pad by (n_fft - hop_size) / 2, STFT without centring, magnitude, Slaney mel
-filters, so that T_mel = n_samples // hop_size, which is HiFi-GAN's framing. Then
-dB = 20 log10(max(m, 10^(min_db / 20))), and min_db .. 0 dB is mapped to -A .. A with
-A = max_scaled_abs: zero-centred data, with silence at -A. `scaled_to_log_mel` turns it into the
-natural-log mel that HiFi-GAN and NVIDIA's Tacotron 2 use.
+filters, so that T_mel = n_samples // hop_size (HiFi-GAN's framing). Then
+dB = 20 log10(max(m, 10^(min_db / 20))), and min_db .. 0 dB is scaled linearly to -A .. A with
+A = max_scaled_abs: the data is centred on zero, and silence is -A. `scaled_to_log_mel` turns it
+into the natural-log mel that HiFi-GAN and NVIDIA's Tacotron 2 use.
 """
 
 import io
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MANIFEST_COLUMNS = ("file_path", "normalized_transcript", "duration")
-# Beyond these, filters, or the spectrum of a few words, would not fit into memory.
+# With larger sizes the filters, or the spectrum of a few words, would not fit into memory.
 MAX_SIZES = {
     "sampling_rate": 1_000_000,
     "num_mels": 1024,
@@ -47,15 +47,15 @@ MAX_SIZES = {
     "hop_size": 16384,
 }
 MEL_SCALINGS = ("scaled_db", "log")
-MAX_OVERLAP = 64  # frames that a sample is part of
-MOMENTUM = 0.99 / 1.99  # of Griffin-Lim: torchaudio.functional.griffinlim's 0.99
-TINY = 1e-8  # below all magnitudes that matter, so that divisions by them are safe
-LENGTH_JITTER = 0.03  # share of a clip's length; what reshuffles batches, at about 3 % padding
+MAX_OVERLAP = 64  # frames that share a sample
+MOMENTUM = 0.99 / 1.99  # of Griffin-Lim, as torchaudio.functional.griffinlim's momentum=0.99
+TINY = 1e-8  # smaller than any magnitude that matters; keeps divisions finite
+LENGTH_JITTER = 0.03  # share of a clip's length; reshuffles the batches at about 3 % padding
 
 
 @dataclass(frozen=True)
 class AudioConfig:
-    """How wav becomes mel. Raises ValueError naming the flag that is off."""
+    """Describes how wav becomes mel. Raises ValueError naming the flag that is wrong."""
 
     sampling_rate: Annotated[
         int, "audio samples per second (Hz); files of other rates are resampled"
@@ -115,15 +115,16 @@ class AudioConfig:
 
     @property
     def silence(self) -> float:
-        """The mel value of silence, which is also the padding of a batch."""
+        """The mel value of silence; batches are padded with it."""
         return -self.max_scaled_abs if self.mel_scaling == "scaled_db" else self.log_floor
 
     @property
     def loudest(self) -> float:
         """The largest value that the mel of samples in [-1, 1] can have.
 
-        No frequency's magnitude exceeds the window's sum, which is half its length. That is above
-        0 dB (max_scaled_abs), and so is speech: LJSpeech's loudest bins are at 5.5 with A = 4.
+        No frequency's magnitude exceeds the sum of the window, which is half its length. This
+        bound lies above 0 dB (max_scaled_abs), as speech does too: with A = 4, LJSpeech's loudest
+        bins reach 5.5.
         """
         gain = mel_filters(self, torch.device("cpu")).sum(dim=1).max().item()
         loudest = math.log(max(gain * self.window_size / 2.0, math.exp(self.log_floor)))
@@ -133,17 +134,17 @@ class AudioConfig:
 
     @property
     def log_floor(self) -> float:
-        """ln of the smallest magnitude: 1e-5 at -100 dB."""
+        """The natural log of the smallest magnitude, which is 1e-5 at -100 dB."""
         return self.min_db / 20.0 * math.log(10.0)
 
     @property
     def hop_seconds(self) -> float:
-        """From one frame to the next."""
+        """Seconds from one frame to the next."""
         return self.hop_size / self.sampling_rate
 
 
 class Utterance(NamedTuple):
-    """One clip of a manifest."""
+    """Holds one clip of a manifest."""
 
     tokens: Tensor  # (T_text,) int64
     mel: Tensor  # (T_mel, num_mels)
@@ -152,7 +153,7 @@ class Utterance(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Utterances padded to the longest of them."""
+    """Holds utterances, padded to the longest of them."""
 
     tokens: Tensor  # (B, T_text) int64, padded with pad_token_id
     token_lengths: Tensor  # (B,) int64
@@ -163,18 +164,18 @@ class Batch(NamedTuple):
     paths: list[str]
 
     def to(self, device: torch.device) -> "Batch":
-        """On the device; the lengths stay on the CPU, where packing needs them."""
+        """Move to a device; the lengths stay on the CPU, where packing needs them."""
         names = ("tokens", "mels", "stop_targets")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         return self._replace(**moved)
 
 
 def import_librosa() -> None:
-    """Imports the parts of librosa that reading a clip uses, which takes a second.
+    """Import the parts of librosa that reading a clip needs, which takes a second.
 
-    A dataset calls this, so that scripts show their --help without the wait, and yet no loader
-    process imports them at its first clip: wandb's hook on imports would end the run there.
-    librosa and soxr are named in full because librosa imports its parts when they are first used.
+    TTSDataset calls this when it is made. So --help need not wait for librosa, and no loader
+    process imports it at its first clip, where wandb's import hook would end the run. Each part is
+    named because librosa imports its parts only when they are first used.
     """
     import librosa.core.audio
     import librosa.filters
@@ -183,7 +184,7 @@ def import_librosa() -> None:
 
 
 def load_wav(path: str | Path, sampling_rate: int) -> Tensor:
-    """Reads wav or flac of any rate and channel count.
+    """Read a wav or flac file of any rate and channel count.
 
     Returns:
         (n_samples,) float32 in [-1, 1], mono, at `sampling_rate`.
@@ -206,32 +207,34 @@ def load_wav(path: str | Path, sampling_rate: int) -> Tensor:
     if file_rate != sampling_rate:
         import librosa  # slow to import, see import_librosa
 
-        # soxr: torchaudio's kernel grows to gigabytes where the two rates share no divisor.
+        # By soxr: torchaudio's kernel takes gigabytes when the two rates share no divisor.
         resampled = librosa.resample(wav.numpy(), orig_sr=file_rate, target_sr=sampling_rate)
         wav = torch.from_numpy(resampled)
     return wav.clamp(-1.0, 1.0)
 
 
 def write_wav(path: str | Path, wav: Tensor, sampling_rate: int) -> None:
-    """16-bit wav, written whole or not at all.
+    """Write a 16-bit wav file, whole or not at all.
 
     Raises:
         OSError: when it cannot be written.
     """
-    content = io.BytesIO()  # soundfile itself does not say what a full disk is
+    content = io.BytesIO()  # writing to the disk itself, soundfile would not report a full one
     soundfile.write(content, wav.numpy(), sampling_rate, "PCM_16", format="WAV")
     write_whole(path, lambda temporary: temporary.write_bytes(content.getvalue()))
 
 
 @lru_cache(maxsize=16)
-def _mel_filters(
-    sampling_rate: int, n_fft: int, num_mels: int, fmin: float, fmax: float, device: torch.device
-) -> Tensor:
-    """(num_mels, n_fft // 2 + 1), Slaney's mel scale and area norm."""
+def mel_filters(audio_config: AudioConfig, device: torch.device) -> Tensor:
+    """Make the filters between magnitudes and mels, (num_mels, n_fft // 2 + 1).
+
+    They are librosa's defaults: Slaney's mel scale, triangles of unit area.
+    """
     import librosa.filters  # slow to import, see import_librosa
 
+    a = audio_config
     filters = librosa.filters.mel(
-        sr=sampling_rate, n_fft=n_fft, n_mels=num_mels, fmin=fmin, fmax=fmax
+        sr=a.sampling_rate, n_fft=a.n_fft, n_mels=a.num_mels, fmin=a.fmin, fmax=a.fmax
     )
     return torch.from_numpy(filters).to(device)
 
@@ -241,14 +244,8 @@ def _window(window_size: int, device: torch.device) -> Tensor:
     return torch.hann_window(window_size, device=device)
 
 
-def mel_filters(audio_config: AudioConfig, device: torch.device) -> Tensor:
-    """The filters between magnitudes and mels, (num_mels, n_fft // 2 + 1)."""
-    a = audio_config
-    return _mel_filters(a.sampling_rate, a.n_fft, a.num_mels, a.fmin, a.fmax, device)
-
-
 def audio_to_mel(wav: Tensor, audio_config: AudioConfig) -> Tensor:
-    """wav (n_samples,) or (B, n_samples) -> (T_mel, num_mels) or (B, T_mel, num_mels), scaled.
+    """Turn wav (n_samples,) or (B, n_samples) into a scaled mel, (T_mel, num_mels) or (B, ...).
 
     T_mel = n_samples // hop_size.
 
@@ -278,27 +275,28 @@ def audio_to_mel(wav: Tensor, audio_config: AudioConfig) -> Tensor:
 
 
 def scaled_to_log_mel(mel: Tensor, audio_config: AudioConfig) -> Tensor:
-    """Scaled mel -> natural-log mel: ln m = ((scaled + A) / 2A - 1) (-min_db) / 20 ln 10."""
+    """Turn a scaled mel into a natural-log mel: ln m = ((scaled + A) / 2A - 1) * -log_floor."""
     a = audio_config
     return ((mel + a.max_scaled_abs) / (2.0 * a.max_scaled_abs) - 1.0) * -a.log_floor
 
 
 def log_to_scaled_mel(mel: Tensor, audio_config: AudioConfig) -> Tensor:
-    """Natural-log mel -> scaled mel, the inverse of `scaled_to_log_mel`."""
+    """Turn a natural-log mel into a scaled mel: the inverse of `scaled_to_log_mel`."""
     a = audio_config
     return (mel / -a.log_floor + 1.0) * (2.0 * a.max_scaled_abs) - a.max_scaled_abs
 
 
 def to_log_mel(mel: Tensor, audio_config: AudioConfig) -> Tensor:
-    """A mel as this config scales it -> natural-log mel, what vocoders read."""
+    """Turn a mel, as this config scales it, into the natural-log mel that vocoders read."""
     return mel if audio_config.mel_scaling == "log" else scaled_to_log_mel(mel, audio_config)
 
 
 def clamp_mel(mel: Tensor, audio_config: AudioConfig) -> Tensor:
-    """A mel with all values within silence .. loudest, as those of recordings are. NaN is silence.
+    """Clamp a mel to silence .. loudest, the range of recordings; NaN becomes silence.
 
-    Warns where a model has run away: of NaN, of values above the loudest, and of values further
-    below silence than the loudest is above it. Nearer ones are usual, and sound like silence.
+    Warns of values that only a broken model gives: NaN, values above the loudest, and values
+    further below silence than the loudest is above it. Values just below silence are common, and
+    sound like silence.
     """
     silence, loudest = audio_config.silence, audio_config.loudest
     clamped = mel.nan_to_num(nan=silence).clamp(silence, loudest)
@@ -314,11 +312,12 @@ def clamp_mel(mel: Tensor, audio_config: AudioConfig) -> Tensor:
 
 
 def _fit_to_mel(magnitude: Tensor, mel: Tensor, filters: Tensor) -> Tensor:
-    """Scales magnitudes (n_fft // 2 + 1, T_mel) bin by bin, so that their mel comes close to `mel`.
+    """Scale magnitudes (n_fft // 2 + 1, T_mel) bin by bin to bring their mel close to `mel`.
 
-    One multiplicative update of non-negative matrix factorisation under the generalised
-    Kullback-Leibler divergence (Lee and Seung 2001): each frequency's gain is the mean of mel / own
-    mel over the filters, weighted by its share in them. What no filter sees becomes 0.
+    This is one multiplicative update of non-negative matrix factorisation under the generalised
+    Kullback-Leibler divergence (Lee and Seung 2001): each frequency is multiplied by the mean of
+    the wanted over the present mel, weighted by the filters' values at that frequency. Frequencies
+    that no filter covers become 0.
 
     Args:
         mel: (num_mels, T_mel), linear.
@@ -329,39 +328,40 @@ def _fit_to_mel(magnitude: Tensor, mel: Tensor, filters: Tensor) -> Tensor:
 
 
 def limit_peaks(wav: Tensor, reach: int) -> Tensor:
-    """The wav (n_samples,) with what is above 1 made quieter, and what is around it, by a smooth
-    gain; further than 2 * reach samples from any peak above 1, it stays as it is.
+    """Lower the peaks of a wav (n_samples,) that exceed 1, and their surroundings, smoothly.
+
+    Samples that are more than 2 * reach away from any such peak stay as they are.
     """
     if wav.abs().max() <= 1.0:
         return wav
     pooling = {"kernel_size": 2 * reach + 1, "stride": 1, "padding": reach}
     peaks = F.max_pool1d(wav.abs()[None], **pooling).clamp_min(1.0)  # (1, n_samples)
-    # All gains that are averaged for a sample are at most 1 / |sample|: it is in reach of each.
+    # Each gain in a sample's average is at most 1 / |sample|, as the sample is within its reach.
     gain = F.avg_pool1d(1.0 / peaks, **pooling, count_include_pad=False)
     return (wav * gain[0]).clamp(-1.0, 1.0)  # rounding may leave 1 + 1e-7
 
 
 def mel_to_audio(mel: Tensor, audio_config: AudioConfig, n_iter: int = 48) -> Tensor:
-    """Griffin-Lim: (T_mel, num_mels) scaled -> (n_samples,) with n_samples = T_mel * hop_size.
+    """Speak a mel (T_mel, num_mels) by Griffin-Lim: (n_samples,), n_samples = T_mel * hop_size.
 
-    Fast Griffin-Lim (Perraudin et al. 2013) with one change: a mel has many spectra, so the
-    magnitudes are not fixed beforehand. In each iteration, those of the sound so far are scaled to
-    have the mel. benchmarks/griffin_lim.py compares this with other ways.
+    This is fast Griffin-Lim (Perraudin et al. 2013) with one change. Many spectra have the same
+    mel, so the magnitudes are not fixed beforehand: each iteration scales the magnitudes of the
+    wav so far until they fit the mel. benchmarks/griffin_lim.py compares this with other ways.
 
-    Phases start at random, so seed torch for a repeatable wav. The first and last half hop are
-    faded, so that no end clicks, and peaks above 1 are lowered, see `limit_peaks`. The mel is
-    clamped, with a warning, see `clamp_mel`.
+    Phases start at random: seed torch for a repeatable wav. Half a hop at each end is faded, so
+    that no end clicks; `limit_peaks` lowers peaks above 1, and `clamp_mel` clamps the mel with a
+    warning.
     """
     a = audio_config
     mel = clamp_mel(mel, a)
-    # Griffin-Lim needs more than a window of signal, and loses half a window at each edge.
+    # Griffin-Lim needs more than one window of signal, and spoils half a window at each edge.
     edge = a.n_fft // a.hop_size + 1
     longer = torch.cat([mel[:1].expand(edge, -1), mel, mel[-1:].expand(edge, -1)]).float()
     target = to_log_mel(longer, a).exp().t()  # (num_mels, T_mel + 2 edge)
     filters, window = mel_filters(a, mel.device), _window(a.window_size, mel.device)
     flat = torch.ones(a.n_fft // 2 + 1, target.shape[1], device=mel.device)
     magnitude = _fit_to_mel(flat, target, filters)  # (n_fft // 2 + 1, T_mel + 2 edge)
-    # torch centres frame t on sample t * hop_size, this framing on (t + 1/2) * hop_size.
+    # torch centres frame t on sample t * hop_size, our framing on (t + 1/2) * hop_size.
     options = {"hop_length": a.hop_size, "win_length": a.window_size, "window": window}
     spectrum = torch.polar(magnitude, 2 * math.pi * torch.rand_like(magnitude))
     previous = torch.zeros_like(spectrum)
@@ -382,12 +382,12 @@ def mel_to_audio(mel: Tensor, audio_config: AudioConfig, n_iter: int = 48) -> Te
 
 
 def read_manifest(path: str | Path) -> "pd.DataFrame":
-    """A manifest CSV with absolute paths and all text as it stands.
+    """Read a manifest CSV: paths become absolute, transcripts stay as they are.
 
-    Relative paths are taken from the manifest's folder.
+    Relative paths start at the manifest's folder.
 
     Raises:
-        DataError: naming the file and what is wrong with it.
+        DataError: naming the file, and the line if there is one, and what is wrong.
     """
     import pandas as pd  # slow to import
 
@@ -430,18 +430,21 @@ def read_manifest(path: str | Path) -> "pd.DataFrame":
 
 
 class TTSDataset(Dataset):
-    """The clips of a manifest. `n_frames` holds their lengths in frames, from the durations.
+    """Holds the clips of a manifest, and reads each recording when it is asked for.
 
-    What can be known without the recordings is checked at once: later it would end a run midway.
+    `n_frames` are the clips' lengths in frames, from the manifest's durations. Everything that can
+    be checked without the recordings is checked at once: later it would end a run midway.
 
     Args:
-        manifest, audio_config, tokenizer: what is read, and how.
-        dictionary: of `load_dictionary`, to have half of the words of half of the clips in
-            phonemes; which ones follows from seed, epoch (`set_epoch`) and the clip alone.
-        seed: what these are drawn from.
+        manifest: path of the CSV.
+        audio_config: how recordings become mels.
+        tokenizer: how transcripts become tokens.
+        dictionary: from `load_dictionary`, to turn half of the words of half of the clips into
+            phonemes. Seed, epoch (`set_epoch`) and clip alone decide which words.
+        seed: of that choice.
 
     Raises:
-        DataError: naming the manifest and the line; from [], naming the recording.
+        DataError: naming the manifest and the line, or, from [], the recording.
     """
 
     def __init__(
@@ -458,7 +461,7 @@ class TTSDataset(Dataset):
         self.audio_config = audio_config
         self.tokenizer = tokenizer
         self.dictionary, self.seed = dictionary, seed
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # with loader processes
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader processes see it
         self.paths: list[str] = frame["file_path"].tolist()
         self.texts: list[str] = frame["normalized_transcript"].tolist()
         self.n_frames: list[float] = (frame["duration"] / audio_config.hop_seconds).tolist()
@@ -477,14 +480,14 @@ class TTSDataset(Dataset):
         return len(self.paths)
 
     def set_epoch(self, epoch: int) -> None:
-        """From now on the words in phonemes are those of this epoch."""
+        """Choose the words in phonemes anew, for this epoch."""
         self._epoch.fill_(epoch)
 
     def _encode(self, index: int) -> torch.Tensor:
         text = self.texts[index]
         if self.dictionary is not None:
             rng = np.random.default_rng([self.seed, int(self._epoch), index])
-            rng = rng if self.tokenizer.has_letters else None  # without letters, all words
+            rng = rng if self.tokenizer.has_letters else None  # without letters, every word
             text = to_phonemes(self.tokenizer.clean(text), self.dictionary, rng)
         return self.tokenizer.encode(text)
 
@@ -499,14 +502,14 @@ class TTSDataset(Dataset):
 
 
 class TTSCollator:
-    """Pads utterances, in any order, to a Batch."""
+    """Pads utterances to a Batch: tokens with pad_token_id, mels with silence."""
 
     def __init__(self, audio_config: AudioConfig, tokenizer: Tokenizer) -> None:
         self.silence = audio_config.silence
         self.pad_token_id = tokenizer.pad_token_id
 
     def __call__(self, utterances: Sequence[Utterance]) -> Batch:
-        """One batch of them, in the order given."""
+        """Make a batch, in the order given."""
         pad = torch.nn.utils.rnn.pad_sequence
         tokens = pad([u.tokens for u in utterances], True, self.pad_token_id)  # (B, T_text)
         mels = pad([u.mel for u in utterances], True, self.silence)  # (B, T_mel, num_mels)
@@ -523,22 +526,25 @@ class TTSCollator:
 
 
 class BatchSampler(Sampler[list[int]]):
-    """Batches of similar length, every clip once per epoch, from (seed, epoch) alone.
+    """Draws batches of clips of similar length: every clip once per epoch.
 
-    Clips are sorted by a length blurred by a few per cent, cut into batches as equal in size as
-    can be, and the batches shuffled. Several processes share a batch of batch_size * num_processes
-    clips, so that together they see what one process with that batch size would see; which of them
-    gets the longest clips rotates from batch to batch. With shuffle=False the order is longest
-    first. In the first short_first_epochs epochs the batches are not shuffled but go from short to
-    long, so that the alignment is learned on short clips (SortaGrad: Amodei et al. 2015, arXiv
-    1512.02595, 3.2).
+    The order follows from seed, epoch and lengths alone. Clips are sorted by their length, blurred
+    by a few per cent, and cut into batches as equal in size as can be; then the batches are
+    shuffled. Several processes share each batch of batch_size * num_processes clips, so that
+    together they train on what one process with that batch size would train on. Which process gets
+    the longest clips changes from batch to batch.
+
+    The batches of the first short_first_epochs epochs are not shuffled but go from short to long,
+    so that the model learns to align on short clips (SortaGrad: Amodei et al. 2015, arXiv
+    1512.02595, sec. 3.2). With shuffle=False, batches go from long to short, and nothing is drawn.
 
     Args:
         lengths: of the clips, in any unit.
-        batch_size: clips per process at most.
-        seed, epoch: what the order is drawn from.
-        short_first_epochs: epochs, from the first, that go from short to long.
+        batch_size: most clips per process.
+        seed, epoch: of the order.
         num_processes, process_index: which share of each batch to yield.
+        shuffle: False for validation.
+        short_first_epochs: how many epochs, from the first, go from short to long.
 
     Raises:
         DataError: when a process would get no clip of a batch.
@@ -570,15 +576,15 @@ class BatchSampler(Sampler[list[int]]):
 
     @property
     def checksum(self) -> int:
-        """A checksum of the lengths: other clips have another order."""
+        """A checksum of the lengths, which the order depends on."""
         return zlib.crc32(self.lengths.tobytes())
 
     def set_epoch(self, epoch: int, n_seen: int = 0) -> None:
-        """Go to an epoch, behind its first n_seen batches; the next iteration begins there."""
+        """Go to an epoch; the next iteration leaves out its first n_seen batches."""
         self.epoch, self.n_seen = epoch, n_seen
 
     def draw(self) -> list[np.ndarray]:
-        """Draw the batches of the epoch, of all processes together, as indices of clips."""
+        """Draw the epoch's batches of all processes together, as arrays of clip indices."""
         rng = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
         keys = -self.lengths
         if self.shuffle:
@@ -591,7 +597,7 @@ class BatchSampler(Sampler[list[int]]):
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def __len__(self) -> int:
-        """Batches in a whole epoch."""
+        """Count the batches of a whole epoch."""
         return self.n_batches
 
     def __iter__(self) -> Iterator[list[int]]:

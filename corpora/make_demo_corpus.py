@@ -170,8 +170,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         kind = int if name == "seed" else count_argument
         add(f"--{name}", type=kind, help=f"of the grammar's sentences (default: {default})")
     add("--voice", default="en-us", help="an espeak-ng voice (default: %(default)s)")
-    speed, speed_help = partial(count_argument, least=SLOWEST, most=FASTEST), "default: %(default)s"
-    add("--words_per_minute", type=speed, default=160, help=speed_help)
+    speed = partial(count_argument, least=SLOWEST, most=FASTEST)
+    add("--words_per_minute", type=speed, default=160, help="speed (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace another corpus at path_to_save")
     args = parser.parse_args(argv)
     for name, default in grammar.items():

@@ -56,7 +56,8 @@ def draw_nothing(set_attribute=setattr) -> None:
     A test that trains in its own process gives monkeypatch.setattr, which is undone.
     """
     set_attribute(validation, "draw_sample", lambda *_: {})
-    set_attribute(validation, "save_figure", lambda *_: None)
+    for name in ("loss_figure", "save_figure"):
+        set_attribute(validation, name, lambda *_: None)
     set_attribute(train_taco, "film_first_epoch", lambda *_: None)
     for module in (train_taco, checkpoints):
         set_attribute(module, "finish_pictures", lambda *_: None)

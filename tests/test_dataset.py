@@ -13,11 +13,7 @@ from dataset import AudioConfig, TTSDataset, audio_to_mel, load_wav, read_manife
 from test_dataset_audio import sine
 from text.tokenizer import Tokenizer
 
-CONFIG = AudioConfig()
 HEADER = "file_path,normalized_transcript,duration\n"
-
-
-# Manifests
 
 
 @pytest.fixture
@@ -37,32 +33,21 @@ def manifest(tmp_path):
     ("content", "reason"),
     [
         ("", "cannot be read as CSV"),
-        ("\n\n", "cannot be read as CSV"),
         (HEADER, "holds no clips"),
         ("file_path,duration\nclip.wav,1\n", "column normalized_transcript is missing"),
-        ("normalized_transcript,duration\nhello,1\n", "column file_path is missing"),
-        ("file_path,normalized_transcript\nclip.wav,hello\n", "column duration is missing"),
-        ("clip.wav,hello,1\n", "column file_path is missing"),
         ((HEADER + "clip.wav,hello,1\n").replace(",", "|"), "column file_path is missing"),
-        ((HEADER + "clip.wav,hello,1\n").replace(",", "\t"), "column file_path is missing"),
         (HEADER + "clip.wav,hello,1\nclip.wav,hello, world,1\n", "cannot be read as CSV"),
         (HEADER + "clip.wav,hello, world,1\n", "line 2"),
-        (HEADER + "clip.wav,hello\n", "line 2 has no duration"),
         (HEADER + "clip.wav\n", "line 2 has an empty normalized_transcript"),
         (HEADER + 'clip.wav,"hello,1\n', "cannot be read as CSV"),
-        (HEADER.encode() + b"clip.wav,caf\xe9,1\n", "cannot be read as CSV"),
-        ((HEADER + "clip.wav,hello,1\n").encode("utf-16"), "cannot be read as CSV"),
+        (HEADER.encode() + b"clip.wav,caf\xe9,1\n", r"cannot be read as CSV \(it is not UTF-8"),
         (bytes(range(256)), "cannot be read as CSV"),
         (HEADER + "clip.wav,hello,1\nclip.wav,hello,nan\n", "line 3 has no duration"),
         (HEADER + "clip.wav,hello,0\n", "line 2 has no duration above 0"),
-        (HEADER + "clip.wav,hello,-1.5\n", "line 2 has no duration above 0"),
         (HEADER + "clip.wav,hello,inf\n", "line 2 has no duration"),
         (HEADER + "clip.wav,hello,long\n", "line 2 has no duration"),
-        (HEADER + "clip.wav,hello,\n", "line 2 has no duration"),
-        (HEADER + "clip.wav,,1\n", "line 2 has an empty normalized_transcript"),
         (HEADER + 'clip.wav,"  ",1\n', "line 2 has an empty normalized_transcript"),
         (HEADER + "none.wav,hello,1\n", "line 2 names .*none.wav, which is not a file"),
-        (HEADER + ",hello,1\n", "line 2 names .* which is not a file"),
         (HEADER + "x" * 5000 + ".wav,hello,1\n", "line 2 names .* which is not a file"),
     ],
 )
@@ -83,18 +68,16 @@ def test_a_manifest_that_is_no_file_is_refused(tmp_path):
 
 
 def test_paths_are_taken_from_the_manifests_folder_and_absolute_ones_kept(manifest, monkeypatch):
-    path = manifest("")
-    folder = path.parent
-    path.write_text(HEADER + f"clip.wav,hello,1\n{folder}/clip.wav,hello,1\n", encoding="utf-8")
+    folder = manifest("").parent
+    manifest(HEADER + f"clip.wav,hello,1\n{folder}/clip.wav,hello,1\n")
     monkeypatch.chdir(folder.parent)
     frame = read_manifest(Path(folder.name) / "manifest.csv")
     assert frame["file_path"].tolist() == [str(folder / "clip.wav")] * 2
 
 
 def test_transcripts_survive_as_they_stand(manifest):
-    texts = ["NA", "null", "None", "nan", "1465", "007", "1e5", "True", 'he said "NA", twice',
-             '"', "  spaces  ", "it's", "a|b;c", "caf\u00e9 \u2014 \u4e2d", "two\nlines", "#x",
-             "back\\slash"]  # fmt: skip
+    texts = ["NA", "null", "nan", "1465", "007", "1e5", "True", 'he said "NA", twice', '"',
+             "  spaces  ", "a|b;c", "caf\u00e9 \u2014 \u4e2d", "two\nlines", "#x", "b\\s"]  # fmt: skip
     path = manifest("")
     with open(path, "w", encoding="utf-8", newline="") as file:
         rows = [("file_path", "normalized_transcript", "duration")]
@@ -102,11 +85,8 @@ def test_transcripts_survive_as_they_stand(manifest):
     assert read_manifest(path)["normalized_transcript"].tolist() == texts
 
 
-# TTSDataset
-
-
 def test_dataset_holds_the_clips_of_the_manifest(tiny_corpus):
-    clips = TTSDataset(tiny_corpus.train_manifest, CONFIG, Tokenizer())
+    clips = TTSDataset(tiny_corpus.train_manifest, AudioConfig(), Tokenizer())
     assert len(clips) == 9
     frame = read_manifest(tiny_corpus.train_manifest)
     for i in (0, 8):
@@ -114,17 +94,18 @@ def test_dataset_holds_the_clips_of_the_manifest(tiny_corpus):
         assert clip.path == frame["file_path"][i]
         assert clip.text == frame["normalized_transcript"][i]
         assert clip.tokens.tolist() == Tokenizer().encode(clip.text).tolist()
-        assert torch.equal(clip.mel, audio_to_mel(load_wav(clip.path, RATE), CONFIG))
+        assert torch.equal(clip.mel, audio_to_mel(load_wav(clip.path, RATE), AudioConfig()))
         assert len(clip.mel) == int(clips.n_frames[i])
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text", "reason"),
-    [(0.03, "hello", "less than one window"), (0, "hi", "no samples")],
-)
-def test_dataset_names_the_clip_that_cannot_be_used(tmp_path, seconds, text, reason):
-    soundfile.write(tmp_path / "clip.wav", sine(440, seconds, RATE), RATE)
-    (tmp_path / "manifest.csv").write_text(HEADER + f"clip.wav,{text},1\n", encoding="utf-8")
-    clips = TTSDataset(tmp_path / "manifest.csv", CONFIG, Tokenizer())
-    with pytest.raises(DataError, match=f"^{tmp_path / 'clip.wav'}: .*{reason}"):
-        clips[0]
+def test_dataset_names_the_clip_or_the_line_that_cannot_be_used(manifest):
+    path = manifest(HEADER + "clip.wav,hello,1\n")
+    clips, wav = TTSDataset(path, AudioConfig(), Tokenizer()), path.with_name("clip.wav")
+    for seconds, reason in ((0.03, "less than one window"), (0, "no samples")):
+        soundfile.write(wav, sine(440, seconds, RATE), RATE)
+        with pytest.raises(DataError, match=f"^{wav}: .*{reason}"):
+            clips[0]
+    for row, reason in (("hello,0.04", "0.04 s are less than one window"), ("\u4e2d,1", "")):
+        manifest(HEADER + f"clip.wav,hello,1\nclip.wav,{row}\n")
+        with pytest.raises(DataError, match=f"^{path}: line 3: .*{reason}"):
+            TTSDataset(path, AudioConfig(), Tokenizer())

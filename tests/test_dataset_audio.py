@@ -47,9 +47,6 @@ def sine(frequency: float, seconds: float, rate: int, level: float = 0.5) -> np.
     return level * np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate)
 
 
-# The mel equation
-
-
 def slaney_filters(config: AudioConfig) -> np.ndarray:
     """Triangles of unit area, equally spaced in mel: linear to 1 kHz, 27 per factor 6.4 above."""
 
@@ -87,14 +84,19 @@ def mel_by_hand(wav: np.ndarray, config: AudioConfig) -> np.ndarray:
     return (db - config.min_db) / -config.min_db * 2 * a - a
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        CONFIG,
-        AudioConfig(n_fft=2048, window_size=1200, hop_size=300, num_mels=64, fmin=50.0, fmax=11025),
-        AudioConfig(min_db=-80.0, max_scaled_abs=1.0, fmax=7600.0),
-    ],
+OTHER = AudioConfig(
+    n_fft=2048,
+    window_size=1200,
+    hop_size=300,
+    num_mels=64,
+    fmin=50.0,
+    fmax=11025.0,
+    min_db=-80.0,
+    max_scaled_abs=1.0,
 )
+
+
+@pytest.mark.parametrize("config", [CONFIG, OTHER])
 def test_mel_equals_the_equations_worked_out_by_hand(config):
     wav = noisy_sweep()
     mel = audio_to_mel(torch.from_numpy(wav), config).numpy()
@@ -102,15 +104,18 @@ def test_mel_equals_the_equations_worked_out_by_hand(config):
 
 
 def magnitudes(mel: np.ndarray, config: AudioConfig) -> np.ndarray:
-    """Of a scaled mel, in float64."""
+    """Undo the scaling, in float64."""
     share = (mel.astype(np.float64) + config.max_scaled_abs) / (2 * config.max_scaled_abs)
     return 10 ** ((share - 1) * -config.min_db / 20)
 
 
 def test_mels_of_real_clips_equal_the_equations_worked_out_by_hand(ljspeech_dir):
-    """As closely as float32 can. Its Fourier transform errs by a share of the frame's loudest bin,
-    in faint bins too: 10 stages of rounding for 1024 samples. The filters, the logarithm and the
-    scaling round some 10 times more, each by a share of the bin itself."""
+    """As closely as float32 can.
+
+    Its Fourier transform errs by a share of the frame's loudest bin, in faint bins too: 10 stages
+    of rounding for 1024 samples. The filters, the logarithm and the scaling round some 10 times
+    more, each by a share of the bin itself.
+    """
     for path in some_clips(ljspeech_dir):
         wav = load_wav(path, RATE)
         expected = magnitudes(mel_by_hand(wav.numpy(), CONFIG), CONFIG)  # (T_mel, num_mels)
@@ -119,61 +124,35 @@ def test_mels_of_real_clips_equal_the_equations_worked_out_by_hand(ljspeech_dir)
         assert errors.max() < 32 * np.finfo(np.float32).eps, path
 
 
-@pytest.mark.parametrize("hop_size", [256, 200, 300])
+@pytest.mark.parametrize("hop_size", [256, 300])
 def test_number_of_frames_is_samples_over_hop_rounded_down(hop_size):
     config = AudioConfig(hop_size=hop_size)
     lengths = [1024, 1025, *range(1275, 1285), 1499, 1500, 1501, 5 * hop_size - 1, 22050, 22222]
-    found = {n: audio_to_mel(torch.zeros(max(n, 1024)), config).shape for n in lengths}
-    assert found == {n: (max(n, 1024) // hop_size, 80) for n in lengths}
+    found = {n: audio_to_mel(torch.zeros(n), config).shape for n in lengths}
+    assert found == {n: (n // hop_size, 80) for n in lengths}
+    with pytest.raises(DataError, match="^1023 samples .* less than one window of 1024"):
+        audio_to_mel(torch.zeros(1023), config)
 
 
-@pytest.mark.parametrize(("min_db", "max_scaled_abs"), [(-100.0, 4.0), (-80.0, 1.0)])
-def test_silence_is_exactly_minus_a_and_the_padding_value(min_db, max_scaled_abs):
-    config = AudioConfig(min_db=min_db, max_scaled_abs=max_scaled_abs)
-    mel = audio_to_mel(torch.zeros(4096), config)
-    assert config.silence == -max_scaled_abs
-    assert (mel == config.silence).all()
-
-
-def test_silence_of_log_mels_is_the_log_floor():
+def test_silence_is_the_floor_and_the_padding_value():
+    for config in (CONFIG, OTHER):
+        assert config.silence == -config.max_scaled_abs
+        assert (audio_to_mel(torch.zeros(4096), config) == config.silence).all()
     config = AudioConfig(mel_scaling="log")
     assert config.silence == pytest.approx(math.log(1e-5), abs=1e-12)
     mel = audio_to_mel(torch.zeros(4096), config)
     torch.testing.assert_close(mel, torch.full_like(mel, config.silence), rtol=0, atol=1e-6)
 
 
-def test_magnitude_1_is_plus_a_and_twice_the_level_is_6_db_more():
-    assert log_to_scaled_mel(torch.zeros(1), CONFIG).item() == pytest.approx(4.0)
-    wav = torch.from_numpy(noisy_sweep()) / 4
-    louder = audio_to_mel(2 * wav, CONFIG) - audio_to_mel(wav, CONFIG)
-    expected = 20 * math.log10(2) / 100 * 8
-    torch.testing.assert_close(louder, torch.full_like(louder, expected), rtol=0, atol=1e-4)
-
-
-def test_batched_mels_equal_single_ones():
+def test_mels_of_a_batch_equal_single_ones_whatever_config_came_before():
     wavs = torch.from_numpy(np.stack([noisy_sweep(0.5, seed) for seed in range(3)]))
     batched = audio_to_mel(wavs, CONFIG)
     assert batched.shape == (3, wavs.shape[1] // 256, 80)
+    for config in (AudioConfig(fmax=7000.0), AudioConfig(fmin=40.0), AudioConfig(num_mels=40)):
+        mels = audio_to_mel(wavs, config)
+        assert mels.shape != batched.shape or not torch.allclose(mels, batched)
     for wav, mel in zip(wavs, batched, strict=True):
         torch.testing.assert_close(audio_to_mel(wav, CONFIG), mel, rtol=0, atol=1e-5)
-
-
-def test_mel_filters_are_not_shared_between_configs():
-    wav = torch.from_numpy(noisy_sweep(0.3))
-    full = audio_to_mel(wav, CONFIG)
-    for config in (AudioConfig(fmax=7000.0), AudioConfig(fmin=40.0), AudioConfig(num_mels=40)):
-        mel = audio_to_mel(wav, config)
-        assert mel.shape != full.shape or not torch.allclose(mel, full)
-    torch.testing.assert_close(audio_to_mel(wav, CONFIG), full, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("n_samples", [0, 1, 384, 1023])
-def test_a_clip_shorter_than_a_window_is_refused(n_samples):
-    with pytest.raises(DataError, match=f"^{n_samples} samples .* less than one window of 1024"):
-        audio_to_mel(torch.zeros(n_samples), CONFIG)
-
-
-# Scaled and natural-log mels
 
 
 @given(
@@ -208,9 +187,6 @@ def test_log_mels_are_hifi_gans():
     torch.testing.assert_close(to_log_mel(scaled, CONFIG), log_mel, rtol=0, atol=1e-4)
 
 
-# Griffin-Lim
-
-
 def db_error(wav: torch.Tensor, mel: torch.Tensor, config: AudioConfig) -> float:
     """Root mean square in dB between the mel of the wav and the mel it was made from."""
     again = to_log_mel(audio_to_mel(wav, config), config)
@@ -230,6 +206,7 @@ def test_griffin_lim_gives_back_the_mel_and_the_level(mel_scaling):
     assert again.square().mean().sqrt().item() == pytest.approx(wav.std().item(), rel=0.1)
 
 
+@pytest.mark.slow
 def test_griffin_lim_gives_back_the_mels_of_real_clips(ljspeech_dir):
     """To 0.7 to 1.0 dB on LJSpeech; with magnitudes fixed beforehand it is 1.3 to 1.9 dB."""
     for path in some_clips(ljspeech_dir)[:16]:
@@ -248,7 +225,7 @@ def test_griffin_lim_begins_and_ends_without_a_click():
     assert wav[128:1000].std() > 0.7 * level and wav[-1000:-128].std() > 0.7 * level
 
 
-@pytest.mark.parametrize("hop_size", [256, 200, 300])
+@pytest.mark.parametrize("hop_size", [256, 300])
 def test_griffin_lim_keeps_a_sound_where_it_was(hop_size):
     config = AudioConfig(hop_size=hop_size)
     rng = np.random.default_rng(0)
@@ -264,37 +241,20 @@ def test_griffin_lim_keeps_a_sound_where_it_was(hop_size):
     assert centre_ms(again) == pytest.approx(centre_ms(wav), abs=2.0)
 
 
-@pytest.mark.parametrize("n_frames", [1, 2, 5, 40])
-def test_griffin_lim_of_silence_is_silence_of_the_right_length(n_frames):
-    mel = torch.full((n_frames, 80), CONFIG.silence)
-    wav = mel_to_audio(mel, CONFIG, n_iter=4)
-    assert wav.shape == (n_frames * 256,)
-    assert torch.isfinite(wav).all() and wav.abs().max() < 0.01
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        AudioConfig(hop_size=512),
+def test_griffin_lim_of_few_frames_has_the_right_length():
+    for n_frames in (1, 5):
+        wav = mel_to_audio(torch.full((n_frames, 80), CONFIG.silence), CONFIG, n_iter=4)
+        assert wav.shape == (n_frames * 256,) and wav.abs().max() < 0.01
+    for config in (
         AudioConfig(n_fft=2048, window_size=1100, hop_size=276),
         AudioConfig(hop_size=1022),
-    ],
-)
-def test_griffin_lim_of_one_frame_works_for_unusual_configs(config):
-    wav = mel_to_audio(torch.zeros(1, 80), config, n_iter=4)
-    assert wav.shape == (config.hop_size,)
-    assert torch.isfinite(wav).all() and wav.abs().max() > 0
+    ):
+        wav = mel_to_audio(torch.full((1, 80), 6.0), config, n_iter=4)
+        assert wav.shape == (config.hop_size,)
+        assert 0.5 < wav.abs().max() <= 1.0, "and never above full scale"
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        CONFIG,
-        AudioConfig(mel_scaling="log"),
-        AudioConfig(n_fft=2048, window_size=1200, hop_size=300, num_mels=64, fmin=50.0, fmax=11025),
-        AudioConfig(min_db=-80.0, max_scaled_abs=1.0, fmax=7600.0),
-    ],
-)
+@pytest.mark.parametrize("config", [CONFIG, AudioConfig(mel_scaling="log"), OTHER])
 def test_no_sound_is_louder_than_the_loudest_mel(config):
     rng = np.random.default_rng(0)
     time = np.arange(RATE // 2) / RATE
@@ -315,8 +275,9 @@ def test_mels_of_recordings_are_not_clamped(ljspeech_dir):
             assert torch.equal(clamp_mel(mel, config), mel), path
 
 
-@pytest.mark.parametrize("mel_scaling", ["scaled_db", "log"])
-@pytest.mark.parametrize("value", [1000.0, math.inf, -1000.0, math.nan])
+@pytest.mark.parametrize(
+    ("mel_scaling", "value"), [("scaled_db", math.inf), ("scaled_db", -1000.0), ("log", math.nan)]
+)
 def test_a_mel_that_runs_away_is_clamped_with_a_warning(mel_scaling, value):
     """One bin of one frame: all else sounds as it would without, and nothing is a constant."""
     config = AudioConfig(mel_scaling=mel_scaling)
@@ -332,28 +293,12 @@ def test_a_mel_that_runs_away_is_clamped_with_a_warning(mel_scaling, value):
         assert again[part].std().item() == pytest.approx(sound[part].std().item(), rel=0.05)
 
 
-@pytest.mark.parametrize("n_frames", [1, 20])
-def test_frames_that_run_away_leave_the_others_audible(n_frames):
-    mel = audio_to_mel(torch.from_numpy(noisy_sweep()), CONFIG)
-    sound = mel_to_audio(mel, CONFIG)
-    mel[-n_frames:] = 1000.0
-    with pytest.warns(UserWarning, match=f"^{80 * n_frames} of the mel's 6880 values"):
-        again = mel_to_audio(mel, CONFIG)
-    assert again.abs().max() <= 1 and again.mean().abs() < 0.01 * again.std()
-    assert again[:12_000].std() > 0.1 * sound[:12_000].std()  # no more than 20 dB quieter
-
-
 def test_mels_a_little_below_silence_are_silence_without_a_word(recwarn):
     mel = audio_to_mel(torch.from_numpy(noisy_sweep(0.3)), CONFIG)
     lower = torch.where(mel < -2.0, mel.new_tensor(CONFIG.silence - 1.0), mel)
     clamped = clamp_mel(lower, CONFIG)
     assert (clamped[mel < -2.0] == CONFIG.silence).all() and not len(recwarn)
     assert torch.equal(clamped[mel >= -2.0], mel[mel >= -2.0])
-
-
-def test_griffin_lim_never_goes_above_full_scale():
-    wav = mel_to_audio(torch.full((20, 80), 6.0), CONFIG, n_iter=4)
-    assert 0.5 < wav.abs().max() <= 1.0
 
 
 def test_peaks_are_lowered_smoothly_and_all_else_keeps_its_level():
@@ -369,38 +314,21 @@ def test_peaks_are_lowered_smoothly_and_all_else_keeps_its_level():
     assert limit_peaks(wav, reach=512) is wav
 
 
-# AudioConfig
-
-
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         ({"sampling_rate": 0}, "--sampling_rate"),
-        ({"num_mels": 0}, "--num_mels"),
-        ({"n_fft": -1024}, "--n_fft"),
-        ({"window_size": 0}, "--window_size"),
-        ({"hop_size": 0}, "--hop_size"),
-        ({"hop_size": 1026}, "--hop_size"),
+        ({"num_mels": 10**9}, "--num_mels"),
+        ({"num_mels": 514}, "--num_mels"),
         ({"hop_size": 512, "window_size": 512}, "--hop_size"),
         ({"window_size": 2048}, "--window_size"),
         ({"hop_size": 255}, "--n_fft"),
-        ({"fmax": 11026.0}, "--fmax"),
+        ({"n_fft": 2**14, "window_size": 2**14, "hop_size": 2}, "--hop_size"),
         ({"sampling_rate": 8000}, "--fmax"),
-        ({"fmin": 8000.0}, "--fmin"),
         ({"fmin": -1.0}, "--fmin"),
         ({"fmax": math.nan}, "--fmax"),
-        *(
-            ({name: value}, f"--{name}")
-            for name in ("sampling_rate", "num_mels", "n_fft", "window_size", "hop_size")
-            for value in (10**9, 10**30)
-        ),
-        ({"n_fft": 2**14, "window_size": 2**14, "hop_size": 2}, "--hop_size"),
         ({"min_db": 0.0}, "--min_db"),
-        ({"min_db": 100.0}, "--min_db"),
         ({"min_db": -math.inf}, "--min_db"),
-        ({"min_db": math.nan}, "--min_db"),
-        ({"max_scaled_abs": 0.0}, "--max_scaled_abs"),
-        ({"max_scaled_abs": -4.0}, "--max_scaled_abs"),
         ({"max_scaled_abs": math.inf}, "--max_scaled_abs"),
         ({"mel_scaling": "db"}, "--mel_scaling"),
     ],
@@ -410,77 +338,58 @@ def test_a_config_that_cannot_work_is_refused_naming_the_flag(change, named):
         AudioConfig(**change)
 
 
-@pytest.mark.parametrize(
-    "change", [{"fmax": 11025.0}, {"window_size": 800}, {"hop_size": 1022}, {"min_db": -1000.0}]
-)
-def test_a_config_at_the_edge_of_what_works_is_accepted(change):
-    mel = audio_to_mel(torch.from_numpy(noisy_sweep(0.2)), AudioConfig(**change))
-    assert torch.isfinite(mel).all()
-
-
-# load_wav
+def test_a_config_at_the_edge_of_what_works_is_accepted():
+    config = AudioConfig(fmax=11025.0, hop_size=1022, min_db=-1000.0)
+    assert audio_to_mel(torch.from_numpy(noisy_sweep(0.2)), config).isfinite().all()
 
 
 @pytest.mark.parametrize(
     ("name", "subtype", "tolerance"),
     [
         ("a.wav", "PCM_16", 1e-4),
-        ("a.wav", "PCM_24", 1e-6),
         ("a.wav", "PCM_U8", 1e-2),
-        ("a.wav", "FLOAT", 1e-7),
         ("a.wav", "DOUBLE", 1e-7),
-        ("a.flac", "PCM_16", 1e-4),
         ("a.flac", "PCM_24", 1e-6),
     ],
 )
-@pytest.mark.parametrize("n_channels", [1, 2])
-def test_load_wav_reads_any_sample_format(tmp_path, name, subtype, tolerance, n_channels):
+def test_load_wav_reads_any_sample_format_and_mixes_channels(tmp_path, name, subtype, tolerance):
     expected = sine(440, 0.2, RATE)
-    channels = np.stack([expected * 1.5, expected * 0.5][:n_channels], axis=1)
-    channels = channels if n_channels == 2 else expected[:, None]
-    soundfile.write(tmp_path / name, channels, RATE, subtype=subtype)
+    soundfile.write(
+        tmp_path / name, np.stack([expected * 1.5, expected * 0.5], axis=1), RATE, subtype=subtype
+    )
     wav = load_wav(tmp_path / name, RATE)
     assert wav.dtype == torch.float32 and wav.shape == expected.shape
     np.testing.assert_allclose(wav.numpy(), expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("rate", [8000, 16000, 22051, 44100, 48000, 96000])
+@pytest.mark.parametrize("rate", [8000, 22051, 96000])
 def test_load_wav_resamples_keeping_frequency_length_and_level(tmp_path, rate):
-    soundfile.write(tmp_path / "a.wav", sine(1000, 0.5, rate), rate, subtype="PCM_24")
+    """Without aliases: at 96 kHz the clip also holds a tone of 15 kHz."""
+    samples = sine(1000, 0.5, rate) + (sine(15_000, 0.5, rate, 0.4) if rate == 96000 else 0)
+    soundfile.write(tmp_path / "a.wav", samples, rate, subtype="PCM_24")
     wav = load_wav(str(tmp_path / "a.wav"), RATE).numpy()
     assert abs(len(wav) - RATE / 2) <= 1
     middle = slice(1000, 10_000)
     np.testing.assert_allclose(wav[middle], sine(1000, 0.5, RATE)[middle], rtol=0, atol=5e-3)
 
 
-def test_load_wav_resamples_without_aliases(tmp_path):
-    soundfile.write(tmp_path / "a.wav", sine(15_000, 0.5, 96_000), 96_000, subtype="PCM_24")
-    assert load_wav(tmp_path / "a.wav", RATE)[1000:-1000].abs().max() < 1e-2
+def test_load_wav_clips_what_is_louder_than_full_scale_and_refuses_what_is_no_sound(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.array([-3.0, 0.5, 2.0]), RATE, subtype="FLOAT")
+    assert load_wav(path, RATE).tolist() == [-1.0, 0.5, 1.0]
+    for samples, reason in (([], "no samples"), ([0.1, math.nan], "NaN"), ([math.inf], "infinite")):
+        soundfile.write(path, np.array(samples), RATE, subtype="FLOAT")
+        with pytest.raises(DataError, match=rf"^{path}: .*{reason}"):
+            load_wav(path, RATE)
 
 
-def test_load_wav_clips_what_is_louder_than_full_scale(tmp_path):
-    soundfile.write(tmp_path / "a.wav", np.array([-3.0, 0.5, 2.0]), RATE, subtype="FLOAT")
-    assert load_wav(tmp_path / "a.wav", RATE).tolist() == [-1.0, 0.5, 1.0]
-
-
-@pytest.mark.parametrize(
-    ("samples", "reason"),
-    [([], "no samples"), ([0.1, math.nan], "NaN"), ([0.1, math.inf], "infinite")],
-)
-def test_load_wav_refuses_samples_that_are_no_sound(tmp_path, samples, reason):
-    path = tmp_path / "bad.wav"
-    soundfile.write(path, np.array(samples), RATE, subtype="FLOAT")
-    with pytest.raises(DataError, match=rf"^{path}: .*{reason}"):
-        load_wav(path, RATE)
-
-
-@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.raw", "a.txt", "a"])
-@pytest.mark.parametrize("content", [b"", b"hello world " * 100, bytes(range(256)) * 8])
-def test_load_wav_refuses_a_file_that_is_no_audio(tmp_path, name, content):
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.raw", "a"])
+def test_load_wav_refuses_a_file_that_is_no_audio(tmp_path, name):
     path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=f"^{path}: cannot be read as audio"):
-        load_wav(path, RATE)
+    for content in (b"", b"hello world " * 100, bytes(range(256)) * 8):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=f"^{path}: cannot be read as audio"):
+            load_wav(path, RATE)
 
 
 def test_load_wav_refuses_a_missing_file_a_folder_and_an_impossible_name(tmp_path):
@@ -491,37 +400,30 @@ def test_load_wav_refuses_a_missing_file_a_folder_and_an_impossible_name(tmp_pat
 
 
 def test_load_wav_reads_what_a_truncated_wav_holds_or_refuses_it(tmp_path):
-    whole, cut = tmp_path / "whole.wav", tmp_path / "cut.wav"
-    soundfile.write(whole, sine(440, 0.1, RATE), RATE, subtype="PCM_16")
-    expected = load_wav(whole, RATE)
-    for n_bytes in (1, 12, 30, 43, 44, 45):
-        cut.write_bytes(whole.read_bytes()[:n_bytes])
-        with pytest.raises(DataError, match=f"^{cut}: "):
-            load_wav(cut, RATE)
-    for n_samples in (1, 100, 2000):
-        cut.write_bytes(whole.read_bytes()[: 44 + 2 * n_samples])
-        assert torch.equal(load_wav(cut, RATE), expected[:n_samples])
+    path = tmp_path / "a.wav"
+    soundfile.write(path, sine(440, 0.1, RATE), RATE, subtype="PCM_16")
+    expected, content = load_wav(path, RATE), path.read_bytes()
+    for n_samples in (1, 2000):
+        path.write_bytes(content[: 44 + 2 * n_samples])
+        assert torch.equal(load_wav(path, RATE), expected[:n_samples])
+    for n_bytes in (1, 30, 44):
+        path.write_bytes(content[:n_bytes])
+        with pytest.raises(DataError, match=f"^{path}: "):
+            load_wav(path, RATE)
+    for rate in (1, 2**31 - 1):
+        path.write_bytes(content[:24] + rate.to_bytes(4, "little") + content[28:])
+        with pytest.raises(DataError, match=f"^{path}: has a sampling rate of {rate} Hz"):
+            load_wav(path, RATE)
 
 
 def test_load_wav_refuses_a_broken_flac(tmp_path):
-    whole, path = tmp_path / "whole.flac", tmp_path / "broken.flac"
-    soundfile.write(whole, noisy_sweep(0.3), RATE)
-    content = whole.read_bytes()
-    # The last four bytes of the stream's sample count, a field of 36 bits.
-    broken = [content[:n] for n in (4, 20, 42, 60, 100, len(content) // 2)]
+    path = tmp_path / "a.flac"
+    soundfile.write(path, noisy_sweep(0.3), RATE)
+    content = path.read_bytes()
+    broken = [content[:n] for n in (4, 42, 100, len(content) // 2)]
+    # The last four bytes of the stream's sample count, a field of 36 bits: 2^36 - 1 samples.
     broken += [content[:21] + bytes([content[21] | 15]) + b"\xff" * 4 + content[26:]]
-    broken += [content[:21] + bytes([content[21] & 240]) + b"\0" * 4 + content[26:]]
     for data in broken:
         path.write_bytes(data)
         with pytest.raises(DataError, match=f"^{path}: cannot be read as audio"):
             load_wav(path, RATE)
-
-
-@pytest.mark.parametrize("rate", [1, 7, 2**31 - 1])
-def test_load_wav_refuses_a_sampling_rate_that_cannot_be(tmp_path, rate):
-    path = tmp_path / "a.wav"
-    soundfile.write(path, sine(440, 0.1, RATE), RATE, subtype="PCM_16")
-    content = path.read_bytes()
-    path.write_bytes(content[:24] + rate.to_bytes(4, "little") + content[28:])
-    with pytest.raises(DataError, match=f"^{path}: has a sampling rate of {rate} Hz"):
-        load_wav(path, RATE)

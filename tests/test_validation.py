@@ -2,52 +2,42 @@
 
 import random
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 import torch
-from accelerate import Accelerator
 
 import train_taco
-import training.reporting as reporting
 import training.validation as validation
-from dataset import AudioConfig
 from model import InferenceOutput
+from scoring.scores import FREE_RUNNING_SCORES
 from test_processes import NO_DROPOUT
-from test_train_taco import run_flags
-from training.config import parse_args
-from training.processes import Interrupted
+from training.checkpoints import list_checkpoints, read_state
+from training.config import TrainConfig
 from training.validation import (
-    choose_sample,
     count_free_running_clips,
-    film_first_epoch,
     is_new_best,
-    judge_epoch,
-    speak_freely,
+    score_free_running,
+    score_teacher_forced,
     validate,
 )
 
 
 @pytest.fixture
-def begin(tiny_corpus, tmp_path, monkeypatch):
-    """A run of two clips a batch, prepared in this process; its validation clips are `clips`."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+def validating(begin, tiny_corpus, tmp_path):
+    """Set up a run, of two clips a batch, that validates these clips."""
 
-    def begin(*flags, clips=(0, 5, 8)):  # 8, 16 and 21 characters
+    def validating(*flags, clips=(0, 5, 8)):  # 8, 16 and 21 characters
         manifest = tmp_path / "validation.csv"
         pd.read_csv(tiny_corpus.train_manifest).iloc[list(clips)].to_csv(manifest, index=False)
-        corpus = tiny_corpus._replace(test_manifest=manifest)
-        configs = parse_args(run_flags(corpus, tmp_path, *flags), "")
-        return train_taco.prepare(configs, Accelerator())[0]
+        return begin(*flags, corpus=tiny_corpus._replace(test_manifest=manifest))[0]
 
-    return begin
+    return validating
 
 
 def alignment_scores(alignment: np.ndarray) -> dict[str, float]:
-    """Of one clip's alignment (T_mel, T_text), by their definitions."""
+    """Score one clip's alignment (T_mel, T_text) by the definitions."""
     return {
         "focus": alignment.max(axis=1).mean(),
         "coverage": (alignment.sum(axis=0) >= 0.5).mean(),
@@ -55,8 +45,8 @@ def alignment_scores(alignment: np.ndarray) -> dict[str, float]:
     }
 
 
-def clip_by_itself(run, clip) -> tuple[dict[str, float], dict[str, float]]:
-    """A clip's losses as sums over its frames, and its alignment scores."""
+def score_alone(run, clip) -> tuple[dict[str, float], dict[str, float]]:
+    """Sum a clip's losses over its frames, and score its alignment."""
     lengths = torch.tensor([len(clip.tokens)]), torch.tensor([len(clip.mel)])
     with torch.no_grad():
         output = run.model(clip.tokens[None], lengths[0], clip.mel[None], lengths[1])
@@ -70,29 +60,25 @@ def clip_by_itself(run, clip) -> tuple[dict[str, float], dict[str, float]]:
     return {"loss": sum(losses.values()), **losses}, alignment_scores(alignment)
 
 
-def test_losses_are_means_over_frames_and_scores_means_over_clips(begin):
+def test_losses_are_means_over_frames_and_scores_means_over_clips(validating):
     """Three clips of unequal length in two batches, against each clip by itself."""
-    run = begin(*NO_DROPOUT)
+    run = validating(*NO_DROPOUT)
     with torch.no_grad():
         run.model.decoder.attention.v.weight *= 100  # alignments that cover a part of the text
     clips = [run.val_set[i] for i in range(3)]
     assert len({len(clip.mel) for clip in clips}) == 3 and len(run.val_loader) == 2
-    run.model.eval()
-    losses, scores = zip(*(clip_by_itself(run, clip) for clip in clips), strict=True)
-    run.model.train()
-    graphs = []
-    run.model.register_forward_hook(lambda *call: graphs.append(call[2].mels_after.requires_grad))
+    with run.evaluation():
+        losses, scores = zip(*(score_alone(run, clip) for clip in clips), strict=True)
+        measured = score_teacher_forced(run)
     n_frames = sum(len(clip.mel) for clip in clips)
     by_hand = {f"val_{name}": sum(row[name] for row in losses) / n_frames for name in losses[0]}
     by_hand |= {name: sum(row[name] for row in scores) / 3 for name in scores[0]}
     assert len({row["coverage"] for row in scores}) == 3, "each clip counts"
-    measured = validate(run.accelerator, run.model, run.val_loader)
     assert measured == pytest.approx(by_hand, rel=1e-5)
-    assert run.model.training and graphs == [False, False]
 
 
 def spoken(token_lengths: torch.Tensor) -> InferenceOutput:
-    """Made-up speech for up to three texts: of 7, 5 and 9 frames, the second without its end."""
+    """Make up speech for up to three texts: of 7, 5 and 9 frames, the second without its end."""
     n, rng = len(token_lengths), np.random.default_rng(0)
     energies = 6 * torch.from_numpy(rng.random((n, 9, int(token_lengths.max()))))
     for energy, length in zip(energies, token_lengths, strict=True):
@@ -103,29 +89,25 @@ def spoken(token_lengths: torch.Tensor) -> InferenceOutput:
 
 
 @pytest.mark.parametrize(
-    ("n_asked", "clips", "picked"),
-    [(3, range(9), [0, 4, 8]), (1, range(9), [0]), (16, (0, 5, 8), [0, 1, 2])],
+    ("n_asked", "clips", "picked", "max_decoder_steps"),
+    [(3, range(9), [0, 4, 8], 2000), (1, range(9), [0], 50), (16, (0, 5, 8), [0, 1, 2], 150)],
 )
-@pytest.mark.parametrize("max_decoder_steps", [50, 2000])
 def test_free_running_speaks_clips_from_all_over_the_set(
-    begin, monkeypatch, n_asked, clips, picked, max_decoder_steps
+    validating, monkeypatch, n_asked, clips, picked, max_decoder_steps
 ):
-    """Which clips, in eval mode, cut at which frame, and the means of their scores."""
+    """Which clips, cut at which frame, and the means of their scores."""
     flags = ("--free_running_clips", n_asked, "--max_decoder_steps", max_decoder_steps)
-    run, asked = begin(*flags, clips=clips), []
+    run, asked = validating(*flags, clips=clips), []
 
     def infer(tokens, token_lengths, limit):
-        texts = [run.tokenizer.decode(row) for row in tokens]
-        asked.append((texts, limit, run.model.training))
+        asked.append(([run.tokenizer.decode(row) for row in tokens], limit))
         return spoken(token_lengths)
 
     monkeypatch.setattr(run.model, "infer", infer)
-    scores = speak_freely(run.accelerator, run.model, run.val_set, run.config)
+    scores = score_free_running(run)
     wanted = [run.val_set[i] for i in picked]
     limit = min(max_decoder_steps, 2 * max(len(clip.mel) for clip in wanted) + 100)
-    assert asked == [([run.tokenizer.clean(clip.text) for clip in wanted], limit, False)]
-    assert run.model.training
-
+    assert asked == [([run.tokenizer.clean(clip.text) for clip in wanted], limit)]
     output, rows = spoken(torch.tensor([len(clip.tokens) for clip in wanted])), []
     for i, clip in enumerate(wanted):
         alignment = output.alignments[i, : output.mel_lengths[i], : len(clip.tokens)].numpy()
@@ -136,65 +118,61 @@ def test_free_running_speaks_clips_from_all_over_the_set(
     assert scores == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_as_many_clips_are_spoken_as_take_a_tenth_of_an_epoch(begin):
-    """LJSpeech: 131 clips to validate on, of 10 s at most, beside 23.7 hours to train on."""
+class Clips(list):
+    """Lengths of clips in frames, in the place of a dataset."""
 
+    n_frames = property(list)
+
+
+def test_as_many_clips_are_spoken_as_take_a_tenth_of_an_epoch(validating):
     def count(train_frames, val_frames):
-        return count_free_running_clips(
-            *(SimpleNamespace(n_frames=frames) for frames in (train_frames, val_frames))
-        )
+        return count_free_running_clips(Clips(train_frames), Clips(val_frames))
 
+    # LJSpeech: 131 clips to validate on, of 10 s at most, beside 23.7 hours to train on.
     assert count([574] * 12969, [869] * 131) == 131
     # 1,000 clips of 300 frames are worth 900,000 frames forwards. A clip of 200 frames may take
     # 500, so 180 of them take a tenth of that.
     assert count([300] * 1000, [100] * 999 + [200]) == 180
     assert count([300] * 9, [100] * 999) == 16 and count([300] * 9, [100] * 5) == 5
     assert count([300] * 99999, [100] * 999) == 256
-    assert begin(clips=range(3)).config.free_running_clips == 3
-    assert begin("--overwrite", "--free_running_clips", 2).config.free_running_clips == 2
+    assert validating().config.free_running_clips == 3
+    assert validating("--free_running_clips", 2).config.free_running_clips == 2
+
+
+GUIDE = TrainConfig(*"wstv", guided_attention_steps=15)
+NO_GUIDE = replace(GUIDE, guided_attention_weight=0.0)
 
 
 @pytest.mark.parametrize(
-    ("epochs", "kept"),
-    [  # what share stops and the validation loss of each, and which of them is kept
-        ([(0.2, 1.0), (0.5, 2.0), (0.4, 0.5), None, (0.5, 2.0)], 2),
-        ([(0.0, 3.0), (0.0, 2.0), (0.0, 2.5)], 2),
-        ([(0.605, 0.788), (0.6, 0.724)], 2),
-        ([(0.605, 0.788), (0.58, 0.724)], 1),
-        ([(0.60, 0.724), (0.615, 0.788)], 1),
-        ([(0.60, 0.724), (0.625, 0.788)], 2),
+    ("config", "epochs", "kept"),
+    [  # of each epoch of 10 steps, the product of the scores and the validation loss
+        (NO_GUIDE, [(0.2, 1.0), (0.5, 2.0), (0.4, 0.5), None, (0.5, 2.0)], 2),
+        (NO_GUIDE, [(0.605, 0.788), (0.6, 0.724)], 2),
+        (NO_GUIDE, [(0.605, 0.788), (0.58, 0.724)], 1),
+        (NO_GUIDE, [(0.60, 0.724), (0.615, 0.788)], 1),
+        (NO_GUIDE, [(0.60, 0.724), (0.625, 0.788)], 2),
         # No epoch may be far below the highest, however small the steps down are.
-        ([(0.60, 0.9), (0.585, 0.8), (0.57, 0.7)], 2),
-        ([(0.60, 0.7), (0.615, 0.8), (0.59, 0.6)], 1),
-        ([None, (0.1, 1.0), None], 2),
-        ([None], 0),
+        (NO_GUIDE, [(0.60, 0.9), (0.585, 0.8), (0.57, 0.7)], 2),
+        (NO_GUIDE, [None], 0),
+        # A straight guided line covers everything, and is neither kept nor the bar for the others.
+        (GUIDE, [(0.99, 0.5)], 0),
+        (GUIDE, [(0.99, 0.5), (0.1, 2.0), (0.11, 1.9), (0.12, 2.1)], 3),
     ],
 )
-def test_near_ties_are_decided_by_the_validation_loss(epochs, kept):
+def test_the_best_epoch_speaks_reliably_and_near_ties_go_by_the_validation_loss(
+    config, epochs, kept
+):
     history, best = [], 0
     for epoch, values in enumerate(epochs, start=1):
-        row = dict(zip(("stopped_by_itself", "val_loss"), values or (), strict=False))
+        row = {"epoch": epoch, "step": 10 * epoch, "train_loss": 1.0}
         if values:  # the sharpness of the alignment, as of a guided one, decides nothing
             row |= {"free_running_coverage": 1.0, "free_running_monotonicity": 1.0}
             row |= {"free_running_focus": 1 / epoch, "free_running_score": values[0] / epoch}
-        history.append({"epoch": epoch, "train_loss": 1.0, **row})
-        if is_new_best(history, best):
+            row |= {"stopped_by_itself": values[0], "val_loss": values[1]}
+        history.append(row)
+        if is_new_best(history, best, config):
             best = epoch
     assert best == kept
-
-
-def judge(run, epoch: int) -> dict[str, float]:
-    parts = run.accelerator, run.model, run.val_loader, run.config, run.pictures
-    return judge_epoch(*parts, epoch, run.interrupt)[0]
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The arrays and the text of each picture, which is not drawn."""
-    drawn = []
-    monkeypatch.setattr(reporting, "summary_figure", lambda *what, title: drawn.append(what))
-    monkeypatch.setattr(reporting, "save_figure", lambda figure, path: None)
-    return drawn
 
 
 def random_states() -> list:
@@ -202,87 +180,85 @@ def random_states() -> list:
     return [torch.get_rng_state().tolist(), numpy_state.tolist(), random.getstate()]
 
 
-def test_an_epoch_is_judged_the_same_twice_and_training_goes_on_as_if_it_were_not(
-    begin, drawn, tmp_path
-):
-    """Scores, sound and pictures, of the clip in the middle, with the prenet's dropout."""
-    interrupt = SimpleNamespace(pending=False)
-    run = begin("--max_decoder_steps", 30)._replace(interrupt=interrupt)
+def test_a_validation_gives_the_same_twice_and_leaves_training_alone(validating, monkeypatch):
+    """With the same dropout of the prenet, also for the pictures."""
+    run, drawn = validating("--max_decoder_steps", 30), []
+    monkeypatch.setattr(validation, "draw_sample", lambda *_: drawn.append(torch.rand(1)) or {})
+    modes = []
+    run.model.register_forward_hook(
+        lambda model, *x: modes.append((model.training, torch.is_grad_enabled()))
+    )
     before, weights = random_states(), [p.clone() for p in run.model.state_dict().values()]
-    scores = [judge(run, 1)]
+    scores = [validate(run, 1)[0]]
     assert random_states() == before and run.model.training
     torch.rand(10)
-    scores += [judge(run, 2)]
-    assert scores[0] == scores[1]
-    samples = [tmp_path / "samples" / f"epoch_{epoch:03d}" for epoch in (1, 2)]
-    for ending in ("_free_running.wav", ".npz"):
-        assert len({path.with_name(path.name + ending).read_bytes() for path in samples}) == 1
-    assert len(drawn) == 4
-    for first, second in zip(drawn[:2], drawn[2:], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
-        assert first[3] == run.tokenizer.clean(run.val_set.texts[1])
-    assert soundfile.info(f"{samples[0]}_free_running.wav").frames == 30 * 256
+    scores += [validate(run, 2)[0]]
+    assert scores[0] == scores[1] and drawn[0] == drawn[1]
+    assert set(modes) == {(False, False)}
     now = run.model.state_dict().values()
     assert all(torch.equal(a, b) for a, b in zip(now, weights, strict=True))
-    other = run._replace(config=replace(run.config, seed=7))
-    assert judge(other, 3)["val_loss"] != scores[0]["val_loss"]
-    interrupt.pending = True  # which from now on is for the steps of training to see
-    clip_by_itself(run, run.val_set[0])
+    run.config = replace(run.config, seed=7)
+    assert validate(run, 3)[0]["val_loss"] != scores[0]["val_loss"]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [
-        ([1.0, 5.0, 9.0, 2.0, 8.0], 5.0),
-        ([6.0, 1.0, 1.5, 9.0, 2.0], 6.0),  # the median is 2 s: the nearest of 3 s or more
-        ([1.0, 2.9, 2.0], 2.0),
-        ([1.0, 3.0, 1.0], 3.0),
-    ],
-)
-def test_the_clip_that_is_shown_is_of_median_length_but_not_short(seconds, shown):
-    class Clips(list):
-        audio_config = AudioConfig()
-        n_frames = [x * 22050 / 256 for x in seconds]  # noqa: RUF012
+@pytest.fixture
+def train(begin, monkeypatch):
+    """Train in this process; the validations of the epochs give these free-running scores."""
 
-    assert choose_sample(Clips(seconds)) == shown
+    def train(scores, *flags):
+        left = iter(scores)
+        forced = {"val_loss": 2.0, "focus": 0.1, "coverage": 1.0, "monotonicity": 1.0}
 
+        def validate(run, epoch):
+            free = dict.fromkeys(FREE_RUNNING_SCORES, 1.0) | {"free_running_score": next(left)}
+            return forced | free | {"stopped_by_itself": free["free_running_score"]}, {}
 
-def test_the_film_begins_before_the_first_step_and_training_goes_on_as_if_it_did_not(
-    begin, tmp_path
-):
-    """Eight frames of an epoch of 100 steps, as they would be drawn after an epoch."""
-    run = begin("--overwrite")
-    before, weights = random_states(), [p.clone() for p in run.model.state_dict().values()]
-    for step in range(100):
-        film_first_epoch(
-            run.accelerator, run.model, run.val_set, run.config, run.pictures, step, 100
-        )
-    steps = [0, 12, 25, 37, 50, 62, 75, 87]
-    frames = sorted((tmp_path / "samples").glob("*.npz"))
-    assert [path.name for path in frames] == [f"epoch_000_step_{step:06d}.npz" for step in steps]
-    assert len({path.read_bytes() for path in frames}) == 1, "with the same dropout"
-    assert random_states() == before and run.model.training
-    now = run.model.state_dict().values()
-    assert all(torch.equal(a, b) for a, b in zip(now, weights, strict=True))
-    clip = run.val_set[1]
-    run.model.eval()
-    torch.manual_seed(run.config.seed)
-    lengths = torch.tensor([len(clip.tokens)]), torch.tensor([len(clip.mel)])
-    with torch.no_grad():
-        output = run.model(clip.tokens[None], lengths[0], clip.mel[None], lengths[1])
-    with np.load(frames[0]) as content:
-        for name, array in (("alignment", output.alignments), ("mel", output.mels_after)):
-            np.testing.assert_allclose(content[name], array[0], rtol=1e-3, atol=1e-3)
+        monkeypatch.setattr(train_taco, "validate", validate)
+        run, state = begin("--batch_size", 9, "--guided_attention_steps", 0, *flags)
+        train_taco.train(run, state)
+        assert next(left, None) is None, "a validation too few"
+        return run.folder
+
+    return train
 
 
-@pytest.mark.parametrize("stage", ["validate", "speak_freely", "draw_sample"])
-def test_a_signal_ends_each_stage_at_once(begin, monkeypatch, tmp_path, stage):
-    run = begin()
-    before = set((tmp_path / "samples").iterdir())
-    stages, steps = ("validate", "speak_freely"), []
-    for name in stages[: stages.index(stage) if stage in stages else 2]:
-        monkeypatch.setattr(validation, name, lambda *_: {})
-    run.model.decoder.prenet.register_forward_hook(lambda *_: steps.append(None))
-    with pytest.raises(Interrupted):
-        judge(run._replace(interrupt=SimpleNamespace(pending=True)), 1)
-    assert not steps and set((tmp_path / "samples").iterdir()) == before
+def epochs_in(folder):
+    """The epoch at which each checkpoint stands."""
+    return {path.name: read_state(path).epoch for path in list_checkpoints(folder)}
+
+
+def test_the_best_epoch_is_kept_also_after_resuming(train, capsys):
+    """The first of two that are equal; and every second epoch, as --checkpoint_epochs says."""
+    flags = ["--training_epochs", 5, "--checkpoint_epochs", 2]
+    folder = train([0.2, 0.5, 0.4, 0.5, 0.1], *flags)
+    numbered = {"checkpoint_2": 2, "checkpoint_4": 4, "final_checkpoint": 5}
+    assert epochs_in(folder) == {**numbered, "best_checkpoint": 2}
+    lines, best = capsys.readouterr().out.splitlines(), folder / "best_checkpoint"
+    assert [line for line in lines if line.startswith(("checkpoint: ", "best so far: "))] == [
+        *(
+            f"best so far: free-running score {score}, validation loss 2.000, kept in {best}"
+            for score in ("0.200", "0.500")
+        ),
+        *(f"checkpoint: {folder}/{name}" for name in numbered),
+    ]
+    train([0.4, 0.3, 0.2], *flags, "--resume_from_checkpoint", "checkpoint_2")
+    assert epochs_in(folder) == {**numbered, "best_checkpoint": 2}
+    train([0.6], *flags, "--resume_from_checkpoint", "checkpoint_4")
+    assert epochs_in(folder) == {**numbered, "best_checkpoint": 5}
+    rows = read_state(folder / "final_checkpoint").history
+    assert [row["free_running_score"] for row in rows] == [0.2, 0.5, 0.4, 0.3, 0.6]
+
+
+def test_validation_and_checkpoints_come_when_they_are_due(train, capsys):
+    """The warning that attention has not aligned comes once, with the first scores."""
+    flags = ["--training_epochs", 5, "--checkpoint_epochs", 3, "--validation_epochs", 2]
+    flags += ["--batch_size", 2, "--gradient_accumulation_steps", 2]
+    folder = train([0.0, 0.1, 0.2], *flags, "--alignment_warning_steps", 1)
+    assert epochs_in(folder) == {"checkpoint_3": 3, "best_checkpoint": 5, "final_checkpoint": 5}
+    rows = read_state(folder / "final_checkpoint").history
+    assert [(row["epoch"], row["step"]) for row in rows] == [(i, 3 * i) for i in range(1, 6)]
+    assert [row["epoch"] for row in rows if "free_running_score" in row] == [2, 4, 5]
+    said = capsys.readouterr()
+    for row in rows:
+        assert f"epoch {row['epoch']} done    train_loss {row['train_loss']:6.3f}" in said.out
+    assert said.err.count("has not begun to align") == 1 and "step 6: attention" in said.err

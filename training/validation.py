@@ -51,8 +51,8 @@ def is_new_best(history: list[dict], best_epoch: int, config: TrainConfig) -> bo
     """Return True if the last epoch of a history is better than best_epoch (0: there is none).
 
     The product of RELIABILITY decides. Among epochs within NEAR_TIE of each other and of the
-    highest product, the validation loss does, which is far less a matter of chance. Epochs that
-    guided attention has had a part in do not compete: a straight line that it draws has
+    highest product, the validation loss does, which is far less a matter of chance. Epochs that end
+    while attention is still guided do not compete: the straight line that the guide draws has
     near-perfect coverage and monotonicity.
     """
     guided_until = config.guided_attention_steps if config.guided_attention_weight > 0 else 0

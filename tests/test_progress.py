@@ -1,0 +1,136 @@
+"""What a run prints and hands to its trackers, on values that are told from each other."""
+
+import re
+import sys
+from dataclasses import fields
+from types import SimpleNamespace
+
+import pytest
+
+import training.progress as progress
+from training.config import TrainConfig
+from training.progress import (
+    Progress,
+    alignment_is_due,
+    describe_missing_alignment,
+    print_epoch,
+)
+from training.state import TrainerState
+
+STEPS = (  # seconds, loss, stop_loss, n_frames
+    (1.0, 1.0, 0.5, 100.0),
+    (3.0, 2.0, 0.25, 300.0),
+    (2.0, 4.0, 2.0, 500.0),
+    (5.0, 3.0, 1.0, 200.0),
+    (1.0, 5.0, 4.0, 100.0),
+    (1.0, 7.0, 8.0, 1100.0),
+)
+
+
+@pytest.fixture
+def show_steps(monkeypatch):
+    """Show steps 25 to 30 of a run, 5 to 10 of the third of five epochs, by a clock set by hand."""
+
+    def show_steps(is_main: bool = True) -> tuple[Progress, list[tuple]]:
+        now, logged = [50.0], []
+        monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+        config = TrainConfig(*"wstv", training_epochs=5, console_out_iters=3, wandb_log_iters=2)
+        shown = Progress(config, is_main)
+        shown.tracking = SimpleNamespace(
+            trackers={"one": None}, log_step=lambda *what: logged.append(what)
+        )
+        shown.begin_epoch(2, 4, 10)
+        for i, (seconds, loss, stop_loss, n_frames) in enumerate(STEPS, start=5):
+            now[0] += seconds
+            losses = {"loss": loss, "stop_loss": stop_loss, "grad_norm": i, "n_frames": n_frames}
+            state = TrainerState(epoch=2, epoch_step=i, step=20 + i, learning_rate=i / 1000)
+            shown.show(state, losses)
+        shown.end_epoch()
+        return shown, logged
+
+    return show_steps
+
+
+def test_console_and_trackers_get_means_since_the_last_time(show_steps, capsys):
+    """And the speed; the time left is from all of this epoch's steps.
+
+    Step 26 goes to the trackers, 27 to the console, 28 to the trackers and 30 to both. At step 27,
+    3 steps have taken 6 s and 23 are left; at step 30, 6 have taken 13 s and 20 are left.
+    """
+    _, logged = show_steps()
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [
+        "epoch 3  step 7/10  loss 4.000  stop 2.000  frames/s 250  left 0:00:46",
+        "epoch 3  step 10/10  loss 6.000  stop 6.000  frames/s 600  left 0:00:43",
+    ]
+    assert said.err == ""
+    names = ("loss", "stop_loss", "grad_norm", "frames_per_second", "learning_rate")
+    assert logged == [  # values, step, epochs
+        (dict(zip(names, values, strict=True)), step, 2 + (step - 20) / 10)
+        for step, values in {
+            26: (1.5, 0.375, 5.5, 100.0, 0.006),
+            28: (3.0, 1.0, 8.0, 40.0, 0.008),
+            30: (6.0, 6.0, 9.5, 600.0, 0.01),
+        }.items()
+    ]
+    assert show_steps(is_main=False)[1] == [] and capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_shows_a_bar(show_steps, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    shown, _ = show_steps()
+    said = capsys.readouterr()
+    last = said.err.strip().split("\r")[-1]
+    assert last.startswith("epoch 3/5: 100%") and "10/10" in last and said.out == ""
+    assert "loss=6.000, stop=6.000, frames/s=600, left=0:00:43" in last
+    assert shown.bar.initial == 4
+
+
+def test_the_lines_after_an_epoch(capsys):
+    """Aligned from epoch to epoch; no longer than a terminal of 112 columns."""
+    row = {"train_loss": 1.25, "train_stop_loss": 9.0, "val_loss": 2.5, "val_stop_loss": 9.0}
+    scores = {"focus": 0.75, "coverage": 0.875, "monotonicity": 1.0, "stopped_by_itself": 0.9375}
+    scores |= {"free_running_focus": 0.5, "free_running_coverage": 0.625}
+    scores |= {"free_running_monotonicity": 0.125, "free_running_score": 0.625}
+    print_epoch({"epoch": 3, "step": 30, **row, **scores, "learning_rate": 0.5})
+    print_epoch({"epoch": 4, "step": 40, "train_loss": 1.125})
+    scores["free_running_score"] = 0.375
+    print_epoch({"epoch": 250, **row, **scores, "train_loss": 12.5})
+    second = (
+        "forced / free   focus 0.750 / 0.500  coverage 0.875 / 0.625  monotonicity 1.000 / 0.125"
+        "  stopped_by_itself 0.938"
+    )
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "epoch 3 done    train_loss  1.250  val_loss  2.500  free_running_score 0.625 (good)",
+        second,
+        "epoch 4 done    train_loss  1.125",
+        "epoch 250 done  train_loss 12.500  val_loss  2.500  free_running_score 0.375 "
+        "(fair: 0.5 to 0.8 is good)",
+        second,
+    ]
+    assert len(second) <= 112
+
+
+def test_a_missing_alignment_is_looked_for_once_it_could_be_there():
+    """Without guided attention, ten times later."""
+    for weight, steps, due in ((5.0, 2000, 2300), (0.0, 2000, 20000), (5.0, 0, 10**9)):
+        config = TrainConfig(*"wstv", guided_attention_weight=weight, alignment_warning_steps=steps)
+        assert not alignment_is_due(due - 1, config)
+        assert alignment_is_due(due, config) == (steps > 0)
+
+
+@pytest.mark.parametrize("weight", [5.0, 0.0])
+def test_advice_where_the_alignment_is_missing(weight):
+    """It names flags that exist, with the values they have now."""
+    config = TrainConfig(*"wstv", guided_attention_weight=weight, batch_size=7)
+    row = {"step": 2345, "focus": 0.5, "coverage": 0.5, "monotonicity": 1.0}
+    assert describe_missing_alignment(row, config) is None
+    advice = describe_missing_alignment(row | {"focus": 0.49}, config)
+    assert "step 2345: " in advice and "is 0.24" in advice
+    names = [name for name in re.findall(r"--(\w+)", advice) if name != "trim_db"]
+    assert set(names) <= {field.name for field in fields(TrainConfig)}
+    for name, value in re.findall(r"--(\w+)[^,\n]*, now ([\d.]+)", advice):
+        assert float(value) == getattr(config, name), name
+    assert "--batch_size, now 7" in advice
+    assert f"--guided_attention_{'steps' if weight else 'weight'}" in advice

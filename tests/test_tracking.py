@@ -1,0 +1,316 @@
+"""What wandb and TensorBoard get of a run, and runs that go on where one of them fails."""
+
+import io
+import json
+import platform
+import struct
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from forked_run import train
+from runs import run_flags
+from training.checkpoints import read_state
+from training.config import TrainConfig
+from training.tracking import Media, TensorBoard, Tracking
+
+ROW = {
+    "epoch": 2, "step": 30, "train_loss": 1.0, "train_stop_loss": 0.2, "val_loss": 0.7,
+    "val_stop_loss": 0.1, "focus": 0.6, "stopped_by_itself": 1.0, "free_running_focus": 0.4,
+    "free_running_score": 0.5,
+}  # fmt: skip
+VALIDATED = {
+    "val/loss": 0.7, "val/stop_loss": 0.1, "val/focus": 0.6, "free/stopped_by_itself": 1.0,
+    "free/free_running_focus": 0.4, "free/free_running_score": 0.5,
+}  # fmt: skip
+
+
+def config_for(folder: Path, **flags) -> TrainConfig:
+    return TrainConfig(str(folder), *"stv", experiment_name="project", run_name="run", **flags)
+
+
+def test_wandb_gets_the_run_and_every_score_picture_and_sound(monkeypatch, tmp_path):
+    for name in ("WANDB_PROJECT", "WANDB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    calls, logged, metrics, summary = [], [], [], {}
+    run = SimpleNamespace(
+        id="abc",
+        step=0,
+        log=lambda values, step, commit: logged.append((step, values, commit)),
+        define_metric=lambda name, step_metric=None: metrics.append((name, step_metric)),
+        summary=summary,
+    )
+    stub = SimpleNamespace(
+        init=lambda **arguments: calls.append(arguments) or run,
+        Image=lambda path, caption: ("image", path, caption),
+        Audio=lambda path, caption: ("audio", path, caption),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    config = config_for(tmp_path, log_wandb=True)
+    tracking = Tracking(config, {"flag": 1}, 0, None)
+    assert tracking.wandb_run_id == "abc" and metrics == [("step", None), ("*", "step")]
+    Tracking(config, {"flag": 1}, 5, "abc")
+    first = {"project": "project", "name": "run", "config": {"flag": 1}, "id": None, "resume": None}
+    assert calls == [first, {**first, "id": "abc", "resume": "allow"}]
+
+    media = {
+        "free_running": Media("free.png", "epoch 2: hello"),
+        "recording": Media("clip.flac", "recording: hello"),
+    }
+    tracking.log_epoch(ROW, media)
+    trained = {"train/epoch_loss": 1.0, "train/epoch_stop_loss": 0.2}
+    shown = {
+        "media/free_running": ("image", "free.png", "epoch 2: hello"),
+        "media/recording": ("audio", "clip.flac", "recording: hello"),
+    }
+    assert logged == [(30, {"step": 30, "epoch": 2, **trained, **VALIDATED, **shown}, True)]
+    tracking.log_best(ROW)
+    best = {"epoch": 2, "step": 30, **VALIDATED}
+    assert summary == {f"best/{name}": value for name, value in best.items()}
+    run.step = 80  # as of a run that goes on from an older checkpoint
+    tracking.log_step({"loss": 0.9}, 35, 2.5)
+    assert logged[1] == (80, {"step": 35, "epoch": 2.5, "train/loss": 0.9}, True)
+
+
+@pytest.fixture(scope="module")
+def resumed_run(tiny_corpus, tmp_path_factory):
+    """The folder of two epochs of five steps, the second done once more from checkpoint_1."""
+    folder = tmp_path_factory.mktemp("run")
+    flags = ["--log_tensorboard", "--log_wandb", "--wandb_log_iters", 1, "--num_workers", 1]
+    flags = run_flags(tiny_corpus, folder, *flags)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PROJECT", "NAME", "ENTITY", "RUN_GROUP"):
+            patch.setenv(f"WANDB_{name}", f"my_{name.lower()}")
+        for name, value in (("MODE", "offline"), ("DIR", str(folder)), ("SILENT", "true")):
+            patch.setenv(f"WANDB_{name}", value)
+        train(flags, pictures=True)
+        done = train([*flags, "--resume_from_checkpoint", "checkpoint_1"], pictures=True)
+    assert "goes on without" not in done.stderr and "Traceback" not in done.stderr
+    return folder
+
+
+def read_events(folder):
+    """Read what TensorBoard shows of a folder by its own reader."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    kinds = ("scalars", "images", "audio", "tensors")
+    return accumulator.EventAccumulator(str(folder), dict.fromkeys(kinds, 0)).Reload()
+
+
+def scalars_of(events, name):
+    return {event.step: event.value for event in events.Scalars(name)}
+
+
+@pytest.mark.slow
+def test_tensorboard_holds_the_scalars_and_flags_of_a_resumed_run(resumed_run, tiny_corpus):
+    """Each step of the run that went on, once."""
+    events = read_events(resumed_run / "work/tiny/tensorboard")
+    kinds = {tag.split("/")[0] for tag in events.Tags()["scalars"]}
+    assert kinds == {"epoch", "train", "val", "free"}
+    for name in ("loss", "mel_after_loss", "grad_norm", "learning_rate", "frames_per_second"):
+        assert [event.step for event in events.Scalars(f"train/{name}")] == [*range(1, 11)], name
+    history = read_state(resumed_run / "work/tiny/final_checkpoint").history
+    shown = {
+        "train_loss": "train/epoch_loss", "learning_rate": "train/epoch_learning_rate",
+        "val_loss": "val/loss", "focus": "val/focus", "stopped_by_itself": "free/stopped_by_itself",
+        "free_running_score": "free/free_running_score",
+    }  # fmt: skip
+    for name, tag in shown.items():
+        expected = {row["step"]: pytest.approx(row[name], rel=1e-6) for row in history}
+        assert scalars_of(events, tag) == expected, name
+    assert scalars_of(events, "epoch") == {i: pytest.approx(i / 5) for i in range(1, 11)}
+    losses, rates = (scalars_of(events, f"train/{name}") for name in ("loss", "learning_rate"))
+    for row in history:
+        steps = range(row["step"] - 4, row["step"] + 1)
+        assert np.mean([losses[i] for i in steps]) == pytest.approx(row["train_loss"])
+    decay = [1e-3 * 0.01 ** (max(i - 5, 0) / 5) for i in range(10)]
+    np.testing.assert_allclose([rates[i] for i in range(1, 11)], decay, rtol=1e-6)
+
+    texts = events.Tensors("flags/text_summary")
+    assert [event.step for event in texts] == [0, 5]
+    flags = json.loads(texts[-1].tensor_proto.string_val[0])
+    assert (flags["experiment_name"], flags["min_db"], flags["attention_dim"]) == ("tiny", -100, 8)
+    assert (flags["num_processes"], flags["mixed_precision"]) == (1, "no")
+    weights = load_file(resumed_run / "work/tiny/final_checkpoint/model.safetensors")
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    assert flags["parameters"] == sum(
+        w.numel() for name, w in weights.items() if not name.endswith(buffers)
+    )
+    manifest = pd.read_csv(tiny_corpus.train_manifest)
+    assert flags["train_clips"] == len(manifest)
+    assert flags["train_hours"] == pytest.approx(manifest["duration"].sum() / 3600, abs=1e-3)
+    assert flags["versions"] == {
+        "python": platform.python_version(), "torch": torch.__version__,
+        "accelerate": version("accelerate"),
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_tensorboard_holds_the_pictures_and_sounds(resumed_run, tiny_corpus):
+    events, samples = read_events(resumed_run / "work/tiny/tensorboard"), resumed_run / "samples"
+    tags = events.Tags()
+    assert set(tags["images"]) == {"media/teacher_forced", "media/free_running"}
+    assert set(tags["audio"]) == {"media/spoken", "media/recording"}
+    for tag in tags["images"]:
+        name = tag.split("/")[1]
+        caption = events.Tensors(f"{tag}/text_summary")[-1].tensor_proto.string_val[0].decode()
+        assert caption.startswith(f"epoch 2, {name.replace('_', ' ')}")
+        pictures = {event.step: event.encoded_image_string for event in events.Images(tag)}
+        assert set(pictures) == {5, 10}
+        file = Image.open(samples / f"tiny/epoch_002_{name}.png")
+        shown = Image.open(io.BytesIO(pictures[10]))
+        np.testing.assert_array_equal(np.asarray(shown), np.asarray(file.convert("RGB")))
+    files = {"media/spoken": [samples / "tiny/epoch_002_free_running.wav"]}
+    files["media/recording"] = pd.read_csv(tiny_corpus.test_manifest)["file_path"]
+    for tag, paths in files.items():
+        shown, rate = soundfile.read(io.BytesIO(events.Audio(tag)[-1].encoded_audio_string))
+        sounds = [soundfile.read(path)[0] for path in paths]
+        same = [len(shown) == len(x) and np.allclose(shown, x, atol=2 / 32768) for x in sounds]
+        assert rate == 22050 and sum(same) == 1, tag
+
+
+BLOCK, HEADER = 32768, struct.Struct("<IHB")  # of the LevelDB log that a .wandb file is
+
+
+def read_records(path: Path):
+    """Read the records of a .wandb file: 7 bytes of header, then LevelDB's log format."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, record, position = path.read_bytes(), b"", 7
+    while position + HEADER.size <= len(data):
+        if BLOCK - position % BLOCK < HEADER.size:
+            position += BLOCK - position % BLOCK
+            continue
+        _, length, kind = HEADER.unpack_from(data, position)
+        if kind == 0:
+            break
+        position += HEADER.size
+        record += data[position : position + length]
+        position += length
+        if kind in (1, 4):  # whole, or the last part
+            parsed = wandb_internal_pb2.Record()
+            parsed.ParseFromString(record)
+            yield parsed
+            record = b""
+
+
+def read_items(items) -> dict:
+    return {x.key or "/".join(x.nested_key): json.loads(x.value_json) for x in items}
+
+
+@pytest.mark.slow
+def test_an_offline_wandb_run_holds_flags_scalars_pictures_and_sounds(resumed_run):
+    folders = sorted((resumed_run / "wandb").glob("offline-run-*"))
+    assert len({folder.name.split("-")[-1] for folder in folders}) == 1, "a resumed run is the same"
+    config, summary, metrics, by_process = {}, {}, [], []
+    for folder in folders:
+        rows = []
+        for record in read_records(next(folder.glob("*.wandb"))):
+            if record.HasField("run"):
+                run = record.run
+                config |= read_items(run.config.update)
+                names = (run.project, run.display_name, run.entity, run.run_group)
+                assert names == ("my_project", "my_name", "my_entity", "my_run_group")
+            if record.HasField("history"):
+                rows.append(read_items(record.history.item))
+            if record.HasField("metric"):
+                metrics.append((record.metric.glob_name, record.metric.step_metric))
+            if record.HasField("summary"):
+                summary |= read_items(record.summary.update)
+        by_process.append(rows)
+    assert config["attention_dim"] == 8 and config["run_name"] == "tacotron2_trainer"
+    assert ("*", "step") in metrics
+    steps = [[row["step"] for row in rows if "step" in row] for rows in by_process]
+    assert steps == [[*range(1, 6), *range(5, 11), 10], [*range(6, 11), 10]]
+    final = read_state(resumed_run / "work/tiny/final_checkpoint")
+    last = {name: value for row in by_process[1] for name, value in row.items()}
+    assert last["train/epoch_loss"] == final.history[1]["train_loss"]
+    assert last["free/free_running_score"] == final.history[1]["free_running_score"]
+    assert final.wandb_run_id == folders[0].name.split("-")[-1]
+    best = read_state(resumed_run / "work/tiny/best_checkpoint")
+    assert summary["best/epoch"] == best.best_epoch
+    assert summary["best/val/loss"] == best.history[best.best_epoch - 1]["val_loss"]
+    media = [path for folder in folders for path in (folder / "files").rglob("*.*")]
+    assert sum(path.suffix == ".png" and Image.open(path).size[0] == 800 for path in media) == 6
+    sounds = [path for path in media if path.suffix == ".wav"]
+    assert {path.name.split("_")[0] for path in sounds} == {"spoken", "recording"}
+    assert [soundfile.info(path).samplerate for path in sounds] == [22050] * 6
+
+
+def test_what_is_logged_is_on_the_disk_at_once(tmp_path):
+    """Nothing is closed, as when a run is killed; and a sound of two channels is mixed."""
+    pytest.importorskip("tensorboard")
+    path, config = tmp_path / "two.flac", config_for(tmp_path)
+    soundfile.write(path, np.tile([[0.5, 0.25]], (800, 1)), 16000)
+    board = TensorBoard(config, {}, 0)
+    board.log({"loss": 0.25}, 1, {"media/recording": Media(str(path), "recording: hello")})
+    events = read_events(config.folder / "tensorboard")
+    assert scalars_of(events, "loss") == {1: 0.25}
+    (event,) = events.Audio("media/recording")
+    shown, rate = soundfile.read(io.BytesIO(event.encoded_audio_string))
+    assert rate == 16000 and shown.shape == (800,)
+    np.testing.assert_allclose(shown, 0.375, atol=1e-4)
+    board.finish()
+
+
+def test_a_new_run_begins_with_no_events(begin, tmp_path):
+    """Those of an earlier one would be taken for its own when it is resumed."""
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / "work/tiny/tensorboard"
+    folder.mkdir(parents=True)
+    (folder / "events.out.tfevents.1.old").touch()
+    (folder / "notes.txt").touch()
+    run, _ = begin("--log_tensorboard")
+    run.progress.finish()
+    new, notes = sorted(path.name for path in folder.iterdir())
+    assert new != "events.out.tfevents.1.old" and notes == "notes.txt"
+
+
+def test_a_tracker_that_cannot_start_is_left_out(tmp_path, monkeypatch, capsys):
+    """And a run that goes on for a while without wandb keeps its id."""
+
+    def fail(**_):
+        raise OSError("no wandb today")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=fail))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    tracking = Tracking(config_for(tmp_path, log_wandb=True, log_tensorboard=True), {}, 7, "abc")
+    assert tracking.trackers == {} and tracking.wandb_run_id == "abc"
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "goes on without wandb (no wandb today)" in said[0]
+    assert "without TensorBoard (" in said[1] and "-r requirements/tensorboard.txt" in said[1]
+
+
+class Broken:
+    def log(self, values, step, media):
+        raise OSError("the disk\nis full")
+
+
+def test_a_tracker_that_fails_later_is_left_out_and_the_other_goes_on(tmp_path, capsys):
+    calls = []
+    other = SimpleNamespace(
+        log=lambda *what: calls.append(what), finish=lambda: calls.append("finish")
+    )
+    tracking = Tracking(config_for(tmp_path), {}, 0, None)
+    assert tracking.trackers == {}, "without the flags there is none"
+    tracking.trackers = {"wandb": Broken(), "TensorBoard": other}
+    tracking.log_step({"loss": 1.0}, 5, 0.5)
+    medium = Media("a.wav", "a")
+    tracking.log_epoch({"step": 6, "epoch": 1}, {"spoken": medium})
+    tracking.finish()
+    assert calls == [
+        ({"epoch": 0.5, "train/loss": 1.0}, 5, {}),
+        ({"epoch": 1}, 6, {"media/spoken": medium}),
+        "finish",
+    ]
+    said = capsys.readouterr().err
+    assert said.endswith("training goes on without wandb (the disk is full)\n")
+    assert said.count("\n") == 1
