@@ -172,6 +172,7 @@ def run_jobs(sound: Path, jobs: list[Mutant], n_jobs: int, limit: int) -> Iterat
             shutil.rmtree(folder, ignore_errors=True)
             code, seconds = os.waitstatus_to_exitcode(status), time.monotonic() - begun
             what = failure[1] if failure else output.rpartition("\n")[2][:200]
+            what = "took too long" if code == -signal.SIGALRM else what
             yield job, code, what, seconds
     finally:
         for pid in running:

@@ -233,7 +233,8 @@ def chatty_model() -> Tacotron2:
 
 
 @pytest.mark.parametrize(
-    ("max_decoder_steps", "all_stop"), [(3, False), (4, False), (13, False), (40, False), (40, True)]
+    ("max_decoder_steps", "all_stop"),
+    [(3, False), (4, False), (13, False), (40, False), (40, True)],
 )
 def test_recorded_steps_speak_as_single_steps_do(
     fake_graphs, monkeypatch, max_decoder_steps, all_stop
