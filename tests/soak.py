@@ -93,7 +93,9 @@ def soak(flags: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=2000, help="of each run (default: 2000)")
+    parser.add_argument(
+        "--steps", type=int, default=2000, help="of each run, at least 300 (default: 2000)"
+    )
     args = parser.parse_args(argv)
     os.environ["ACCELERATE_USE_CPU"] = "true"
     statuses = []

@@ -82,7 +82,7 @@ def test_every_clip_comes_once_per_epoch_in_batches_that_processes_share(
         assert batch == [clip for part in in_order for clip in part]
         assert all(type(clip) is int for clip in batch)
         n_clips += map(len, parts)
-    assert 1 <= min(n_clips) and max(n_clips) <= batch_size and max(n_clips) - min(n_clips) <= 1
+    assert min(n_clips) >= 1 and max(n_clips) <= batch_size and max(n_clips) - min(n_clips) <= 1
 
 
 @pytest.mark.parametrize("batch_size", [16, 128])
