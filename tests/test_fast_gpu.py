@@ -232,12 +232,17 @@ def chatty_model() -> Tacotron2:
     return model
 
 
-@pytest.mark.parametrize("max_decoder_steps", [3, 4, 13, 40])
-def test_recorded_steps_speak_as_single_steps_do(fake_graphs, monkeypatch, max_decoder_steps):
-    """Also where the limit, or the stop token, falls within a recorded chunk."""
+@pytest.mark.parametrize(
+    ("max_decoder_steps", "all_stop"),
+    [(3, False), (4, False), (13, False), (40, False), (40, True)],
+)
+def test_recorded_steps_speak_as_single_steps_do(
+    fake_graphs, monkeypatch, max_decoder_steps, all_stop
+):
+    """Also where the limit, or the last stop token, falls within a recorded chunk."""
     model = chatty_model()
-    stop_logits = speak(model, 40, 1.0).stop_logits
-    threshold = float(torch.sigmoid(stop_logits.amax(dim=1).sort().values[:2].mean()))
+    highest = torch.sigmoid(speak(model, 40, 1.0).stop_logits).amax(dim=1).sort().values
+    threshold = float(highest[0] - 1e-4 if all_stop else highest[:2].mean())
     fake_graphs.clear()
     recorded = speak(model, max_decoder_steps, threshold)
     assert len(fake_graphs) == (max_decoder_steps > 4)
@@ -248,8 +253,9 @@ def test_recorded_steps_speak_as_single_steps_do(fake_graphs, monkeypatch, max_d
         assert ours.shape == theirs.shape, name
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6, msg=name)
     if max_decoder_steps == 40:
-        assert len(set(single.mel_lengths.tolist())) > 1 and single.reached_limit.any()
-        assert not single.reached_limit.all()
+        assert len(set(single.mel_lengths.tolist())) > 1 and not single.reached_limit.all()
+        assert single.reached_limit.any() != all_stop
+        assert not all_stop or single.mel_lengths.max() % 4 > 0
 
 
 def add_up(fixed, state, reads, writes, backwards: bool) -> None:

@@ -258,6 +258,7 @@ def test_validation_and_checkpoints_come_when_they_are_due(train, capsys):
     rows = read_state(folder / "final_checkpoint").history
     assert [(row["epoch"], row["step"]) for row in rows] == [(i, 3 * i) for i in range(1, 6)]
     assert [row["epoch"] for row in rows if "free_running_score" in row] == [2, 4, 5]
+    assert rows[4]["train_loss"] < 2 * rows[0]["train_loss"], "the mean of its own steps"
     said = capsys.readouterr()
     for row in rows:
         assert f"epoch {row['epoch']} done    train_loss {row['train_loss']:6.3f}" in said.out
