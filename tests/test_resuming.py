@@ -319,7 +319,7 @@ def test_a_taken_folder_is_refused_and_latest_or_new_starts_and_goes_on(begin):
     run, state = begin("--resume_from_checkpoint", "latest_or_new")
     assert state.step == 0
     save_at(run, state, 1)
-    with pytest.raises(DataError, match=r"--resume_from_checkpoint latest .*--overwrite would"):
+    with pytest.raises(DataError, match=r"--resume_from_checkpoint latest .*--overwrite removes"):
         begin()
     assert begin("--resume_from_checkpoint", "latest_or_new")[1].step == 1
     with pytest.raises(DataError, match="checkpoint_9: no checkpoint there or in"):

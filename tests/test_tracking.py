@@ -94,7 +94,7 @@ def resumed_run(tiny_corpus, tmp_path_factory):
             patch.setenv(f"WANDB_{name}", value)
         train(flags, pictures=True)
         done = train([*flags, "--resume_from_checkpoint", "checkpoint_1"], pictures=True)
-    assert "goes on without" not in done.stderr and "Traceback" not in done.stderr
+    assert "continues without" not in done.stderr and "Traceback" not in done.stderr
     return folder
 
 
@@ -284,7 +284,7 @@ def test_a_tracker_that_cannot_start_is_left_out(tmp_path, monkeypatch, capsys):
     tracking = Tracking(config_for(tmp_path, log_wandb=True, log_tensorboard=True), {}, 7, "abc")
     assert tracking.trackers == {} and tracking.wandb_run_id == "abc"
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and "goes on without wandb (no wandb today)" in said[0]
+    assert len(said) == 2 and "continues without wandb (no wandb today)" in said[0]
     assert "without TensorBoard (" in said[1] and "-r requirements/tensorboard.txt" in said[1]
 
 
