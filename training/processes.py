@@ -58,10 +58,13 @@ class Interrupt:
         return self.signalled_at is not None
 
 
-def ignore_signals(_: int) -> None:
-    """Let a loader process outlive a signal to the whole run, which still needs its batches."""
-    for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
-        signal.signal(number, signal.SIG_IGN)
+def leave_process_group(_: int) -> None:
+    """Keep a signal to all of a run's processes from a loader process, whose batches it needs.
+
+    torch's launcher sends signals to whole process groups.
+    """
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 def make_accelerator() -> Accelerator:

@@ -38,7 +38,7 @@ from training.checkpoints import (
 )
 from training.config import Configs, TrainConfig, make_configs
 from training.pictures import remove_pictures
-from training.processes import Interrupt, ignore_signals, on_main
+from training.processes import Interrupt, leave_process_group, on_main
 from training.progress import Progress
 from training.run import Run
 from training.state import TrainerState
@@ -151,7 +151,7 @@ def open_loader(
         batch_sampler=batches,
         collate_fn=TTSCollator(dataset.audio_config, dataset.tokenizer),
         num_workers=n_workers,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=leave_process_group,
         persistent_workers=n_workers > 0,
         pin_memory=device.type == "cuda",
         # With its own generator, a loader draws none of training's random numbers.
