@@ -247,6 +247,7 @@ def script(tmp_path):
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.slow
 def test_a_signal_reaches_every_process_and_the_script_waits_for_them(
     start, script, processes, name
 ):

@@ -158,6 +158,7 @@ def test_the_learning_rate_over_epochs_is_one_curve_whatever_the_batch(begin, re
         np.testing.assert_allclose([step.lr for step in record], decayed(places))
 
 
+@pytest.mark.slow
 def test_extending_a_finished_run_prints_how_the_rate_jumps(begin, capsys):
     run, state = begin()
     train_taco.train(run, state)
@@ -319,7 +320,9 @@ def test_a_taken_folder_is_refused_and_latest_or_new_starts_and_goes_on(begin):
     run, state = begin("--resume_from_checkpoint", "latest_or_new")
     assert state.step == 0
     save_at(run, state, 1)
-    with pytest.raises(DataError, match=r"--resume_from_checkpoint latest .*--overwrite removes"):
+    with pytest.raises(
+        DataError, match=r"--resume_from_checkpoint latest .*--overwrite would delete"
+    ):
         begin()
     assert begin("--resume_from_checkpoint", "latest_or_new")[1].step == 1
     with pytest.raises(DataError, match="checkpoint_9: no checkpoint there or in"):
