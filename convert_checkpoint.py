@@ -4,17 +4,15 @@
     python synthesize.py --checkpoint voices/nvidia --text "Printing." --output_dir spoken
     python convert_checkpoint.py --from work_dir/tacotron2/final_checkpoint --to torchaudio out.pt
 
-Both peers have the model's tensors in the same shapes under other names. The script reads the sizes
-off the shapes; an entry that is missing, unknown or of another shape ends the conversion. Exported
-files load in the peer with `strict=True`. Files are read as plain tensors only, never as code.
+Both peers have the model's tensors in the same shapes under other names; the script reads the sizes
+off the shapes. Exported files load in the peer with `strict=True`. No file is read as code.
 
 A state dict does not say how its mels were made, so the script assumes the peers' defaults: 22050
 Hz, 1024 samples every 256, filters up to 8000 Hz, natural-log mels. torchaudio's weights for
 WaveRNN were trained on other mels: correct "audio" in the config.json that this script writes.
 The number of symbols decides which symbols they are (148: NVIDIA's; 38 and 96: torchaudio's
-characters and phonemes), unless --symbols names a JSON list that begins with padding. Cleaned text
-is in lower case, so NVIDIA's capitals are never used. To speak phonemes, write ARPAbet in braces,
-"{T ER1 N} left", or use `synthesize.py --phonemes`.
+characters and phonemes), unless --symbols names a JSON list that begins with padding. To speak
+phonemes, write ARPAbet in braces, "{T ER1 N} left", or use `synthesize.py --phonemes`.
 """
 
 import os
@@ -117,11 +115,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def infer_config(state: dict[str, Tensor], layout: str) -> Tacotron2Config:
-    """Read the model's sizes off the shapes; others, such as dropout, get their defaults.
-
-    Raises:
-        ValueError: when no model can have these sizes.
-    """
+    """Read the model's sizes off the shapes; others, such as dropout, get their defaults."""
     sizes = {}
     for field, (name, dimension) in SIZES.items():
         tensor = state.get(peer_name(name, layout))
@@ -257,11 +251,10 @@ def main(argv: list[str] | None = None) -> None:
     """Convert one end to the other, or write nothing."""
     parser = FlagParser(description=__doc__.split("\n")[0])
     ends = {"nargs": "+", "required": True, "metavar": "DIR | LAYOUT FILE"}
-    parser.add_argument("--from", dest="source", help="what to read", **ends)
-    parser.add_argument("--to", dest="target", help="what to write", **ends)
-    symbols_help = "JSON list of the table of symbols, padding first"
-    parser.add_argument("--symbols", type=path_argument, help=symbols_help)
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
+    parser.add("--from", "what to read", dest="source", **ends)
+    parser.add("--to", "what to write", dest="target", **ends)
+    parser.add("--symbols", "JSON list of the table of symbols, padding first", type=path_argument)
+    parser.add("--overwrite", "replace an existing target", action="store_true")
     args = parser.parse_args(argv)
     source_layout, source = parse_end("--from", args.source)
     target_layout, target = parse_end("--to", args.target)

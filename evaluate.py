@@ -4,13 +4,10 @@
         --path_to_manifest data/test_metadata.csv --output_json report.json \
         --output_csv clips.csv --save_worst worst
 
-For teacher forcing and for free running, the table has the alignment's focus (how sharp it is),
-coverage (the share of characters it visits) and monotonicity (the share of its steps that do not go
-back). For free running it also has the share of clips that stop by themselves, their lengths
-compared with the recordings', one score made of all these, and the mel-cepstral distortion from the
-recording's mel. `--word_times` takes the true starts of words, as make_demo_corpus.py writes them,
-and adds the errors of the alignment's word starts, beside those of a straight diagonal, which is
-what a fake alignment scores. `--asr` adds a speech recognizer's errors, see scoring/recognition.py.
+The table has scores of alignments and mels, see scoring/scores.py. `--word_times` takes the true
+starts of words, as make_demo_corpus.py writes them, and adds the errors of the alignment's word
+starts, beside those of a straight diagonal, which is what a fake alignment scores. `--asr` adds a
+speech recognizer's errors, see scoring/recognition.py.
 """
 
 import argparse
@@ -40,12 +37,7 @@ from command_line.files import (
 from command_line.flags import FlagParser
 from command_line.main import say, script
 from dataset import Batch, BatchSampler, TTSCollator, TTSDataset, load_wav, write_wav
-from scoring.recognition import (
-    SAMPLING_RATE,
-    load_recognizer,
-    recognition_table,
-    score_sounds,
-)
+from scoring.recognition import SAMPLING_RATE, load_recognizer, recognition_table, score_sounds
 from scoring.scores import (
     ALIGNMENT_SCORES,
     alignment_scores,
@@ -103,8 +95,8 @@ def score_batch(
         if n_text != len(cleaned) or not indices_fit(words, text, cleaned):
             words = []
         alignment = forced.alignments[i, :n_frames, :n_text].cpu()
-        errors = word_start_errors(alignment, words, voice.audio_config.hop_seconds)
         if word_times is not None:
+            errors = word_start_errors(alignment, words, voice.audio_config.hop_seconds)
             row |= zip(WORD_ERRORS, errors, strict=True)
             row["word_start_median_ms"] = 1000 * np.median(np.abs(errors[0])) if words[1:] else None
         alignment = free.alignments[i, :n_spoken, :n_text].float().cpu()
@@ -135,7 +127,7 @@ def describe_evaluation(args: argparse.Namespace) -> dict[str, Any]:
     is_folder = os.path.isdir(args.checkpoint)  # otherwise it is a name on the Hub
     return {
         "checkpoint": os.path.abspath(args.checkpoint) if is_folder else args.checkpoint,
-        "step": state.get("step") if isinstance(state, dict) else None,
+        "step": state.get("step"),
         "manifest": os.path.abspath(args.path_to_manifest),
         "seed": args.seed,
         "precision": "float32",
@@ -163,19 +155,16 @@ def print_report(report: dict[str, Any]) -> None:
         for name, label in labels.items():
             pair = f"{report[f'{name}_median_ms']:.0f} / {report[f'{name}_p90_ms']:.0f} ms"
             rows.append((f"{label}, median / 90th percentile", pair))
-    if "asr" in report:
-        rows += recognition_table(report)
+    rows += recognition_table(report) if "asr" in report else []
     width = max(len(label) for label, _ in rows)
     say(*(f"{label:<{width}}  {value}" for label, value in rows))
 
 
+@file_errors()
 def save_worst(
     worst: list[ScoredClip], voice: Voice, folder: Path, vocoder: Vocoder | None
 ) -> None:
-    """Replace the folder's worst_1.png, worst_1.wav and so on.
-
-    The picture shows both mels and the free-running alignment; the sound is free running.
-    """
+    """Replace the folder's worst_1.png, worst_1.wav and so on; the sound is free running."""
     from scoring.pictures import save_figure, summary_figure  # matplotlib is slow to import
 
     for old in [*folder.glob("worst_[0-9]*.png"), *folder.glob("worst_[0-9]*.wav")]:
@@ -197,7 +186,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = FlagParser(description=__doc__.split("\n")[0])
 
     def add(flag: str, help: str, type: Any = path_argument, **options: Any) -> None:
-        parser.add_argument(flag, help=help, type=type, **options)
+        parser.add(flag, help, type=type, **options)
 
     add("--checkpoint", "checkpoint folder, or USER/NAME of the Hub", required=True)
     add("--path_to_manifest", "CSV of prep_splits.py", required=True)
@@ -206,15 +195,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--output_json", "file for the numbers")
     add("--output_csv", "file for a table with a row for each clip")
     add("--save_worst", "folder for pictures and sounds of the worst clips", metavar="DIR")
-    worst_help = "number of clips that --save_worst saves (default: %(default)s)"
-    add("--worst", worst_help, count_argument, default=5)
-    vocoder_help = "folder of a HiFi-GAN that makes these sounds (needs requirements/vocoder.txt)"
-    add("--vocoder", vocoder_help, metavar="DIR")
-    add("--batch_size", "clips per batch (default: %(default)s)", count_argument, default=32)
-    steps_help = "frames after which free running is cut (default: %(default)s)"
-    add("--max_decoder_steps", steps_help, count_argument, default=MAX_DECODER_STEPS)
-    seed_help = "seed of the prenet's dropout (default: %(default)s)"
-    add("--seed", seed_help, seed_argument, default=42)
+    add("--worst", "number of clips that --save_worst saves", count_argument, default=5)
+    add("--vocoder", "HiFi-GAN for these sounds (needs requirements/vocoder.txt)", metavar="DIR")
+    add("--batch_size", "clips per batch", count_argument, default=32)
+    steps = "frames after which free running is cut"
+    add("--max_decoder_steps", steps, count_argument, default=MAX_DECODER_STEPS)
+    add("--seed", "seed of the prenet's dropout", seed_argument, default=42)
     add_device_flag(parser)
     args = parser.parse_args(argv)
     if args.vocoder and not (args.save_worst or args.asr):
@@ -230,8 +216,7 @@ def read_word_times(path: str, clips: TTSDataset) -> dict[str, list[dict]]:
             for word in words:
                 float(word["start"]), word["index"] >= 0
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"--word_times {path}: cannot be read ({reason})") from None
+        raise DataError(f"--word_times {path}: cannot be read ({error!r})") from None
     if not any(word_times.get(Path(clip).stem, [])[1:] for clip in clips.paths):
         raise DataError(f"--word_times {path}: knows no word of these clips")
     return word_times
@@ -239,12 +224,11 @@ def read_word_times(path: str, clips: TTSDataset) -> dict[str, list[dict]]:
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Refuse files and folders that cannot be written, before any work is done."""
-    for name in ("output_json", "output_csv"):
-        path = getattr(args, name)
+    for flag, path in (("--output_json", args.output_json), ("--output_csv", args.output_csv)):
         if path and os.path.isdir(path):
-            raise DataError(f"--{name} {path}: is a folder, not a file")
+            raise DataError(f"{flag} {path}: is a folder, not a file")
         if path:
-            check_writable(f"--{name}", Path(path).absolute().parent)
+            check_writable(flag, Path(path).parent)
     if args.save_worst:
         check_writable("--save_worst", args.save_worst)
 
@@ -268,16 +252,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     description = describe_evaluation(args)
     recognizer = load_recognizer(args.asr, args.device) if args.asr else None
     voice = load_checkpoint(args.checkpoint, args.device)
-    vocoder = None
-    if args.vocoder:
-        vocoder = load_vocoder(args.vocoder, voice.audio_config, args.device)
-    clips = TTSDataset(args.path_to_manifest, voice.audio_config, voice.tokenizer)
+    audio, tokenizer = voice.audio_config, voice.tokenizer
+    vocoder = load_vocoder(args.vocoder, audio, args.device) if args.vocoder else None
+    clips = TTSDataset(args.path_to_manifest, audio, tokenizer)
     word_times = read_word_times(args.word_times, clips) if args.word_times else None
-    batches = DataLoader(
-        clips,
-        batch_sampler=BatchSampler(clips.n_frames, args.batch_size, shuffle=False),
-        collate_fn=TTSCollator(voice.audio_config, voice.tokenizer),
-    )
+    sampler = BatchSampler(clips.n_frames, args.batch_size, shuffle=False)
+    batches = DataLoader(clips, batch_sampler=sampler, collate_fn=TTSCollator(audio, tokenizer))
     torch.manual_seed(args.seed)
     rows: list[dict] = []
     worst: list[ScoredClip] = []
@@ -286,7 +266,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             scored = score_batch(voice, batch, args.max_decoder_steps, word_times)
             for clip in scored if recognizer else ():
                 sounds, text = make_sounds(clip, voice, vocoder), clip.row["text"]
-                clip.row.update(score_sounds(recognizer, sounds, text, voice.tokenizer))
+                clip.row.update(score_sounds(recognizer, sounds, text, tokenizer))
             rows += [clip.row for clip in scored]
             worst += scored
             worst.sort(key=lambda clip: (clip.row["free_running_score"], -clip.row["mcd_db"]))
@@ -301,8 +281,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         report["asr"] = args.asr
     write_files(args, report, rows)
     if args.save_worst:
-        with file_errors():
-            save_worst(worst, voice, Path(args.save_worst), vocoder)
+        save_worst(worst, voice, Path(args.save_worst), vocoder)
     return report
 
 

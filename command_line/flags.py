@@ -38,6 +38,11 @@ class FlagParser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
+    def add(self, flag: str, help: str, **options: Any) -> None:
+        """Add a flag; its help ends with the default, if there is one."""
+        default = "" if options.get("default") is None else " (default: %(default)s)"
+        self.add_argument(flag, help=help + default, **options)
+
     def error(self, message: str) -> NoReturn:
         """End the program with this message and exit code 2."""
         self.exit(2, f"{self.prog}: {one_line(message, None)}\n")
@@ -51,17 +56,9 @@ class FlagParser(argparse.ArgumentParser):
             flag = word.split("=")[0]
             is_flag = flag.startswith("--") and " " not in word  # as argparse has it
             if is_flag and flag not in self._option_string_actions:
-                self.refuse_unknown(flag)
+                is_off = flag.startswith(("--no-", "--no_"))
+                known = [x for x in self._option_string_actions if x.startswith("--")]
+                found = suggest_flags(flag, [x for x in known if x.startswith("--no-") == is_off])
+                question = f": did you mean {' or '.join(found)}?" if found else ";"
+                self.error(f"there is no flag {flag}{question} --help lists them all")
         return super().parse_known_args(args, namespace)
-
-    def refuse_unknown(self, flag: str) -> NoReturn:
-        """End the program with a line that suggests flags."""
-        is_off = flag.startswith(("--no-", "--no_"))
-        known = [
-            name
-            for name in self._option_string_actions
-            if name.startswith("--") and name.startswith("--no-") == is_off
-        ]
-        found = suggest_flags(flag, known)
-        question = f": did you mean {' or '.join(found)}?" if found else ";"
-        self.error(f"there is no flag {flag}{question} --help lists them all")

@@ -46,10 +46,11 @@ def write_spoken(
     stem.png shows the piece with the lowest score. Only the mel grows with the text (100 MB an
     hour), because results are taken one by one. The files appear when all of them are complete.
     """
+    from scoring.pictures import save_figure, summary_figure  # matplotlib is slow to import
+
     audio_config, kept, mels, texts, n_samples = voice.audio_config, [], [], [], 0
     worst = None
-    prefix = f".{stem}."
-    with tempfile.TemporaryDirectory(dir=output_dir, prefix=prefix, suffix=".tmp") as folder:
+    with tempfile.TemporaryDirectory(".tmp", f".{stem}.", output_dir) as folder:
         temporary = Path(folder) / stem
         with wave.open(f"{temporary}.wav", "wb") as wav_file:
             wav_file.setparams((1, 2, audio_config.sampling_rate, 0, "NONE", ""))
@@ -70,19 +71,12 @@ def write_spoken(
                 kept.append(result._replace(mel=empty, alignment=empty, wav=empty))
         np.save(f"{temporary}.npy", np.concatenate(mels).T)
         Path(f"{temporary}.txt").write_text("".join(texts[:-1]) + "\n", encoding="utf-8")
-        draw(worst, worst_text, voice, Path(f"{temporary}.png"))
+        hop_seconds = audio_config.hop_seconds
+        figure = summary_figure(None, worst.mel, worst.alignment, worst_text, hop_seconds)
+        save_figure(figure, f"{temporary}.png")
         for path in Path(folder).iterdir():
             path.replace(output_dir / path.name)
     return SpokenText(n_samples / audio_config.sampling_rate, kept, worst)
-
-
-def draw(result: Synthesis, text: str, voice: Voice, path: Path) -> None:
-    """Draw the mel and alignment of one piece."""
-    from scoring.pictures import save_figure, summary_figure  # matplotlib is slow to import
-
-    hop_seconds = voice.audio_config.hop_seconds
-    figure = summary_figure(None, result.mel, result.alignment, text, hop_seconds=hop_seconds)
-    save_figure(figure, path)
 
 
 def score_of(result: Synthesis) -> float:
@@ -113,11 +107,9 @@ def print_report(
     else:
         n_stopped = sum(not result.reached_limit for result in results)
         mean, lowest = sum(map(score_of, results)) / len(results), score_of(worst)
-        say(
-            f"{path}: {spoken.seconds:.2f} s, {len(results)} pieces, {n_stopped} stopped by "
-            f"themselves, free-running score {mean:.2f}, lowest {lowest:.2f} "
-            f"({describe_score(lowest)})"
-        )
+        stopped = f"{len(results)} pieces, {n_stopped} stopped by themselves"
+        scores = f"free-running score {mean:.2f}, lowest {lowest:.2f} ({describe_score(lowest)})"
+        say(f"{path}: {spoken.seconds:.2f} s, {stopped}, {scores}")
     for warning in warnings:
         say(f"    warning: {warning}")
     for piece, result in zip(pieces, results, strict=True):
@@ -134,10 +126,9 @@ def find_faults(result: Synthesis, tokens: Tensor, voice: Voice) -> list[str]:
     alignment = result.alignment.float()
     missed = alignment.sum(dim=0) < COVERED  # (T_text,)
     if missed.any():
-        faults.append(
-            f"{int(missed.sum())} of {len(tokens)} characters get no attention, and may not be "
-            f"heard: {voice.tokenizer.decode(tokens[missed])[:60]!r}"
-        )
+        missed_text = voice.tokenizer.decode(tokens[missed])[:60]
+        count = f"{int(missed.sum())} of {len(tokens)} characters"
+        faults.append(f"{count} get no attention, and may not be heard: {missed_text!r}")
     steps = alignment.argmax(dim=1).diff()  # (T_mel - 1,) characters moved on
     n_back = int((steps < 0).sum())
     if n_back and (-int(steps.min()) > MAX_BACK or 1 - n_back / len(steps) < MIN_MONOTONICITY):
