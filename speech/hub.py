@@ -21,9 +21,6 @@ def find_checkpoint(name: str | Path) -> Path:
 
     A name is looked up on the Hub only if it reads like USER/NAME and there is neither a folder of
     that name nor a folder USER: if USER exists here, NAME is a misspelled path.
-
-    Raises:
-        DataError: when the Hub cannot be reached or has no such checkpoint.
     """
     found = HUB_NAME.fullmatch(str(name))
     if not found or os.path.isdir(name) or os.path.isdir(found["user"]):
@@ -31,38 +28,29 @@ def find_checkpoint(name: str | Path) -> Path:
     config_path = download(str(name), found["repo"], "config.json", found["revision"])
     config = read_json(config_path, f"{name} of the Hugging Face Hub: config.json")
     if not isinstance(config, dict) or not set(config) >= OWN_FIELDS:
-        raise DataError(
-            f"{name}: the Hugging Face Hub has a model of this name, but not one of these "
-            "checkpoints: its config.json has no audio settings and symbols"
-        )
+        lack = "its config.json has no audio settings and symbols"
+        raise DataError(f"{name}: is on the Hub, but not one of these checkpoints: {lack}")
     commit = config_path.parent.name  # take both files from one commit, even during an upload
     return download(str(name), found["repo"], "model.safetensors", commit).parent
 
 
 def download(name: str, repo: str, filename: str, revision: str | None) -> Path:
-    """Download a file of a repository on the Hub, or find it in the cache.
-
-    Raises:
-        DataError: beginning with `name`, when that fails.
-    """
+    """Download a file of a repository on the Hub, or find it in the cache."""
     from huggingface_hub import errors, hf_hub_download
 
     missing = "no such checkpoint folder"
     reasons = {  # the first match is reported; some of these classes derive from later ones
         errors.HFValidationError: missing,
-        errors.GatedRepoError: "the Hugging Face Hub gives it only to those who have asked for "
-        "access on its page",
+        errors.GatedRepoError: "the Hub gives it only to those who have asked on its page",
         errors.RepositoryNotFoundError: f"{missing}, and no repository of this name on the Hugging "
         "Face Hub that you may read (a private one needs `hf auth login` or HF_TOKEN)",
         errors.RevisionNotFoundError: f"the repository has no revision {revision}",
-        errors.LocalEntryNotFoundError: f"{missing}, and the Hugging Face Hub cannot be reached, "
-        "nor was it downloaded before",
-        errors.EntryNotFoundError: f"the repository on the Hugging Face Hub has no {filename}, so "
-        "it is no checkpoint",
+        errors.LocalEntryNotFoundError: f"{missing}, and the Hugging Face Hub cannot be reached",
+        errors.EntryNotFoundError: f"the repository on the Hugging Face Hub has no {filename}",
     }
     try:
         return Path(hf_hub_download(repo, filename, revision=revision))
     except (*reasons, errors.HTTPError, OSError) as error:
-        fitting = [reason for kind, reason in reasons.items() if isinstance(error, kind)]
         other = f"cannot be downloaded ({one_line(error)})"
-        raise DataError(f"{name}: {(*fitting, other)[0]}") from None
+        fitting = (reason for kind, reason in reasons.items() if isinstance(error, kind))
+        raise DataError(f"{name}: {next(fitting, other)}") from None

@@ -77,10 +77,8 @@ def synthesize(
     """Speak a text once, in one piece.
 
     `options` are the other fields of SpeakingOptions, such as seed=0 (each seed sounds a little
-    different) or vocoder=load_vocoder(folder, voice.audio_config). n_retries is 0 here.
-
-    Raises:
-        DataError: when the text has nothing to speak.
+    different) or vocoder=load_vocoder(folder, voice.audio_config). n_retries is 0 here. A text with
+    nothing to speak is a DataError, as in the functions below.
     """
     options = {"n_retries": 0, **options}
     return speak_batch([text], voice, SpeakingOptions(max_decoder_steps, **options))[0]
@@ -89,22 +87,14 @@ def synthesize(
 def speak(
     texts: Iterable[str], voice: Voice, options: SpeakingOptions, batch_size: int = 16
 ) -> Iterator[Synthesis]:
-    """Speak texts in order, batch_size at a time.
-
-    Raises:
-        DataError: when a text has nothing to speak.
-    """
+    """Speak texts in order, batch_size at a time."""
     texts = iter(texts)
     while batch := list(islice(texts, batch_size)):
         yield from speak_batch(batch, voice, options)
 
 
 def speak_batch(texts: list[str], voice: Voice, options: SpeakingOptions) -> list[Synthesis]:
-    """Speak some texts at once; try failed ones again, and keep the best try of each.
-
-    Raises:
-        DataError: when a text has nothing to speak.
-    """
+    """Speak some texts at once; try failed ones again, and keep the best try of each."""
     tokens = [encode(text, voice) for text in texts]
     results = infer_batch(tokens, voice, options, options.seed)
     for n_tries in range(2, options.n_retries + 2):
@@ -140,10 +130,9 @@ def infer_batch(
     padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(device)
     if seed is not None:
         torch.manual_seed(seed)
+    limits = options.max_decoder_steps, options.stop_threshold
     with inference_precision(device, options.dtype):
-        output = voice.model.infer(
-            padded, lengths, options.max_decoder_steps, options.stop_threshold
-        )
+        output = voice.model.infer(padded, lengths, *limits)
     scores = free_running_scores(output, lengths)
     return [
         Synthesis(
@@ -158,11 +147,7 @@ def infer_batch(
 
 
 def encode(text: str, voice: Voice) -> Tensor:
-    """Turn a text into tokens, (T_text,) int64.
-
-    Raises:
-        DataError: when the text has nothing to speak.
-    """
+    """Turn a text into tokens, (T_text,) int64; one with nothing to speak is a DataError."""
     try:
         return voice.tokenizer.encode(text)
     except ValueError as error:

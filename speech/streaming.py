@@ -35,9 +35,6 @@ def stream(
     """Speak a text of any length; yield its sound in parts, (n_samples,) float32 in [-1, 1].
 
     Of the options, n_retries and speed have no effect here.
-
-    Raises:
-        DataError: when the text has nothing to speak.
     """
     encode(text, voice)
     options = replace(options or SpeakingOptions(), speed=1.0)
@@ -72,16 +69,14 @@ def stream_piece(text: str, voice: Voice, options: SpeakingOptions) -> Iterator[
 def stream_mels(text: str, voice: Voice, options: SpeakingOptions) -> Iterator[Tensor]:
     """Yield the mel of one piece in parts (n_frames, num_mels), clamped, as soon as it is known."""
     model, tokens = voice.model, encode(text, voice)
-    device = next(model.parameters()).device
-    lengths = torch.tensor([len(tokens)])
+    device, lengths = next(model.parameters()).device, torch.tensor([len(tokens)])
     padding_mask = build_padding_mask(lengths, device=device)
     if options.seed is not None:
         torch.manual_seed(options.seed)
     with inference_precision(device, options.dtype):
         encoder_outputs = model.encoder(tokens[None].to(device), lengths, padding_mask)
-    steps = model.decoder.run_freely(
-        encoder_outputs, padding_mask, options.max_decoder_steps, options.stop_threshold
-    )
+    limits = options.max_decoder_steps, options.stop_threshold
+    steps = model.decoder.run_freely(encoder_outputs, padding_mask, *limits)
     # The correction of a frame depends on so many frames before it and after it.
     reach = sum(conv[0].kernel_size[0] // 2 for conv in model.postnet.convolutions)
     decoded = torch.zeros(1, 0, model.config.num_mels, device=device)

@@ -11,6 +11,7 @@ transformers' module; V3 is that module with the residual blocks below.
 import math
 import os
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,34 +48,26 @@ def to_audio(mel: Tensor, audio_config: AudioConfig, vocoder: Vocoder | None = N
 def load_vocoder(
     directory: str | Path, audio_config: AudioConfig, device: str | torch.device = "cpu"
 ) -> Vocoder:
-    """Load a HiFi-GAN's generator from its folder.
+    """Load a HiFi-GAN's generator from its folder, as a Vocoder on `device`.
 
-    Returns:
-        A function of the natural-log mel (T_mel, num_mels) that gives the wav (T_mel * hop_size,)
-        in [-1, 1], on `device`.
-
-    Raises:
-        DataError: when a file is missing, broken or does not fit, when the vocoder was trained on
-            other mels than audio_config's, or when transformers is not installed.
+    A vocoder that is broken, or that was trained on other mels than audio_config's, is a DataError.
     """
     folder = Path(directory)
     config = read_vocoder_config(folder)
-    differences = list_differences(config, audio_config)
-    if differences:
+    if differences := "; ".join(list_differences(config, audio_config)):
         raise DataError(
-            f"--vocoder {folder}: is for other mels than the checkpoint's: {'; '.join(differences)}"
+            f"--vocoder {folder}: is for other mels than the checkpoint's: {differences}"
         )
     check_sizes(folder / "config.json", config)
     path = find_weights(folder)
-    generator = build_generator(config)
-    state = read_weights(path)
+    generator, state = build_generator(config), read_weights(path)
     num_mels = config["num_mels"]  # transformers normalises the mel; HiFi-GAN does not
     state |= {"mean": torch.zeros(num_mels), "scale": torch.ones(num_mels)}
     try:
         generator.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        reason = one_line(error)
-        raise DataError(f"--vocoder {path}: does not fit config.json ({reason})") from None
+        message = f"--vocoder {path}: does not fit config.json ({one_line(error)})"
+        raise DataError(message) from None
     generator = generator.to(device).eval().requires_grad_(False)
     return lambda log_mel: generator(log_mel.to(device).float())
 
@@ -84,17 +77,11 @@ def read_vocoder_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not os.path.isdir(folder):
         raise DataError(f"--vocoder {folder}: no such folder")
-    if not os.path.isfile(path):
-        raise DataError(f"--vocoder {folder}: config.json is missing")
     config = read_json(path, f"--vocoder {path}")
-    if not isinstance(config, dict):
-        raise DataError(f"--vocoder {path}: not the config of a HiFi-GAN")
-    missing = [name for name in (*SIZES, *AUDIO_FIELDS, "resblock") if name not in config]
-    if missing:
-        raise DataError(
-            f"--vocoder {path}: does not say {', '.join(missing)}, as the config.json of a "
-            "HiFi-GAN does"
-        )
+    given = set(config) if isinstance(config, dict) else set()
+    if missing := [x for x in (*SIZES, *AUDIO_FIELDS, "resblock") if x not in given]:
+        fields = ", ".join(missing)
+        raise DataError(f"--vocoder {path}: not the config of a HiFi-GAN, which has {fields}")
     return config
 
 
@@ -113,17 +100,14 @@ def list_differences(config: dict[str, Any], audio_config: AudioConfig) -> list[
 
 def check_sizes(path: Path, config: dict[str, Any]) -> None:
     """Refuse sizes that contradict each other, or that would exhaust the memory."""
-
-    def are_sizes(value: object) -> bool:
-        return isinstance(value, list) and all(type(x) is int and 1 <= x <= MAX_SIZE for x in value)
-
     channels, rates, kernels, block_kernels, dilations = (config[name] for name in SIZES)
+    try:
+        sizes = [channels, *rates, *kernels, *block_kernels, *chain(*dilations)]
+    except TypeError:  # a number where a list should be
+        sizes = [None]
     fit = (
         config["resblock"] in ("1", "2")
-        and are_sizes([channels])
-        and all(map(are_sizes, (rates, kernels, block_kernels)))
-        and isinstance(dilations, list)
-        and all(map(are_sizes, dilations))
+        and all(type(size) is int and 1 <= size <= MAX_SIZE for size in sizes)
         and len(rates) == len(kernels) > 0
         and len(block_kernels) == len(dilations) > 0
         and all(k >= u and (k - u) % 2 == 0 for u, k in zip(rates, kernels, strict=True))
@@ -138,8 +122,7 @@ def check_sizes(path: Path, config: dict[str, Any]) -> None:
 def find_weights(folder: Path) -> Path:
     """Find the file with the generator's weights."""
     for pattern in ("generator_*", "g_*"):
-        found = sorted(path for path in folder.glob(pattern) if path.is_file())
-        if found:
+        if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
             return found[-1]
     raise DataError(f"--vocoder {folder}: there is no generator_* or g_* beside config.json")
 
@@ -152,8 +135,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = {name.replace("ups.", "upsampler.", 1): x for name, x in state.items()}
         state = {name: weight.float() for name, weight in fold_weight_norm(state).items()}
     except Exception as error:  # torch.load raises nearly anything on a broken file
-        reason = one_line(error, 150)
-        raise DataError(f"--vocoder {path}: not a generator's weights ({reason})") from None
+        message = f"--vocoder {path}: not a generator's weights ({one_line(error, 150)})"
+        raise DataError(message) from None
     broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
     if broken:
         raise DataError(f"--vocoder {path}: {broken[0]} holds NaN or infinity")

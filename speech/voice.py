@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, get_type_hints
 import safetensors.torch
 import torch
 
-from command_line.files import DataError, one_line
+from command_line.files import DataError, one_line, read_json
 from dataset import AudioConfig
 from fast.decoder import speed_up
 from model import Tacotron2, Tacotron2Config
@@ -70,55 +70,42 @@ def check_fields(path: Path, given: dict[str, Any], config_class: type) -> None:
 
 
 def outline_model(model_config: Tacotron2Config) -> Tacotron2:
-    """Build the model on the meta device: names and shapes, without memory for the weights.
-
-    Raises:
-        DataError: when it has more than MAX_PARAMETERS.
-    """
+    """Build the model on the meta device (no memory); refuse more than MAX_PARAMETERS."""
     with torch.device("meta"):
         model = Tacotron2(model_config)
     n_parameters = sum(p.numel() for p in model.parameters())
     if n_parameters > MAX_PARAMETERS:
-        raise DataError(
-            f"the sizes make a model of {n_parameters:,} parameters, at most "
-            f"{MAX_PARAMETERS:,} are allowed; the default sizes make one of some 28,000,000"
-        )
+        limit = f"at most {MAX_PARAMETERS:,} are allowed"
+        raise DataError(f"the sizes make a model of {n_parameters:,} parameters, {limit}")
     return model
 
 
 def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, Tokenizer]:
-    """Read config.json of a checkpoint folder.
-
-    Raises:
-        DataError: when it is missing, not JSON, of a newer format or has other fields, or when
-            `save_pretrained` wrote it, without audio settings and symbols.
-    """
+    """Read config.json of a checkpoint folder."""
     path = Path(directory) / CONFIG_FILE
     if not os.path.isdir(directory):  # unlike Path.is_dir, False for any unusable name
         raise DataError(f"{directory}: no such checkpoint folder")
     if not os.path.isfile(path):
         raise DataError(f"{directory}: not a checkpoint folder, {CONFIG_FILE} is missing")
+    config = read_json(path, str(path))
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config, dict) and not {"format_version", "audio", "symbols"} & set(config):
+        if not {"format_version", "audio", "symbols"} & set(config):
             raise DataError(
                 f"{path}: has neither audio settings nor symbols, which save_pretrained does not "
                 f"write: copy {CONFIG_FILE} of the checkpoint that the model came from to "
                 f"{directory}, or call write_config({str(directory)!r}, model.config, "
                 "audio_config, tokenizer) of speech/voice.py"
             )
-        version = config.pop("format_version")
-        if version != FORMAT_VERSION:
-            raise DataError(
-                f"{path}: format_version {version!r:.40} is not the {FORMAT_VERSION} read here"
-            )
+        if (found := config.pop("format_version")) != FORMAT_VERSION:
+            message = f"format_version {found!r:.40} is not the {FORMAT_VERSION} read here"
+            raise DataError(f"{path}: {message}")
         audio, symbols, cleaner = (config.pop(name) for name in ("audio", "symbols", "cleaner"))
-        for given, config_class in ((config, Tacotron2Config), (audio, AudioConfig)):
-            check_fields(path, given, config_class)
+        check_fields(path, config, Tacotron2Config)
+        check_fields(path, audio, AudioConfig)
         result = Tacotron2Config(**config), AudioConfig(**audio), Tokenizer(symbols, cleaner)
     except DataError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a checkpoint's config ({error})") from None
     if result[0].vocab_size != result[2].vocab_size or result[0].num_mels != result[1].num_mels:
         raise DataError(f"{path}: model, symbols and audio do not fit each other")
@@ -126,11 +113,7 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
 
 
 def check_shapes(path: Path, model_config: Tacotron2Config) -> None:
-    """Compare the shapes in a weights file with the model's, before either is loaded.
-
-    Raises:
-        DataError: when the model is too large, or a tensor is missing, unknown or of another shape.
-    """
+    """Compare the shapes in a weights file with the model's, before either is loaded."""
     try:
         outline = outline_model(model_config).state_dict()
     except DataError as error:
@@ -147,9 +130,7 @@ def check_shapes(path: Path, model_config: Tacotron2Config) -> None:
 def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -> Voice:
     """Load a checkpoint folder, or USER/NAME of the Hub, as a Voice in eval mode.
 
-    Raises:
-        DataError: when config.json or model.safetensors is missing, broken or does not fit, or
-            cannot be downloaded.
+    A checkpoint that cannot be downloaded, is incomplete or is broken is a DataError.
     """
     directory = find_checkpoint(directory)
     model_config, audio_config, tokenizer = read_config(directory)
@@ -162,8 +143,8 @@ def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -
         state = safetensors.torch.load_file(path)
         model.load_state_dict(state)
     except (safetensors.SafetensorError, RuntimeError, OSError) as error:
-        reason = one_line(error)
-        raise DataError(f"{path}: weights do not fit config.json ({reason})") from None
+        message = f"{path}: weights do not fit {CONFIG_FILE} ({one_line(error)})"
+        raise DataError(message) from None
     broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
     if broken:
         raise DataError(f"{path}: {broken[0]} holds NaN or infinity")
@@ -188,10 +169,7 @@ def add_device_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def inference_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Return the context in which the model computes its matrix products in `dtype`.
-
-    LSTM cells, alignments and the stored weights stay float32.
-    """
+    """Return the context that computes matrix products in `dtype`; LSTM cells stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
@@ -208,34 +186,28 @@ def list_differences(
     if saved_tokenizer.symbols != tokenizer.symbols:
         n_saved, n_given = saved_tokenizer.vocab_size, tokenizer.vocab_size
         differences.append(f"the symbols differ ({n_saved} were saved, {n_given} are given)")
-    if saved_tokenizer.cleaner != tokenizer.cleaner:
-        differences.append(
-            f"--cleaner was {saved_tokenizer.cleaner} and is now {tokenizer.cleaner}"
-        )
-    return differences
+    return differences + compare_cleaners(saved_tokenizer, tokenizer)
+
+
+def compare_cleaners(saved: Tokenizer, given: Tokenizer) -> list[str]:
+    same = saved.cleaner == given.cleaner
+    return [] if same else [f"--cleaner was {saved.cleaner} and is now {given.cleaner}"]
 
 
 def move_embeddings(
     saved: torch.Tensor, own: torch.Tensor, saved_symbols: Sequence[str], symbols: Sequence[str]
 ) -> tuple[torch.Tensor, list[str]]:
-    """Move each symbol's embedding to the symbol's place in the new table.
+    """Move each symbol's embedding (character_embed_dim,) to the symbol's place in the new table.
 
-    Args:
-        saved: the checkpoint's embeddings, (len(saved_symbols), character_embed_dim).
-        own: fresh embeddings, (len(symbols), character_embed_dim), for symbols that are new.
-
-    Returns:
-        The embeddings, as large as `own`, and a phrase for each kind of difference.
+    A new symbol keeps its embedding in `own`. The list has a phrase for each kind of difference.
     """
     places = {symbol: i for i, symbol in enumerate(saved_symbols)}
     rows = [saved[places[s]] if s in places else own[i] for i, s in enumerate(symbols)]
-    new = [symbol for symbol in symbols if symbol not in places]
-    gone = [symbol for symbol in saved_symbols if symbol not in set(symbols)]
-    differences = [
-        f"{what}: {' '.join(map(repr, some))}"
-        for what, some in (("new symbols, not yet learned", new), ("symbols left out", gone))
-        if some
-    ]
+    differences = []
+    if new := [repr(symbol) for symbol in symbols if symbol not in places]:
+        differences.append(f"new symbols, not yet learned: {' '.join(new)}")
+    if gone := [repr(symbol) for symbol in saved_symbols if symbol not in symbols]:
+        differences.append(f"symbols left out: {' '.join(gone)}")
     return torch.stack(rows), differences
 
 
@@ -246,16 +218,11 @@ def warm_start(
     tokenizer: Tokenizer,
     allow_mismatch: bool,
 ) -> list[str]:
-    """Copy the weights of a checkpoint into `model`.
+    """Copy the weights of a checkpoint into `model`; list the differences, a phrase for each.
 
     Embeddings are copied symbol by symbol, so the order and number of symbols may differ, and so
-    may the cleaner. With allow_mismatch, other weights that do not fit keep their initial values.
-
-    Returns:
-        The differences from the checkpoint, a phrase for each.
-
-    Raises:
-        DataError: when something does not fit and allow_mismatch is False.
+    may the cleaner. Other weights that do not fit are refused; with allow_mismatch, they keep their
+    initial values.
     """
     voice = load_checkpoint(path)
     saved, own = voice.model.state_dict(), model.state_dict()
@@ -264,10 +231,7 @@ def warm_start(
     if saved[name].shape[1] == own[name].shape[1]:
         tables = voice.tokenizer.symbols, tokenizer.symbols
         saved[name], text_differences = move_embeddings(saved[name], own[name], *tables)
-    if voice.tokenizer.cleaner != tokenizer.cleaner:
-        text_differences.append(
-            f"--cleaner was {voice.tokenizer.cleaner} and is now {tokenizer.cleaner}"
-        )
+    text_differences += compare_cleaners(voice.tokenizer, tokenizer)
     fitting = {}
     for name, weight in own.items():
         if name not in saved:
@@ -279,9 +243,7 @@ def warm_start(
             fitting[name] = saved[name]
     misfits += [f"{name} has no place here" for name in saved if name not in own]
     if misfits and not allow_mismatch:
-        raise DataError(
-            f"--warm_start {path}: {'; '.join(misfits[:8])}; --warm_start_allow_mismatch takes "
-            "what fits"
-        )
+        remedy = "--warm_start_allow_mismatch takes what fits"
+        raise DataError(f"--warm_start {path}: {'; '.join(misfits[:8])}; {remedy}")
     model.load_state_dict(fitting, strict=False)
     return text_differences + misfits
