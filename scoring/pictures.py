@@ -52,12 +52,8 @@ def summary_figure(
 ) -> Figure:
     """Draw the true mel (unless None), the predicted mel and its alignment over one time axis.
 
-    Args:
-        mel_true: (T, num_mels); T may differ from T_mel, as beside a free-running prediction.
-        mel_predicted: (T_mel, num_mels). Both mels share one colour range.
-        alignment: (T_mel, T_text).
-        text: T_text characters, in which "{T ER1 N}" counts as three phonemes.
-        hop_seconds: seconds from one frame to the next.
+    The mels may differ in length and share one colour range. `text` has T_text characters, in which
+    "{T ER1 N}" counts as three phonemes.
     """
     mels, alignment = {"mel": np.asarray(mel_predicted)}, np.asarray(alignment)
     if mel_true is not None:
@@ -78,16 +74,12 @@ def alignment_film(
 ) -> None:
     """Write one sentence's mels and alignments over the epochs as a GIF that loops.
 
-    All alignments have one shape, (T_mel, T_text), and so have all mels, (T_mel, num_mels). The
-    frames share one layout and one colour range, so that nothing moves except what the model has
-    learned.
+    The frames share one layout and one colour range: only what the model has learned moves.
     """
     alignments, mels = [np.asarray(a) for a in alignments], [np.asarray(mel) for mel in mels]
-    figure = new_figure(6.4, 4.0)
-    panels = draw_stack(
-        figure, {"mel": mels[0]}, find_range(mels), alignments[0], text, hop_seconds, titles[0]
-    )
-    frames = []
+    figure, frames = new_figure(6.4, 4.0), []
+    first, limits = {"mel": mels[0]}, find_range(mels)
+    panels = draw_stack(figure, first, limits, alignments[0], text, hop_seconds, titles[0])
     for alignment, mel, title in zip(alignments, mels, titles, strict=True):
         panels[0].images[0].set_data(mel.T)
         show_alignment(panels[1], alignment, hop_seconds)
@@ -104,8 +96,7 @@ def loss_figure(history: Sequence[dict]) -> Figure:
     """Draw curves over epochs from one dict per epoch, with "epoch" and any numbers by name.
 
     `train_X` and `val_X` share a panel, and so do a score `X` and `free_running_X`; "loss" has the
-    large one. The legend gives each curve's last value. The axis of a score goes from 0 to 1,
-    because a coverage that falls from 1 to 0.996 would look like a collapse on a magnified axis.
+    large one. A score's axis goes from 0 to 1, as a fall to 0.996 is no collapse.
     """
     keys = {key for row in history for key, value in row.items() if is_number(value)}
     names = {re.sub("^(train|val|free_running)_", "", key) for key in keys - {"epoch", "step"}}

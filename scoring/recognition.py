@@ -37,20 +37,15 @@ Recognizer = Callable[[np.ndarray], str]  # (n_samples,) float32 at SAMPLING_RAT
 
 
 def load_recognizer(name: str, device: str) -> Recognizer:
-    """Load a recognizer of transformers, such as Whisper or wav2vec 2.0, by name or folder.
-
-    Raises:
-        DataError: when a package is missing or the model cannot be loaded.
-    """
+    """Load a recognizer of transformers, such as Whisper or wav2vec 2.0, by name or folder."""
     import_extra("jiwer", "--asr", REQUIREMENTS)  # counts the errors
     transformers = import_extra("transformers", "--asr", REQUIREMENTS)
     transformers.logging.set_verbosity_error()
-    task = "automatic-speech-recognition"
     try:
-        pipe = transformers.pipeline(task, model=name, device=device)
+        pipe = transformers.pipeline("automatic-speech-recognition", model=name, device=device)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = one_line(error)
-        raise DataError(f"--asr {name}: is no recognizer that can be loaded ({reason})") from None
+        message = f"--asr {name}: is no recognizer that can be loaded ({one_line(error)})"
+        raise DataError(message) from None
 
     def recognize(samples: np.ndarray) -> str:
         sound = {"raw": samples, "sampling_rate": SAMPLING_RATE}
@@ -78,10 +73,7 @@ def plain_words(text: str, tokenizer: Tokenizer) -> str:
 
 
 def count_errors(reference: str, transcript: str) -> dict[str, int]:
-    """Count insertions, deletions and substitutions of words and of characters.
-
-    Both texts are from `plain_words`; the reference must not be empty.
-    """
+    """Count insertions, deletions and substitutions of words and of characters."""
     import jiwer
 
     words = jiwer.process_words(reference, transcript)
@@ -99,12 +91,9 @@ def score_sounds(
     text: str,
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
-    """Transcribe a clip's SOUNDS and count their errors: columns of the clip's row.
+    """Transcribe a clip's SOUNDS (wav and sampling rate) and count errors: columns of its row.
 
-    Args:
-        sounds: wav (n_samples,) and sampling rate of each of SOUNDS.
-        text: the text that they should say. One with phonemes in braces cannot be compared, so its
-            clip has no columns.
+    A text with phonemes in braces cannot be compared, so its clip has no columns.
     """
     reference = plain_words(text, tokenizer)
     if PHONEMES_IN_BRACES.search(text) or not reference:
@@ -119,10 +108,7 @@ def score_sounds(
 
 
 def error_rates(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Divide the errors of all clips by the words (wer) and characters (cer) of their texts.
-
-    `columns` holds those of `score_sounds`, (n_clips,) each, NaN for clips that have none.
-    """
+    """Divide the errors of all clips by the words (wer) and characters (cer) of their texts."""
     rates = {}
     for name in SOUNDS:
         for rate, unit in (("wer", "word"), ("cer", "character")):
@@ -133,10 +119,9 @@ def error_rates(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 def count_totals(columns: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Count clips, words, characters and errors of each kind for the report of evaluate.py."""
-    totals = {
-        name: int(np.nansum(columns[name])) for name in ("asr_words", "asr_characters", *COUNTS)
-    }
-    return {"asr_clips": int(np.isfinite(columns["asr_words"]).sum()), **totals}
+    names = ("asr_words", "asr_characters", *COUNTS)
+    n_clips = int(np.isfinite(columns["asr_words"]).sum())
+    return {"asr_clips": n_clips, **{name: int(np.nansum(columns[name])) for name in names}}
 
 
 def recognition_table(report: dict[str, Any]) -> list[tuple[str, str]]:

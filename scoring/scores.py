@@ -28,16 +28,11 @@ N_CEPSTRA = 13  # c_1 to c_13; c_0 is loudness
 def alignment_scores(
     alignments: Tensor, token_lengths: Tensor, mel_lengths: Tensor
 ) -> dict[str, Tensor]:
-    """Score how well formed each alignment is, not whether it is true.
+    """Score how well formed each alignment (B, T_mel, T_text) is; each score is (B,).
 
-    Args:
-        alignments: (B, T_mel, T_text).
-        token_lengths, mel_lengths: (B,) int64.
-
-    Returns:
-        focus: the mean over frames of the alignment's maximum, 1 is sharp; coverage: the share of
-        characters that get at least half a frame of attention; monotonicity: the share of steps on
-        which the arg-max does not go back. Each (B,).
+    focus: the mean over frames of the alignment's maximum, 1 is sharp; coverage: the share of
+    characters that get at least half a frame of attention; monotonicity: the share of steps on
+    which the arg-max does not go back.
     """
     alignments, token_lengths = alignments.float(), token_lengths.to(alignments.device)
     mel_lengths = mel_lengths.to(alignments.device)
@@ -54,10 +49,7 @@ def alignment_scores(
 
 
 def free_running_limit(n_frames: int, max_decoder_steps: int) -> int:
-    """Compute the limit of free running for clips whose recordings have at most n_frames.
-
-    A voice that speaks for more than twice as long has missed its end anyway.
-    """
+    """Limit free running: a voice twice as long as its recording has missed its end anyway."""
     return min(max_decoder_steps, 2 * n_frames + 100)
 
 
@@ -81,7 +73,7 @@ def describe_score(score: float) -> str:
 
 
 def mel_cepstral_distortion(mel: Tensor, reference: Tensor, audio_config: AudioConfig) -> float:
-    """Measure the mel-cepstral distortion in dB of a mel, under dynamic time warping.
+    """Measure the mel-cepstral distortion in dB of a mel (T_mel, num_mels), under time warping.
 
     A pair of frames is (10 / ln 10) sqrt(2 sum (c_k - c'_k)^2) apart, k = 1..13. The result is the
     mean over the frames that the path pairs with a frame of the reference, then over the
@@ -91,12 +83,6 @@ def mel_cepstral_distortion(mel: Tensor, reference: Tensor, audio_config: AudioC
     square in dB between two smoothed spectra. Compare it only with numbers at the same
     sampling_rate, num_mels, n_fft, window_size, hop_size, fmin, fmax and min_db, and not with those
     of papers, whose cepstra come from other analyses.
-
-    Args:
-        mel, reference: (T_mel, num_mels) as audio_config scales them, of any two lengths.
-
-    Raises:
-        DataError: when a value is not finite.
     """
     import librosa.sequence  # slow to import
     import scipy.fft
@@ -120,14 +106,9 @@ def word_start_errors(
 ) -> tuple[list[float], list[float]]:
     """Measure how many seconds too late (or early, < 0) each word but the first starts.
 
-    Args:
-        alignment: (T_mel, T_text) of one utterance, without padding.
-        words: {"word", "index" of its first character, "start" in seconds} in order.
-        hop_seconds: seconds from one frame to the next.
-
-    Returns:
-        The errors of the time at which the alignment's arg-max first reaches each word's first
-        character (the clip's end when it never does), and the errors of a straight diagonal.
+    `words` has each word's "index" (of its first character) and "start" in seconds, in order. The
+    first list is for an alignment (T_mel, T_text), whose arg-max reaches a word's first character
+    at some frame (the clip's end if it never does); the second for a straight diagonal.
     """
     n_frames, n_text = alignment.shape
     positions = alignment.argmax(dim=1)  # (T_mel,)
