@@ -45,7 +45,7 @@ from command_line.main import say, script
 from corpora.demo_sentences import WORD, make_sentences, read_sentences
 from corpora.espeak import FASTEST, SAMPLING_RATE, SLOWEST, Speaker
 
-N_SENTENCES, MIN_CHARS, MAX_CHARS, SEED = 3300, 10, 32, 42
+N_SENTENCES = 3300
 
 # espeak-ng carries the phase of its pitch flutter from one sentence to the next, even across
 # espeak_Terminate, so the samples depend on the sentences that a process has spoken before. Every
@@ -105,14 +105,11 @@ def write_corpus(folder: Path, texts: list[str], arguments: dict[str, Any]) -> N
     sentences = [(f"DEMO-{n:05d}", text) for n, text in enumerate(texts, start=1)]
     voice = arguments["voice"], arguments["words_per_minute"]
     spoken = speak_all(sentences, folder / "wavs", *voice)
-    n_words = sum(len(WORD.findall(text)) for text in texts)
-    n_timed = sum(len(times) for *_, times in spoken)
     record = {
         "arguments": arguments,
         "n_clips": len(spoken),
         "seconds": round(sum(seconds for _, _, seconds, _ in spoken), 2),
-        "n_words": n_timed,
-        "n_words_without_time": n_words - n_timed,
+        "n_words": sum(len(times) for *_, times in spoken),
     }
     times = ",\n".join(f"{json.dumps(i)}: {json.dumps(times)}" for i, _, _, times in spoken)
     contents = {
@@ -132,10 +129,8 @@ def choose_sentences(args: argparse.Namespace) -> list[str]:
     supply = make_sentences(args.min_chars, args.max_chars, args.seed)
     sentences = list(itertools.islice(supply, n_sentences))
     if len(sentences) < n_sentences:
-        raise DataError(
-            f"the grammar gives only {len(sentences)} different sentences of {args.min_chars} to"
-            f" {args.max_chars} characters; lower --n_sentences or widen the range"
-        )
+        only = f"the grammar gives only {len(sentences)} sentences of such lengths"
+        raise DataError(f"{only}; lower --n_sentences, or widen --min_chars and --max_chars")
     return sentences
 
 
@@ -146,13 +141,12 @@ def is_made(folder: Path, arguments: dict[str, Any], overwrite: bool) -> bool:
     try:
         found = dict(read_json(folder / "corpus.json", "corpus.json")["arguments"])
     except (DataError, TypeError, KeyError, ValueError):
-        problem = "exists and was not made by this script; choose another"
-        raise DataError(f"{folder} {problem}") from None
+        raise DataError(f"{folder} was not made by this script; choose another folder") from None
     if overwrite:
         return False
     if other := [name for name in arguments if found.get(name) != arguments[name]]:
-        problem = f"holds another corpus (other {', '.join(other)})"
-        raise DataError(f"{folder} {problem}; choose another folder or add --overwrite")
+        holds = f"{folder} holds another corpus (other {', '.join(other)})"
+        raise DataError(f"{holds}; choose another folder or add --overwrite")
     return True
 
 
@@ -161,26 +155,28 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = FlagParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--path_to_save", type=path_argument, required=True, help="folder to make")
-    text_help = "UTF-8 text to speak, one sentence a line (default: the grammar's sentences)"
-    add("--sentences", type=path_argument, help=text_help)
-    n_help = f"number of sentences (default: {N_SENTENCES}, or all of --sentences)"
-    add("--n_sentences", type=count_argument, help=n_help)
-    min_help = "characters of the grammar's shortest sentences"
-    add("--min_chars", type=count_argument, help=f"{min_help} (default: {MIN_CHARS})")
-    max_help = "characters of the grammar's longest sentences"
-    add("--max_chars", type=count_argument, help=f"{max_help} (default: {MAX_CHARS})")
-    add("--seed", type=int, help=f"seed of the grammar's sentences (default: {SEED})")
+    add("--sentences", type=path_argument, help="text to speak, one sentence a line")
+    add(
+        "--n_sentences", type=count_argument, help=f"{N_SENTENCES}, or all of --sentences, if unset"
+    )
+    add(
+        "--min_chars",
+        type=count_argument,
+        default=10,
+        help="of the grammar's sentences (%(default)s)",
+    )
+    add(
+        "--max_chars",
+        type=count_argument,
+        default=32,
+        help="of the grammar's sentences (%(default)s)",
+    )
+    add("--seed", type=int, default=42, help="of the grammar's sentences (default: %(default)s)")
     add("--voice", default="en-us", help="an espeak-ng voice (default: %(default)s)")
     speed = partial(count_argument, least=SLOWEST, most=FASTEST)
     add("--words_per_minute", type=speed, default=160, help="pace (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace another corpus at path_to_save")
     args = parser.parse_args(argv)
-    grammar = {"min_chars": MIN_CHARS, "max_chars": MAX_CHARS, "seed": SEED}
-    for name, default in grammar.items():
-        if getattr(args, name) is None:
-            setattr(args, name, default)
-        elif args.sentences is not None:
-            parser.error(f"--{name} is for the grammar and has no meaning with --sentences")
     if args.min_chars > args.max_chars:
         parser.error(f"--min_chars {args.min_chars} exceeds --max_chars {args.max_chars}")
     return args
@@ -207,8 +203,7 @@ def main(argv: list[str] | None = None) -> None:
         write_whole(folder, lambda scratch: write_corpus(scratch, sentences, arguments))
     made = read_json(folder / "corpus.json", "corpus.json")
     clips = f"{made['n_clips']} clips, {made['seconds'] / 60:.1f} minutes"
-    words = f"{made['n_words']} words with their times ({made['n_words_without_time']} without)"
-    say(f"{folder}: {clips}, {words}.")
+    say(f"{folder}: {clips}, {made['n_words']} words with their times.")
 
 
 if __name__ == "__main__":

@@ -196,7 +196,6 @@ def test_a_folder_of_others_is_never_replaced(tmp_path, capsys):
         (["--max_chars", "4", "--min_chars", "1"], None, "the grammar gives only"),
         (["--voice", "klingon-x"], None, "no voice 'klingon-x'"),
         (["--words_per_minute", "9"], None, "must be 80 to 450"),
-        (["--seed", "1"], b"One fox.", "--seed is for the grammar"),
         ([], b"\n \n", "has only 0 sentences"),
         (["--n_sentences", "3"], b"One fox.\nTwo foxes.\n", "has only 2 sentences"),
         ([], b"One fox.\nTwo|foxes.\n", "line 2 has a |"),

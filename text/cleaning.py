@@ -43,7 +43,8 @@ def clean_text(text: str, known: frozenset[str], cleaner: str = "english") -> st
     """
     text = compose(text, known)
     if cleaner == "english":
-        text = text if text.isascii() else _replace_typography(text, known)
+        text = _THOUSANDS.sub(",", text)
+        text = "".join(c if c.isascii() or c in known else _replace_character(c) for c in text)
         text = to_words(text, known)
     else:
         text = "".join(c if c in known else TYPOGRAPHIC.get(c) or c for c in text)
@@ -73,14 +74,8 @@ def _find_split(known: frozenset[str]) -> dict[str, str]:
     return {parts: character for parts, character in by_parts.items() if parts not in known}
 
 
-def _replace_typography(text: str, known: frozenset[str]) -> str:
-    """Write unknown variants of characters as a keyboard has them; accents stay."""
-    return "".join(
-        c if c.isascii() or c in known else _replace_character(c) for c in _THOUSANDS.sub(",", text)
-    )
-
-
 def _replace_character(character: str) -> str:
+    """Write a variant of a character as a keyboard has it; accents stay."""
     if character in TYPOGRAPHIC:
         return TYPOGRAPHIC[character]
     if character.isdecimal():

@@ -45,11 +45,9 @@ def load_dictionary() -> dict[str, str]:
 def to_phonemes(
     text: str, dictionary: Mapping[str, str], rng: np.random.Generator | None = None
 ) -> str:
-    """Replace whole words by ARPAbet in braces; words that the dictionary lacks stay.
+    """Replace the words of a cleaned text by ARPAbet in braces, where the dictionary has them.
 
-    Args:
-        text: cleaned, so that numbers are words; groups in braces stay as they are.
-        rng: for training, draws half of the texts and half of their words; None replaces all words.
+    With an rng, for training, that is half of the words of half of the texts.
     """
     if rng is not None and rng.random() >= SHARE_OF_TEXTS:
         return text
