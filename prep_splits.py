@@ -9,8 +9,7 @@ anything: it lists bad ones with their line number and stops, unless --skip_bad 
 
 The manifests have the columns file_path,normalized_transcript,duration: absolute paths and
 seconds, longest clip first. Only the seed and the ids decide which clips are held out, so the split
-is the same on every machine. --val_split_pct holds out more clips, in val_metadata.csv, on which to
-choose a checkpoint; the test set stays the same.
+is the same on every machine. --val_split_pct holds out more clips, on which to choose a checkpoint.
 Read a manifest with pandas.read_csv(path, keep_default_na=False), or the text "NA" gets lost.
 """
 

@@ -1,6 +1,6 @@
 """Speak with espeak-ng, through its C library, and measure when each word begins.
 
-    samples, starts = Speaker("en-us", words_per_minute=160).speak("Come in now.")
+    samples, starts = Speaker("en-us").speak("Come in now.")
 
 The library and its voices come with `pip install espeakng-loader`.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from command_line.files import DataError
 
 SAMPLING_RATE = 22050  # Hz, what espeak-ng's own synthesizer produces
-SLOWEST, FASTEST = 80, 450  # words per minute, espeak-ng's limits
+WORDS_PER_MINUTE = 160
 MAX_LEAD_SECONDS = 0.05  # of silence before the speech
 TAIL_SECONDS = 0.1  # of silence after it
 SILENCE_LEVEL = 32  # of 32768: -60 dB of full scale; espeak-ng's pauses are exact zeros
@@ -53,9 +53,9 @@ SynthCallback = ctypes.CFUNCTYPE(
 
 
 class Speaker:
-    """Speaks with espeak-ng, one voice at one speed. The library is global: one per process."""
+    """Speaks with espeak-ng, in one voice. The library is global: one per process."""
 
-    def __init__(self, voice: str, words_per_minute: int) -> None:
+    def __init__(self, voice: str) -> None:
         try:
             import espeakng_loader
         except ImportError:
@@ -71,7 +71,7 @@ class Speaker:
             raise DataError(f"espeak-ng cannot read {data_path} (150 characters are its limit)")
         if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise DataError(f"espeak-ng has no voice {voice!r}; {data_path}/lang has its voices")
-        self.library.espeak_SetParameter(PARAMETER_RATE, words_per_minute, 0)
+        self.library.espeak_SetParameter(PARAMETER_RATE, WORDS_PER_MINUTE, 0)
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # espeak-ng seeds with the time
         self.chunks: list[np.ndarray] = []
         self.events: list[tuple[int, int, int, bytes]] = []

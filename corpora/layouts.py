@@ -113,11 +113,7 @@ def find_separator(lines: list[str]) -> str:
 
 
 def split_rows(lines: list[str], separator: str, path: Path) -> list[Row]:
-    """Split a table into rows.
-
-    With | and tab there are no quotes, as in LJSpeech, where a lone double quote belongs to the
-    text. With comma and semicolon there are, and blank lines are skipped.
-    """
+    """Split a table into rows. Only with comma and semicolon may texts be quoted, as in a CSV."""
     if separator not in QUOTED:
         return [(i, line.removesuffix("\r").split(separator)) for i, line in enumerate(lines, 1)]
     options = {"delimiter": separator, "skipinitialspace": True, "strict": True}
@@ -205,10 +201,7 @@ def read_table(path: Path) -> list[Clip]:
 
 
 def read_pairs(folder: Path) -> list[Clip]:
-    """Read the text file beside each recording; a text of several lines becomes one line.
-
-    Text files without a recording, such as README.txt, are counted on stderr.
-    """
+    """Read the text file beside each recording; count those without a recording on stderr."""
     pairs = find_pairs(folder)
     clips = []
     for stem, (recording, text_file) in pairs.items():

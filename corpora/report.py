@@ -2,14 +2,12 @@
 
     python prep_splits.py --path_to_ljspech my_voice --report my_voice_report
 
-It measures length, silence, level and clipping of each clip and the pace of its text, and lists the
-clips whose text does not seem to match the recording. It writes report.json (the numbers of the
-table), clips.csv (a row for each clip) and recordings.png (histograms).
+It measures length, silence, level and clipping of each clip and the pace of its text. It writes
+report.json (the numbers of the table), clips.csv (a row for each clip) and recordings.png.
 
 A frame of 20 ms is silent if it is 40 dB below the clip's loudest frame, as for `--trim_db 40`. A
 pair of text and recording looks wrong if the recording is much longer or shorter than is usual for
-its text. Short clips have a slower pace, because each clip has a beginning and an end, so the usual
-length is a line, overhead + seconds per letter, fitted to all clips.
+its text. The usual length is a line, overhead + seconds per letter, fitted to all clips.
 """
 
 import json

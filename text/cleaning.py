@@ -4,8 +4,7 @@
     clean_text("Sch\u00f6n, Nr. 5", known, "basic")  # "sch\u00f6n, nr. 5", where it has them
 
 Characters that the table lacks are written in lower case, without accents, with a keyboard's
-punctuation. The cleaner "english" first spells out numbers, abbreviations and signs as English
-words (english.py, numbers.py).
+punctuation. The cleaner "english" first spells out numbers, abbreviations and signs (english.py).
 """
 
 import re
@@ -37,10 +36,7 @@ _THOUSANDS = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")  # 10 000
 
 
 def clean_text(text: str, known: frozenset[str], cleaner: str = "english") -> str:
-    """Clean text for a table that has the characters `known`.
-
-    Characters that are still unknown stay in the text; `Tokenizer.encode` leaves them out.
-    """
+    """Clean text for a table of the characters `known`; characters still unknown stay."""
     text = compose(text, known)
     if cleaner == "english":
         text = _THOUSANDS.sub(",", text)

@@ -4,8 +4,7 @@
     spell_capitals("The FBI and NASA")                   # "The f b i and NASA"
     spell_signs("R&D = fun", known)                      # "R and D  equals  fun"
 
-Numbers are in numbers.py. Letters keep their case, because it tells "No. 5" from "no. It" and
-"IT" from "it".
+Numbers are in numbers.py. Letters keep their case, which tells "No. 5" from "no. It".
 """
 
 import re

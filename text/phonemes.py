@@ -24,10 +24,7 @@ SHARE_OF_TEXTS, SHARE_OF_WORDS = 0.5, 0.5  # that training writes in phonemes
 
 
 def find_odd_phoneme(text: str) -> str:
-    """Find a wrong name among phonemes in braces; return "" if there is none.
-
-    '{T ER3 N}' -> 'ER3 in {T ER3 N}'; '{it}' and '{A}' hold no ARPAbet at all, so they give "".
-    """
+    """Find a wrong name among phonemes: '{T ER3 N}' -> 'ER3 in {T ER3 N}'; "" if there is none."""
     for group in _LIKE_PHONEMES_IN_BRACES.finditer(text):
         names = group[1].split()
         odd = [name for name in names if name not in ARPABET]

@@ -4,9 +4,8 @@
     tokens = tokenizer.encode("Printing, in 1465")   # LongTensor (T_text,)
     tokenizer.decode(tokens)                         # "printing, in fourteen sixty-five"
 
-cleaning.py makes text fit the table of symbols. Characters that the table still lacks are left out,
-and `unknown_characters` names them. ARPAbet in braces, as in "{T ER1 N} left", is looked up as
-phonemes where the table has them (`with_phonemes`).
+cleaning.py makes text fit the table of symbols; characters that the table still lacks are left out.
+ARPAbet in braces, as in "{T ER1 N} left", is looked up as phonemes where the table has them.
 """
 
 import unicodedata
@@ -144,10 +143,7 @@ class Tokenizer:
         return "".join(dict.fromkeys(c for c in letters if c not in self.known))
 
     def folded_letters(self, text: str) -> dict[str, str]:
-        """List the letters and accents that cleaning replaces, with what it puts in their place.
-
-        'Sch\u00f6n' -> {'\u00f6': 'o'}; an accent on its own -> {'\u0303': ''}.
-        """
+        """Map the letters and accents that cleaning replaces to their replacements: \u00f6 to o."""
         composed = compose("".join(self._split(text)[::2]), self.known)
         letters = (c for c in composed if not c.isascii() and unicodedata.category(c)[0] in "LM")
         lacking = [c.lower() for c in letters if match_case(c, self.known) not in self.known]
