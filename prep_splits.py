@@ -9,8 +9,7 @@ anything: it lists bad ones with their line number and stops, unless --skip_bad 
 
 The manifests have the columns file_path,normalized_transcript,duration: absolute paths and
 seconds, longest clip first. Only the seed and the ids decide which clips are held out, so the split
-is the same on every machine. --val_split_pct holds out more clips, in val_metadata.csv, on which to
-choose a checkpoint; the test set stays the same.
+is the same on every machine. --val_split_pct holds out more clips, on which to choose a checkpoint.
 Read a manifest with pandas.read_csv(path, keep_default_na=False), or the text "NA" gets lost.
 """
 
@@ -56,8 +55,7 @@ def trim_clips(clips: list[Clip], folder: Path, trim_db: float) -> list[Clip]:
     trimmed = Path(os.path.realpath(folder))
     for parent in {Path(os.path.realpath(clip.path.parent)) for clip in clips}:
         if trimmed in (parent, *parent.parents):
-            problem = "is the corpus' own wavs folder"
-            raise DataError(f"{folder} {problem}; give another --path_to_save.")
+            raise DataError(f"{folder} is the corpus' own wavs folder; use another --path_to_save.")
     bar = tqdm(clips, desc="trimming", unit="clip", disable=None)
     return [trim_clip(clip, folder, trim_db) for clip in bar]
 
@@ -79,10 +77,8 @@ def split_clips(
     n_test = max(1, round(test_fraction * len(clips)))
     n_val = max(1, round(val_fraction * len(clips))) if val_fraction else 0
     if n_test + n_val >= len(clips):
-        flags = f"--test_split_pct {test_fraction:g}"
-        flags += f" and --val_split_pct {val_fraction:g}" if val_fraction else ""
-        leave = "leave" if val_fraction else "leaves"
-        raise DataError(f"{flags} of {len(clips)} usable clips {leave} none to train on.")
+        flags = f"--test_split_pct {test_fraction:g} and --val_split_pct {val_fraction:g}"
+        raise DataError(f"{flags} of {len(clips)} usable clips leave none to train on.")
 
     # Random generators differ between libraries and their versions; a hash does not.
     ranked = sorted(clips, key=lambda c: hashlib.sha256(f"{seed}:{c.clip_id}".encode()).digest())
@@ -140,9 +136,8 @@ def print_table(splits: dict[str, list[Clip]]) -> None:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read and check the flags; exit with code 2 on a mistake."""
     parser = FlagParser(description=__doc__.splitlines()[0])
-    corpus_flags, add = ("--path_to_ljspech", "--path_to_ljspeech"), parser.add_argument
-    corpus_help = "folder of metadata.csv and wavs/, or of NAME.wav and NAME.txt"
-    add(*corpus_flags, type=path_argument, required=True, help=corpus_help)
+    add, corpus_flags = parser.add_argument, ("--path_to_ljspech", "--path_to_ljspeech")
+    add(*corpus_flags, type=path_argument, required=True, help="folder of recordings and texts")
     add("--path_to_save", type=path_argument, help="folder for the manifests")
     add("--report", type=path_argument, metavar="DIR", help="folder for a report on the recordings")
     add("--test_split_pct", type=float, default=0.01, help="fraction held out (0.01 is 1 %%)")
@@ -154,17 +149,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--max_seconds", type=float, default=math.inf, help="leave out longer clips")
     add("--download", action="store_true", help="fetch LJSpeech if it is not there yet")
     add("--download_url", default=LJSPEECH_URL, help="with --download: the archive of a mirror")
-    sha256_help = "with --download: SHA-256 of another archive than the original"
-    add("--download_sha256", default=LJSPEECH_SHA256, help=sha256_help)
+    add("--download_sha256", default=LJSPEECH_SHA256, help="with --download_url: its SHA-256")
     args = parser.parse_args(argv)
-    sha256 = args.download_sha256
+    is_sha256 = re.fullmatch("[0-9A-Fa-f]{64}", args.download_sha256)
     rules = {
         "--path_to_save or --report is required": args.path_to_save or args.report,
         "--test_split_pct must lie between 0 and 1 (0.01 is 1 %)": 0 < args.test_split_pct < 1,
         "--val_split_pct must lie between 0 and 1 (0.01 is 1 %)": 0 <= args.val_split_pct < 1,
         "--trim_db must be above 0": args.trim_db is None or 0 < args.trim_db < math.inf,
         "--min_seconds must not exceed --max_seconds": args.min_seconds <= args.max_seconds,
-        "--download_sha256 must be 64 hex digits": re.fullmatch("[0-9A-Fa-f]{64}", sha256),
+        "--download_sha256 must be 64 hex digits": is_sha256,
     }
     for rule, holds in rules.items():
         if not holds:
@@ -181,8 +175,9 @@ def check_outputs(args: argparse.Namespace) -> None:
         val_manifest = Path(args.path_to_save) / VAL_NAME
         if not args.val_split_pct and os.path.exists(val_manifest):
             # Its clips may be among those that the new manifests train on.
-            problem = "of an earlier run does not belong to the new manifests"
-            raise DataError(f"{val_manifest} {problem}; remove it, or give --val_split_pct.")
+            raise DataError(
+                f"{val_manifest} is an earlier run's; remove it, or use --val_split_pct."
+            )
 
 
 def save_splits(args: argparse.Namespace, clips: list[Clip]) -> None:

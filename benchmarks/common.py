@@ -36,10 +36,7 @@ Flags = tuple[argparse.Namespace, Tacotron2Config]
 
 
 def make_parser(description: str, **counts: tuple[int, str]) -> argparse.ArgumentParser:
-    """Make a parser that shows a script's docstring without reformatting it.
-
-    Each of `counts` is a flag that takes a whole number: its default and its help.
-    """
+    """Make a parser that shows a script's docstring; `counts` are flags, with default and help."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = FlagParser(description=description, formatter_class=formatter)
     folder = Path(__file__).resolve().parent / "results"
@@ -55,20 +52,17 @@ def read_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> F
     add = parser.add_argument
     add_device_flag(parser)
     add("--threads", type=count_argument, help="CPU threads of torch; torch's own if unset")
-    only_help = "one of the models (default: both)"
-    add("--only", choices=(*MODELS, "both"), default="both", help=only_help)
+    add("--only", choices=(*MODELS, "both"), default="both", help="one of the models")
     add_config_flags(parser, "model", Tacotron2Config)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads or torch.get_num_threads())
     args.device = torch.device(args.device)
     args.models = MODELS if args.only == "both" else (args.only,)
     config = make_config(parser, args, Tacotron2Config)
-    found = config.character_embed_dim, config.encoder_embed_dim, config.decoder_prenet_depth
-    if TORCHAUDIO in args.models and (found[0] != found[1] or found[2] != 2):
-        parser.error(
-            "torchaudio.models.Tacotron2 needs --character_embed_dim equal to --encoder_embed_dim "
-            f"and --decoder_prenet_depth 2, found {found[0]}, {found[1]} and {found[2]}"
-        )
+    is_peers = config.character_embed_dim == config.encoder_embed_dim
+    if TORCHAUDIO in args.models and not (is_peers and config.decoder_prenet_depth == 2):
+        needs = "--character_embed_dim equal to --encoder_embed_dim and --decoder_prenet_depth 2"
+        parser.error(f"torchaudio.models.Tacotron2 needs {needs}")
     return args, config
 
 
@@ -98,13 +92,9 @@ def build_torchaudio(config: Tacotron2Config, **options: Any) -> torchaudio.mode
 
 
 def forward_macs(
-    config: Tacotron2Config, batch_size: int, n_text: int, n_mel: int, folded: bool = False
+    config: Tacotron2Config, batch_size: int, n_text: int, n_mel: int
 ) -> dict[str, int]:
-    """Count the multiply-adds of one forward pass over n_mel frames, by part of the model.
-
-    It counts products only: activations, softmax and batch norm are small beside them. `folded`
-    counts the location convolution and the linear layer after it as the one of fast/decoder.py.
-    """
+    """Count the multiply-adds of products in one forward pass over n_mel frames, by part."""
     c = config
     text, frames = batch_size * n_text, batch_size * n_mel
     pairs = frames * n_text  # every frame looks at every character
@@ -118,7 +108,6 @@ def forward_macs(
     def products(widths: list[int]) -> int:
         return sum(n_in * n_out for n_in, n_out in pairwise(widths))
 
-    location = n_taps * dim if folded else n_taps * n_filters + n_filters * dim
     return {
         "encoder convolutions": text * c.encoder_kernel_size * products(encoder_widths),
         "encoder BiLSTM": text * 2 * 4 * (text_dim // 2) * (text_dim + text_dim // 2),
@@ -126,7 +115,7 @@ def forward_macs(
         "attention LSTM": frames * 4 * rnn_dim * (c.decoder_prenet_dim + text_dim + rnn_dim),
         "attention keys": text * text_dim * dim,
         "attention query": frames * rnn_dim * dim,
-        "attention location": pairs * location,
+        "attention location": pairs * n_filters * (n_taps + dim),
         "attention energies": pairs * dim,
         "attention context": pairs * text_dim,
         "decoder LSTM": frames * 4 * rnn_dim * (rnn_dim + text_dim + rnn_dim),

@@ -104,12 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = common.make_parser(
         __doc__, n_text=(80, "characters"), n_steps=(200, "frames"), repeats=(5, "timed runs")
     )
-    batch_help = "texts per batch (default: 1 16)"
-    parser.add_argument(
-        "--batch_size", type=count_argument, nargs="+", default=[1, 16], help=batch_help
-    )
-    dtype_help = "precision of matrix products (default: both)"
-    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=[*DTYPES], help=dtype_help)
+    add = parser.add_argument
+    add("--batch_size", type=count_argument, nargs="+", default=[1, 16], help="texts (1 and 16)")
+    add("--dtype", choices=DTYPES, nargs="+", default=[*DTYPES], help="of products (both)")
     measure(*common.read_flags(parser, argv))
 
 

@@ -158,16 +158,11 @@ def measure(args: argparse.Namespace, manifest: Path) -> None:
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure with these flags."""
-    parser = common.make_parser(
-        __doc__,
-        n_clips=(256, "clips of noise"),
-        batch_size=(16, "clips"),
-        repeats=(3, "timed passes"),
-    )
+    counts = {"n_clips": (256, "clips of noise"), "batch_size": (16, "clips")}
+    parser = common.make_parser(__doc__, **counts, repeats=(3, "timed passes"))
     add = parser.add_argument
     add("--manifest", type=Path, help="CSV of prep_splits.py; noise if unset")
-    workers_help = "worker processes, after a run without any (default: 2)"
-    add("--num_workers", type=count_argument, nargs="+", default=[2], help=workers_help)
+    add("--num_workers", type=count_argument, nargs="+", default=[2], help="processes (default: 2)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     with open_corpus(args) as manifest:

@@ -4,12 +4,10 @@
     python benchmarks/onnx_speed.py --checkpoint demo/work_dir/demo/final_checkpoint \
         --path_to_manifest demo/test_metadata.csv --word_times demo/corpus/word_times.json
 
-It times text to mel, batch 1, without a vocoder: PyTorch as in synthesize.py, in float32, and
-onnxruntime with the graphs of extras/export_onnx.py. All make as many frames as PyTorch does with
---seed, and ignore the stop token.
-
-With a manifest both kinds of graphs also speak every clip freely, for the share that stops by
-itself, and teacher forced, for the errors of word starts, both as in evaluate.py.
+It times text to mel, batch 1, in float32, with the graphs of extras/export_onnx.py. All make as
+many frames as PyTorch does with --seed, and ignore the stop token. With a manifest both kinds of
+graphs also speak every clip freely, for the share that stops by itself, and teacher forced, for the
+errors of word starts, as in evaluate.py.
 
 Writes onnx_speed.csv to --output_dir.
 """
@@ -76,17 +74,14 @@ def score(speaker: Any, clips: TTSDataset, word_times: dict[str, list[dict]], se
         limit = free_running_limit(len(mel), MAX_FRAMES)
         stop_logits = speaker.speak(tokens, rng, limit, 0.5)[1]
         n_stopped += bool(stop_logits[-1] > 0)
-        words = (
-            word_times.get(Path(clip.path).stem, []) if len(clip.tokens) == len(clip.text) else []
-        )
+        is_plain = len(clip.tokens) == len(clip.text)  # so that words are where they were typed
+        words = word_times.get(Path(clip.path).stem, []) if is_plain else []
         alignment = torch.from_numpy(speaker.speak(tokens, rng, mels=mel)[2])
         errors += word_start_errors(alignment, words, clips.audio_config.hop_seconds)[0]
     milliseconds = 1000 * np.abs(errors) if errors else np.array([np.nan])
     median, most = np.median(milliseconds), np.percentile(milliseconds, 90)
-    return (
-        f"{n_stopped} of {len(clips)} clips stop by themselves, word start error of {len(errors)} "
-        f"words, median / 90th percentile: {median:.1f} / {most:.1f} ms"
-    )
+    starts = f"{len(errors)} words, median / 90th percentile: {median:.1f} / {most:.1f} ms"
+    return f"{n_stopped} of {len(clips)} clips stop by themselves, word start error of {starts}"
 
 
 def measure(args: argparse.Namespace) -> None:

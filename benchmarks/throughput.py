@@ -5,12 +5,10 @@
     python benchmarks/throughput.py --manifest data/train_metadata.csv --batch_size 64 --steps 50
 
 A pass takes an epoch's batches, or the first --steps of them, through train_taco.py's loader, Adam
-and clipping, from asking for the first batch until the device has finished the last.
-"waiting_share" is the part in which it waited for a batch. The first pass of each does not count.
-
-Without --manifest the clips are noise, as many and as long as LJSpeech's. In each batch the longest
-text comes first, as torchaudio's encoder needs. Frames are valid ones; "padded_frames_per_s" counts
-the padding too. On CUDA, "peak_mib" is the memory that a pass adds to that of the models.
+and clipping. "waiting_share" is the part in which it waited for a batch. The first pass of each
+does not count. Without --manifest the clips are noise, as many and as long as LJSpeech's. Frames
+are valid ones; "padded_frames_per_s" counts the padding too. On CUDA, "peak_mib" is the memory that
+a pass adds to that of the models.
 
 Writes throughput.csv to --output_dir.
 """
@@ -129,20 +127,14 @@ def timing_row(
 
 def parse_args(argv: Sequence[str] | None) -> common.Flags:
     """Read the flags, and set args.audio_config; argparse ends the program on a mistake."""
-    parser = common.make_parser(
-        __doc__,
-        n_clips=(LJSPEECH_CLIPS, "clips of noise"),
-        batch_size=(128, "clips"),
-        repeats=(3, "timed passes"),
-    )
+    counts = {"n_clips": (LJSPEECH_CLIPS, "clips of noise"), "batch_size": (128, "clips")}
+    parser = common.make_parser(__doc__, **counts, repeats=(3, "timed passes"))
     add = parser.add_argument
     add("--manifest", type=Path, help="CSV of prep_splits.py; noise if unset")
-    dtype_help = "precision of matrix products (default: bfloat16)"
-    add("--dtype", choices=DTYPES, default="bfloat16", help=dtype_help)
+    add("--dtype", choices=DTYPES, default="bfloat16", help="of products (default: %(default)s)")
     n_workers = min((os.cpu_count() or 1) - 1, MOST_WORKERS)
     worker_count = partial(count_argument, least=0, most=MAX_WORKERS)
-    workers_help = "loader processes (default: a core each but one, at most 8; here %(default)s)"
-    add("--num_workers", type=worker_count, default=n_workers, help=workers_help)
+    add("--num_workers", type=worker_count, default=n_workers, help="processes (here %(default)s)")
     add("--seed", type=seed_argument, default=0, help="seed of the order (default: 0)")
     add("--steps", type=count_argument, help="steps of a pass; a whole epoch if unset")
     args, config = common.read_flags(parser, argv)

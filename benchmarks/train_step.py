@@ -160,8 +160,7 @@ def flops_rows(config: Tacotron2Config, size: Size) -> list[Row]:
     """Compute the MFLOP that a frame of this batch costs, by part, with its share of the text."""
     macs = common.forward_macs(config, *size)
     total, rows = sum(macs.values()), []
-    folded = common.forward_macs(config, *size, folded=True)["attention location"]
-    for part, n in {**macs, "all": total, "(location, folded)": folded}.items():
+    for part, n in {**macs, "all": total}.items():
         mflop = 2e-6 * n / (size.batch_size * size.n_mel)
         row = {"part": part, "forward_mflop_per_frame": mflop}
         row["training_mflop_per_frame"] = TRAINING_PASSES * mflop
@@ -188,10 +187,8 @@ def parse_args(argv: Sequence[str] | None) -> common.Flags:
         sweep_repeats=(2, "timed steps for each size of --sweep"),
     )
     add = parser.add_argument
-    dtype_help = "precision of matrix products (default: float32)"
-    add("--dtype", choices=DTYPES, default="float32", help=dtype_help)
-    sweep_help = "other sizes, N_MELxBATCH_SIZE, to see what a frame costs at each"
-    add("--sweep", type=sweep_size, nargs="+", default=[], metavar="SIZE", help=sweep_help)
+    add("--dtype", choices=DTYPES, default="float32", help="of products (default: %(default)s)")
+    add("--sweep", type=sweep_size, nargs="+", default=[], help="other sizes, N_MELxBATCH_SIZE")
     add("--plain", action="store_true", help="time this model without fast/decoder.py as well")
     return common.read_flags(parser, argv)
 

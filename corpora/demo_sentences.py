@@ -4,8 +4,7 @@
     make_sentences(min_chars=12, max_chars=187, seed=42)        # as long as LJSpeech's
     read_sentences("book.txt", n_sentences=None)                # its lines, checked
 
-demo_grammar.ini has the grammar: lists of several hundred words, and the templates that they fill.
-Every letter is frequent, and so is every punctuation mark except brackets. A sentence of more than
+demo_grammar.ini has the words, and the templates that they fill. A sentence of more than
 LONGEST_SENTENCE characters is several parts joined, with quotes, years and numbers in words.
 """
 
@@ -15,7 +14,8 @@ from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
 
-from command_line.files import DataError
+from command_line.files import DataError, file_errors
+from corpora.layouts import read_text
 
 GRAMMAR = Path(__file__).with_name("demo_grammar.ini")
 LENGTH_SLACK = 2  # characters by which a sentence may miss the drawn length
@@ -110,14 +110,9 @@ def make_sentences(min_chars: int, max_chars: int, seed: int) -> Iterator[str]:
 
 def read_sentences(path: str, n_sentences: int | None) -> list[str]:
     """Read the non-blank lines of a UTF-8 text file, or the first n_sentences of them."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error}") from None
-    numbered = [(i, line.strip()) for i, line in enumerate(lines, start=1) if line.strip()]
-    numbered = numbered[:n_sentences]
+    with file_errors():
+        lines = map(str.strip, read_text(Path(path)).split("\n"))
+    numbered = [(i, line) for i, line in enumerate(lines, start=1) if line][:n_sentences]
     for i, line in numbered:
         if "|" in line or any(ord(char) < 32 and char != "\t" for char in line):
             raise DataError(f"{path} line {i} has a | or a control character; remove it")

@@ -1,6 +1,6 @@
 """Speak with espeak-ng, through its C library, and measure when each word begins.
 
-    samples, starts = Speaker("en-us", words_per_minute=160).speak("Come in now.")
+    samples, starts = Speaker("en-us").speak("Come in now.")
 
 The library and its voices come with `pip install espeakng-loader`.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from command_line.files import DataError
 
 SAMPLING_RATE = 22050  # Hz, what espeak-ng's own synthesizer produces
-SLOWEST, FASTEST = 80, 450  # words per minute, espeak-ng's limits
+WORDS_PER_MINUTE = 160
 MAX_LEAD_SECONDS = 0.05  # of silence before the speech
 TAIL_SECONDS = 0.1  # of silence after it
 SILENCE_LEVEL = 32  # of 32768: -60 dB of full scale; espeak-ng's pauses are exact zeros
@@ -53,9 +53,9 @@ SynthCallback = ctypes.CFUNCTYPE(
 
 
 class Speaker:
-    """Speaks with espeak-ng, one voice at one speed. The library is global: one per process."""
+    """Speaks with espeak-ng, in one voice. The library is global: one per process."""
 
-    def __init__(self, voice: str, words_per_minute: int) -> None:
+    def __init__(self, voice: str) -> None:
         try:
             import espeakng_loader
         except ImportError:
@@ -66,29 +66,13 @@ class Speaker:
         except OSError as error:
             raise DataError(f"espeak-ng cannot be loaded: {error}") from None
         options = INITIALIZE_PHONEME_EVENTS | INITIALIZE_DONT_EXIT
-        rate = self.library.espeak_Initialize(
-            AUDIO_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data_path), options
-        )
-        if rate != SAMPLING_RATE:
-            raise DataError(
-                f"espeak-ng cannot read {data_path} (paths over 150 characters are too long)"
-            )
+        output = AUDIO_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data_path)
+        if self.library.espeak_Initialize(*output, options) != SAMPLING_RATE:
+            raise DataError(f"espeak-ng cannot read {data_path} (150 characters are its limit)")
         if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise DataError(
-                f"espeak-ng has no voice {voice!r}; its voices are the files in {data_path}/lang"
-            )
-        self.library.espeak_SetParameter(PARAMETER_RATE, words_per_minute, 0)
+            raise DataError(f"espeak-ng has no voice {voice!r}; {data_path}/lang has its voices")
+        self.library.espeak_SetParameter(PARAMETER_RATE, WORDS_PER_MINUTE, 0)
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # espeak-ng seeds with the time
-        self.library.espeak_Synth.argtypes = [
-            ctypes.c_char_p,
-            ctypes.c_size_t,
-            ctypes.c_uint,
-            ctypes.c_int,
-            ctypes.c_uint,
-            ctypes.c_uint,
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-        ]
         self.chunks: list[np.ndarray] = []
         self.events: list[tuple[int, int, int, bytes]] = []
         self.callback = SynthCallback(self._collect)  # kept: the library holds only a pointer
@@ -106,21 +90,17 @@ class Speaker:
         return 0
 
     def speak(self, text: str) -> tuple[np.ndarray, dict[int, int]]:
-        """Speak one line of text.
+        """Speak one line of text: samples (n_samples,) int16, and {index: sample}.
 
-        Returns the samples, (n_samples,) int16 at 22,050 Hz, and {index: sample}: the first sample
-        of the word whose first character is text[index].
-
-        A word's event marks the start of its first phoneme's slot, and the slot of p, t or k
-        opens with up to 49 ms of closed lips or tongue, so the time comes from the first
-        *phoneme's* event, which marks its sound.
+        index is that of a word's first character, sample its first sample. It comes from the event
+        of the first phoneme, because a word's own event includes the silence before p, t or k.
         """
         spoken = re.sub(r"(\s)", r"\1" + WORD_SEPARATOR, text)
         text_index = [i for i, char in enumerate(text) for _ in range(1 + char.isspace())]
         self.chunks, self.events = [], []
-        data = spoken.encode() + b"\0"
-        flags = CHARS_UTF8 | ENDPAUSE
-        if self.library.espeak_Synth(data, len(data), 0, POS_CHARACTER, 0, flags, None, None) != 0:
+        data, flags = spoken.encode() + b"\0", CHARS_UTF8 | ENDPAUSE
+        size = ctypes.c_size_t(len(data))
+        if self.library.espeak_Synth(data, size, 0, POS_CHARACTER, 0, flags, None, None) != 0:
             raise DataError(f"espeak-ng could not speak {text!r}")
         starts, word = {}, None
         for kind, position, sample, phoneme in self.events:

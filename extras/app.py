@@ -74,10 +74,8 @@ def find_checkpoints(folders: list[str]) -> list[str]:
         weights = [path.parent / WEIGHTS_FILE for path in Path(folder).rglob(CONFIG_FILE)]
         found = {str(path.parent): path.stat().st_mtime for path in weights if path.is_file()}
         if not found:
-            raise DataError(
-                f"--checkpoint {folder}: there is no checkpoint in it, a folder with "
-                f"{CONFIG_FILE} and {WEIGHTS_FILE}"
-            )
+            files = f"{CONFIG_FILE} and {WEIGHTS_FILE}"
+            raise DataError(f"--checkpoint {folder}: there is no checkpoint in it, with {files}")
         times |= found
     return sorted(times, key=times.get, reverse=True)
 
@@ -88,10 +86,7 @@ def data_url(kind: str, content: io.BytesIO) -> str:
 
 
 def draw_piece(text: str, result: Synthesis, voice: Voice) -> tuple[str, float, float]:
-    """Draw mel and alignment; return the PNG's URL and the ends of its time axis.
-
-    The ends are shares of the picture's width.
-    """
+    """Draw mel and alignment; return the PNG's URL and where its time axis is, from 0 to 1."""
     from scoring.pictures import summary_figure  # matplotlib is slow to import
 
     spoken = voice.tokenizer.decode(encode(text, voice))
@@ -167,13 +162,7 @@ def make_page(checkpoints: list[str], vocoders: list[str], device: str) -> "grad
             gr.Textbox(text, label="Text", lines=3, max_length=MAX_TEXT),
             gr.Dropdown(checkpoints, value=checkpoints[0], label="Checkpoint"),
             gr.Dropdown([GRIFFIN_LIM, *vocoders], value=GRIFFIN_LIM, label="Vocoder"),
-            gr.Number(
-                42,
-                precision=0,
-                minimum=0,
-                maximum=2**31,
-                label="Seed (another one sounds a little different)",
-            ),
+            gr.Number(42, precision=0, minimum=0, maximum=2**31, label="Seed of the dropout"),
         ]
         button = gr.Button("Speak", variant="primary")
         button.click(partial(answer, device=device), fields, gr.HTML(), api_name=False)
@@ -209,12 +198,9 @@ def main(argv: list[str] | None = None) -> None:
     """Serve the page until Ctrl-C."""
     parser = FlagParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    checkpoint_help = "checkpoints, or folders with checkpoints below them"
-    add("--checkpoint", type=path_argument, nargs="+", required=True, help=checkpoint_help)
-    vocoder_help = "folders of HiFi-GANs (they need requirements/vocoder.txt)"
-    add("--vocoder", type=path_argument, nargs="+", default=[], metavar="DIR", help=vocoder_help)
-    port = partial(count_argument, most=65535)
-    add("--port", type=port, help="of the page (default: the first free one from 7860)")
+    add("--checkpoint", type=path_argument, nargs="+", required=True, help="folders of checkpoints")
+    add("--vocoder", type=path_argument, nargs="+", default=[], help="folders of HiFi-GANs")
+    add("--port", type=partial(count_argument, most=65535), help="if unset, a free one from 7860")
     add_device_flag(parser)
     args = parser.parse_args(argv)
     page = make_page(find_checkpoints(args.checkpoint), args.vocoder, args.device)

@@ -11,10 +11,9 @@ Needs requirements/onnx.txt. Opset 17, float32, one text at a time (the first ax
                     -> next_frame, stop_logit (1,) and the state with next_ before each name
     postnet.onnx    mels_before (1, T_mel, num_mels) -> mels_after, the same shape
 
-T_text and T_mel are dynamic, all other axes fixed. masks (decoder_prenet_depth,
-decoder_prenet_dim) are the factors of the prenet's dropout, 0 or 1 / (1 - p); the program that runs
-the step draws them anew for each frame. --int8 adds step.int8.onnx, in which the products of both
-decoder LSTMs are in 8 bits: weights quantised by column beforehand, inputs at run time.
+Only T_text and T_mel are dynamic. masks (decoder_prenet_depth, decoder_prenet_dim) are the factors
+of the prenet's dropout, 0 or 1 / (1 - p), which the program that runs the step draws for each
+frame. --int8 adds step.int8.onnx, with the products of both decoder LSTMs in 8 bits.
 
 Beside the graphs: settings.json (symbols, token ids of characters, audio settings, stop threshold),
 mel_filters.npy (num_mels, n_fft // 2 + 1), and speak.py, a copy of run_onnx.py, which needs only
@@ -55,18 +54,10 @@ from speech.voice import Voice, load_checkpoint
 
 OPSET = 17
 ENCODER, STEP, POSTNET, INT8_STEP = "encoder.onnx", "step.onnx", "postnet.onnx", "step.int8.onnx"
-DYNAMIC_AXES = {  # the tensors whose axis 1 varies
-    "T_text": (
-        "tokens",
-        "encoder_outputs",
-        "keys",
-        "alignment",
-        "cumulative_alignment",
-        "next_alignment",
-        "next_cumulative_alignment",
-    ),
-    "T_mel": ("mels_before", "mels_after"),
-}
+OF_TEXT = ["tokens", "encoder_outputs", "keys", "alignment", "cumulative_alignment"]
+OF_TEXT += ["next_alignment", "next_cumulative_alignment"]
+DYNAMIC_AXES = {name: {1: "T_text"} for name in OF_TEXT}  # the tensors whose axis 1 varies
+DYNAMIC_AXES |= {name: {1: "T_mel"} for name in ("mels_before", "mels_after")}
 TRACED_TEXT, TRACED_FRAMES = 12, 8  # characters and frames that the graphs are traced with
 TRIAL_TEXT, TRIAL_FRAMES = 50, 300  # of the comparison with the model: a whole sentence
 TOLERANCE = 1e-4
@@ -145,7 +136,6 @@ def write_graph(
 ) -> None:
     """Trace a module with these inputs, and write the graph."""
     names = {*inputs, *outputs}
-    axes = {name: {1: axis} for axis, all_names in DYNAMIC_AXES.items() for name in all_names}
     with warnings.catch_warnings():
         # torch's newer exporter needs one more package, onnxscript. This one warns that it will
         # go, and the tracer warns of the constant padding mask.
@@ -156,7 +146,7 @@ def write_graph(
             path,
             input_names=[*inputs],
             output_names=outputs,
-            dynamic_axes={name: axis for name, axis in axes.items() if name in names},
+            dynamic_axes={k: axis for k, axis in DYNAMIC_AXES.items() if k in names},
             opset_version=OPSET,
             dynamo=False,
         )
@@ -183,12 +173,9 @@ def write_graphs(voice: Voice, folder: Path) -> None:
 
 
 def check_graphs(voice: Voice, folder: Path) -> float:
-    """Compare the float32 graphs with model.py: random text and frames, no dropout.
+    """Compare the float32 graphs with model.py, teacher forced on random text and frames.
 
-    Both are teacher forced, because free running would feed rounding errors back.
-
-    Returns:
-        The largest difference, relative to the largest number of its kind if that is above 1.
+    Returns the largest difference, relative to the largest number of its kind if that is above 1.
     """
     from extras.run_onnx import Speaker  # onnxruntime is an extra
 
@@ -203,25 +190,19 @@ def check_graphs(voice: Voice, folder: Path) -> float:
     sizes = TRIAL_FRAMES, config.decoder_prenet_depth, config.decoder_prenet_dim
     masks, speaker = np.ones(sizes, np.float32), Speaker(folder, threads=1)
     found = speaker.speak(tokens, rng, masks=masks, mels=mels)
-    differences = {}
+    differences = []
     for name, ours, theirs in zip(("mel", "stop token", "alignment"), expected, found, strict=True):
         largest = max(ours.abs().max().item(), 1.0)
-        differences[name] = float(np.abs(ours[0].numpy() - theirs).max()) / largest
-        if not differences[name] <= TOLERANCE:
-            raise DataError(
-                f"the exported graphs give another {name} than the model (by "
-                f"{differences[name]:.1g}): extras/export_onnx.py repeats the encoder and the "
-                "prenet of model.py, and must be changed as they were"
-            )
-    return max(differences.values())
+        differences.append(float(np.abs(ours[0].numpy() - theirs).max()) / largest)
+        if not differences[-1] <= TOLERANCE:
+            problem = f"the exported graphs give another {name} than the model"
+            cause = "extras/export_onnx.py repeats parts of model.py; change them here too"
+            raise DataError(f"{problem} (by {differences[-1]:.1g}): {cause}")
+    return max(differences)
 
 
 def quantize_step(folder: Path) -> None:
-    """Write step.int8.onnx from step.onnx.
-
-    The products of the decoder LSTMs hold nearly all weights. The prenet, the attention and the two
-    projections stay float32: they are small, and their errors would be heard or end the sentence.
-    """
+    """Write step.int8.onnx: the decoder LSTMs, nearly all weights, multiply in 8 bits."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -255,13 +236,9 @@ def make_settings(voice: Voice, stop_threshold: float) -> dict[str, Any]:
         "token_ids": voice.tokenizer.character_ids,
         **{k: v for k, v in asdict(voice.model.config).items() if "prenet" in k},
         "stop_threshold": stop_threshold,
-        "audio": {
-            **asdict(audio),
-            "silence": audio.silence,
-            "loudest": audio.loudest,
-            "log_mel_scale": scale,
-            "log_mel_shift": shift,
-        },
+        "audio": asdict(audio)
+        | {"silence": audio.silence, "loudest": audio.loudest}
+        | {"log_mel_scale": scale, "log_mel_shift": shift},
     }
 
 
@@ -287,8 +264,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--checkpoint", type=path_argument, required=True, help="checkpoint folder")
     add("--output_dir", type=path_argument, required=True, help="folder for the graphs")
     add("--int8", action="store_true", help="also a step with the LSTMs' products in 8 bits")
-    threshold_help = "probability of the stop token that ends a text (default: %(default)s)"
-    add("--stop_threshold", type=float, default=0.5, help=threshold_help)
+    add("--stop_threshold", type=float, default=0.5, help="stop probability that ends a text (0.5)")
     args = parser.parse_args(argv)
     if not 0 < args.stop_threshold < 1:
         parser.error(f"--stop_threshold must be between 0 and 1, found {args.stop_threshold}")

@@ -4,10 +4,9 @@
         --repo_id USER/NAME --data LJSpeech --license mit --dry_run --output_dir to_publish
 
 It uploads config.json, model.safetensors and README.md, the model card: language, data, the numbers
-of evaluate.py's report.json (also as metadata, from which the Hub makes its tables), the last
-picture of the alignment, the loss curve, two sounds, and how to load the voice. Parts that it does
-not find are left out of the card with a warning. --dry_run writes the folder instead of uploading
-it. Log in with `hf auth login` or HF_TOKEN.
+of evaluate.py's report.json, the last picture of the alignment, the loss curve, two sounds, and how
+to load the voice. Parts that it does not find are left out of the card with a warning. --dry_run
+writes the folder instead of uploading it. Log in with `hf auth login` or HF_TOKEN.
 """
 
 import argparse
@@ -66,7 +65,7 @@ A Tacotron 2 (text to mel spectrogram){% if data %} trained on {{ data }}{% endi
 
 ## How to load it
 
-In the folder of the training code{% if code %} from [this repository]({{ code }}){% endif %}:
+In the folder of the training code:
 
 ```python
 from speech.speaking import synthesize
@@ -115,10 +114,7 @@ class Material(NamedTuple):
 
 
 def find_files(checkpoint: Path, given: str | None, names: tuple[str, ...], pattern: str) -> list:
-    """List files by a pattern in the folder that a flag gives, or else in a folder of these names.
-
-    Of the folders near the checkpoint, the nearest one with such files is used.
-    """
+    """List files in the given folder, or in the nearest one of these names above the checkpoint."""
     near = checkpoint.absolute().parents[:N_PARENTS]
     folders = [Path(given)] if given else [parent / name for parent in near for name in names]
     return next(filter(None, (sorted(folder.glob(pattern)) for folder in folders)), [])
@@ -130,9 +126,8 @@ def read_report(path: Path, step: int | None) -> dict[str, Any]:
     if not isinstance(report, dict) or not isinstance(report.get("clips"), int):
         raise DataError(f"--report {path}: is not a report of evaluate.py --output_json")
     if step is not None and report.get("step") not in (None, step):
-        raise DataError(
-            f"--report {path}: is of step {report['step']!r:.20}, the checkpoint of step {step}"
-        )
+        problem = f"is of step {report['step']!r:.20}, the checkpoint of step {step}"
+        raise DataError(f"--report {path}: {problem}")
     return report
 
 
@@ -178,9 +173,8 @@ def list_numbers(report: dict[str, Any]) -> list[dict[str, Any]]:
         value = report.get(name)
         if isinstance(value, int | float) and math.isfinite(value):
             interval = report.get("intervals", {}).get(name) or ()
-            between = " to ".join(form.format(x) for x in interval)
-            number = {"name": name, "label": label, "value": value, "interval": between}
-            numbers.append(number | {"shown": form.format(value)})
+            number = {"name": name, "label": label, "value": value, "shown": form.format(value)}
+            numbers.append(number | {"interval": " to ".join(map(form.format, interval))})
     return numbers
 
 
@@ -261,16 +255,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--private", action="store_true", help="make the repository a private one")
     add("--dry_run", action="store_true", help="write the folder, upload nothing")
     add("--output_dir", type=path_argument, help="folder that --dry_run writes; must be new")
-    near = f"default: looked for in the {N_PARENTS} folders above the checkpoint"
-    add("--report", type=path_argument, help=f"report.json of evaluate.py ({near})")
-    samples_help = "folder of training's pictures, SAVE_AUDIO_GEN/EXPERIMENT_NAME"
-    add("--samples", type=path_argument, metavar="DIR", help=f"{samples_help} ({near})")
-    sounds_help = f"folder of synthesize.py's wavs; the first {N_SOUNDS} are published"
-    add("--sounds", type=path_argument, metavar="DIR", help=f"{sounds_help} ({near})")
+    near = f"(default: in the {N_PARENTS} folders above the checkpoint)"
+    add("--report", type=path_argument, help=f"report.json of evaluate.py {near}")
+    add("--samples", type=path_argument, metavar="DIR", help=f"training's pictures {near}")
+    add("--sounds", type=path_argument, metavar="DIR", help=f"wavs of synthesize.py {near}")
     add("--language", default="en", help="the voice's, by ISO 639-1 (default: %(default)s)")
     add("--data", help="name of the recordings, such as LJSpeech")
     add("--license", help="the Hub's name of the voice's licence, such as cc-by-4.0")
-    add("--code", metavar="URL", help="where the training code is, for the card")
     args = parser.parse_args(argv)
     found = HUB_NAME.fullmatch(args.repo_id)
     if not found or found["revision"]:

@@ -51,21 +51,14 @@ COLUMNS = {  # of the table: evaluate.py's names
 
 
 def count_processes() -> int:
-    """Choose the number of processes for training: one on a GPU, else one per core, up to 8.
-
-    On a CPU several processes of one thread are faster than one process with several threads, whose
-    small operations wait for each other.
-    """
+    """Choose the number of processes: one on a GPU, else one per core, up to 8, which is faster."""
     if torch.cuda.is_available():
         return 1
     return max(n for n in (1, 2, 4, 8) if n <= (os.cpu_count() or 1))
 
 
 def run(command: list[str], environment: dict[str, str]) -> None:
-    """Run a command in the repository's folder, with these variables added to the environment.
-
-    Ctrl-C reaches the command too, and this waits for it to end: training writes a checkpoint.
-    """
+    """Run a command in the repository's folder; after Ctrl-C, wait for it to write a checkpoint."""
     process = subprocess.Popen(command, cwd=REPO, env={**os.environ, **environment})
     while process.poll() is None:
         with suppress(KeyboardInterrupt):
@@ -162,11 +155,8 @@ def rehearse(folder: Path, steps: int, extra_flags: list[str]) -> None:
     rows = read_json(table, str(table)) if table.is_file() else []
     n_left = max(steps - count_steps(folder), 0)
     speed = rows[-1]["seconds_per_step"] if rows else SECONDS_PER_STEP
-    say(
-        f"{n_left:,} steps to go, in epochs of {steps_per_epoch}: about "
-        f"{n_left * speed / 3600:.1f} hours at {speed:.1f} s a step "
-        f"({'as measured' if rows else 'on two cores of a CPU; a GPU is far faster'})"
-    )
+    time_left = f"about {n_left * speed / 3600:.1f} hours at {speed:.1f} s a step"
+    say(f"{n_left:,} steps to go, in epochs of {steps_per_epoch}: {time_left}")
     for epoch in range(len(rows) + 1, -(-steps // steps_per_epoch) + 1):
         start, before = time.monotonic(), count_steps(folder)
         if read_state(folder)["epoch"] < epoch:
@@ -178,15 +168,10 @@ def rehearse(folder: Path, steps: int, extra_flags: list[str]) -> None:
             speed = seconds / (state["step"] - before)
         # An earlier call may have trained a part of the epoch, so its time follows from the speed.
         done, hours = (rows[-1]["step"], rows[-1]["hours"]) if rows else (0, 0.0)
-        rows.append(
-            {
-                "step": state["step"],
-                "hours": hours + (state["step"] - done) * speed / 3600,
-                "seconds_per_step": speed,
-                "val_loss": state["history"][-1]["val_loss"],
-                **evaluate(folder),
-            }
-        )
+        hours += (state["step"] - done) * speed / 3600
+        row = {"step": state["step"], "hours": hours, "seconds_per_step": speed}
+        row["val_loss"] = state["history"][-1]["val_loss"]
+        rows.append(row | evaluate(folder))
         write_table(folder, rows)
         say((folder / "table.txt").read_text(encoding="utf-8"))
 
@@ -196,11 +181,10 @@ def rehearse(folder: Path, steps: int, extra_flags: list[str]) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Train and score in turn."""
     parser = FlagParser(description=__doc__.split("\n")[0])
-    folder_help = "folder with the manifests and corpus/word_times.json"
-    parser.add_argument("--folder", type=path_argument, required=True, help=folder_help)
-    steps_help = "optimizer steps in all (default: %(default)s)"
-    parser.add_argument("--steps", type=count_argument, default=1000, help=steps_help)
-    parser.add_argument("--train_flags", default="", help="more flags for train_taco.sh")
+    add = parser.add_argument
+    add("--folder", type=path_argument, required=True, help="with manifests and a corpus")
+    add("--steps", type=count_argument, default=1000, help="in all (default: %(default)s)")
+    add("--train_flags", default="", help="more flags for train_taco.sh")
     args = parser.parse_args(argv)
     rehearse(Path(args.folder).absolute(), args.steps, shlex.split(args.train_flags))
 

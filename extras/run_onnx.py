@@ -60,15 +60,10 @@ class Speaker:
         masks: np.ndarray | None = None,
         mels: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Make the mel of tokens (1, T_text), free running unless `mels` are given.
+        """Make mel (T_mel, num_mels), stop logits (T_mel,) and alignment (T_mel, T_text).
 
-        Args:
-            stop_threshold: the stop token's probability that ends the text; the folder's if None.
-            masks: (T_mel, depth, dim), the dropout of each frame, instead of drawing it.
-            mels: (T_mel, num_mels), true frames for teacher forcing.
-
-        Returns:
-            mel (T_mel, num_mels), stop logits (T_mel,), alignment (T_mel, T_text), float32.
+        The mel is free running unless true `mels` (T_mel, num_mels) are given. `masks`, (T_mel,
+        depth, dim), replace the drawn dropout.
         """
         threshold = self.settings["stop_threshold"] if stop_threshold is None else stop_threshold
         encoder_outputs, keys = self.encoder.run(None, {"tokens": tokens})
@@ -83,8 +78,8 @@ class Speaker:
             feed["masks"] = self.draw_masks(rng) if masks is None else masks[t]
             frame, stop_logit, *next_state = self.step.run(None, feed)
             feed.update(zip(state, next_state, strict=True), frame=frame)
-            for kept, value in ((frames, frame), (stop_logits, stop_logit)):
-                kept.append(value[0])
+            frames.append(frame[0])
+            stop_logits.append(stop_logit[0])
             alignments.append(feed["alignment"][0])
             if mels is not None:
                 feed["frame"] = mels[t : t + 1]
@@ -94,10 +89,7 @@ class Speaker:
         return mel[0], np.array(stop_logits), np.stack(alignments)
 
     def fit_to_mel(self, magnitude: np.ndarray, mel: np.ndarray) -> np.ndarray:
-        """Scale magnitudes (T, n_fft // 2 + 1) so that their mel comes closer to (T, num_mels).
-
-        This is the multiplicative update under the Kullback-Leibler divergence, Lee and Seung 2001.
-        """
+        """Bring the mel of magnitudes (T, n_fft // 2 + 1) to `mel`, by Lee and Seung 2001."""
         ratio = mel / (magnitude @ self.mel_filters.T).clip(TINY)
         return magnitude * (ratio @ self.mel_filters) / self.mel_filters.sum(axis=0).clip(TINY)
 
@@ -142,8 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     source.add_argument("--tokens", type=int, nargs="+", help="token ids, instead of a text")
     add("--output", default="spoken.wav", help="16-bit wav (default: %(default)s)")
     add("--int8", action="store_true", help="with the quantised LSTMs")
-    steps_help = "frames after which a text is cut (default: %(default)s)"
-    add("--max_decoder_steps", type=int, default=2000, help=steps_help)
+    add("--max_decoder_steps", type=int, default=2000, help="most frames (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of dropout and phases (default: %(default)s)")
     add("--threads", type=int, default=0, help="threads of onnxruntime (default: all cores)")
     args = parser.parse_args(argv)

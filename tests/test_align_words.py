@@ -26,7 +26,12 @@ def spoken(tmp_path_factory):
 
 def test_words_are_aligned_where_they_are_spoken(spoken, tmp_path, capsys):
     path = tmp_path / "aligned.json"
-    align_words.main(["--path_to_ljspech", str(spoken), "--output_json", str(path)])
+    rows = (line.split("|")[::2] for line in (spoken / "metadata.csv").read_text().splitlines())
+    manifest = [(str(spoken / f"wavs/{clip_id}.wav"), text, 3.0) for clip_id, text in rows]
+    columns = ["file_path", "normalized_transcript", "duration"]
+    pd.DataFrame(manifest, columns=columns).to_csv(tmp_path / "m.csv", index=False)
+    flags = ["--path_to_manifest", str(tmp_path / "m.csv"), "--output_json", str(path)]
+    align_words.main(flags)
     assert "14 words of 2 clips; 0 skipped" in capsys.readouterr().out
     aligned = json.loads(path.read_text())
     truth = json.loads((spoken / "word_times.json").read_text())

@@ -187,7 +187,11 @@ def test_an_old_validation_set_does_not_stay_beside_a_new_split(tmp_path, capsys
 @pytest.mark.parametrize(
     ("n", "flags", "words"),
     [
-        (1, (), "--test_split_pct 0.01 of 1 usable clips leaves none to train on"),
+        (
+            1,
+            (),
+            "--test_split_pct 0.01 and --val_split_pct 0 of 1 usable clips leave none to train on",
+        ),
         (2, ("--val_split_pct", "0.3"), "--test_split_pct 0.01 and --val_split_pct 0.3 of 2"),
     ],
 )

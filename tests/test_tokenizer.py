@@ -78,9 +78,9 @@ def test_text_without_a_letter_is_refused_in_one_sentence(text, letters):
     ("symbols", "reason"),
     [
         (["_", "a", "b", "a"], "symbols must be unique, found twice: a"),
-        (["_"], "symbols must hold padding and a character"),
-        ("abc", "symbols must be a list of strings, found str"),
-        (["_", 7], "symbols must be strings that are not empty, found 7"),
+        (["_"], "symbols must be a list of at least two strings"),
+        ("abc", "symbols must be a list of at least two strings, found"),
+        (["_", 7], "symbols must be a list of at least two strings, found"),
     ],
 )
 def test_a_table_that_is_none_is_refused(symbols, reason):

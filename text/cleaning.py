@@ -4,8 +4,7 @@
     clean_text("Sch\u00f6n, Nr. 5", known, "basic")  # "sch\u00f6n, nr. 5", where it has them
 
 Characters that the table lacks are written in lower case, without accents, with a keyboard's
-punctuation. The cleaner "english" first spells out numbers, abbreviations and signs as English
-words (english.py, numbers.py).
+punctuation. The cleaner "english" first spells out numbers, abbreviations and signs (english.py).
 """
 
 import re
@@ -37,13 +36,11 @@ _THOUSANDS = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")  # 10 000
 
 
 def clean_text(text: str, known: frozenset[str], cleaner: str = "english") -> str:
-    """Clean text for a table that has the characters `known`.
-
-    Characters that are still unknown stay in the text; `Tokenizer.encode` leaves them out.
-    """
+    """Clean text for a table of the characters `known`; characters still unknown stay."""
     text = compose(text, known)
     if cleaner == "english":
-        text = text if text.isascii() else _replace_typography(text, known)
+        text = _THOUSANDS.sub(",", text)
+        text = "".join(c if c.isascii() or c in known else _replace_character(c) for c in text)
         text = to_words(text, known)
     else:
         text = "".join(c if c in known else TYPOGRAPHIC.get(c) or c for c in text)
@@ -73,14 +70,8 @@ def _find_split(known: frozenset[str]) -> dict[str, str]:
     return {parts: character for parts, character in by_parts.items() if parts not in known}
 
 
-def _replace_typography(text: str, known: frozenset[str]) -> str:
-    """Write unknown variants of characters as a keyboard has them; accents stay."""
-    return "".join(
-        c if c.isascii() or c in known else _replace_character(c) for c in _THOUSANDS.sub(",", text)
-    )
-
-
 def _replace_character(character: str) -> str:
+    """Write a variant of a character as a keyboard has it; accents stay."""
     if character in TYPOGRAPHIC:
         return TYPOGRAPHIC[character]
     if character.isdecimal():

@@ -4,8 +4,7 @@
     spell_capitals("The FBI and NASA")                   # "The f b i and NASA"
     spell_signs("R&D = fun", known)                      # "R and D  equals  fun"
 
-Numbers are in numbers.py. Letters keep their case, because it tells "No. 5" from "no. It" and
-"IT" from "it".
+Numbers are in numbers.py. Letters keep their case, which tells "No. 5" from "no. It".
 """
 
 import re
@@ -158,11 +157,7 @@ def has_figures(known: frozenset[str]) -> bool:
 
 
 def to_words(text: str, known: frozenset[str]) -> str:
-    """Spell out abbreviations, addresses, numbers, words in capitals and signs as they are read.
-
-    Numbers stay as they are if the characters `known` have figures, and words in capitals if they
-    have capitals.
-    """
+    """Spell out abbreviations, addresses and signs, and numbers and capitals that `known` lacks."""
     is_shouted = text.isupper() and len(text.split()) > 2
     text = expand_abbreviations(text)
     if not has_capitals(known):
@@ -267,16 +262,11 @@ def _write_roman(match: re.Match) -> str:
 
 
 def spell_capitals(text: str, is_shouted: bool = False) -> str:
-    """Spell words in capitals letter by letter where people read them so.
-
-    In a shouted text, which is all in capitals, US is more likely the word "us".
-    """
+    """Spell words in capitals letter by letter where people do; a shouted US is the word "us"."""
 
     def spell(match: re.Match) -> str:
         word = match[1].lower()
-        around = (
-            text[max(0, match.start() - 1) : match.start()] + text[match.end() : match.end() + 1]
-        )
+        around = text[: match.start()][-1:] + text[match.end() :][:1]
         is_joined = len(word) <= 3 and "&" in around  # AT&T
         is_initialism = word in INITIALISMS and not (is_shouted and word in WORDS_WHEN_SHOUTED)
         is_odd = len(word) <= MAX_SPELLED and not is_pronounceable(word) and word not in UTTERANCES
@@ -293,11 +283,7 @@ def is_pronounceable(word: str) -> bool:
 
 
 def spell_signs(text: str, known: frozenset[str]) -> str:
-    """Name the signs that are not among the characters `known`; unify ellipses and quotes.
-
-    A sign stays as it is if `known` lacks letters of its name, as the table of another alphabet
-    does.
-    """
+    """Name the signs that `known` lacks, if it has the letters of their names; unify quotes."""
     text = _DOUBLE_QUOTE.sub('"', _ELLIPSIS.sub("...", text))
     if "#" not in known:
         text = re.sub(r"(?<=[A-Z])#(?!\w)", " sharp", text)

@@ -29,14 +29,8 @@ CURRENCIES = {  # singular and plural, and those of the hundredths where people 
     "\u00a2": ("cent", "cents"),
     "CHF": ("franc", "francs"),
 }
-CODES = {
-    "USD": "$",
-    "GBP": "\u00a3",
-    "EUR": "\u20ac",
-    "JPY": "\u00a5",
-    "INR": "\u20b9",
-    "CHF": "CHF",
-}
+CODES = {"USD": "$", "GBP": "\u00a3", "EUR": "\u20ac", "JPY": "\u00a5", "INR": "\u20b9"}
+CODES["CHF"] = "CHF"
 NATIONS = {"US": "", "A": "Australian ", "AU": "Australian ", "C": "Canadian ", "CA": "Canadian "}
 MAGNITUDES = {
     "k": "thousand", "m": "million", "mn": "million", "bn": "billion", "b": "billion",

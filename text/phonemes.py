@@ -24,10 +24,7 @@ SHARE_OF_TEXTS, SHARE_OF_WORDS = 0.5, 0.5  # that training writes in phonemes
 
 
 def find_odd_phoneme(text: str) -> str:
-    """Find a wrong name among phonemes in braces; return "" if there is none.
-
-    '{T ER3 N}' -> 'ER3 in {T ER3 N}'; '{it}' and '{A}' hold no ARPAbet at all, so they give "".
-    """
+    """Find a wrong name among phonemes: '{T ER3 N}' -> 'ER3 in {T ER3 N}'; "" if there is none."""
     for group in _LIKE_PHONEMES_IN_BRACES.finditer(text):
         names = group[1].split()
         odd = [name for name in names if name not in ARPABET]
@@ -45,11 +42,9 @@ def load_dictionary() -> dict[str, str]:
 def to_phonemes(
     text: str, dictionary: Mapping[str, str], rng: np.random.Generator | None = None
 ) -> str:
-    """Replace whole words by ARPAbet in braces; words that the dictionary lacks stay.
+    """Replace the words of a cleaned text by ARPAbet in braces, where the dictionary has them.
 
-    Args:
-        text: cleaned, so that numbers are words; groups in braces stay as they are.
-        rng: for training, draws half of the texts and half of their words; None replaces all words.
+    With an rng, for training, that is half of the words of half of the texts.
     """
     if rng is not None and rng.random() >= SHARE_OF_TEXTS:
         return text

@@ -2,8 +2,7 @@
 
     split_text(text, tokenizer, max_characters) -> [Piece("it rained.", "sentence"), ...]
 
-Text is cleaned before it is cut, so that only sentences end with a full stop: cleaning has spelled
-out abbreviations, initials and decimals. Blank lines end a paragraph.
+Text is cleaned first, so that only sentences end with a full stop. Blank lines end a paragraph.
 """
 
 import re

@@ -4,9 +4,8 @@
     tokens = tokenizer.encode("Printing, in 1465")   # LongTensor (T_text,)
     tokenizer.decode(tokens)                         # "printing, in fourteen sixty-five"
 
-cleaning.py makes text fit the table of symbols. Characters that the table still lacks are left out,
-and `unknown_characters` names them. ARPAbet in braces, as in "{T ER1 N} left", is looked up as
-phonemes where the table has them (`with_phonemes`).
+cleaning.py makes text fit the table of symbols; characters that the table still lacks are left out.
+ARPAbet in braces, as in "{T ER1 N} left", is looked up as phonemes where the table has them.
 """
 
 import unicodedata
@@ -34,13 +33,7 @@ class Tokenizer:
     """Text to token ids by a table of symbols; id 0, the first symbol, is padding.
 
     Symbols of several characters that are no phonemes keep their ids, but no text produces them.
-
-    Attributes:
-        known: the characters that text can be made of; character_ids has their ids.
-        has_letters, has_phonemes: what the table has; phonemes are ARPAbet, with or without "@".
-
-    Raises:
-        ValueError: on symbols that are not a list of different strings, or an unknown cleaner.
+    `known` has the characters that text can be made of, `character_ids` their ids.
     """
 
     pad_token_id = 0
@@ -78,11 +71,7 @@ class Tokenizer:
         return self._with(f"@{name}" for name in ARPABET if name not in self._phoneme_ids)
 
     def with_characters(self, characters: str) -> "Tokenizer":
-        """Add the characters that the table lacks at its end; return the new tokenizer.
-
-        White space is skipped. Letters become lower case, as text does, unless the table has
-        capitals.
-        """
+        """Add the characters that the table lacks at its end; return the new tokenizer."""
         if not has_capitals(self.known):
             characters = characters.lower()
         characters = compose("".join(characters.split()), self.known)
@@ -108,9 +97,7 @@ class Tokenizer:
     def encode(self, text: str) -> Tensor:
         """Return the token ids of the cleaned text, (T_text,) int64, without unknown characters.
 
-        Raises:
-            ValueError: when the text has nothing to speak, or braces hold a phoneme that ARPAbet
-                or the table lacks.
+        Raises ValueError if there is nothing to speak, or no such phoneme.
         """
         if self.has_phonemes and (odd := find_odd_phoneme(text)):
             raise ValueError(f"{odd} is no phoneme of ARPAbet")
@@ -134,10 +121,8 @@ class Tokenizer:
         names = group[1:-1].split()
         for name in names:
             if name not in self._phoneme_ids:
-                raise ValueError(
-                    f"the symbols lack the phoneme {name} of {group[:60]}; a model trained with "
-                    "--phonemes has all of ARPAbet"
-                )
+                problem = f"the symbols lack the phoneme {name} of {group[:60]}"
+                raise ValueError(f"{problem}; a model trained with --phonemes has all of ARPAbet")
         return [self._phoneme_ids[name] for name in names]
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
@@ -158,10 +143,7 @@ class Tokenizer:
         return "".join(dict.fromkeys(c for c in letters if c not in self.known))
 
     def folded_letters(self, text: str) -> dict[str, str]:
-        """List the letters and accents that cleaning replaces, with what it puts in their place.
-
-        'Sch\u00f6n' -> {'\u00f6': 'o'}; an accent on its own -> {'\u0303': ''}.
-        """
+        """Map the letters and accents that cleaning replaces to their replacements: \u00f6 to o."""
         composed = compose("".join(self._split(text)[::2]), self.known)
         letters = (c for c in composed if not c.isascii() and unicodedata.category(c)[0] in "LM")
         lacking = [c.lower() for c in letters if match_case(c, self.known) not in self.known]
@@ -182,13 +164,9 @@ class Tokenizer:
 
 def check_symbols(symbols: Sequence[str]) -> None:
     """Check that a table is a list of different strings: padding and at least one more."""
-    if not isinstance(symbols, (list, tuple)):
-        raise ValueError(f"symbols must be a list of strings, found {type(symbols).__name__}")
-    odd = [symbol for symbol in symbols if not isinstance(symbol, str) or not symbol]
-    if odd:
-        raise ValueError(f"symbols must be strings that are not empty, found {odd[0]!r:.40}")
-    if len(symbols) < 2:
-        raise ValueError(f"symbols must hold padding and a character, found {tuple(symbols)}")
+    is_list = isinstance(symbols, (list, tuple)) and len(symbols) > 1
+    if not is_list or not all(isinstance(symbol, str) and symbol for symbol in symbols):
+        raise ValueError(f"symbols must be a list of at least two strings, found {symbols!r:.40}")
     if twice := sorted(symbol for symbol, n in Counter(symbols).items() if n > 1):
         raise ValueError(f"symbols must be unique, found twice: {' '.join(twice)}")
 
