@@ -89,7 +89,6 @@ def test_a_text_becomes_a_player_and_a_line_and_a_picture_for_each_piece(voice):
     ("given", "sentence"),
     [
         ({"text": " \n"}, "There is no text yet: type a sentence first."),
-        ({"text": "!?"}, "text has no letter to speak: &#x27;!?&#x27;"),
         ({"vocoder": "nowhere"}, "--vocoder nowhere: no such folder"),
         ({"checkpoint": "<b>"}, "&lt;b&gt;: no such checkpoint folder"),
     ],
@@ -97,14 +96,6 @@ def test_a_text_becomes_a_player_and_a_line_and_a_picture_for_each_piece(voice):
 def test_what_cannot_be_spoken_is_answered_with_a_sentence(voice, given, sentence):
     shown = app.answer(**{**FIELDS, "checkpoint": str(voice), **given})
     assert shown == f'<p class="problem" role="alert">{sentence}</p>'
-
-
-def test_seed_and_vocoder_are_those_of_the_page(voice, monkeypatch):
-    made = []
-    monkeypatch.setattr(app, "speak_text", lambda text, voice, options: made.append(options) or "")
-    monkeypatch.setattr(app, "load_vocoder", lambda folder, audio_config, device: (folder, device))
-    app.answer(**{**FIELDS, "checkpoint": str(voice), "vocoder": "hifigan", "seed": 7.0})
-    assert (made[0].seed, made[0].vocoder) == (7, ("hifigan", "cpu"))
 
 
 def test_without_gradio_a_sentence_says_what_to_install(voice, monkeypatch):
