@@ -7,9 +7,14 @@ import pytest
 import torch
 from scipy.stats import betabinom
 
+import model as model_module
+import train_taco
 from conftest import REPO
 from model import Decoder, Tacotron2Config, build_padding_mask
-from test_model import SMALL, make_batch
+from runs import draw_nothing, run_flags
+from speech.voice import load_checkpoint
+from synthesize import synthesize
+from test_model import SMALL
 
 PAGE = (REPO / "docs/changing_the_model.md").read_text(encoding="utf-8")
 EXAMPLE = PAGE.split("## Example: another attention")[1]
@@ -29,8 +34,6 @@ def test_the_code_runs_as_it_stands_and_speed_up_steps_aside(capsys):
     exec(CODE, namespace)
     assert type(namespace["model"].decoder) is Decoder
     assert capsys.readouterr().err.split() == SAID.split()
-    output = namespace["model"](*make_batch((5, 3), (4, 2), num_mels=80))
-    assert all(part.isfinite().all() for part in output)
 
 
 def formula(attention, query, alignment) -> np.ndarray:
@@ -71,3 +74,19 @@ def test_the_alignments_are_those_of_the_papers_formula(attention_class):
             ours = alignment[i].detach().numpy()
             np.testing.assert_allclose(ours[:length], expected[i], rtol=1e-5, atol=1e-9)
             assert not ours[length:].any()
+
+
+@pytest.mark.slow
+def test_in_the_decoders_place_all_scripts_use_it(attention_class, monkeypatch, world, capsys):
+    """Where `Decoder` itself builds it, a run trains it and its checkpoint speaks."""
+    monkeypatch.setattr(model_module, "LocationSensitiveAttention", attention_class)
+    draw_nothing(monkeypatch.setattr)
+    train_taco.main(run_flags(world.corpus, world.out, "--training_epochs", 1))
+    assert capsys.readouterr().err.startswith(
+        "fast/decoder.py does not fit this model: AttributeError: "
+    )
+    voice = load_checkpoint(next(world.out.rglob("final_checkpoint")))
+    assert type(voice.model.decoder.attention) is attention_class
+    assert type(voice.model.decoder) is Decoder
+    result = synthesize("Go home.", voice, max_decoder_steps=5, seed=0)
+    assert len(result.mel) == 5 and result.wav.isfinite().all()

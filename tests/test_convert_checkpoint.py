@@ -13,7 +13,7 @@ from torchaudio.pipelines._tts.utils import _get_phones
 
 import convert_checkpoint
 from command_line.files import DataError
-from convert_checkpoint import SYMBOLS, infer_config, model_from_peer, peer_name
+from convert_checkpoint import SYMBOLS, model_from_peer, peer_name
 from dataset import AudioConfig
 from model import Tacotron2, Tacotron2Config
 from peer_weights import (
@@ -56,9 +56,6 @@ def import_error(tmp_path: Path, content: object, *flags: str | Path) -> str:
     return message
 
 
-# ---------------------------------------------------------------- names, shapes, symbols
-
-
 def test_names_and_shapes_are_the_peers():
     with torch.device("meta"):
         ours = Tacotron2(Tacotron2Config(vocab_size=148)).state_dict()
@@ -77,14 +74,6 @@ def test_symbols_are_the_peers():
     phones = ["@" + phone for phone in _get_phones()[12:]]
     assert SYMBOLS[148] == ("_", "-", *"!'(),.:;? ", *letters, *phones)
     assert all(len(set(table)) == len(table) == size for size, table in SYMBOLS.items())
-
-
-@LAYOUTS
-def test_sizes_are_read_off_the_shapes(layout):
-    assert infer_config(small_state(layout), layout) == OUR_SIZES
-
-
-# ---------------------------------------------------------------- there and back
 
 
 def test_an_imported_voice_has_every_tensor(voice_dir):
@@ -120,12 +109,9 @@ def test_an_exported_file_loads_in_torchaudio_and_speaks_the_same(tmp_path, monk
     run_cli("--from", folder, "--to", "torchaudio", tmp_path / "deep" / "out.pt")
     assert "the mels are scaled_db, torchaudio expects log mels" in capsys.readouterr().out
     peer = torchaudio.models.Tacotron2(
-        n_symbol=38,
-        n_mels=14,
-        symbol_embedding_dim=24,
-        encoder_embedding_dim=24,
+        n_symbol=38, n_mels=14, symbol_embedding_dim=24, encoder_embedding_dim=24,
         decoder_max_step=9,
-    ).eval()
+    ).eval()  # fmt: skip
     state = torch.load(tmp_path / "deep" / "out.pt", weights_only=True)
     peer.load_state_dict(state, strict=True)
     monkeypatch.setattr(F, "dropout", lambda x, *args, **kwargs: x)  # the prenet's is always on
@@ -144,9 +130,6 @@ def test_sizes_that_the_peers_lack_are_refused(tmp_path):
         message = error_of("--from", folder, "--to", "nvidia", tmp_path / "out.pt")
         assert f"nvidia needs --{field}" in message and "found 3" in message
         assert not (tmp_path / "out.pt").exists()
-
-
-# ---------------------------------------------------------------- what files can look like
 
 
 def test_a_published_file_has_default_sizes(tmp_path):
@@ -183,12 +166,7 @@ def test_an_old_parallel_half_precision_file_is_read(tmp_path, capsys):
     [
         ("module.embedding.weight", torch.ones(1), "module.embedding.weight is unknown"),
         ("embedding.weight", torch.ones(1, 38, 24), "embedding.weight is (1, 38, 24) instead of"),
-        ("encoder.lstm.bias_hh_l0", torch.ones(3), "encoder.lstm.bias_hh_l0 is (3,) instead of"),
-        (
-            "encoder.lstm.bias_hh_l0",
-            torch.ones(48).long(),
-            "is torch.int64 instead of torch.float32",
-        ),
+        ("encoder.lstm.bias_hh_l0", torch.ones(48).long(), "is torch.int64 instead of torch.float"),
         ("postnet.convolutions.9.0.bias", torch.ones(3), "postnet.convolutions.4.0.weight is miss"),
     ],
 )
@@ -209,8 +187,6 @@ def test_sizes_of_a_model_that_no_memory_holds_are_refused():
     ("content", "reason"),
     [
         ([1, 2], "holds no state dict"),
-        ({"state_dict": 3}, "holds no state dict"),
-        ({"embedding.weight": 3}, "entry embedding.weight is not a plain tensor"),
         ({"a": torch.eye(2).to_sparse()}, "entry a is not a plain tensor"),
         (small_state("nvidia"), "encoder.convolutions.0.0.weight is missing"),
     ],
@@ -223,15 +199,10 @@ def test_broken_and_missing_files_are_refused(tmp_path):
     whole = tmp_path / "whole.pt"
     torch.save(small_peer().state_dict(), whole)
     (tmp_path / "cut.pt").write_bytes(whole.read_bytes()[:5000])
-    (tmp_path / "empty.pt").write_bytes(b"")
-    for name in ("cut.pt", "empty.pt"):
-        message = error_of("--from", "nvidia", tmp_path / name, "--to", tmp_path / "voice")
-        assert f"{name}: refused, cannot be read as plain tensors" in message
+    message = error_of("--from", "nvidia", tmp_path / "cut.pt", "--to", tmp_path / "voice")
+    assert "cut.pt: refused, cannot be read as plain tensors" in message
     missing = error_of("--from", "nvidia", tmp_path / "none.pt", "--to", tmp_path / "voice")
     assert "none.pt: no such file" in missing
-
-
-# ---------------------------------------------------------------- symbols
 
 
 def test_a_symbols_file_overrides_the_peers_table(tmp_path):
@@ -248,9 +219,6 @@ def test_a_symbols_file_overrides_the_peers_table(tmp_path):
     ("text", "reason"),
     [
         ('["a", "b"]', "the weights have 38 symbols, not 2"),
-        (json.dumps(dict.fromkeys(SYMBOLS[38], 1)), "must be a list of strings"),
-        (json.dumps([*SYMBOLS[38][:-1], 7]), "must be strings"),
-        (json.dumps([*SYMBOLS[38][:-1], "a"]), "found twice: a"),
         ("{", "cannot be read"),
     ],
 )
@@ -270,9 +238,6 @@ def test_a_voice_that_speaks_phonemes_only_is_announced(tmp_path, capsys):
     assert load_checkpoint(tmp_path / "voice").tokenizer.symbols == SYMBOLS[96]
 
 
-# ---------------------------------------------------------------- targets
-
-
 def test_existing_targets_are_kept_without_overwrite(tmp_path, voice_dir):
     out = tmp_path / "out.pt"
     out.write_text("mine")
@@ -288,22 +253,15 @@ def test_existing_targets_are_kept_without_overwrite(tmp_path, voice_dir):
     run_cli(*ends, "--overwrite")
     weights = load_checkpoint(voice_dir).model.state_dict()
     assert torch.equal(weights["encoder.embedding.weight"], changed["embedding.weight"])
+    (voice_dir / "trainer_state.json").write_text("{}")  # which this script does not write
+    assert "is not replaced" in error_of(*ends, "--overwrite")
+    assert len(os.listdir(voice_dir)) == 3
 
 
-def test_overwrite_spares_what_this_script_did_not_write(tmp_path, voice_dir):
-    (voice_dir / "trainer_state.json").write_text("{}")
-    ends = ("--from", "torchaudio", tmp_path / "peer.pt", "--to", voice_dir, "--overwrite")
-    assert "is not replaced" in error_of(*ends)
-    ends = ("--from", voice_dir, "--to", "torchaudio", tmp_path, "--overwrite")
-    assert "is not replaced" in error_of(*ends)
-    assert len(os.listdir(voice_dir)) == 3 and (tmp_path / "peer.pt").exists()
-
-
-@pytest.mark.parametrize("failure", [OSError("disk full"), RuntimeError("disk full")])
-def test_an_interrupted_write_leaves_nothing(tmp_path, voice_dir, monkeypatch, failure):
+def test_an_interrupted_write_leaves_nothing(tmp_path, voice_dir, monkeypatch):
     def fail(content, path, *args) -> None:
         Path(path).write_bytes(b"half")
-        raise failure
+        raise RuntimeError("disk full")  # as torch does
 
     monkeypatch.setattr(convert_checkpoint.torch, "save", fail)
     monkeypatch.setattr(convert_checkpoint.safetensors.torch, "save_file", fail)
@@ -320,10 +278,8 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, voice_dir, monkeypatch, f
     ("ends", "reason"),
     [
         (("--from", "torchaudio", "--to", "x"), "--from takes a folder"),
-        (("--from", "nvidia", "a.pt", "--to", "x", "y", "z"), "--to takes a folder"),
         (("--from", "a", "--to", "b"), "one of --from and --to"),
         (("--from", "a", "--to", "nvidia", "b.pt", "--symbols", "s"), "--symbols is for weights"),
-        (("--from", "nowhere", "--to", "nvidia", "b.pt"), "nowhere: no such checkpoint folder"),
     ],
 )
 def test_unusable_ends_are_refused(tmp_path, monkeypatch, ends, reason):

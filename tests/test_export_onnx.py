@@ -18,7 +18,7 @@ from command_line.files import DataError
 from conftest import speak
 from dataset import AudioConfig, audio_to_mel, mel_to_audio
 from extras import export_onnx
-from model import Encoder, Prenet, Tacotron2, Tacotron2Config
+from model import Prenet, Tacotron2, Tacotron2Config
 from speech.voice import load_checkpoint, write_config
 from test_model import lively
 from test_synthesize import SMALL
@@ -164,10 +164,7 @@ def test_the_copy_speaks_without_torch(exported, tmp_path):
         f"runpy.run_path({str(folder / 'speak.py')!r}, run_name='__main__'); "
         "assert not {'model', 'tokenizer', 'dataset', 'librosa', 'scipy'} & {*sys.modules}"
     )
-    for name, source in (
-        ("a", ["--text", "GO HOME\u2603", "--int8"]),
-        ("b", ["--tokens", "13", "14"]),
-    ):
+    for name, source in (("a", ["--text", "GO HOME\u2603", "--int8"]), ("b", ["--tokens", "13"])):
         flags = [*source, "--max_decoder_steps", "30", "--output", f"{name}.wav"]
         command = [sys.executable, "-I", "-c", code, *flags]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -180,17 +177,13 @@ def test_the_copy_speaks_without_torch(exported, tmp_path):
         assert done.stdout.endswith("stop\n" if n_frames == 30 else "itself\n")
 
 
-def test_text_becomes_the_tokenizers_ids(speaker, voice):
+def test_text_becomes_the_tokenizers_ids_or_is_refused(speaker, voice, exported, tmp_path):
     expected = voice.tokenizer.encode("a monkey's door: shut?").numpy()
     np.testing.assert_array_equal(speaker.encode("A monkey\u00df's door: shut?")[0], expected)
-
-
-@pytest.mark.parametrize("flags", [["--text", "\u2603 9"], ["--tokens", "0", "99"]])
-def test_a_text_without_symbols_is_refused(exported, flags, tmp_path):
-    output = tmp_path / "a.wav"
+    flags = ["--folder", str(exported), "--output", str(tmp_path / "a.wav"), "--text", "\u2603 9"]
     with pytest.raises(SystemExit, match=r"^nothing to say: .+ of this voice$"):
-        run_onnx.main(["--folder", str(exported), "--output", str(output), *flags])
-    assert not output.exists()
+        run_onnx.main(flags)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_second_export_replaces_the_first(checkpoint, exported, tmp_path):
@@ -201,29 +194,21 @@ def test_a_second_export_replaces_the_first(checkpoint, exported, tmp_path):
     assert json.loads((folder / "settings.json").read_text())["stop_threshold"] == 0.25
     with pytest.raises(SystemExit, match=r"step\.int8\.onnx is missing"):
         run_onnx.main(["--folder", str(folder), "--text", "go", "--int8"])
-    with pytest.raises(SystemExit, match=r"holds no settings\.json"):
-        run_onnx.main(["--folder", str(tmp_path), "--text", "go"])
 
 
 def test_what_cannot_be_exported_is_refused(checkpoint, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with pytest.raises(SystemExit, match=r"^export_onnx\.py: .*gone.*no such checkpoint folder"):
         export(tmp_path / "gone", out)
-    with pytest.raises(SystemExit, match="2"):
-        export(checkpoint, out, "--stop_threshold", "1")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match=r"--output_dir .*file"):
-        export(checkpoint, tmp_path / "file")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(SystemExit, match=r"package onnx: .*requirements/onnx.txt"):
         export(checkpoint, out)
     assert not out.exists()
 
 
-@pytest.mark.parametrize("part", [Encoder, Prenet])
-def test_a_model_that_the_graphs_do_not_follow_is_refused(voice, tmp_path, monkeypatch, part):
-    plain = part.forward
-    monkeypatch.setattr(part, "forward", lambda *inputs: 1.01 * plain(*inputs))
+def test_a_model_that_the_graphs_do_not_follow_is_refused(voice, tmp_path, monkeypatch):
+    plain = Prenet.forward
+    monkeypatch.setattr(Prenet, "forward", lambda *inputs: 1.01 * plain(*inputs))
     with pytest.raises(DataError, match="another mel than the model"):
         export_onnx.fill_folder(voice, tmp_path, False, 0.5)
 
@@ -239,6 +224,4 @@ def test_the_benchmark_writes_its_table(checkpoint, tiny_corpus, tmp_path, capsy
         rows = list(csv.DictReader(file))
     assert [row["model"] for row in rows] == ["ours", "onnxruntime float32", "onnxruntime int8"]
     assert len({row["n_frames"] for row in rows}) == 1 and int(rows[0]["n_frames"]) >= 1
-    printed = capsys.readouterr().out
-    assert printed.count("of 3 clips stop by themselves") == 2
-    assert "ours / onnxruntime int8: " in printed
+    assert "ours / onnxruntime int8: " in capsys.readouterr().out
