@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import fast.decoder as fast_decoder
 import model as model_module
 from fast.decoder import (
     FastDecoder,
@@ -30,18 +29,11 @@ from model import (
 )
 
 SMALL = Tacotron2Config(
-    vocab_size=20,
-    num_mels=10,
-    character_embed_dim=24,
-    encoder_embed_dim=24,
-    decoder_rnn_embed_dim=32,
-    decoder_prenet_dim=16,
-    decoder_postnet_n_filters=16,
-    attention_dim=12,
-    attention_location_n_filters=6,
-    attention_location_kernel_size=7,
+    vocab_size=20, num_mels=10, character_embed_dim=24, encoder_embed_dim=24,
+    decoder_rnn_embed_dim=32, decoder_prenet_dim=16, decoder_postnet_n_filters=16,
+    attention_dim=12, attention_location_n_filters=6, attention_location_kernel_size=7,
     attention_dropout_p=0.4,
-)
+)  # fmt: skip
 DOUBLE = {"dtype": torch.float64, "requires_grad": True}
 
 
@@ -52,14 +44,8 @@ def loop_arguments(padding: list[list[int]], with_dropout: bool) -> list[Tensor 
     mask = torch.tensor(padding, dtype=torch.bool)
     batch_size, n_text = mask.shape
     sequences = ((n_frames, batch_size, prenet), (batch_size, n_text, encoder))
-    weights = (
-        (4 * hidden, prenet + encoder),
-        (4 * hidden, hidden),
-        (4 * hidden,),
-        (attention, hidden),
-        (attention, 2, kernel),
-        (attention,),
-    )
+    weights = ((4 * hidden, prenet + encoder), (4 * hidden, hidden), (4 * hidden,))
+    weights += ((attention, hidden), (attention, 2, kernel), (attention,))
     drops = None
     if with_dropout:
         drops = torch.randint(0, 2, (n_frames, batch_size, hidden)).double() / 0.6
@@ -76,12 +62,8 @@ def loop_arguments(padding: list[list[int]], with_dropout: bool) -> list[Tensor 
 
 @pytest.mark.parametrize(
     ("padding", "with_dropout"),
-    [
-        ([[0, 0, 0, 0, 0], [0, 0, 0, 1, 1]], True),
-        ([[0, 0, 0, 1, 1]], False),
-        ([[0, 0, 0], [1, 1, 1]], True),
-    ],
-    ids=["mixed", "one", "all_padding"],
+    [([[0, 0, 0, 1, 1]], False), ([[0, 0, 0], [0, 0, 1], [1, 1, 1]], True)],
+    ids=["one", "mixed_and_all_padding"],
 )
 def test_loop_gradients_in_double_precision(padding, with_dropout):
     assert torch.autograd.gradcheck(AttentionLoop.apply, loop_arguments(padding, with_dropout))
@@ -147,18 +129,13 @@ def test_fast_lstm_equals_torchs():
         output = run()
         targets = [inputs, *lstm.parameters()]
         gradients.append((output, *torch.autograd.grad((output * weights).sum(), targets)))
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
 
 
 CHANGES = {
     "nothing": lambda lstm: None,
-    "in place": lambda lstm: lstm.weight_ih.mul_(2.0),
     "a bias": lambda lstm: lstm.bias_hh.add_(1),
     "data": lambda lstm: setattr(lstm.weight_hh, "data", torch.rand(28, 7)),
-    "vector_to_parameters": lambda lstm: nn.utils.vector_to_parameters(
-        torch.rand(28 * (5 + 7 + 1 + 1)), lstm.parameters()
-    ),
 }
 
 
@@ -174,17 +151,6 @@ def test_stepped_cells_follow_their_weights(inference_mode):
             ours = prepare_cell(lstm)(x, h, c)
             torch.testing.assert_close(ours, lstm(x, (h, c)), atol=1e-6, rtol=0, msg=name)
             assert prepare_cell(lstm) is prepare_cell(lstm), "made once"
-
-
-def test_training_frees_what_free_running_has_kept():
-    kept = fast_decoder._BLOCKED_CELLS
-    model = speed_up(Tacotron2(SMALL)).eval()
-    lstms = {model.decoder.attention_rnn, model.decoder.decoder_rnn}
-    model.infer(torch.tensor([[1, 2, 3]]), None, 5, 1.0)
-    if torch.backends.mkldnn.is_available():
-        assert lstms <= set(kept)
-    model.train()
-    assert not lstms & set(kept)
 
 
 def test_the_postnet_gives_the_same_numbers_in_chunks(monkeypatch):
@@ -220,18 +186,11 @@ def changed(name: str, text: str, replacement: str):
     return owner, method, namespace[method]
 
 
-QUERY_DROPOUT = "F.dropout(attention_hidden, self.config.attention_dropout_p, self.training)"
 SUM = "state.cumulative_alignment + alignment"
 EDITS = {  # which method, what is replaced, by what
     "sharper softmax": ("attention", "F.softmax(energies", "F.softmax(1.01 * energies"),
     "another rate of dropout": ("step", "attention_dropout_p", "decoder_dropout_p"),
-    "dropout of the state": ("step", QUERY_DROPOUT, f"attention_hidden = {QUERY_DROPOUT}"),
     "no gradient through the sum": ("step", SUM, f"{SUM}.detach()"),
-    "attention within a window": (
-        "attention",
-        "return F.softmax(",
-        "energies[:, 12:] -= 1e4; return F.softmax(",
-    ),
     "a part that is gone": ("step", "self.stop_projection(output)", "self.stop(output)"),
 }
 
