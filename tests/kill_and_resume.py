@@ -3,17 +3,16 @@
     python tests/kill_and_resume.py --times 50
 
 A tiny model trains on a tiny made-up corpus and writes a checkpoint before every step, so that many
-kills fall into the writing of one. Each kill is SIGKILL to the run and all its processes, at a
-moment drawn from --seed; the next run begins with --resume_from_checkpoint latest. Every other kill
-waits until a checkpoint is being written. Three kinds of runs take a third of the kills each: one
-without loader processes, one with two, and one of two processes with a loader process each.
+kills fall into the writing of one. Each kill is SIGKILL to all processes of the run, at a moment
+drawn from --seed; the next run begins with --resume_from_checkpoint latest. Every other kill waits
+until a checkpoint is being written. Three kinds of runs take a third of the kills each: one without
+loader processes, one with two, and one of two processes with a loader process each.
 
 Whenever a run comes to its end, every tensor of its final checkpoint must equal, bit for bit, that
 of a run of its kind that nobody killed: a kill leaves no trace. And the steps that the final
 checkpoint comes from must have seen each clip once in each epoch.
 
-Ends with a summary; exit status 1 when anything differed. The runs are forked from this process,
-which has imported everything, also what a run imports late: ten seconds saved for each.
+Ends with a summary; exit status 1 when anything differed.
 """
 
 import argparse
@@ -21,14 +20,11 @@ import json
 import os
 import random
 import shutil
-import signal
-import socket
 import sys
 import tempfile
 import time
-import traceback
 from dataclasses import asdict
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +36,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import train_taco
 from conftest import TinyCorpus, make_tiny_corpus
-from dataset import Batch
-from forked_run import PRELOADED, process_variables
-from runs import draw_nothing, run_flags
+from forked_run import ForkedRun
+from runs import run_flags
 from training.checkpoints import TEMPORARY_PREFIX, list_checkpoints, read_state
-from training.run import Run
 
 COPIES = 4  # of the 9 clips: 18 steps of 2 clips an epoch
 WRITE_SECONDS = 0.03  # that writing a checkpoint takes
@@ -54,6 +48,7 @@ KINDS = {  # of runs: --num_workers, processes
     "two loader processes": (2, 1),
     "two processes": (1, 2),
 }
+COUNTS = ("kills", "in_write", "mid_epoch", "finished")
 
 
 def tensors_of(value, name: str) -> dict:
@@ -89,27 +84,11 @@ def differences(left: Path, right: Path) -> list[str]:
     return sorted(differing)
 
 
-def start(flags: list[str], folder: Path, n_processes: int) -> int:
-    """train_taco.py in forked processes, a group of its own; the id of the first, their leader.
+def record_steps(folder: Path) -> None:
+    """Append a line per step to steps.jsonl, before a run: step, process, paths of its clips."""
+    train_step, rank = train_taco.train_step, os.environ.get("RANK", "0")
 
-    They write to log.txt, and a line per step to steps.jsonl: step, process, paths of its clips.
-    """
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    process = os.fork()
-    if process:
-        return process
-    os.setsid()
-    rank = next((i for i in range(1, n_processes) if os.fork() == 0), 0)
-    if n_processes > 1:
-        os.environ |= process_variables(rank, n_processes, port)
-    output = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    train_step = train_taco.train_step
-
-    def recorded_step(run: Run, batches: list[Batch], step: int) -> dict:
+    def recorded_step(run, batches, step):
         result = train_step(run, batches, step)
         line = [step + 1, rank, [path for batch in batches for path in batch.paths]]
         with open(folder / "steps.jsonl", "a", encoding="utf-8") as file:
@@ -117,15 +96,6 @@ def start(flags: list[str], folder: Path, n_processes: int) -> int:
         return result
 
     train_taco.train_step = recorded_step
-    status = 1
-    try:
-        train_taco.main(flags)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def seen_otherwise(folder: Path, final: Path, clips: list[str]) -> list[str]:
@@ -146,28 +116,11 @@ def seen_otherwise(folder: Path, final: Path, clips: list[str]) -> list[str]:
     return wrong
 
 
-def wait(process: int, seconds: float) -> int | None:
-    """Return the exit status if the process ends within so many seconds, else None."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.001)
-    return None
-
-
-def kill(process: int) -> None:
-    os.killpg(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-
-
 class Victim:
     """The runs of one kind in one folder: killed, resumed, and counted."""
 
-    def __init__(self, folder: Path, flags: list[str], n_processes: int, limit: float) -> None:
-        self.folder, self.flags = folder, flags
-        self.n_processes, self.limit = n_processes, limit
+    def __init__(self, folder: Path, flags: list[str], n_processes: int, args) -> None:
+        self.folder, self.flags, self.n_processes, self.args = folder, flags, n_processes, args
         self.checkpoints = folder / "work" / "tiny"
         self.kills = self.in_write = self.mid_epoch = self.finished = 0
         folder.mkdir()
@@ -175,43 +128,46 @@ class Victim:
     def is_writing(self) -> bool:
         return any(self.checkpoints.glob(TEMPORARY_PREFIX + "*"))
 
-    def finish(self) -> str | None:
-        """Run to the end from the newest checkpoint, if any; return what went wrong."""
-        status = self.run(self.limit)
-        return None if status == 0 else f"a run ended with {status}:\n{self.read_log()}"
-
-    def run(self, seconds: float, then_wait_for_write: float | None = None) -> int | None:
-        """Return the exit status of a run, or None if it was killed after so many seconds.
-
-        With then_wait_for_write, the kill waits until so long after a checkpoint was begun.
-        """
+    def start(self) -> ForkedRun:
+        """Begin a run, from the newest checkpoint if any; return when it takes a step or ends."""
         resume = list_checkpoints(self.checkpoints)
         if resume:
             self.mid_epoch += read_state(resume[-1]).epoch_step > 0
-        more = ["--resume_from_checkpoint", "latest"] if resume else []
-        process = start([*self.flags, *more], self.folder, self.n_processes)
-        status = wait(process, seconds)
-        if status is None and then_wait_for_write is not None:
-            while status is None and not self.is_writing():
-                status = wait(process, 0.001)
-            time.sleep(then_wait_for_write)
-        if status is None:
-            kill(process)
-            self.in_write += self.is_writing()
-        return status
+        flags = [*self.flags, *(["--resume_from_checkpoint", "latest"] if resume else [])]
+        record = partial(record_steps, self.folder)
+        steps = self.folder / "steps.jsonl"
+        steps.touch()
+        n_bytes = steps.stat().st_size
+        run = ForkedRun(flags, self.n_processes, record, pictures=not self.args.no_pictures)
+        while run.processes[0].is_alive() and steps.stat().st_size == n_bytes:
+            time.sleep(0.001)
+        return run
 
-    def read_log(self) -> str:
-        return (self.folder / "log.txt").read_text()[-3000:]
+    def finish(self, run: ForkedRun) -> Path:
+        """Wait for a run's end; return its final checkpoint. A failure ends this script."""
+        done = run.wait(self.args.limit_seconds)
+        if done.returncode != 0:
+            sys.exit(f"a run ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        return self.checkpoints / "final_checkpoint"
 
-    def disturb(self, times: int, rng: random.Random, seconds: float) -> str | None:
-        """Kill and resume until a run ends, at most `times` in all; return what went wrong."""
-        while self.kills < times:
-            pause = rng.uniform(0, WRITE_SECONDS) if self.kills % 2 else None
-            status = self.run(rng.uniform(0, seconds), pause)
-            if status is not None:
-                return f"a run ended with {status}:\n{self.read_log()}" if status else None
+    def disturb(self, times: int, rng: random.Random, seconds: float) -> Path:
+        """Kill a run and resume it, up to `times` kills in all; return its final checkpoint."""
+        while True:
+            run = self.start()
+            if self.kills == times:
+                return self.finish(run)
+            first = run.processes[0]
+            first.join(rng.uniform(0, seconds))
+            if self.kills % 2:
+                while first.is_alive() and not self.is_writing():
+                    time.sleep(0.001)
+                time.sleep(rng.uniform(0, WRITE_SECONDS))
+            if not first.is_alive():
+                return self.finish(run)
+            run.kill()
+            run.wait()
             self.kills += 1
-        return self.finish()
+            self.in_write += self.is_writing()
 
 
 def compare(
@@ -220,12 +176,8 @@ def compare(
     """Disturb runs until all kills are done; return whether all came out as the straight one."""
     same = True
     while victim.kills < times or not victim.finished:
-        failure = victim.disturb(times, rng, seconds)
-        if failure:
-            print(failure)
-            return False
+        final = victim.disturb(times, rng, seconds)
         victim.finished += 1
-        final = victim.checkpoints / "final_checkpoint"
         differing = differences(final, straight) + seen_otherwise(victim.folder, final, clips)
         same = same and not differing
         outcome = differing or "same, bit for bit"
@@ -247,7 +199,7 @@ def make_corpus(folder: Path) -> tuple[TinyCorpus, list[str]]:
     return corpus, frame["file_path"].tolist()
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--times", type=int, default=50, help="kills (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of their moments (default: 0)")
@@ -258,16 +210,11 @@ def parse_args() -> argparse.Namespace:
         "--no_pictures", action="store_true",
         help="draw nothing: more of the kills fall into training and checkpoints",
     )  # fmt: skip
-    return parser.parse_args()
+    return parser.parse_args(flags)
 
 
 def main() -> None:
     args = parse_args()
-    if args.no_pictures:
-        draw_nothing()
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    for name in PRELOADED:
-        import_module(name)
     rng, victims, same = random.Random(args.seed), [], True
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -277,21 +224,18 @@ def main() -> None:
             more = ["--num_workers", num_workers, "--free_running_clips", 1]
             more += ["--max_decoder_steps", 60]
             flags = [run_flags(corpus, place, *more) for place in places]
-            straight = Victim(places[0], flags[0], n_processes, args.limit_seconds)
-            victim = Victim(places[1], [*flags[1], *OFTEN], n_processes, args.limit_seconds)
-            begun = time.monotonic()
-            failure = straight.finish()
-            if failure:
-                sys.exit(failure)
-            seconds, final = time.monotonic() - begun, straight.checkpoints / "final_checkpoint"
+            straight = Victim(places[0], flags[0], n_processes, args)
+            victim = Victim(places[1], [*flags[1], *OFTEN], n_processes, args)
+            victims.append(victim)
+            run, begun = straight.start(), time.monotonic()
+            final = straight.finish(run)
+            seconds = time.monotonic() - begun
             wrong = seen_otherwise(straight.folder, final, clips)
             print(f"{kind}: undisturbed, {wrong or 'each clip once an epoch'}", flush=True)
             times = args.times // 3 + (number < args.times % 3)
-            victims.append(victim)
             same = compare(victim, final, clips, times, rng, seconds) and same and not wrong
     kills, in_write, mid_epoch, finished = (
-        sum(getattr(victim, name) for victim in victims)
-        for name in ("kills", "in_write", "mid_epoch", "finished")
+        sum(getattr(victim, name) for victim in victims) for name in COUNTS
     )
     print(
         f"{kills} kills, {in_write} of them while a checkpoint was written or removed; "

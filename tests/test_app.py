@@ -182,9 +182,3 @@ def test_the_page_is_for_this_machines_names_alone(url):
 
     assert httpx.get(url).status_code == 200
     assert httpx.get(url, headers={"Host": "other.example"}).status_code == 400
-
-
-def test_a_port_that_is_taken_is_named(url, voice):
-    port = str(urlsplit(url).port)
-    with pytest.raises(SystemExit, match=rf"app\.py: .*port.*{port}"):
-        app.main(["--checkpoint", str(voice), "--port", port])

@@ -161,17 +161,24 @@ def test_an_old_parallel_half_precision_file_is_read(tmp_path, capsys):
     assert weights["postnet.convolutions.0.1.num_batches_tracked"] == 0
 
 
+def with_entry(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {**small_state("torchaudio"), name: tensor}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize(
-    ("name", "tensor", "fault"),
+    ("content", "reason"),
     [
-        ("module.embedding.weight", torch.ones(1), "module.embedding.weight is unknown"),
-        ("embedding.weight", torch.ones(1, 38, 24), "embedding.weight is (1, 38, 24) instead of"),
-        ("encoder.lstm.bias_hh_l0", torch.ones(48).long(), "is torch.int64 instead of torch.float"),
-        ("postnet.convolutions.9.0.bias", torch.ones(3), "postnet.convolutions.4.0.weight is miss"),
+        (with_entry("module.embedding.weight", torch.ones(1)), "embedding.weight is unknown"),
+        (with_entry("embedding.weight", torch.ones(1, 38, 24)), "is (1, 38, 24) instead of"),
+        (with_entry("encoder.lstm.bias_hh_l0", torch.ones(48).long()), "is torch.int64 instead of"),
+        ([1, 2], "holds no state dict"),
+        ({"a": torch.eye(2).to_sparse()}, "entry a is not a plain tensor"),
+        (small_state("nvidia"), "encoder.convolutions.0.0.weight is missing"),
     ],
 )
-def test_an_entry_that_does_not_fit_is_refused(tmp_path, name, tensor, fault):
-    assert fault in import_error(tmp_path, {**small_state("torchaudio"), name: tensor})
+def test_content_that_does_not_fit_is_refused(tmp_path, content, reason):
+    assert reason in import_error(tmp_path, content)
 
 
 def test_sizes_of_a_model_that_no_memory_holds_are_refused():
@@ -180,19 +187,6 @@ def test_sizes_of_a_model_that_no_memory_holds_are_refused():
     state["decoder.attention_rnn.weight_hh"] = torch.ones(1, 1).expand(65_536, 16_384)
     with pytest.raises(DataError, match=r"the sizes make a model of .* parameters"):
         model_from_peer(state, "torchaudio", Path("peer.pt"))
-
-
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ([1, 2], "holds no state dict"),
-        ({"a": torch.eye(2).to_sparse()}, "entry a is not a plain tensor"),
-        (small_state("nvidia"), "encoder.convolutions.0.0.weight is missing"),
-    ],
-)
-def test_other_content_is_refused(tmp_path, content, reason):
-    assert reason in import_error(tmp_path, content)
 
 
 def test_broken_and_missing_files_are_refused(tmp_path):
@@ -213,20 +207,10 @@ def test_a_symbols_file_overrides_the_peers_table(tmp_path):
     ends = ("--from", "torchaudio", tmp_path / "peer.pt", "--to", tmp_path / "voice")
     run_cli(*ends, "--symbols", tmp_path / "table.json")
     assert load_checkpoint(tmp_path / "voice").tokenizer.symbols == ("PAD", "é", "b", "c", "ab")
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ('["a", "b"]', "the weights have 38 symbols, not 2"),
-        ("{", "cannot be read"),
-    ],
-)
-def test_unusable_symbols_are_refused(tmp_path, text, reason):
-    (tmp_path / "table.json").write_text(text)
-    flags = ("--symbols", tmp_path / "table.json")
-    message = import_error(tmp_path, small_peer().state_dict(), *flags)
-    assert "table.json" in message and reason in message
+    for text, reason in (('["a", "b"]', "the weights have 5 symbols, not 2"), ("{", "cannot be")):
+        (tmp_path / "table.json").write_text(text)
+        message = import_error(tmp_path, state, "--symbols", tmp_path / "table.json")
+        assert "table.json" in message and reason in message
 
 
 def test_a_voice_that_speaks_phonemes_only_is_announced(tmp_path, capsys):

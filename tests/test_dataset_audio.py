@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from command_line.files import DataError
 from dataset import (
@@ -17,7 +15,6 @@ from dataset import (
     clamp_mel,
     limit_peaks,
     load_wav,
-    log_to_scaled_mel,
     mel_to_audio,
     scaled_to_log_mel,
     to_log_mel,
@@ -136,25 +133,18 @@ def test_silence_is_the_floor_and_the_padding_value():
     torch.testing.assert_close(mel, torch.full_like(mel, config.silence), rtol=0, atol=1e-6)
 
 
-@given(st.lists(st.floats(-50, 50), min_size=1), st.floats(-200, -1), st.floats(0.1, 100))
-def test_scaled_and_log_mels_are_inverse_to_each_other(values, min_db, max_scaled_abs):
-    config = AudioConfig(min_db=min_db, max_scaled_abs=max_scaled_abs)
-    mel = torch.tensor(values, dtype=torch.float64)
-    a = config.max_scaled_abs
-    expected = [((v + a) / (2 * a) - 1) * -min_db / 20 * math.log(10) for v in values]
-    log_mel = scaled_to_log_mel(mel, config)
-    np.testing.assert_allclose(log_mel.numpy(), expected, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(log_to_scaled_mel(log_mel, config), mel, rtol=1e-12, atol=1e-11)
+def hifi_gan_mel(wav: np.ndarray) -> np.ndarray:
+    """Compute HiFi-GAN's mel_spectrogram, (n_samples // 256, 80)."""
+    padded = np.pad(wav.astype(np.float64), (1024 - 256) // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, 1024)[::256]
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1024) / 1024)
+    magnitude = np.abs(np.fft.rfft(frames * window)) @ slaney_filters(CONFIG).T
+    return np.log(np.maximum(magnitude, 1e-5))
 
 
 def test_log_mels_are_hifi_gans():
     wav = noisy_sweep()
-    edge = (1024 - 256) // 2
-    padded = np.pad(wav.astype(np.float64), edge, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, 1024)[::256]
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1024) / 1024)
-    magnitude = np.abs(np.fft.rfft(frames * window)) @ slaney_filters(CONFIG).T
-    expected = np.log(np.maximum(magnitude, 1e-5))
+    expected = hifi_gan_mel(wav)
     scaled = audio_to_mel(torch.from_numpy(wav), CONFIG)
     np.testing.assert_allclose(scaled_to_log_mel(scaled, CONFIG), expected, rtol=0, atol=2e-4)
     log_config = AudioConfig(mel_scaling="log")
@@ -246,9 +236,7 @@ def test_mels_of_recordings_are_not_clamped(ljspeech_dir):
             assert torch.equal(clamp_mel(mel, config), mel), path
 
 
-@pytest.mark.parametrize(
-    ("mel_scaling", "value"), [("scaled_db", math.inf), ("scaled_db", -1000.0), ("log", math.nan)]
-)
+@pytest.mark.parametrize(("mel_scaling", "value"), [("scaled_db", math.inf), ("log", math.nan)])
 def test_a_mel_that_runs_away_is_clamped_with_a_warning(mel_scaling, value):
     """One bin of one frame: all else sounds as it would without, and nothing is a constant."""
     config = AudioConfig(mel_scaling=mel_scaling)
@@ -330,16 +318,7 @@ def test_load_wav_clips_what_is_louder_than_full_scale_and_refuses_what_is_no_so
             load_wav(path, RATE)
 
 
-def test_load_wav_refuses_what_is_no_audio(tmp_path):
-    for name, content in (
-        ("a.wav", b""),
-        ("a.mp3", b"hello world " * 100),
-        ("a.raw", b"\xff" * 80),
-    ):
-        path = tmp_path / name
-        path.write_bytes(content)
-        with pytest.raises(DataError, match=f"^{path}: cannot be read as audio"):
-            load_wav(path, RATE)
+def test_load_wav_refuses_what_is_no_file(tmp_path):
     for path in (tmp_path / "none.wav", tmp_path, f"{tmp_path}/{'x' * 5000}.wav", "a\udcff.wav"):
         with pytest.raises(DataError) as refusal:
             load_wav(path, RATE)
@@ -358,6 +337,7 @@ def test_load_wav_reads_what_a_broken_file_holds_or_refuses_it(tmp_path):
     for rate in (1, 2**31 - 1):
         broken.append((wav, content[:24] + rate.to_bytes(4, "little") + content[28:]))
     broken += [(flac, packed[:n]) for n in (4, 42, 100, len(packed) // 2)]
+    broken += [(tmp_path / "a.mp3", b"hello " * 99), (tmp_path / "a.raw", b"\xff" * 80), (wav, b"")]
     # A stream that says that it has 2^36 - 1 samples.
     broken.append((flac, packed[:21] + bytes([packed[21] | 15]) + b"\xff" * 4 + packed[26:]))
     for path, data in broken:

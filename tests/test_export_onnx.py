@@ -92,9 +92,10 @@ def infer(voice, tokens, masks, stop_threshold=1.0):
         return voice.model.infer(tokens[None], None, N_FRAMES, stop_threshold)
 
 
-@pytest.mark.parametrize("text", ["Go.", "The quick fox jumps over the lazy dog."])
-def test_free_running_gives_the_frames_of_the_model(voice, speaker, text):
-    masks, tokens = draw_masks(speaker), voice.tokenizer.encode(text)
+def test_free_running_gives_the_frames_of_the_model(voice, speaker):
+    masks = draw_masks(speaker)
+    assert masks.max() == 2.0 and masks.mean() == pytest.approx(1.0, abs=0.1)  # of dropout 0.5
+    tokens = voice.tokenizer.encode("The quick fox jumps over the lazy dog.")
     expected = infer(voice, tokens, masks)
     found = speaker.speak(tokens[None].numpy(), None, N_FRAMES, 1.0, masks)
     wanted = (expected.mels, expected.stop_logits, expected.alignments)
@@ -113,15 +114,6 @@ def test_it_stops_where_the_model_does(voice, speaker):
     expected = infer(voice, tokens, masks, threshold)
     assert len(mel) == int(expected.mel_lengths) == later + 1 < N_FRAMES
     np.testing.assert_allclose(mel, expected.mels[0].numpy(), atol=1e-4)
-
-
-def test_drawn_dropout_is_the_prenets(speaker):
-    other = Speaker.__new__(Speaker)
-    other.settings = {**speaker.settings, "decoder_prenet_dropout_p": 0.25}
-    rng = np.random.default_rng(0)
-    masks = np.stack([other.draw_masks(rng) for _ in range(1000)])
-    assert masks.shape[1:] == (2, SMALL["decoder_prenet_dim"]) and len(np.unique(masks)) == 2
-    assert masks.max() == pytest.approx(4 / 3) and masks.mean() == pytest.approx(1.0, abs=0.05)
 
 
 def test_int8_quantises_the_lstms_alone_and_stays_close(exported, speaker, voice):
@@ -188,18 +180,15 @@ def test_text_becomes_the_tokenizers_ids_or_is_refused(speaker, voice, exported,
 
 def test_a_second_export_replaces_the_first(checkpoint, exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "voice")
-    (folder / "notes.txt").write_text("mine")
     export(checkpoint, folder, "--stop_threshold", "0.25")  # without --int8
-    assert sorted(p.name for p in folder.iterdir()) == sorted({*FILES, "notes.txt"} - {FILES[5]})
+    assert sorted(p.name for p in folder.iterdir()) == sorted({*FILES} - {FILES[5]})
     assert json.loads((folder / "settings.json").read_text())["stop_threshold"] == 0.25
     with pytest.raises(SystemExit, match=r"step\.int8\.onnx is missing"):
         run_onnx.main(["--folder", str(folder), "--text", "go", "--int8"])
 
 
-def test_what_cannot_be_exported_is_refused(checkpoint, tmp_path, monkeypatch):
+def test_without_onnx_a_sentence_says_what_to_install(checkpoint, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    with pytest.raises(SystemExit, match=r"^export_onnx\.py: .*gone.*no such checkpoint folder"):
-        export(tmp_path / "gone", out)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(SystemExit, match=r"package onnx: .*requirements/onnx.txt"):
         export(checkpoint, out)

@@ -22,7 +22,6 @@ from model import (
     Decoder,
     LocationSensitiveAttention,
     PostNet,
-    Prenet,
     Tacotron2,
     Tacotron2Config,
     build_padding_mask,
@@ -177,7 +176,6 @@ def changed(name: str, text: str, replacement: str):
     owner, method = {
         "step": (Decoder, "step"),
         "attention": (LocationSensitiveAttention, "forward"),
-        "prenet": (Prenet, "forward"),
     }[name]
     source = inspect.getsource(getattr(owner, method))
     assert source.count(text) == 1
@@ -206,23 +204,14 @@ def test_an_edit_of_model_py_is_noticed(monkeypatch, capsys, edit):
     assert "--no-fast_decoder" in line
 
 
-def test_an_edit_that_both_decoders_share_stays_fast(monkeypatch):
-    monkeypatch.setattr(*changed("prenet", "F.relu(", "F.elu("))
-    assert type(speed_up(Tacotron2(SMALL)).decoder) is FastDecoder
-
-
 def test_a_part_that_is_not_model_pys_is_named():
-    hooked, patched, replaced = (Tacotron2(SMALL).decoder for _ in range(3))
+    hooked, replaced = (Tacotron2(SMALL).decoder for _ in range(2))
     hooked.attention.register_forward_hook(lambda *_: None)
-    patched.attention.forward = lambda *args: None
-    for decoder in (hooked, patched):
-        reason = find_difference(decoder)
-        assert reason == "decoder.attention has a hook, or a forward of its own"
+    assert "decoder.attention has a hook" in find_difference(hooked)
     replaced.attention.v = nn.Sequential(nn.Linear(SMALL.attention_dim, 1))
-    reason = find_difference(replaced)
-    assert reason == "decoder.attention.v is a Sequential, expected a Linear"
+    assert "decoder.attention.v is a Sequential" in find_difference(replaced)
     other = type("OtherDecoder", (Decoder,), {})(SMALL)
-    assert find_difference(other) == "its decoder is a OtherDecoder, expected model.py's Decoder"
+    assert "its decoder is a OtherDecoder" in find_difference(other)
 
 
 def test_speed_up_changes_nothing_but_decoder_and_postnet():
