@@ -20,7 +20,7 @@ import pytest
 from bad_checkpoints import CHECKPOINT_ROWS, WEIGHTS, broken_voice
 from bad_rows import Row, add_row, convert, demo, judge, prep, say, train
 from conftest import REPO
-from world import HEADER, PLAIN, TEXT, World, run, snapshot, wav_bytes, with_one
+from world import HEADER, PLAIN, TEXT, World, run, snapshot, wav_bytes
 
 BAD: list[Row] = [*CHECKPOINT_ROWS]
 row = partial(add_row, BAD)
@@ -72,7 +72,7 @@ def in_corpus(content: bytes | None):
 for name, content, reason in (
     ("truncated in its header", wav_bytes()[:30], ""),
     ("zero samples", wav_bytes(np.zeros(0)), "no samples"),
-    ("infinite samples", wav_bytes(with_one(np.inf), subtype="FLOAT"), "NaN or infinite"),
+    ("infinite samples", wav_bytes(np.append(PLAIN, np.inf), subtype="FLOAT"), "NaN or infinite"),
 ):
     row(f"recording: {name}, prep_splits", in_corpus(content), "line 4: 'bad'", reason)
     row(f"recording: {name}, evaluate", beside_manifest(content), "clip.wav", reason)
