@@ -40,6 +40,7 @@ def manifest(tmp_path):
         (HEADER.encode() + b"clip.wav,caf\xe9,1\n", r"cannot be read as CSV \(it is not UTF-8"),
         (HEADER + "clip.wav,hello,1\nclip.wav,hello,nan\n", "line 3 has no duration"),
         (HEADER + "clip.wav,hello,0\n", "line 2 has no duration above 0"),
+        (HEADER + "clip.wav,hello,inf\n", "line 2 has no duration"),
         (HEADER + 'clip.wav,"  ",1\n', "line 2 has an empty normalized_transcript"),
         (HEADER + "x" * 5000 + ".wav,hello,1\n", "line 2 names .* which is not a file"),
     ],
