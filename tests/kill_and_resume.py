@@ -3,17 +3,16 @@
     python tests/kill_and_resume.py --times 50
 
 A tiny model trains on a tiny made-up corpus and writes a checkpoint before every step, so that many
-kills fall into the writing of one. Each kill is SIGKILL to the run and all its processes, at a
-moment drawn from --seed; the next run begins with --resume_from_checkpoint latest. Every other kill
-waits until a checkpoint is being written. Three kinds of runs take a third of the kills each: one
-without loader processes, one with two, and one of two processes with a loader process each.
+kills fall into the writing of one. Each kill is SIGKILL to all processes of the run, at a moment
+drawn from --seed; the next run begins with --resume_from_checkpoint latest. Every other kill waits
+until a checkpoint is being written. Three kinds of runs take a third of the kills each: one without
+loader processes, one with two, and one of two processes with a loader process each.
 
 Whenever a run comes to its end, every tensor of its final checkpoint must equal, bit for bit, that
 of a run of its kind that nobody killed: a kill leaves no trace. And the steps that the final
 checkpoint comes from must have seen each clip once in each epoch.
 
-Ends with a summary; exit status 1 when anything differed. The runs are forked from this process,
-which has imported everything, also what a run imports late: ten seconds saved for each.
+Ends with a summary; exit status 1 when anything differed.
 """
 
 import argparse
@@ -21,14 +20,11 @@ import json
 import os
 import random
 import shutil
-import signal
-import socket
 import sys
 import tempfile
 import time
-import traceback
 from dataclasses import asdict
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,25 +35,20 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import train_taco
-from conftest import make_tiny_corpus
-from dataset import Batch
-from forked_run import PRELOADED, process_variables
-from runs import TINY_MODEL, draw_nothing
+from conftest import TinyCorpus, make_tiny_corpus
+from forked_run import ForkedRun
+from runs import run_flags
 from training.checkpoints import TEMPORARY_PREFIX, list_checkpoints, read_state
-from training.run import Run
 
 COPIES = 4  # of the 9 clips: 18 steps of 2 clips an epoch
-EPOCHS = 2
 WRITE_SECONDS = 0.03  # that writing a checkpoint takes
-EVERY_STEP = "0.0000001"  # --checkpoint_minutes
-RESUME = ["--resume_from_checkpoint", "latest"]
-
-
+OFTEN = ["--checkpoint_minutes", "0.0000001", "--keep_checkpoints", "2"]  # before every step
 KINDS = {  # of runs: --num_workers, processes
     "no loader process": (0, 1),
     "two loader processes": (2, 1),
     "two processes": (1, 2),
 }
+COUNTS = ("kills", "in_write", "mid_epoch", "finished")
 
 
 def tensors_of(value, name: str) -> dict:
@@ -93,27 +84,11 @@ def differences(left: Path, right: Path) -> list[str]:
     return sorted(differing)
 
 
-def start(flags: list[str], folder: Path, n_processes: int) -> int:
-    """train_taco.py in forked processes, a group of its own; the id of the first, their leader.
+def record_steps(folder: Path) -> None:
+    """Append a line per step to steps.jsonl, before a run: step, process, paths of its clips."""
+    train_step, rank = train_taco.train_step, os.environ.get("RANK", "0")
 
-    They write to log.txt, and a line per step to steps.jsonl: step, process, paths of its clips.
-    """
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    process = os.fork()
-    if process:
-        return process
-    os.setsid()
-    rank = next((i for i in range(1, n_processes) if os.fork() == 0), 0)
-    if n_processes > 1:
-        os.environ |= process_variables(rank, n_processes, port)
-    output = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    train_step = train_taco.train_step
-
-    def recorded_step(run: Run, batches: list[Batch], step: int) -> dict:
+    def recorded_step(run, batches, step):
         result = train_step(run, batches, step)
         line = [step + 1, rank, [path for batch in batches for path in batch.paths]]
         with open(folder / "steps.jsonl", "a", encoding="utf-8") as file:
@@ -121,15 +96,6 @@ def start(flags: list[str], folder: Path, n_processes: int) -> int:
         return result
 
     train_taco.train_step = recorded_step
-    status = 1
-    try:
-        train_taco.main(flags)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def seen_otherwise(folder: Path, final: Path, clips: list[str]) -> list[str]:
@@ -150,116 +116,90 @@ def seen_otherwise(folder: Path, final: Path, clips: list[str]) -> list[str]:
     return wrong
 
 
-def wait(process: int, seconds: float) -> int | None:
-    """The exit status within so many seconds, else None."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.001)
-    return None
+class Victim:
+    """The runs of one kind in one folder: killed, resumed, and counted."""
 
-
-def wait_for_write(process: int, checkpoints: Path, seconds: float) -> int | None:
-    """Until so many seconds after a checkpoint was begun; the exit status when the run ends."""
-    status = None
-    while status is None and not list(checkpoints.glob(TEMPORARY_PREFIX + "*")):
-        status = wait(process, 0.001)
-    if status is None:
-        time.sleep(seconds)
-    return status
-
-
-def kill(process: int) -> None:
-    os.killpg(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-
-
-def run_to_its_end(flags: list[str], folder: Path, n_processes: int, limit: float) -> float:
-    """Seconds that an undisturbed run takes; ends the script when it fails."""
-    begun = time.monotonic()
-    process = start(flags, folder, n_processes)
-    status = wait(process, limit)
-    if status is None:
-        kill(process)
-    if status != 0:
-        log = (folder / "log.txt").read_text()[-3000:]
-        sys.exit(f"a run that nobody disturbed ended with {status}:\n{log}")
-    return time.monotonic() - begun
-
-
-class Killer:
-    """Kills runs of one kind, resumes them, and counts what it meets."""
-
-    def __init__(self, times: int, rng: random.Random, limit: float) -> None:
-        self.times, self.rng, self.limit = times, rng, limit
+    def __init__(self, folder: Path, flags: list[str], n_processes: int, args) -> None:
+        self.folder, self.flags, self.n_processes, self.args = folder, flags, n_processes, args
+        self.checkpoints = folder / "work" / "tiny"
         self.kills = self.in_write = self.mid_epoch = self.finished = 0
+        folder.mkdir()
 
-    def reach_end(
-        self, flags: list[str], folder: Path, n_processes: int, run_seconds: float
-    ) -> str | None:
-        """Kills and resumes a run until it comes to its end; what went wrong, if anything."""
-        checkpoints = folder / "work" / "tiny"
+    def is_writing(self) -> bool:
+        return any(self.checkpoints.glob(TEMPORARY_PREFIX + "*"))
+
+    def start(self) -> ForkedRun:
+        """Begin a run, from the newest checkpoint if any; return when it takes a step or ends."""
+        resume = list_checkpoints(self.checkpoints)
+        if resume:
+            self.mid_epoch += read_state(resume[-1]).epoch_step > 0
+        flags = [*self.flags, *(["--resume_from_checkpoint", "latest"] if resume else [])]
+        record = partial(record_steps, self.folder)
+        steps = self.folder / "steps.jsonl"
+        steps.touch()
+        n_bytes = steps.stat().st_size
+        run = ForkedRun(flags, self.n_processes, record, pictures=not self.args.no_pictures)
+        while run.processes[0].is_alive() and steps.stat().st_size == n_bytes:
+            time.sleep(0.001)
+        return run
+
+    def finish(self, run: ForkedRun) -> Path:
+        """Wait for a run's end; return its final checkpoint. A failure ends this script."""
+        done = run.wait(self.args.limit_seconds)
+        if done.returncode != 0:
+            sys.exit(f"a run ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        return self.checkpoints / "final_checkpoint"
+
+    def disturb(self, times: int, rng: random.Random, seconds: float) -> Path:
+        """Kill a run and resume it, up to `times` kills in all; return its final checkpoint."""
         while True:
-            resume = list_checkpoints(checkpoints)
-            if resume:
-                self.mid_epoch += read_state(resume[-1]).epoch_step > 0
-            process = start([*flags, *(RESUME if resume else [])], folder, n_processes)
-            left = self.kills < self.times
-            status = wait(process, self.rng.uniform(0, run_seconds) if left else self.limit)
-            if status is None and left and self.kills % 2:
-                status = wait_for_write(process, checkpoints, self.rng.uniform(0, WRITE_SECONDS))
-            if status is None:
-                kill(process)
-                self.kills += 1
-                self.in_write += bool(list(checkpoints.glob(TEMPORARY_PREFIX + "*")))
-                if not left:
-                    return f"a resumed run took more than {self.limit} s"
-            elif status != 0:
-                log = (folder / "log.txt").read_text()[-3000:]
-                return f"a resumed run ended with {status}:\n{log}"
-            else:
-                return None
+            run = self.start()
+            if self.kills == times:
+                return self.finish(run)
+            first = run.processes[0]
+            first.join(rng.uniform(0, seconds))
+            if self.kills % 2:
+                while first.is_alive() and not self.is_writing():
+                    time.sleep(0.001)
+                time.sleep(rng.uniform(0, WRITE_SECONDS))
+            if not first.is_alive():
+                return self.finish(run)
+            run.kill()
+            run.wait()
+            self.kills += 1
+            self.in_write += self.is_writing()
 
 
-def disturb(
-    killer: Killer, flags: list[str], folder: Path, n_processes: int, seconds: float,
-    straight: Path, clips: list[str],
-) -> bool:  # fmt: skip
-    """Runs until all kills are done, and the one after the last; whether all came out alike."""
-    checkpoints = folder / "work" / "tiny"
+def compare(
+    victim: Victim, straight: Path, clips: list[str], times: int, rng: random.Random, seconds: float
+) -> bool:
+    """Disturb runs until all kills are done; return whether all came out as the straight one."""
     same = True
-    while killer.kills < killer.times or not killer.finished:
-        failure = killer.reach_end(flags, folder, n_processes, seconds)
-        if failure:
-            print(failure)
-            return False
-        killer.finished += 1
-        final = checkpoints / "final_checkpoint"
-        differing = differences(final, straight) + seen_otherwise(folder, final, clips)
+    while victim.kills < times or not victim.finished:
+        final = victim.disturb(times, rng, seconds)
+        victim.finished += 1
+        differing = differences(final, straight) + seen_otherwise(victim.folder, final, clips)
         same = same and not differing
-        print(
-            f"{killer.kills} kills, run {killer.finished}: {differing or 'same, bit for bit'}",
-            flush=True,
-        )
-        shutil.rmtree(checkpoints)
-        (folder / "steps.jsonl").unlink()
+        outcome = differing or "same, bit for bit"
+        print(f"{victim.kills} kills, run {victim.finished}: {outcome}", flush=True)
+        shutil.rmtree(victim.checkpoints)
+        (victim.folder / "steps.jsonl").unlink()
     return same
 
 
-def copy_clips(manifest: Path, copies: int, folder: Path) -> Path:
-    """A manifest of copies of each clip under names of their own, in a folder that is made."""
-    folder.mkdir()
-    frame = pd.concat([pd.read_csv(manifest)] * copies, ignore_index=True)
+def make_corpus(folder: Path) -> tuple[TinyCorpus, list[str]]:
+    """Make the tiny corpus with copies of each clip under names of their own."""
+    corpus = make_tiny_corpus(folder / "corpus")
+    frame = pd.concat([pd.read_csv(corpus.train_manifest)] * COPIES, ignore_index=True)
     frame["file_path"] = [
-        str(shutil.copy(path, folder / f"{i:02}.wav")) for i, path in enumerate(frame["file_path"])
+        str(shutil.copy(path, corpus.wavs / f"{i:02}.wav"))
+        for i, path in enumerate(frame["file_path"])
     ]
-    frame.to_csv(folder / "train.csv", index=False)
-    return folder / "train.csv"
+    frame.to_csv(corpus.train_manifest, index=False)
+    return corpus, frame["file_path"].tolist()
 
 
-def main() -> None:
+def parse_args(flags: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--times", type=int, default=50, help="kills (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of their moments (default: 0)")
@@ -270,55 +210,38 @@ def main() -> None:
         "--no_pictures", action="store_true",
         help="draw nothing: more of the kills fall into training and checkpoints",
     )  # fmt: skip
-    args = parser.parse_args()
-    if args.no_pictures:
-        draw_nothing()
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    for name in PRELOADED:
-        import_module(name)
-    rng, killers, same = random.Random(args.seed), [], True
+    return parser.parse_args(flags)
+
+
+def main() -> None:
+    args = parse_args()
+    rng, victims, same = random.Random(args.seed), [], True
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        corpus = make_tiny_corpus(folder / "corpus")
-        train_manifest = copy_clips(corpus.train_manifest, COPIES, folder / "clips")
-        clips = pd.read_csv(train_manifest)["file_path"].tolist()
+        corpus, clips = make_corpus(folder)
         for number, (kind, (num_workers, n_processes)) in enumerate(KINDS.items()):
             places = [folder / f"{number}_straight", folder / f"{number}_disturbed"]
-            flags = [
-                [
-                    "--working_directory", str(place / "work"),
-                    "--save_audio_gen", str(place / "samples"),
-                    "--path_to_train_manifest", str(train_manifest),
-                    "--path_to_val_manifest", str(corpus.test_manifest),
-                    "--experiment_name", "tiny", "--batch_size", "2",
-                    "--training_epochs", str(EPOCHS), "--num_workers", str(num_workers),
-                    "--free_running_clips", "1", "--max_decoder_steps", "60",
-                    "--checkpoint_epochs", "1", *TINY_MODEL,
-                ]
-                for place in places
-            ]  # fmt: skip
-            for place in places:
-                place.mkdir()
-            seconds = run_to_its_end(flags[0], places[0], n_processes, args.limit_seconds)
-            straight = places[0] / "work" / "tiny" / "final_checkpoint"
-            wrong = seen_otherwise(places[0], straight, clips)
+            more = ["--num_workers", num_workers, "--free_running_clips", 1]
+            more += ["--max_decoder_steps", 60]
+            flags = [run_flags(corpus, place, *more) for place in places]
+            straight = Victim(places[0], flags[0], n_processes, args)
+            victim = Victim(places[1], [*flags[1], *OFTEN], n_processes, args)
+            victims.append(victim)
+            run, begun = straight.start(), time.monotonic()
+            final = straight.finish(run)
+            seconds = time.monotonic() - begun
+            wrong = seen_otherwise(straight.folder, final, clips)
             print(f"{kind}: undisturbed, {wrong or 'each clip once an epoch'}", flush=True)
-            killer = Killer(args.times // 3 + (number < args.times % 3), rng, args.limit_seconds)
-            killers.append(killer)
-            often = ["--checkpoint_minutes", EVERY_STEP, "--keep_checkpoints", "2"]
-            flags[1] += often
-            same = not wrong and same and disturb(
-                killer, flags[1], places[1], n_processes, seconds, straight, clips
-            )  # fmt: skip
-    total = {
-        name: sum(getattr(killer, name) for killer in killers)
-        for name in ("kills", "in_write", "mid_epoch", "finished")
-    }
+            times = args.times // 3 + (number < args.times % 3)
+            same = compare(victim, final, clips, times, rng, seconds) and same and not wrong
+    kills, in_write, mid_epoch, finished = (
+        sum(getattr(victim, name) for victim in victims) for name in COUNTS
+    )
     print(
-        f"{total['kills']} kills, {total['in_write']} of them while a checkpoint was written or "
-        f"removed; {total['mid_epoch']} resumes in the middle of an epoch; {total['finished']} "
-        f"runs came to their end, {'all' if same else 'NOT all'} with the same final checkpoint "
-        "as one that nobody killed, bit for bit, and with each clip once an epoch"
+        f"{kills} kills, {in_write} of them while a checkpoint was written or removed; "
+        f"{mid_epoch} resumes in the middle of an epoch; {finished} runs came to their end, "
+        f"{'all' if same else 'NOT all'} with the same final checkpoint as one that nobody "
+        "killed, bit for bit, and with each clip once an epoch"
     )
     sys.exit(0 if same else 1)
 

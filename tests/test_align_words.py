@@ -63,7 +63,3 @@ def test_unknown_words_are_looked_up_or_their_clips_skipped(spoken, tmp_path, ca
     monkeypatch.setattr(align_words, "load_dictionary", dict)
     with pytest.raises(SystemExit, match="none of the recordings could be aligned"):
         align_words.main(flags)
-
-
-def test_words_are_found_in_the_text_as_it_is_spoken():
-    assert align_words.find_words("Dr. Smith is here.")[1] == ("smith", 7)

@@ -89,7 +89,6 @@ def test_a_text_becomes_a_player_and_a_line_and_a_picture_for_each_piece(voice):
     ("given", "sentence"),
     [
         ({"text": " \n"}, "There is no text yet: type a sentence first."),
-        ({"text": "!?"}, "text has no letter to speak: &#x27;!?&#x27;"),
         ({"vocoder": "nowhere"}, "--vocoder nowhere: no such folder"),
         ({"checkpoint": "<b>"}, "&lt;b&gt;: no such checkpoint folder"),
     ],
@@ -97,14 +96,6 @@ def test_a_text_becomes_a_player_and_a_line_and_a_picture_for_each_piece(voice):
 def test_what_cannot_be_spoken_is_answered_with_a_sentence(voice, given, sentence):
     shown = app.answer(**{**FIELDS, "checkpoint": str(voice), **given})
     assert shown == f'<p class="problem" role="alert">{sentence}</p>'
-
-
-def test_seed_and_vocoder_are_those_of_the_page(voice, monkeypatch):
-    made = []
-    monkeypatch.setattr(app, "speak_text", lambda text, voice, options: made.append(options) or "")
-    monkeypatch.setattr(app, "load_vocoder", lambda folder, audio_config, device: (folder, device))
-    app.answer(**{**FIELDS, "checkpoint": str(voice), "vocoder": "hifigan", "seed": 7.0})
-    assert (made[0].seed, made[0].vocoder) == (7, ("hifigan", "cpu"))
 
 
 def test_without_gradio_a_sentence_says_what_to_install(voice, monkeypatch):
@@ -191,9 +182,3 @@ def test_the_page_is_for_this_machines_names_alone(url):
 
     assert httpx.get(url).status_code == 200
     assert httpx.get(url, headers={"Host": "other.example"}).status_code == 400
-
-
-def test_a_port_that_is_taken_is_named(url, voice):
-    port = str(urlsplit(url).port)
-    with pytest.raises(SystemExit, match=rf"app\.py: .*port.*{port}"):
-        app.main(["--checkpoint", str(voice), "--port", port])

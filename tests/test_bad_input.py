@@ -20,7 +20,7 @@ import pytest
 from bad_checkpoints import CHECKPOINT_ROWS, WEIGHTS, broken_voice
 from bad_rows import Row, add_row, convert, demo, judge, prep, say, train
 from conftest import REPO
-from world import HEADER, PLAIN, TEXT, World, run, snapshot, wav_bytes, with_one
+from world import HEADER, PLAIN, TEXT, World, run, snapshot, wav_bytes
 
 BAD: list[Row] = [*CHECKPOINT_ROWS]
 row = partial(add_row, BAD)
@@ -35,20 +35,13 @@ def manifest(name, content, *says, flag="--path_to_train_manifest"):
 
 
 GOOD_LINE = f"clip.wav,{TEXT},0.55\n"
-manifest("column missing", f"file_path,duration\nclip.wav,{TEXT}\n", "normalized_transcript")
 MOVED = HEADER + f"/data/old/clip.wav,{TEXT},1\n" * 3
 manifest("data set that was moved", MOVED, "line 2", "/data/old/clip.wav", "3 of 3", "moved")
 manifest("empty validation set", HEADER, "no clips", flag="--path_to_val_manifest")
-manifest("nothing at all", "", "CSV")
-manifest("empty text", HEADER + GOOD_LINE + "clip.wav,,1\n", "line 3", "transcript")
 manifest("text in another script", HEADER + "clip.wav,你好,1\n", "line 2", "no letter")
-manifest("wrong separator", (HEADER + GOOD_LINE).replace(",", "|"), "file_path is missing")
-manifest("a comma too many", HEADER + GOOD_LINE + "clip.wav,Come in, now,1\n", "line 3")
 manifest("UTF-16", (HEADER + GOOD_LINE).encode("utf-16"), "UTF-8")
 manifest("NUL bytes", HEADER + "clip\0.wav,hello,1\n", "line 2")
-manifest("duration nan", HEADER + f"clip.wav,{TEXT},nan\n", "line 2", "duration")
 manifest("clip shorter than a window", HEADER + f"clip.wav,{TEXT},0.02\n", "line 2", "window")
-manifest("a folder for a clip", HEADER + f".,{TEXT},1\n", "line 2", "not a file")
 row("manifest: missing", train("--path_to_val_manifest", "none.csv"), "none.csv", "no such")
 row("manifest: a folder", judge("--path_to_manifest", lambda w: w.corpus.wavs), "is a folder")
 
@@ -78,11 +71,8 @@ def in_corpus(content: bytes | None):
 
 for name, content, reason in (
     ("truncated in its header", wav_bytes()[:30], ""),
-    ("truncated flac", wav_bytes(format="FLAC")[:5000], ""),
     ("zero samples", wav_bytes(np.zeros(0)), "no samples"),
-    ("zero bytes", b"", ""),
-    ("infinite samples", wav_bytes(with_one(np.inf), subtype="FLOAT"), "NaN or infinite"),
-    ("html", b"<!DOCTYPE html><html>404 not found</html>", ""),
+    ("infinite samples", wav_bytes(np.append(PLAIN, np.inf), subtype="FLOAT"), "NaN or infinite"),
 ):
     row(f"recording: {name}, prep_splits", in_corpus(content), "line 4: 'bad'", reason)
     row(f"recording: {name}, evaluate", beside_manifest(content), "clip.wav", reason)
@@ -95,92 +85,53 @@ row("recording: a folder", in_corpus(None), "line 4", "bad.wav")
 row("metadata: an id of 5,000 letters", prep(rows=f"{'x' * 5000}|a|a\n"), "line 4", "missing")
 row("metadata: NUL in an id", prep(rows="a\0b|a|a\n"), "line 4", "plain file")
 row("prep: path_to_save empty", prep("--path_to_save", ""), "--path_to_save")
-row("prep: seed that is no number", prep("--seed", "x"), "--seed")
 row("prep: min_seconds nan", prep("--min_seconds", "nan"), "--min_seconds")
 row("prep: neither manifests nor report", lambda w: prep()(w)[:3], "--path_to_save or --report")
 row("prep: nothing is long enough", prep("--min_seconds", "100"), "--min_seconds", "no clip")
 row("demo: no sentences file", demo("--sentences", "/nowhere.txt"), "/nowhere.txt")
-row("demo: sentences are a folder", demo("--sentences", lambda w: w.corpus.wavs), "wavs")
 row("demo: voice empty", demo("--voice", ""), "voice")
-
-
-def other_record(w: World) -> Path:
-    w.out.mkdir()
-    (w.out / "corpus.json").write_text('{"arguments": [1]}')
-    return w.out
-
-
-row("demo: corpus.json of others", demo("--path_to_save", other_record), "out")
 
 
 # ---- text to speak
 
 for name, text, words in (
     ("blank", " \t\n", "nothing to say"),
-    ("only punctuation", "?!...", "no letter"),
-    ("only emoji", "🙂🎉", "no letter"),
-    ("only control characters", "\x01\x07\x1b", "no letter"),
     ("only another script", "你好世界", "no letter"),
 ):
     row(f"text: {name}", say("--text", text), words)
 row("text: no file", say("--text_file", "/nowhere.txt"), "--text_file", "/nowhere.txt")
 row("text: a folder", say("--text_file", lambda w: w.folder), "--text_file", "ünïque")
 row("text: Latin-1", say("--text_file", lambda w: w.file("t", b"caf\xe9")), "--text_file", "UTF-8")
-row(
-    "text: a bad line beside a file",
-    say("--text_file", lambda w: w.file("t", "Fine.\n"), "--text", "?!"),
-    "no letter",
-)
 
 
 # ---- flags
 
-SIZES = "--fmax 12000, --hop_size 2048, --window_size 4096, --num_mels 600, --encoder_kernel_size 4"
 for script, arrange, flags in (
-    ("train", train, "--learning_rate nan, --min_learning_rate 1, --adam_eps 0, --weight_decay -1"),
-    ("train", train, "--training_epochs 1e3, --batch_size 0, --num_workers -1, --max_grad_norm 0"),
-    (
-        "train",
-        train,
-        "--checkpoint_minutes nan, --keep_checkpoints 0, --run_name a/b, --bathc_size 2",
-    ),
-    ("train", train, f"{SIZES}, --decoder_dropout_p 1, --decoder_rnn_embed_dim {10**9}"),
-    ("train", train, "--min_db 0, --max_scaled_abs 0, --mel_scaling linear"),
-    ("train", train, f"--seed {2**32}, --batch_size {10**30}, --warm_start_allow_mismatch"),
+    ("train", train, "--learning_rate nan, --training_epochs 1e3, --batch_size 0, --run_name a/b"),
+    ("train", train, "--fmax 12000, --num_mels 600, --encoder_kernel_size 4, --mel_scaling linear"),
+    ("train", train, f"--seed {2**32}, --decoder_rnn_embed_dim {10**9}, --bathc_size 2"),
     ("synthesize", say, f"--max_decoder_steps 0, --stop_threshold nan, --seed {10**30}"),
-    ("synthesize", say, "--device abacus, --device cuda:99"),
-    ("evaluate", judge, "--batch_size 0, --device abacus, --outptu_json x"),
+    ("evaluate", judge, "--batch_size 0, --device abacus, --device cuda:99, --outptu_json x"),
 ):
     for words in (flag.split() for flag in flags.split(", ")):
-        row(
-            f"{script}: {' '.join(words)}",
-            arrange(*words),
-            words[0].removesuffix("_allow_mismatch"),
-        )
+        row(f"{script}: {' '.join(words)}", arrange(*words), words[0])
 for flag in ("--working_directory", "--path_to_train_manifest", "--warm_start"):
     row(f"train: {flag} empty", train(flag, ""), flag)
-row("evaluate: output_json is a folder", judge("--output_json", lambda w: w.folder), "is a folder")
+for flag in ("--output_json", "--output_csv"):
+    row(f"evaluate: {flag} is a folder", judge(flag, lambda w: w.folder), "is a folder")
 
 
 # ---- symbols and word times
 
 for name, content, reason in (
     ("not JSON", '["a",', "symbols.json: "),
-    ("a number", "7", "list"),
-    ("lists", '[["a"], ["b"]]', "strings"),
-    ("empty strings", '["<pad>", "a", ""]', "strings"),
-    ("empty", "[]", "symbols"),
     ("twice", '["<pad>", "a", "a"]', "twice: a"),
-    ("nested too deep", "[" * 100_000, "path_to_symbols"),
     ("no UTF-8", b'["<pad>", "\xe9"]', "UTF-8"),
     ("no letter", '["<pad>", "!"]', "line 2"),
 ):
     symbols = partial(World.file, name="symbols.json", content=content)
     row(f"symbols: {name}", train("--path_to_symbols", symbols), reason)
 for name, content in (
-    ("not JSON", "{"),
-    ("words that are no list", '{"tiny-09": 3}'),
-    ("a word without its start", '{"tiny-09": [{"word": "a", "index": 0}]}'),
     ("an index that is text", '{"tiny-09": [{"word": "a", "index": "0", "start": 0}]}'),
     ("other clips", '{"nobody": [{"word": "a", "index": 0, "start": 0}]}'),
 ):
@@ -226,16 +177,10 @@ def locked_file(path: Path) -> Path:
     return path
 
 
-row(
-    "unreadable: manifest",
-    train("--path_to_train_manifest", lambda w: locked_file(w.manifest(HEADER + GOOD_LINE))),
-    "manifest.csv",
-)
-row(
-    "unreadable: weights",
-    say("--checkpoint", broken_voice(lambda folder: locked_file(folder / WEIGHTS))),
-    WEIGHTS,
-)
+locked_manifest = lambda w: locked_file(w.manifest(HEADER + GOOD_LINE))  # noqa: E731
+row("unreadable: manifest", train("--path_to_train_manifest", locked_manifest), "manifest.csv")
+locked_voice = broken_voice(lambda folder: locked_file(folder / WEIGHTS))
+row("unreadable: weights", say("--checkpoint", locked_voice), WEIGHTS)
 
 
 # ---- the checks

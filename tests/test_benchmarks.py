@@ -2,7 +2,6 @@
 
 import csv
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import common, griffin_lim, inference, loader, throughput, train_step
 from benchmarks.common import MODELS, OURS, PLAIN, TORCHAUDIO, forward_flops
 from dataset import AudioConfig, BatchSampler, TTSDataset
-from fast.decoder import FastDecoder
-from model import Decoder, Tacotron2, Tacotron2Config
+from model import Tacotron2, Tacotron2Config
 from speech.voice import DTYPES
 from text.tokenizer import Tokenizer
-from training.set_up import open_loader
 
 SMALL = {
     "character_embed_dim": 32,
@@ -86,8 +83,6 @@ def test_a_training_step_clips_and_trains(name):
     """Every parameter moves, in bfloat16 too, and the gradients' norm is clipped to 1."""
     config = Tacotron2Config(**SMALL)
     contender = train_step.make_contender(name, config, CPU, **throughput.TRAINING)
-    kinds = {OURS: FastDecoder, PLAIN: Decoder}
-    assert type(contender.model.decoder) is kinds.get(name, type(contender.model.decoder))
     batch, norms = train_step.make_batch(config, SIZE, CPU), []
     parameters = list(contender.model.parameters())
     contender.optimizer.register_step_pre_hook(
@@ -102,23 +97,6 @@ def test_a_training_step_clips_and_trains(name):
         assert norms.pop().item() == pytest.approx(1.0, abs=1e-3)
     with pytest.raises(RuntimeError, match=f"{name}: the norm of the gradients is nan"):
         train_step.train_step(contender, batch._replace(mels=batch.mels * torch.nan), torch.float32)
-
-
-def test_models_take_turns(monkeypatch):
-    turns = []
-    monkeypatch.setattr(
-        train_step,
-        "train_step",
-        lambda contender, batch, dtype: turns.append(contender.name) or torch.tensor(1.0),
-    )
-    contenders = [train_step.Contender(name, None, None) for name in MODELS]
-    batch = train_step.make_batch(Tacotron2Config(**SMALL), SIZE, CPU)
-    seconds = train_step.time_steps(contenders, batch, torch.float32, repeats=3)
-    assert turns[2:] == [OURS, TORCHAUDIO, TORCHAUDIO, OURS, OURS, TORCHAUDIO]
-    assert {name: len(times) for name, times in seconds.items()} == {OURS: 3, TORCHAUDIO: 3}
-    monkeypatch.setattr(train_step, "train_step", lambda *_: torch.tensor(float("nan")))
-    with pytest.raises(RuntimeError, match="ours: the loss is nan"):
-        train_step.time_steps(contenders, batch, torch.float32, 1)
 
 
 @pytest.mark.slow
@@ -165,16 +143,12 @@ def test_train_step_tables(tmp_path, capsys, monkeypatch):
     flops = [forward_flops(Tacotron2Config(**SMALL), 2, 5, n_mel) for n_mel in (6, 4)]
     floors = [float(row["floor_ms"]) for row in sweep]
     assert floors[3] / floors[0] == pytest.approx(flops[1] / flops[0])
-    parts = read_rows(tmp_path / "train_step_flops.csv")
-    total = next(row for row in parts if row["part"] == "all")
-    assert float(total["forward_mflop_per_frame"]) == pytest.approx(flops[0] / 12 / 1e6)
-    printed = capsys.readouterr().out
     medians = [float(row["step_ms"]) for row in rows]
+    printed = capsys.readouterr().out
     assert f"time, torchaudio / ours: {medians[1] / medians[0]:.2f} (" in printed
-    assert "peak memory, ours, plain loops / ours: 2.00" in printed
 
 
-def test_inference_tables(tmp_path, capsys):
+def test_inference_tables(tmp_path):
     inference.main(
         ["--batch_size", "1", "3", "--n_text", "5", "--n_steps", "4", "--repeats", "2",
          "--device", "cpu", "--output_dir", str(tmp_path), *SMALL_FLAGS]
@@ -188,23 +162,6 @@ def test_inference_tables(tmp_path, capsys):
         real_time = audio_ms_per_step / float(row["step_ms"])
         assert float(row["x_real_time"]) == pytest.approx(real_time)
         assert float(row["floor_ms"]) > 0 and row["floor_is"] in ("compute", "weights")
-    printed = capsys.readouterr().out
-    for peer, own in (("float32",) * 2, ("bfloat16",) * 2, ("float32", "bfloat16")):
-        assert f"batch 3: torchaudio {peer} / ours {own}: " in printed
-
-
-def test_inference_is_in_the_dtype_asked_for():
-    config = Tacotron2Config(**SMALL)
-    tokens = torch.randint(1, 40, (2, 5))
-    for name in MODELS:
-        speaker, mels = inference.make_speaker(name, config, 3, CPU), {}
-        for dtype in DTYPES.values():
-            torch.manual_seed(0)
-            mels[dtype] = inference.speak(speaker, tokens, dtype).float()
-        full, half = mels.values()
-        assert full.shape == half.shape == (2, 3, 80) and not torch.equal(full, half), name
-        with pytest.raises(RuntimeError, match=f"{name}: made"):  # one that stops early
-            inference.time_runs({name: speaker}, tokens, 4, ["float32"], repeats=1)
 
 
 @pytest.mark.slow
@@ -227,41 +184,18 @@ def test_loader_tables(tmp_path, capsys):
     assert loader.padding_share([10, 20, 30], [[0, 1], [2]]) == pytest.approx(10 / 70)
 
 
-@pytest.fixture
-def short_clips(tmp_path, monkeypatch) -> Path:
-    """Write 8 clips of noise, 94 to 129 frames long; return their manifest."""
+@pytest.mark.slow
+def test_throughput_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(loader, "LONGEST", 1.5)
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    return loader.write_corpus(folder, 8)
-
-
-def run_throughput(out: Path, *flags: str) -> list[dict[str, str]]:
+    (tmp_path / "corpus").mkdir()
+    short_clips = loader.write_corpus(tmp_path / "corpus", 8)  # of noise, which make 3 batches
+    monkeypatch.setattr(common, "matmul_rate", lambda device, dtype: 1e9)
     throughput.main(
         ["--batch_size", "3", "--dtype", "float32", "--device", "cpu", "--num_workers", "0",
-         "--output_dir", str(out), *SMALL_FLAGS, *flags]
+         "--manifest", str(short_clips), "--repeats", "2", "--seed", "5",
+         "--output_dir", str(tmp_path), *SMALL_FLAGS]
     )  # fmt: skip
-    return read_rows(out / "throughput.csv")
-
-
-@pytest.mark.slow
-def test_throughput_tables(short_clips, tmp_path, capsys, monkeypatch):
-    trained, step = [], throughput.train_step
-
-    def watched(contender, batch, dtype) -> None:
-        trained.append((contender.name, batch))
-        step(contender, batch, dtype)
-
-    monkeypatch.setattr(throughput, "train_step", watched)
-    monkeypatch.setattr(common, "matmul_rate", lambda device, dtype: 1e9)
-    rows = run_throughput(tmp_path, "--manifest", str(short_clips), "--repeats", "2", "--seed", "5")
-
-    # A warm-up pass of each, then two that count: 8 clips make 3 batches.
-    turns = [OURS, TORCHAUDIO, OURS, TORCHAUDIO, TORCHAUDIO, OURS]
-    assert [name for name, _ in trained] == [name for name in turns for _ in range(3)]
-    for i, (_, batch) in enumerate(trained):
-        same = trained[i % 3][1]
-        assert torch.equal(batch.mels, same.mels) and torch.equal(batch.tokens, same.tokens)
+    rows = read_rows(tmp_path / "throughput.csv")
 
     dataset = TTSDataset(short_clips, AudioConfig(), Tokenizer())
     lengths = [round(n_frames) for n_frames in dataset.n_frames]
@@ -276,77 +210,6 @@ def test_throughput_tables(short_clips, tmp_path, capsys, monkeypatch):
         assert float(row["frames_per_s"]) == pytest.approx(sum(lengths) / seconds)
         assert float(row["padding_share"]) == pytest.approx(loader.padding_share(lengths, sampled))
         assert 3 * float(row["floor_ms"]) == pytest.approx(3 * flops / 1e6)
-    ratio = float(rows[0]["frames_per_s"]) / float(rows[1]["frames_per_s"])
-    assert f"frames per second, ours / torchaudio: {ratio:.2f} (" in capsys.readouterr().out
-
-
-def test_batches_are_those_of_the_sampler_longest_text_first(short_clips):
-    dataset = TTSDataset(short_clips, AudioConfig(), Tokenizer())
-    dataset.texts = texts = [text[: 1 + 5 * i % 8] for i, text in enumerate(dataset.texts)]
-    batches = throughput.draw_batches(dataset, 3, seed=7, n_steps=None)
-    sampled = BatchSampler(dataset.n_frames, 3, seed=7).draw()
-    assert [set(b) for b in batches] == [set(b.tolist()) for b in sampled]
-    for batch in batches:
-        n_characters = [len(texts[i]) for i in batch]
-        assert n_characters == sorted(n_characters, reverse=True)
-
-
-def test_waiting_is_the_time_without_a_batch(short_clips, monkeypatch):
-    dataset = TTSDataset(short_clips, AudioConfig(), Tokenizer())
-    batches = list(open_loader(dataset, [[0, 1], [2]], 0, CPU))
-    clock = [100.0]
-
-    def pass_time(seconds):
-        clock[0] += seconds
-
-    def slowly():
-        for batch in batches:
-            pass_time(0.25)
-            yield batch
-        pass_time(0.125)
-
-    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(throughput, "train_step", lambda *args: pass_time(2.0))
-    made = throughput.run_pass(None, slowly(), torch.float32, CPU)
-    assert (made.waiting, made.seconds) == (0.625, 4.625)
-    lengths = [round(n_frames) for n_frames in dataset.n_frames[:3]]
-    assert [n_mel for _, n_mel in made.clips] == lengths
-    assert made.n_padded == 2 * max(lengths[:2]) + lengths[2]
-
-
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (["--manifest", "none.csv"], "none.csv: no such manifest"),
-        (["--batch_size", "9"], "8 clips do not fill a batch of --batch_size 9"),
-        (["--steps", "4"], "--steps 4 is more than the 3 batches of an epoch"),
-        (["--num_workers", "1"], "[0-9]+.wav: "),  # of what cannot be read, from a worker
-    ],
-)
-def test_unusable_clips_are_one_sentence(flags, sentence, short_clips, tmp_path):
-    for path in short_clips.parent.glob("*.wav"):
-        path.write_bytes(b"no sound")
-    with pytest.raises(SystemExit, match=f"^throughput.py: .*{sentence}[^\n]*$"):
-        run_throughput(tmp_path, "--manifest", str(short_clips), *flags)
-
-
-@pytest.mark.parametrize(
-    ("module", "flags", "message"),
-    [
-        (train_step, ["--repeats", "0"], "at least 1"),
-        (train_step, ["--sweep", "300"], "N_MELxBATCH_SIZE"),
-        (inference, ["--decoder_prenet_depth", "3"], "--decoder_prenet_depth 2"),
-        (inference, ["--attention_dim", "0"], "--attention_dim must be at least 1"),
-        (throughput, ["--num_workers", "1025"], "must be 0 to 1024, found 1025"),
-        (throughput, ["--num_mels", "600"], "--num_mels must not exceed the 513"),
-        (train_step, ["--device", "cuda:99"], "cuda:99 cannot be used"),
-    ],
-)
-def test_wrong_flags(module, flags, message, capsys):
-    with pytest.raises(SystemExit) as caught:
-        module.main(flags)
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
 
 
 def test_griffin_lim_is_measured_on_recordings(tiny_corpus, tmp_path, monkeypatch, capsys):

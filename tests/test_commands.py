@@ -183,7 +183,7 @@ def test_the_tree_shows_each_script_and_each_folder():
 
 
 def anchors_of(prose: str) -> set[str]:
-    """The anchors that GitHub gives the headings of a page."""
+    """Make the anchors that GitHub gives the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -203,11 +203,8 @@ def test_each_link_leads_to_a_file_and_a_heading(name):
     for path, anchor in links_of(name):
         assert (REPO / path).is_file(), path
         assert not anchor or anchor in anchors_of(PROSE[path]), (path, anchor)
-
-
-def test_the_readme_links_to_every_page():
-    linked = {path for path, _ in links_of("README.md")}
-    assert {name for name in PAGES if name.startswith("docs/")} <= linked
+    pages = {page for page in PAGES if page.startswith("docs/")}
+    assert name != "README.md" or pages <= {path for path, _ in links_of(name)}
 
 
 def test_the_python_of_speaking_runs(voice, tmp_path, monkeypatch):
@@ -222,13 +219,3 @@ def test_the_python_of_speaking_runs(voice, tmp_path, monkeypatch):
         exec(re.sub(r"seed=0", "seed=0, max_decoder_steps=5", block), namespace)
         assert namespace["result"].wav.isfinite().all()
     assert len(blocks) == 2
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_lists_every_flag(script, capsys):
-    with pytest.raises(SystemExit) as end:
-        read_flags(script, ["--help"])
-    printed = capsys.readouterr().out
-    actions = [a for a in parser_of(script)._actions if a.help is not argparse.SUPPRESS]
-    assert end.value.code == 0 and actions
-    assert all(action.option_strings[0] in printed for action in actions)

@@ -13,7 +13,7 @@ from torchaudio.pipelines._tts.utils import _get_phones
 
 import convert_checkpoint
 from command_line.files import DataError
-from convert_checkpoint import SYMBOLS, infer_config, model_from_peer, peer_name
+from convert_checkpoint import SYMBOLS, model_from_peer, peer_name
 from dataset import AudioConfig
 from model import Tacotron2, Tacotron2Config
 from peer_weights import (
@@ -56,9 +56,6 @@ def import_error(tmp_path: Path, content: object, *flags: str | Path) -> str:
     return message
 
 
-# ---------------------------------------------------------------- names, shapes, symbols
-
-
 def test_names_and_shapes_are_the_peers():
     with torch.device("meta"):
         ours = Tacotron2(Tacotron2Config(vocab_size=148)).state_dict()
@@ -77,14 +74,6 @@ def test_symbols_are_the_peers():
     phones = ["@" + phone for phone in _get_phones()[12:]]
     assert SYMBOLS[148] == ("_", "-", *"!'(),.:;? ", *letters, *phones)
     assert all(len(set(table)) == len(table) == size for size, table in SYMBOLS.items())
-
-
-@LAYOUTS
-def test_sizes_are_read_off_the_shapes(layout):
-    assert infer_config(small_state(layout), layout) == OUR_SIZES
-
-
-# ---------------------------------------------------------------- there and back
 
 
 def test_an_imported_voice_has_every_tensor(voice_dir):
@@ -120,12 +109,9 @@ def test_an_exported_file_loads_in_torchaudio_and_speaks_the_same(tmp_path, monk
     run_cli("--from", folder, "--to", "torchaudio", tmp_path / "deep" / "out.pt")
     assert "the mels are scaled_db, torchaudio expects log mels" in capsys.readouterr().out
     peer = torchaudio.models.Tacotron2(
-        n_symbol=38,
-        n_mels=14,
-        symbol_embedding_dim=24,
-        encoder_embedding_dim=24,
+        n_symbol=38, n_mels=14, symbol_embedding_dim=24, encoder_embedding_dim=24,
         decoder_max_step=9,
-    ).eval()
+    ).eval()  # fmt: skip
     state = torch.load(tmp_path / "deep" / "out.pt", weights_only=True)
     peer.load_state_dict(state, strict=True)
     monkeypatch.setattr(F, "dropout", lambda x, *args, **kwargs: x)  # the prenet's is always on
@@ -139,14 +125,11 @@ def test_an_exported_file_loads_in_torchaudio_and_speaks_the_same(tmp_path, monk
 
 
 def test_sizes_that_the_peers_lack_are_refused(tmp_path):
-    for field in ("decoder_prenet_depth", "character_embed_dim"):
-        folder = write_voice(tmp_path / field, Tacotron2Config(**{**vars(OUR_SIZES), field: 3}))
-        message = error_of("--from", folder, "--to", "nvidia", tmp_path / "out.pt")
-        assert f"nvidia needs --{field}" in message and "found 3" in message
-        assert not (tmp_path / "out.pt").exists()
-
-
-# ---------------------------------------------------------------- what files can look like
+    config = Tacotron2Config(**{**vars(OUR_SIZES), "decoder_prenet_depth": 3})
+    folder = write_voice(tmp_path / "voice", config)
+    message = error_of("--from", folder, "--to", "nvidia", tmp_path / "out.pt")
+    assert "nvidia needs --decoder_prenet_depth" in message and "found 3" in message
+    assert not (tmp_path / "out.pt").exists()
 
 
 def test_a_published_file_has_default_sizes(tmp_path):
@@ -178,22 +161,24 @@ def test_an_old_parallel_half_precision_file_is_read(tmp_path, capsys):
     assert weights["postnet.convolutions.0.1.num_batches_tracked"] == 0
 
 
+def with_entry(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {**small_state("torchaudio"), name: tensor}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize(
-    ("name", "tensor", "fault"),
+    ("content", "reason"),
     [
-        ("module.embedding.weight", torch.ones(1), "module.embedding.weight is unknown"),
-        ("embedding.weight", torch.ones(1, 38, 24), "embedding.weight is (1, 38, 24) instead of"),
-        ("encoder.lstm.bias_hh_l0", torch.ones(3), "encoder.lstm.bias_hh_l0 is (3,) instead of"),
-        (
-            "encoder.lstm.bias_hh_l0",
-            torch.ones(48).long(),
-            "is torch.int64 instead of torch.float32",
-        ),
-        ("postnet.convolutions.9.0.bias", torch.ones(3), "postnet.convolutions.4.0.weight is miss"),
+        (with_entry("module.embedding.weight", torch.ones(1)), "embedding.weight is unknown"),
+        (with_entry("embedding.weight", torch.ones(1, 38, 24)), "is (1, 38, 24) instead of"),
+        (with_entry("encoder.lstm.bias_hh_l0", torch.ones(48).long()), "is torch.int64 instead of"),
+        ([1, 2], "holds no state dict"),
+        ({"a": torch.eye(2).to_sparse()}, "entry a is not a plain tensor"),
+        (small_state("nvidia"), "encoder.convolutions.0.0.weight is missing"),
     ],
 )
-def test_an_entry_that_does_not_fit_is_refused(tmp_path, name, tensor, fault):
-    assert fault in import_error(tmp_path, {**small_state("torchaudio"), name: tensor})
+def test_content_that_does_not_fit_is_refused(tmp_path, content, reason):
+    assert reason in import_error(tmp_path, content)
 
 
 def test_sizes_of_a_model_that_no_memory_holds_are_refused():
@@ -204,34 +189,14 @@ def test_sizes_of_a_model_that_no_memory_holds_are_refused():
         model_from_peer(state, "torchaudio", Path("peer.pt"))
 
 
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ([1, 2], "holds no state dict"),
-        ({"state_dict": 3}, "holds no state dict"),
-        ({"embedding.weight": 3}, "entry embedding.weight is not a plain tensor"),
-        ({"a": torch.eye(2).to_sparse()}, "entry a is not a plain tensor"),
-        (small_state("nvidia"), "encoder.convolutions.0.0.weight is missing"),
-    ],
-)
-def test_other_content_is_refused(tmp_path, content, reason):
-    assert reason in import_error(tmp_path, content)
-
-
 def test_broken_and_missing_files_are_refused(tmp_path):
     whole = tmp_path / "whole.pt"
     torch.save(small_peer().state_dict(), whole)
     (tmp_path / "cut.pt").write_bytes(whole.read_bytes()[:5000])
-    (tmp_path / "empty.pt").write_bytes(b"")
-    for name in ("cut.pt", "empty.pt"):
-        message = error_of("--from", "nvidia", tmp_path / name, "--to", tmp_path / "voice")
-        assert f"{name}: refused, cannot be read as plain tensors" in message
+    message = error_of("--from", "nvidia", tmp_path / "cut.pt", "--to", tmp_path / "voice")
+    assert "cut.pt: refused, cannot be read as plain tensors" in message
     missing = error_of("--from", "nvidia", tmp_path / "none.pt", "--to", tmp_path / "voice")
     assert "none.pt: no such file" in missing
-
-
-# ---------------------------------------------------------------- symbols
 
 
 def test_a_symbols_file_overrides_the_peers_table(tmp_path):
@@ -242,23 +207,10 @@ def test_a_symbols_file_overrides_the_peers_table(tmp_path):
     ends = ("--from", "torchaudio", tmp_path / "peer.pt", "--to", tmp_path / "voice")
     run_cli(*ends, "--symbols", tmp_path / "table.json")
     assert load_checkpoint(tmp_path / "voice").tokenizer.symbols == ("PAD", "é", "b", "c", "ab")
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ('["a", "b"]', "the weights have 38 symbols, not 2"),
-        (json.dumps(dict.fromkeys(SYMBOLS[38], 1)), "must be a list of strings"),
-        (json.dumps([*SYMBOLS[38][:-1], 7]), "must be strings"),
-        (json.dumps([*SYMBOLS[38][:-1], "a"]), "found twice: a"),
-        ("{", "cannot be read"),
-    ],
-)
-def test_unusable_symbols_are_refused(tmp_path, text, reason):
-    (tmp_path / "table.json").write_text(text)
-    flags = ("--symbols", tmp_path / "table.json")
-    message = import_error(tmp_path, small_peer().state_dict(), *flags)
-    assert "table.json" in message and reason in message
+    for text, reason in (('["a", "b"]', "the weights have 5 symbols, not 2"), ("{", "cannot be")):
+        (tmp_path / "table.json").write_text(text)
+        message = import_error(tmp_path, state, "--symbols", tmp_path / "table.json")
+        assert "table.json" in message and reason in message
 
 
 def test_a_voice_that_speaks_phonemes_only_is_announced(tmp_path, capsys):
@@ -266,11 +218,8 @@ def test_a_voice_that_speaks_phonemes_only_is_announced(tmp_path, capsys):
     state["embedding.weight"] = torch.ones(96, 24)
     torch.save(state, tmp_path / "peer.pt")
     run_cli("--from", "torchaudio", tmp_path / "peer.pt", "--to", tmp_path / "voice")
-    assert "cannot speak text, only phonemes, with --phonemes" in capsys.readouterr().out
+    assert "cannot speak text, only phonemes" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "voice").tokenizer.symbols == SYMBOLS[96]
-
-
-# ---------------------------------------------------------------- targets
 
 
 def test_existing_targets_are_kept_without_overwrite(tmp_path, voice_dir):
@@ -288,22 +237,15 @@ def test_existing_targets_are_kept_without_overwrite(tmp_path, voice_dir):
     run_cli(*ends, "--overwrite")
     weights = load_checkpoint(voice_dir).model.state_dict()
     assert torch.equal(weights["encoder.embedding.weight"], changed["embedding.weight"])
+    (voice_dir / "trainer_state.json").write_text("{}")  # which this script does not write
+    assert "is not replaced" in error_of(*ends, "--overwrite")
+    assert len(os.listdir(voice_dir)) == 3
 
 
-def test_overwrite_spares_what_this_script_did_not_write(tmp_path, voice_dir):
-    (voice_dir / "trainer_state.json").write_text("{}")
-    ends = ("--from", "torchaudio", tmp_path / "peer.pt", "--to", voice_dir, "--overwrite")
-    assert "is not replaced" in error_of(*ends)
-    ends = ("--from", voice_dir, "--to", "torchaudio", tmp_path, "--overwrite")
-    assert "is not replaced" in error_of(*ends)
-    assert len(os.listdir(voice_dir)) == 3 and (tmp_path / "peer.pt").exists()
-
-
-@pytest.mark.parametrize("failure", [OSError("disk full"), RuntimeError("disk full")])
-def test_an_interrupted_write_leaves_nothing(tmp_path, voice_dir, monkeypatch, failure):
+def test_an_interrupted_write_leaves_nothing(tmp_path, voice_dir, monkeypatch):
     def fail(content, path, *args) -> None:
         Path(path).write_bytes(b"half")
-        raise failure
+        raise RuntimeError("disk full")  # as torch does
 
     monkeypatch.setattr(convert_checkpoint.torch, "save", fail)
     monkeypatch.setattr(convert_checkpoint.safetensors.torch, "save_file", fail)
@@ -320,10 +262,8 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, voice_dir, monkeypatch, f
     ("ends", "reason"),
     [
         (("--from", "torchaudio", "--to", "x"), "--from takes a folder"),
-        (("--from", "nvidia", "a.pt", "--to", "x", "y", "z"), "--to takes a folder"),
         (("--from", "a", "--to", "b"), "one of --from and --to"),
         (("--from", "a", "--to", "nvidia", "b.pt", "--symbols", "s"), "--symbols is for weights"),
-        (("--from", "nowhere", "--to", "nvidia", "b.pt"), "nowhere: no such checkpoint folder"),
     ],
 )
 def test_unusable_ends_are_refused(tmp_path, monkeypatch, ends, reason):

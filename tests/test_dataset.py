@@ -36,18 +36,12 @@ def manifest(tmp_path):
         (HEADER, "holds no clips"),
         ("file_path,duration\nclip.wav,1\n", "column normalized_transcript is missing"),
         ((HEADER + "clip.wav,hello,1\n").replace(",", "|"), "column file_path is missing"),
-        (HEADER + "clip.wav,hello,1\nclip.wav,hello, world,1\n", "cannot be read as CSV"),
         (HEADER + "clip.wav,hello, world,1\n", "line 2"),
-        (HEADER + "clip.wav\n", "line 2 has an empty normalized_transcript"),
-        (HEADER + 'clip.wav,"hello,1\n', "cannot be read as CSV"),
         (HEADER.encode() + b"clip.wav,caf\xe9,1\n", r"cannot be read as CSV \(it is not UTF-8"),
-        (bytes(range(256)), "cannot be read as CSV"),
         (HEADER + "clip.wav,hello,1\nclip.wav,hello,nan\n", "line 3 has no duration"),
         (HEADER + "clip.wav,hello,0\n", "line 2 has no duration above 0"),
         (HEADER + "clip.wav,hello,inf\n", "line 2 has no duration"),
-        (HEADER + "clip.wav,hello,long\n", "line 2 has no duration"),
         (HEADER + 'clip.wav,"  ",1\n', "line 2 has an empty normalized_transcript"),
-        (HEADER + "none.wav,hello,1\n", "line 2 names .*none.wav, which is not a file"),
         (HEADER + "x" * 5000 + ".wav,hello,1\n", "line 2 names .* which is not a file"),
     ],
 )
@@ -57,14 +51,6 @@ def test_a_manifest_that_cannot_be_used_is_refused_naming_file_and_reason(
     path = manifest(content)
     with pytest.raises(DataError, match=rf"(?s)^{path}: .*{reason}"):
         read_manifest(path)
-
-
-def test_a_manifest_that_is_no_file_is_refused(tmp_path):
-    for path in (tmp_path / "none.csv", tmp_path / ("x" * 5000)):
-        with pytest.raises(DataError, match=f"^{path}: no such manifest"):
-            read_manifest(path)
-    with pytest.raises(DataError, match=f"^{tmp_path}: is a folder"):
-        read_manifest(tmp_path)
 
 
 def test_paths_are_taken_from_the_manifests_folder_and_absolute_ones_kept(manifest, monkeypatch):
@@ -101,10 +87,9 @@ def test_dataset_holds_the_clips_of_the_manifest(tiny_corpus):
 def test_dataset_names_the_clip_or_the_line_that_cannot_be_used(manifest):
     path = manifest(HEADER + "clip.wav,hello,1\n")
     clips, wav = TTSDataset(path, AudioConfig(), Tokenizer()), path.with_name("clip.wav")
-    for seconds, reason in ((0.03, "less than one window"), (0, "no samples")):
-        soundfile.write(wav, sine(440, seconds, RATE), RATE)
-        with pytest.raises(DataError, match=f"^{wav}: .*{reason}"):
-            clips[0]
+    soundfile.write(wav, sine(440, 0.03, RATE), RATE)
+    with pytest.raises(DataError, match=f"^{wav}: .*less than one window"):
+        clips[0]
     for row, reason in (("hello,0.04", "0.04 s are less than one window"), ("\u4e2d,1", "")):
         manifest(HEADER + f"clip.wav,hello,1\nclip.wav,{row}\n")
         with pytest.raises(DataError, match=f"^{path}: line 3: .*{reason}"):

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from command_line.files import DataError
 from dataset import (
@@ -17,7 +15,6 @@ from dataset import (
     clamp_mel,
     limit_peaks,
     load_wav,
-    log_to_scaled_mel,
     mel_to_audio,
     scaled_to_log_mel,
     to_log_mel,
@@ -85,15 +82,9 @@ def mel_by_hand(wav: np.ndarray, config: AudioConfig) -> np.ndarray:
 
 
 OTHER = AudioConfig(
-    n_fft=2048,
-    window_size=1200,
-    hop_size=300,
-    num_mels=64,
-    fmin=50.0,
-    fmax=11025.0,
-    min_db=-80.0,
-    max_scaled_abs=1.0,
-)
+    n_fft=2048, window_size=1200, hop_size=300, num_mels=64, fmin=50.0, fmax=11025.0,
+    min_db=-80.0, max_scaled_abs=1.0,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("config", [CONFIG, OTHER])
@@ -124,12 +115,10 @@ def test_mels_of_real_clips_equal_the_equations_worked_out_by_hand(ljspeech_dir)
         assert errors.max() < 32 * np.finfo(np.float32).eps, path
 
 
-@pytest.mark.parametrize("hop_size", [256, 300])
-def test_number_of_frames_is_samples_over_hop_rounded_down(hop_size):
-    config = AudioConfig(hop_size=hop_size)
-    lengths = [1024, 1025, *range(1275, 1285), 1499, 1500, 1501, 5 * hop_size - 1, 22050, 22222]
-    found = {n: audio_to_mel(torch.zeros(n), config).shape for n in lengths}
-    assert found == {n: (n // hop_size, 80) for n in lengths}
+def test_number_of_frames_is_samples_over_hop_rounded_down():
+    config = AudioConfig(hop_size=300)
+    for n in (1024, 1199, 1200, 1201, 22050):
+        assert audio_to_mel(torch.zeros(n), config).shape == (n // 300, 80)
     with pytest.raises(DataError, match=r"^1023 samples .* less than one window of 1024"):
         audio_to_mel(torch.zeros(1023), config)
 
@@ -144,40 +133,18 @@ def test_silence_is_the_floor_and_the_padding_value():
     torch.testing.assert_close(mel, torch.full_like(mel, config.silence), rtol=0, atol=1e-6)
 
 
-def test_mels_of_a_batch_equal_single_ones_whatever_config_came_before():
-    wavs = torch.from_numpy(np.stack([noisy_sweep(0.5, seed) for seed in range(3)]))
-    batched = audio_to_mel(wavs, CONFIG)
-    assert batched.shape == (3, wavs.shape[1] // 256, 80)
-    for config in (AudioConfig(fmax=7000.0), AudioConfig(fmin=40.0), AudioConfig(num_mels=40)):
-        mels = audio_to_mel(wavs, config)
-        assert mels.shape != batched.shape or not torch.allclose(mels, batched)
-    for wav, mel in zip(wavs, batched, strict=True):
-        torch.testing.assert_close(audio_to_mel(wav, CONFIG), mel, rtol=0, atol=1e-5)
-
-
-@given(
-    st.lists(st.floats(-50, 50), min_size=1, max_size=8),
-    st.floats(-200, -1),
-    st.floats(0.1, 100),
-)
-def test_scaled_and_log_mels_are_inverse_to_each_other(values, min_db, max_scaled_abs):
-    config = AudioConfig(min_db=min_db, max_scaled_abs=max_scaled_abs)
-    mel = torch.tensor(values, dtype=torch.float64)
-    a = config.max_scaled_abs
-    expected = [((v + a) / (2 * a) - 1) * -min_db / 20 * math.log(10) for v in values]
-    log_mel = scaled_to_log_mel(mel, config)
-    np.testing.assert_allclose(log_mel.numpy(), expected, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(log_to_scaled_mel(log_mel, config), mel, rtol=1e-12, atol=1e-11)
+def hifi_gan_mel(wav: np.ndarray) -> np.ndarray:
+    """Compute HiFi-GAN's mel_spectrogram, (n_samples // 256, 80)."""
+    padded = np.pad(wav.astype(np.float64), (1024 - 256) // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, 1024)[::256]
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1024) / 1024)
+    magnitude = np.abs(np.fft.rfft(frames * window)) @ slaney_filters(CONFIG).T
+    return np.log(np.maximum(magnitude, 1e-5))
 
 
 def test_log_mels_are_hifi_gans():
     wav = noisy_sweep()
-    edge = (1024 - 256) // 2
-    padded = np.pad(wav.astype(np.float64), edge, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, 1024)[::256]
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1024) / 1024)
-    magnitude = np.abs(np.fft.rfft(frames * window)) @ slaney_filters(CONFIG).T
-    expected = np.log(np.maximum(magnitude, 1e-5))
+    expected = hifi_gan_mel(wav)
     scaled = audio_to_mel(torch.from_numpy(wav), CONFIG)
     np.testing.assert_allclose(scaled_to_log_mel(scaled, CONFIG), expected, rtol=0, atol=2e-4)
     log_config = AudioConfig(mel_scaling="log")
@@ -225,33 +192,12 @@ def test_griffin_lim_begins_and_ends_without_a_click():
     assert wav[128:1000].std() > 0.7 * level and wav[-1000:-128].std() > 0.7 * level
 
 
-@pytest.mark.parametrize("hop_size", [256, 300])
-def test_griffin_lim_keeps_a_sound_where_it_was(hop_size):
-    config = AudioConfig(hop_size=hop_size)
-    rng = np.random.default_rng(0)
-    wav = 1e-4 * rng.standard_normal(RATE)
-    wav[9000:13000] += 0.2 * np.hanning(4000) * rng.standard_normal(4000)
-    mel = audio_to_mel(torch.from_numpy(wav.astype(np.float32)), config)
-    torch.manual_seed(0)
-    again = mel_to_audio(mel, config).numpy()
-
-    def centre_ms(samples: np.ndarray) -> float:
-        return np.average(np.arange(len(samples)), weights=samples**2) / RATE * 1000
-
-    assert centre_ms(again) == pytest.approx(centre_ms(wav), abs=2.0)
-
-
 def test_griffin_lim_of_few_frames_has_the_right_length():
     for n_frames in (1, 5):
         wav = mel_to_audio(torch.full((n_frames, 80), CONFIG.silence), CONFIG, n_iter=4)
         assert wav.shape == (n_frames * 256,) and wav.abs().max() < 0.01
-    for config in (
-        AudioConfig(n_fft=2048, window_size=1100, hop_size=276),
-        AudioConfig(hop_size=1022),
-    ):
-        wav = mel_to_audio(torch.full((1, 80), 6.0), config, n_iter=4)
-        assert wav.shape == (config.hop_size,)
-        assert 0.5 < wav.abs().max() <= 1.0, "and never above full scale"
+    wav = mel_to_audio(torch.full((1, 80), 6.0), AudioConfig(hop_size=1022), n_iter=4)
+    assert wav.shape == (1022,) and 0.5 < wav.abs().max() <= 1.0, "never above full scale"
 
 
 @pytest.mark.parametrize("config", [CONFIG, AudioConfig(mel_scaling="log"), OTHER])
@@ -275,9 +221,7 @@ def test_mels_of_recordings_are_not_clamped(ljspeech_dir):
             assert torch.equal(clamp_mel(mel, config), mel), path
 
 
-@pytest.mark.parametrize(
-    ("mel_scaling", "value"), [("scaled_db", math.inf), ("scaled_db", -1000.0), ("log", math.nan)]
-)
+@pytest.mark.parametrize(("mel_scaling", "value"), [("scaled_db", math.inf), ("log", math.nan)])
 def test_a_mel_that_runs_away_is_clamped_with_a_warning(mel_scaling, value):
     """One bin of one frame: all else sounds as it would without, and nothing is a constant."""
     config = AudioConfig(mel_scaling=mel_scaling)
@@ -291,14 +235,6 @@ def test_a_mel_that_runs_away_is_clamped_with_a_warning(mel_scaling, value):
     assert again.abs().max() <= 1 and again.mean().abs() < 0.01 * again.std()
     for part in (slice(0, 8000), slice(13_000, None)):
         assert again[part].std().item() == pytest.approx(sound[part].std().item(), rel=0.05)
-
-
-def test_mels_a_little_below_silence_are_silence_without_a_word(recwarn):
-    mel = audio_to_mel(torch.from_numpy(noisy_sweep(0.3)), CONFIG)
-    lower = torch.where(mel < -2.0, mel.new_tensor(CONFIG.silence - 1.0), mel)
-    clamped = clamp_mel(lower, CONFIG)
-    assert (clamped[mel < -2.0] == CONFIG.silence).all() and not len(recwarn)
-    assert torch.equal(clamped[mel >= -2.0], mel[mel >= -2.0])
 
 
 def test_peaks_are_lowered_smoothly_and_all_else_keeps_its_level():
@@ -317,19 +253,13 @@ def test_peaks_are_lowered_smoothly_and_all_else_keeps_its_level():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"sampling_rate": 0}, "--sampling_rate"),
         ({"num_mels": 10**9}, "--num_mels"),
-        ({"num_mels": 514}, "--num_mels"),
         ({"hop_size": 512, "window_size": 512}, "--hop_size"),
         ({"window_size": 2048}, "--window_size"),
-        ({"hop_size": 255}, "--n_fft"),
         ({"n_fft": 2**14, "window_size": 2**14, "hop_size": 2}, "--hop_size"),
         ({"sampling_rate": 8000}, "--fmax"),
-        ({"fmin": -1.0}, "--fmin"),
         ({"fmax": math.nan}, "--fmax"),
         ({"min_db": 0.0}, "--min_db"),
-        ({"min_db": -math.inf}, "--min_db"),
-        ({"max_scaled_abs": math.inf}, "--max_scaled_abs"),
         ({"mel_scaling": "db"}, "--mel_scaling"),
     ],
 )
@@ -340,12 +270,7 @@ def test_a_config_that_cannot_work_is_refused_naming_the_flag(change, named):
 
 @pytest.mark.parametrize(
     ("name", "subtype", "tolerance"),
-    [
-        ("a.wav", "PCM_16", 1e-4),
-        ("a.wav", "PCM_U8", 1e-2),
-        ("a.wav", "DOUBLE", 1e-7),
-        ("a.flac", "PCM_24", 1e-6),
-    ],
+    [("a.wav", "PCM_16", 1e-4), ("a.wav", "PCM_U8", 1e-2), ("a.flac", "PCM_24", 1e-6)],
 )
 def test_load_wav_reads_any_sample_format_and_mixes_channels(tmp_path, name, subtype, tolerance):
     expected = sine(440, 0.2, RATE)
@@ -378,13 +303,7 @@ def test_load_wav_clips_what_is_louder_than_full_scale_and_refuses_what_is_no_so
             load_wav(path, RATE)
 
 
-def test_load_wav_refuses_what_is_no_audio(tmp_path):
-    for name in ("a.wav", "a.mp3", "a.raw", "a"):
-        for content in (b"", b"hello world " * 100, bytes(range(256)) * 8):
-            path = tmp_path / name
-            path.write_bytes(content)
-            with pytest.raises(DataError, match=f"^{path}: cannot be read as audio"):
-                load_wav(path, RATE)
+def test_load_wav_refuses_what_is_no_file(tmp_path):
     for path in (tmp_path / "none.wav", tmp_path, f"{tmp_path}/{'x' * 5000}.wav", "a\udcff.wav"):
         with pytest.raises(DataError) as refusal:
             load_wav(path, RATE)
@@ -403,6 +322,7 @@ def test_load_wav_reads_what_a_broken_file_holds_or_refuses_it(tmp_path):
     for rate in (1, 2**31 - 1):
         broken.append((wav, content[:24] + rate.to_bytes(4, "little") + content[28:]))
     broken += [(flac, packed[:n]) for n in (4, 42, 100, len(packed) // 2)]
+    broken += [(tmp_path / "a.mp3", b"hello " * 99), (tmp_path / "a.raw", b"\xff" * 80), (wav, b"")]
     # A stream that says that it has 2^36 - 1 samples.
     broken.append((flac, packed[:21] + bytes([packed[21] | 15]) + b"\xff" * 4 + packed[26:]))
     for path, data in broken:

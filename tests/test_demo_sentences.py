@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from corpora.demo_sentences import make_sentences, read_grammar, read_sentences
+from corpora.demo_sentences import make_sentences, read_sentences
 
 N_SENTENCES = 3300  # of the embedded corpus
 
@@ -38,19 +38,6 @@ def test_the_corpus_of_the_demo_does_not_change(min_chars, max_chars, digest):
     sentences = list(itertools.islice(make_sentences(min_chars, max_chars, 42), 500))
     assert hashlib.sha256("\n".join(sentences).encode()).hexdigest()[:16] == digest
     assert len(set(sentences) & set(first(500, 1))) < 100, "another seed, other sentences"
-
-
-def test_inflections():
-    slots = read_grammar()
-    plurals = dict(
-        zip(slots["thing"] + slots["person"], slots["things"] + slots["people"], strict=True)
-    )
-    pasts = dict(zip(slots["do"] + slots["cook"], slots["did"] + slots["ate"], strict=True))
-    for word, plural in ("fox", "foxes"), ("pony", "ponies"), ("key", "keys"), ("knife", "knives"):
-        assert plurals[word] == plural
-    for word, past in ("hurry", "hurried"), ("joke", "joked"), ("stay", "stayed"), ("run", "ran"):
-        assert pasts[word] == past
-    assert pasts["sit down"] == "sat down"
 
 
 def test_n_sentences_takes_the_first_lines_of_a_file(tmp_path):

@@ -18,7 +18,7 @@ from command_line.files import DataError
 from conftest import speak
 from dataset import AudioConfig, audio_to_mel, mel_to_audio
 from extras import export_onnx
-from model import Encoder, Prenet, Tacotron2, Tacotron2Config
+from model import Prenet, Tacotron2, Tacotron2Config
 from speech.voice import load_checkpoint, write_config
 from test_model import lively
 from test_synthesize import SMALL
@@ -92,9 +92,10 @@ def infer(voice, tokens, masks, stop_threshold=1.0):
         return voice.model.infer(tokens[None], None, N_FRAMES, stop_threshold)
 
 
-@pytest.mark.parametrize("text", ["Go.", "The quick fox jumps over the lazy dog."])
-def test_free_running_gives_the_frames_of_the_model(voice, speaker, text):
-    masks, tokens = draw_masks(speaker), voice.tokenizer.encode(text)
+def test_free_running_gives_the_frames_of_the_model(voice, speaker):
+    masks = draw_masks(speaker)
+    assert masks.max() == 2.0 and masks.mean() == pytest.approx(1.0, abs=0.1)  # of dropout 0.5
+    tokens = voice.tokenizer.encode("The quick fox jumps over the lazy dog.")
     expected = infer(voice, tokens, masks)
     found = speaker.speak(tokens[None].numpy(), None, N_FRAMES, 1.0, masks)
     wanted = (expected.mels, expected.stop_logits, expected.alignments)
@@ -113,15 +114,6 @@ def test_it_stops_where_the_model_does(voice, speaker):
     expected = infer(voice, tokens, masks, threshold)
     assert len(mel) == int(expected.mel_lengths) == later + 1 < N_FRAMES
     np.testing.assert_allclose(mel, expected.mels[0].numpy(), atol=1e-4)
-
-
-def test_drawn_dropout_is_the_prenets(speaker):
-    other = Speaker.__new__(Speaker)
-    other.settings = {**speaker.settings, "decoder_prenet_dropout_p": 0.25}
-    rng = np.random.default_rng(0)
-    masks = np.stack([other.draw_masks(rng) for _ in range(1000)])
-    assert masks.shape[1:] == (2, SMALL["decoder_prenet_dim"]) and len(np.unique(masks)) == 2
-    assert masks.max() == pytest.approx(4 / 3) and masks.mean() == pytest.approx(1.0, abs=0.05)
 
 
 def test_int8_quantises_the_lstms_alone_and_stays_close(exported, speaker, voice):
@@ -164,10 +156,7 @@ def test_the_copy_speaks_without_torch(exported, tmp_path):
         f"runpy.run_path({str(folder / 'speak.py')!r}, run_name='__main__'); "
         "assert not {'model', 'tokenizer', 'dataset', 'librosa', 'scipy'} & {*sys.modules}"
     )
-    for name, source in (
-        ("a", ["--text", "GO HOME\u2603", "--int8"]),
-        ("b", ["--tokens", "13", "14"]),
-    ):
+    for name, source in (("a", ["--text", "GO HOME\u2603", "--int8"]), ("b", ["--tokens", "13"])):
         flags = [*source, "--max_decoder_steps", "30", "--output", f"{name}.wav"]
         command = [sys.executable, "-I", "-c", code, *flags]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -180,50 +169,35 @@ def test_the_copy_speaks_without_torch(exported, tmp_path):
         assert done.stdout.endswith("stop\n" if n_frames == 30 else "itself\n")
 
 
-def test_text_becomes_the_tokenizers_ids(speaker, voice):
+def test_text_becomes_the_tokenizers_ids_or_is_refused(speaker, voice, exported, tmp_path):
     expected = voice.tokenizer.encode("a monkey's door: shut?").numpy()
     np.testing.assert_array_equal(speaker.encode("A monkey\u00df's door: shut?")[0], expected)
-
-
-@pytest.mark.parametrize("flags", [["--text", "\u2603 9"], ["--tokens", "0", "99"]])
-def test_a_text_without_symbols_is_refused(exported, flags, tmp_path):
-    output = tmp_path / "a.wav"
+    flags = ["--folder", str(exported), "--output", str(tmp_path / "a.wav"), "--text", "\u2603 9"]
     with pytest.raises(SystemExit, match=r"^nothing to say: .+ of this voice$"):
-        run_onnx.main(["--folder", str(exported), "--output", str(output), *flags])
-    assert not output.exists()
+        run_onnx.main(flags)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_second_export_replaces_the_first(checkpoint, exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "voice")
-    (folder / "notes.txt").write_text("mine")
     export(checkpoint, folder, "--stop_threshold", "0.25")  # without --int8
-    assert sorted(p.name for p in folder.iterdir()) == sorted({*FILES, "notes.txt"} - {FILES[5]})
+    assert sorted(p.name for p in folder.iterdir()) == sorted({*FILES} - {FILES[5]})
     assert json.loads((folder / "settings.json").read_text())["stop_threshold"] == 0.25
     with pytest.raises(SystemExit, match=r"step\.int8\.onnx is missing"):
         run_onnx.main(["--folder", str(folder), "--text", "go", "--int8"])
-    with pytest.raises(SystemExit, match=r"holds no settings\.json"):
-        run_onnx.main(["--folder", str(tmp_path), "--text", "go"])
 
 
-def test_what_cannot_be_exported_is_refused(checkpoint, tmp_path, monkeypatch):
+def test_without_onnx_a_sentence_says_what_to_install(checkpoint, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    with pytest.raises(SystemExit, match=r"^export_onnx\.py: .*gone.*no such checkpoint folder"):
-        export(tmp_path / "gone", out)
-    with pytest.raises(SystemExit, match="2"):
-        export(checkpoint, out, "--stop_threshold", "1")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match=r"--output_dir .*file"):
-        export(checkpoint, tmp_path / "file")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(SystemExit, match=r"package onnx: .*requirements/onnx.txt"):
         export(checkpoint, out)
     assert not out.exists()
 
 
-@pytest.mark.parametrize("part", [Encoder, Prenet])
-def test_a_model_that_the_graphs_do_not_follow_is_refused(voice, tmp_path, monkeypatch, part):
-    plain = part.forward
-    monkeypatch.setattr(part, "forward", lambda *inputs: 1.01 * plain(*inputs))
+def test_a_model_that_the_graphs_do_not_follow_is_refused(voice, tmp_path, monkeypatch):
+    plain = Prenet.forward
+    monkeypatch.setattr(Prenet, "forward", lambda *inputs: 1.01 * plain(*inputs))
     with pytest.raises(DataError, match="another mel than the model"):
         export_onnx.fill_folder(voice, tmp_path, False, 0.5)
 
@@ -239,6 +213,4 @@ def test_the_benchmark_writes_its_table(checkpoint, tiny_corpus, tmp_path, capsy
         rows = list(csv.DictReader(file))
     assert [row["model"] for row in rows] == ["ours", "onnxruntime float32", "onnxruntime int8"]
     assert len({row["n_frames"] for row in rows}) == 1 and int(rows[0]["n_frames"]) >= 1
-    printed = capsys.readouterr().out
-    assert printed.count("of 3 clips stop by themselves") == 2
-    assert "ours / onnxruntime int8: " in printed
+    assert "ours / onnxruntime int8: " in capsys.readouterr().out

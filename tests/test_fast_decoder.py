@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import fast.decoder as fast_decoder
 import model as model_module
 from fast.decoder import (
     FastDecoder,
@@ -23,25 +22,17 @@ from model import (
     Decoder,
     LocationSensitiveAttention,
     PostNet,
-    Prenet,
     Tacotron2,
     Tacotron2Config,
     build_padding_mask,
 )
 
 SMALL = Tacotron2Config(
-    vocab_size=20,
-    num_mels=10,
-    character_embed_dim=24,
-    encoder_embed_dim=24,
-    decoder_rnn_embed_dim=32,
-    decoder_prenet_dim=16,
-    decoder_postnet_n_filters=16,
-    attention_dim=12,
-    attention_location_n_filters=6,
-    attention_location_kernel_size=7,
+    vocab_size=20, num_mels=10, character_embed_dim=24, encoder_embed_dim=24,
+    decoder_rnn_embed_dim=32, decoder_prenet_dim=16, decoder_postnet_n_filters=16,
+    attention_dim=12, attention_location_n_filters=6, attention_location_kernel_size=7,
     attention_dropout_p=0.4,
-)
+)  # fmt: skip
 DOUBLE = {"dtype": torch.float64, "requires_grad": True}
 
 
@@ -52,14 +43,8 @@ def loop_arguments(padding: list[list[int]], with_dropout: bool) -> list[Tensor 
     mask = torch.tensor(padding, dtype=torch.bool)
     batch_size, n_text = mask.shape
     sequences = ((n_frames, batch_size, prenet), (batch_size, n_text, encoder))
-    weights = (
-        (4 * hidden, prenet + encoder),
-        (4 * hidden, hidden),
-        (4 * hidden,),
-        (attention, hidden),
-        (attention, 2, kernel),
-        (attention,),
-    )
+    weights = ((4 * hidden, prenet + encoder), (4 * hidden, hidden), (4 * hidden,))
+    weights += ((attention, hidden), (attention, 2, kernel), (attention,))
     drops = None
     if with_dropout:
         drops = torch.randint(0, 2, (n_frames, batch_size, hidden)).double() / 0.6
@@ -76,12 +61,8 @@ def loop_arguments(padding: list[list[int]], with_dropout: bool) -> list[Tensor 
 
 @pytest.mark.parametrize(
     ("padding", "with_dropout"),
-    [
-        ([[0, 0, 0, 0, 0], [0, 0, 0, 1, 1]], True),
-        ([[0, 0, 0, 1, 1]], False),
-        ([[0, 0, 0], [1, 1, 1]], True),
-    ],
-    ids=["mixed", "one", "all_padding"],
+    [([[0, 0, 0, 1, 1]], False), ([[0, 0, 0], [0, 0, 1], [1, 1, 1]], True)],
+    ids=["one", "mixed_and_all_padding"],
 )
 def test_loop_gradients_in_double_precision(padding, with_dropout):
     assert torch.autograd.gradcheck(AttentionLoop.apply, loop_arguments(padding, with_dropout))
@@ -147,18 +128,13 @@ def test_fast_lstm_equals_torchs():
         output = run()
         targets = [inputs, *lstm.parameters()]
         gradients.append((output, *torch.autograd.grad((output * weights).sum(), targets)))
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
 
 
 CHANGES = {
     "nothing": lambda lstm: None,
-    "in place": lambda lstm: lstm.weight_ih.mul_(2.0),
     "a bias": lambda lstm: lstm.bias_hh.add_(1),
     "data": lambda lstm: setattr(lstm.weight_hh, "data", torch.rand(28, 7)),
-    "vector_to_parameters": lambda lstm: nn.utils.vector_to_parameters(
-        torch.rand(28 * (5 + 7 + 1 + 1)), lstm.parameters()
-    ),
 }
 
 
@@ -174,17 +150,6 @@ def test_stepped_cells_follow_their_weights(inference_mode):
             ours = prepare_cell(lstm)(x, h, c)
             torch.testing.assert_close(ours, lstm(x, (h, c)), atol=1e-6, rtol=0, msg=name)
             assert prepare_cell(lstm) is prepare_cell(lstm), "made once"
-
-
-def test_training_frees_what_free_running_has_kept():
-    kept = fast_decoder._BLOCKED_CELLS
-    model = speed_up(Tacotron2(SMALL)).eval()
-    lstms = {model.decoder.attention_rnn, model.decoder.decoder_rnn}
-    model.infer(torch.tensor([[1, 2, 3]]), None, 5, 1.0)
-    if torch.backends.mkldnn.is_available():
-        assert lstms <= set(kept)
-    model.train()
-    assert not lstms & set(kept)
 
 
 def test_the_postnet_gives_the_same_numbers_in_chunks(monkeypatch):
@@ -211,7 +176,6 @@ def changed(name: str, text: str, replacement: str):
     owner, method = {
         "step": (Decoder, "step"),
         "attention": (LocationSensitiveAttention, "forward"),
-        "prenet": (Prenet, "forward"),
     }[name]
     source = inspect.getsource(getattr(owner, method))
     assert source.count(text) == 1
@@ -220,18 +184,11 @@ def changed(name: str, text: str, replacement: str):
     return owner, method, namespace[method]
 
 
-QUERY_DROPOUT = "F.dropout(attention_hidden, self.config.attention_dropout_p, self.training)"
 SUM = "state.cumulative_alignment + alignment"
 EDITS = {  # which method, what is replaced, by what
     "sharper softmax": ("attention", "F.softmax(energies", "F.softmax(1.01 * energies"),
     "another rate of dropout": ("step", "attention_dropout_p", "decoder_dropout_p"),
-    "dropout of the state": ("step", QUERY_DROPOUT, f"attention_hidden = {QUERY_DROPOUT}"),
     "no gradient through the sum": ("step", SUM, f"{SUM}.detach()"),
-    "attention within a window": (
-        "attention",
-        "return F.softmax(",
-        "energies[:, 12:] -= 1e4; return F.softmax(",
-    ),
     "a part that is gone": ("step", "self.stop_projection(output)", "self.stop(output)"),
 }
 
@@ -247,23 +204,14 @@ def test_an_edit_of_model_py_is_noticed(monkeypatch, capsys, edit):
     assert "--no-fast_decoder" in line
 
 
-def test_an_edit_that_both_decoders_share_stays_fast(monkeypatch):
-    monkeypatch.setattr(*changed("prenet", "F.relu(", "F.elu("))
-    assert type(speed_up(Tacotron2(SMALL)).decoder) is FastDecoder
-
-
 def test_a_part_that_is_not_model_pys_is_named():
-    hooked, patched, replaced = (Tacotron2(SMALL).decoder for _ in range(3))
+    hooked, replaced = (Tacotron2(SMALL).decoder for _ in range(2))
     hooked.attention.register_forward_hook(lambda *_: None)
-    patched.attention.forward = lambda *args: None
-    for decoder in (hooked, patched):
-        reason = find_difference(decoder)
-        assert reason == "decoder.attention has a hook, or a forward of its own"
+    assert "decoder.attention has a hook" in find_difference(hooked)
     replaced.attention.v = nn.Sequential(nn.Linear(SMALL.attention_dim, 1))
-    reason = find_difference(replaced)
-    assert reason == "decoder.attention.v is a Sequential, expected a Linear"
+    assert "decoder.attention.v is a Sequential" in find_difference(replaced)
     other = type("OtherDecoder", (Decoder,), {})(SMALL)
-    assert find_difference(other) == "its decoder is a OtherDecoder, expected model.py's Decoder"
+    assert "its decoder is a OtherDecoder" in find_difference(other)
 
 
 def test_speed_up_changes_nothing_but_decoder_and_postnet():

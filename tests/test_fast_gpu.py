@@ -39,12 +39,7 @@ HERE = Path(__file__).parent
 # Of the largest number. One rounding is 6e-8, 5e-4 and 4e-3; a number is a sum of many terms.
 TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 0.05}
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes a program can have, by architecture
-TRITON_TYPES = {
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.bool: "*i1",
-}
+TRITON_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.bool: "*i1"}
 # No dropout, because FakeGraph draws it again at each replay.
 SMALL = replace(test_fast_decoder.SMALL, decoder_prenet_dropout_p=0.0)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -125,41 +120,31 @@ def test_kernels_compile_at_the_papers_sizes(monkeypatch, architecture, dtype):
         assert shared <= SHARED_MEMORY[architecture], kernel.__name__
 
 
-def fail_without_compiler(device: torch.device, dtype: torch.dtype) -> float:
-    return build.compile_module_from_src("", "launcher")
-
-
-@pytest.mark.parametrize("compiler", ["failing", "missing", "none"])
-def test_a_missing_compiler_is_named_with_its_remedy(monkeypatch, tmp_path, capsys, compiler):
-    """Triton's own code looks for a compiler and runs it; one fails for want of Python.h."""
-    fake = tmp_path / "fake-cc"
-    if compiler == "failing":
-        fake.write_text("#!/bin/sh\necho Python.h: No such file or directory >&2\nexit 1\n")
-        fake.chmod(0o755)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("CC", str(fake))
-    if compiler == "none":
-        monkeypatch.delenv("CC")
-        monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(fast_loops, "gpu_disagreement", fail_without_compiler)
+def explain_refusal(monkeypatch, capsys, trial) -> str:
+    """Let the kernels' trial be `trial`; return the one line that says why they are not used."""
+    monkeypatch.setattr(fast_loops, "gpu_disagreement", trial)
     gpu_loops_work.cache_clear()
-    assert not gpu_loops_work(torch.device("cuda"), torch.float32)
-    gpu_loops_work.cache_clear()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "cuda: no fused kernels, which is slower; " in line
-    assert "install gcc and python3-dev" in line and "variable CC" in line
-    assert ("fake-cc" in line) == (compiler != "none")
-
-
-@pytest.mark.parametrize("error", [0.5, float("nan")])
-def test_kernels_that_compute_something_else_are_not_used(monkeypatch, capsys, error):
-    gpu_loops_work.cache_clear()
-    monkeypatch.setattr(fast_loops, "gpu_disagreement", lambda device, dtype: error)
-    for _ in range(2):  # the line comes once
+    for _ in range(2):
         assert not gpu_loops_work(torch.device("cuda"), torch.float32)
     gpu_loops_work.cache_clear()
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{error} of the norm" in line and "gcc" not in line
+    return line
+
+
+def test_a_missing_compiler_is_named_with_its_remedy(monkeypatch, tmp_path, capsys):
+    """Triton's own code looks for a compiler and finds none."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    trial = lambda *_: build.compile_module_from_src("", "launcher")  # noqa: E731
+    line = explain_refusal(monkeypatch, capsys, trial)
+    assert "cuda: no fused kernels, which is slower; " in line
+    assert "install gcc and python3-dev" in line and "variable CC" in line
+
+
+def test_kernels_that_compute_something_else_are_not_used(monkeypatch, capsys):
+    line = explain_refusal(monkeypatch, capsys, lambda *_: float("nan"))
+    assert "nan of the norm" in line and "gcc" not in line
 
 
 class FakeGraph(TorchDispatchMode):
@@ -234,7 +219,7 @@ def chatty_model() -> Tacotron2:
 
 @pytest.mark.parametrize(
     ("max_decoder_steps", "all_stop"),
-    [(3, False), (4, False), (13, False), (40, False), (40, True)],
+    [(4, False), (13, False), (40, False), (40, True)],
 )
 def test_recorded_steps_speak_as_single_steps_do(
     fake_graphs, monkeypatch, max_decoder_steps, all_stop
@@ -271,7 +256,7 @@ def add_up(fixed, state, reads, writes, backwards: bool) -> None:
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-@pytest.mark.parametrize("n_frames", [3, 8, 11])
+@pytest.mark.parametrize("n_frames", [3, 11])
 def test_frames_in_recorded_parts_are_those_run_one_by_one(
     fake_graphs, monkeypatch, n_frames, backwards
 ):
@@ -311,7 +296,7 @@ def test_without_graphs_free_running_goes_on(fake_graphs, monkeypatch, capsys):
     streams, pools = [], []
     generator = torch.cuda.default_generators[None]
 
-    def record(graph: FakeGraph, *args, capture_error_mode: str) -> FakeGraph:
+    def record(*_, **__) -> None:
         generator.state = "recording"
         raise RuntimeError("operation not permitted")
 
@@ -335,9 +320,9 @@ def test_gpu_passes_the_trial(dtype, capsys):
 
 
 @needs_gpu
-@pytest.mark.parametrize("n_text", [7, 40])
-def test_gpu_trains_in_recorded_parts_as_frame_by_frame(monkeypatch, capsys, n_text):
+def test_gpu_trains_in_recorded_parts_as_frame_by_frame(monkeypatch, capsys):
     """Outputs and gradients of two steps on different batches."""
+    n_text = 40
     model = speed_up(Tacotron2(SMALL)).cuda().train()
     results = []
     for frames_at_once in (16, 10**6):

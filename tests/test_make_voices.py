@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from conftest import REPO
-from kill_and_resume import TINY_MODEL
+from runs import TINY_MODEL
 
 BIN = Path(sys.executable).parent
 needs_make = pytest.mark.skipif(

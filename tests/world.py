@@ -5,7 +5,6 @@ import io
 import shutil
 from pathlib import Path
 
-import numpy as np
 import soundfile
 
 from conftest import RATE, speak
@@ -64,10 +63,6 @@ def wav_bytes(samples=PLAIN, **options) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, RATE, **{"format": "WAV", **options})
     return buffer.getvalue()
-
-
-def with_one(value: float) -> np.ndarray:
-    return np.where(np.arange(len(PLAIN)) == 100, value, PLAIN)
 
 
 def snapshot(folder: Path) -> dict:
