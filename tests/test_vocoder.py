@@ -188,14 +188,11 @@ def test_a_vocoder_of_other_mels_is_refused(tmp_path):
     load_vocoder(write_folder(tmp_path / "w", V3, fmax=None), AudioConfig(fmax=11025.0))
 
 
-def damage_shapes(folder):
-    torch.save({"generator": make_state(V1)}, folder / "generator_v1")
+NAN = torch.full((1,), torch.nan)
 
 
-def damage_nan(folder):
-    state = make_state(V3)
-    state["conv_post.bias"] *= float("nan")
-    torch.save({"generator": state}, folder / "generator_v1")
+def save_state(state):
+    return lambda folder: torch.save({"generator": state}, folder / "generator_v1")
 
 
 def change_config(**changes):
@@ -212,17 +209,13 @@ def change_config(**changes):
     [
         (lambda folder: (folder / "generator_v1").unlink(), "no generator_"),
         (lambda folder: (folder / "generator_v1").write_text("<html>"), "not a generator's"),
-        (damage_shapes, "does not fit config.json"),
-        (damage_nan, "conv_post.bias holds NaN"),
+        (save_state(make_state(V1)), "does not fit config.json"),
+        (save_state({**make_state(V3), "conv_post.bias": NAN}), "conv_post.bias holds NaN"),
         (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "not the config of a HiFi-GAN"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
         (change_config(n_fft="absent", fmin="absent"), "does not say n_fft, fmin"),
         (change_config(resblock="3"), "make no HiFi-GAN"),
-        (change_config(upsample_rates=[8, 8, 8]), "make no HiFi-GAN"),
-        (change_config(upsample_rates=[16, 16]), "make no HiFi-GAN"),
         (change_config(upsample_rates=[8, "8", 4]), "make no HiFi-GAN"),
-        (change_config(upsample_kernel_sizes=[16, 16, 7]), "make no HiFi-GAN"),
         (change_config(upsample_initial_channel=10**9), "make no HiFi-GAN"),
     ],
 )
