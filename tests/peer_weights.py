@@ -13,38 +13,18 @@ from model import Tacotron2, Tacotron2Config
 LAYOUTS = pytest.mark.parametrize("layout", ["torchaudio", "nvidia"])
 # None of these is a default, and no two are the same.
 PEER_SIZES = {
-    "n_mels": 14,
-    "n_symbol": 38,
-    "symbol_embedding_dim": 24,
-    "encoder_embedding_dim": 24,
-    "encoder_n_convolution": 2,
-    "encoder_kernel_size": 3,
-    "decoder_rnn_dim": 20,
-    "attention_rnn_dim": 20,
-    "attention_hidden_dim": 12,
-    "attention_location_n_filter": 6,
-    "attention_location_kernel_size": 9,
-    "prenet_dim": 10,
-    "postnet_n_convolution": 4,
-    "postnet_kernel_size": 7,
-    "postnet_embedding_dim": 16,
-}
+    "n_mels": 14, "n_symbol": 38, "symbol_embedding_dim": 24, "encoder_embedding_dim": 24,
+    "encoder_n_convolution": 2, "encoder_kernel_size": 3, "decoder_rnn_dim": 20,
+    "attention_rnn_dim": 20, "attention_hidden_dim": 12, "attention_location_n_filter": 6,
+    "attention_location_kernel_size": 9, "prenet_dim": 10, "postnet_n_convolution": 4,
+    "postnet_kernel_size": 7, "postnet_embedding_dim": 16,
+}  # fmt: skip
 OUR_SIZES = Tacotron2Config(
-    vocab_size=38,
-    num_mels=14,
-    character_embed_dim=24,
-    encoder_embed_dim=24,
-    encoder_n_convolutions=2,
-    encoder_kernel_size=3,
-    decoder_rnn_embed_dim=20,
-    attention_dim=12,
-    attention_location_n_filters=6,
-    attention_location_kernel_size=9,
-    decoder_prenet_dim=10,
-    decoder_postnet_num_convs=4,
-    decoder_postnet_kernel_size=7,
-    decoder_postnet_n_filters=16,
-)
+    vocab_size=38, num_mels=14, character_embed_dim=24, encoder_embed_dim=24,
+    encoder_n_convolutions=2, encoder_kernel_size=3, decoder_rnn_embed_dim=20, attention_dim=12,
+    attention_location_n_filters=6, attention_location_kernel_size=9, decoder_prenet_dim=10,
+    decoder_postnet_num_convs=4, decoder_postnet_kernel_size=7, decoder_postnet_n_filters=16,
+)  # fmt: skip
 
 
 def convolution(name: str, *shape: int) -> dict[str, tuple[int, ...]]:

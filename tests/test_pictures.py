@@ -129,16 +129,6 @@ def test_a_single_cell_of_many_keeps_its_value():
     assert abs((row + 0.5) / rows * (top - bottom) + bottom - cell[1]) < 2
 
 
-def test_the_arg_max_of_long_alignments_is_marked():
-    alignment = soft_alignment(1000, 187)
-    (path,) = draw(alignment).axes[-1].lines
-    np.testing.assert_allclose(path.get_xdata(), (np.arange(1000) + 0.5) * HOP)
-    np.testing.assert_array_equal(path.get_ydata(), alignment.argmax(axis=1))
-    assert len(draw(soft_alignment(300, 60)).axes[-1].lines) == 0  # it is seen without
-    (blurred,) = draw(soft_alignment(1000, 187, width=12)).axes[-1].lines
-    assert len(blurred.get_xdata()) == 0
-
-
 # Curves
 
 

@@ -125,14 +125,6 @@ def test_characters_that_training_leaves_out_or_replaces_are_named(tmp_path, cap
     assert "--extra_symbols" in lines[1]
 
 
-def test_length_limits_include_their_ends(tmp_path, capsys):
-    corpus = make_corpus(tmp_path / "lj", 6)
-    limits = ("--min_seconds", "0.12", "--max_seconds", "0.14")
-    both = pd.concat(run(corpus, tmp_path / "out", *limits).values())
-    assert sorted(ids(both)) == ["clip2", "clip3", "clip4"]
-    assert "--max_seconds: 3\n" in capsys.readouterr().out
-
-
 # ---- the split
 
 
@@ -280,38 +272,6 @@ def test_trimming_writes_copies_and_comes_before_the_limits(tmp_path, capsys):
     assert "--max_seconds: 1\n" in capsys.readouterr().out
 
 
-def test_a_failure_while_trimming_is_a_bad_row_and_leaves_no_half_wav(
-    tmp_path, capsys, monkeypatch
-):
-    corpus = make_corpus(tmp_path / "lj", 3)
-    (tmp_path / "out/trimmed_wavs").mkdir(parents=True)
-    (tmp_path / "out/trimmed_wavs/clip1.wav").write_text("of an earlier run")
-    works = soundfile.write
-
-    def breaks(path, *args, **options):
-        if "clip1" in path.name:
-            path.write_bytes(b"half a wav")
-            raise OSError(28, "No space left on device")
-        works(path, *args, **options)
-
-    monkeypatch.setattr(soundfile, "write", breaks)
-    flags = ("--path_to_ljspech", corpus, "--path_to_save", tmp_path / "out", "--trim_db", 40)
-    assert "line 2: 'clip1': trimming failed: [Errno 28] No space" in fail(capsys, *flags)
-    assert (tmp_path / "out/trimmed_wavs/clip1.wav").read_text() == "of an earlier run"
-    assert listing(tmp_path / "out") == [
-        "trimmed_wavs",
-        *(f"trimmed_wavs/clip{i}.wav" for i in range(3)),
-    ]
-
-
-def test_trimming_never_writes_into_the_corpus(tmp_path, capsys):
-    corpus = make_corpus(tmp_path / "lj")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/trimmed_wavs").symlink_to(corpus / "wavs")
-    flags = ("--path_to_ljspech", corpus, "--path_to_save", tmp_path / "out", "--trim_db", 40)
-    assert "corpus' own wavs folder" in fail(capsys, *flags)
-
-
 # ---- flags
 
 
@@ -329,3 +289,19 @@ def test_flag_mistake_exits_with_2_and_names_the_flag(tmp_path, capsys, flags):
     message = capsys.readouterr().err
     assert stop.value.code == 2 and message.count("\n") == 1, "one line, without the usage"
     assert any(flag in message for flag in flags.split() if flag.startswith("--"))
+
+
+def test_length_limits_include_their_ends(tmp_path, capsys):
+    corpus = make_corpus(tmp_path / "lj", 6)
+    limits = ("--min_seconds", "0.12", "--max_seconds", "0.14")
+    both = pd.concat(run(corpus, tmp_path / "out", *limits).values())
+    assert sorted(ids(both)) == ["clip2", "clip3", "clip4"]
+    assert "--max_seconds: 3\n" in capsys.readouterr().out
+
+
+def test_trimming_never_writes_into_the_corpus(tmp_path, capsys):
+    corpus = make_corpus(tmp_path / "lj")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/trimmed_wavs").symlink_to(corpus / "wavs")
+    flags = ("--path_to_ljspech", corpus, "--path_to_save", tmp_path / "out", "--trim_db", 40)
+    assert "corpus' own wavs folder" in fail(capsys, *flags)

@@ -136,15 +136,6 @@ def test_texts_of_a_quoted_table_survive(tmp_path):
     assert found == {f"clip{i}": text for i, text in enumerate(texts)}
 
 
-def test_a_bad_row_of_a_quoted_table_is_named_by_its_first_line(tmp_path, capsys):
-    corpus = make_corpus(tmp_path / "lj", 3)
-    rows = ["file,text", 'clip0,"two', 'lines"', "", "clip1,fine, but not quoted", "clip2,ok"]
-    (corpus / "metadata.csv").write_text("\n".join(rows))
-    message = fail(capsys, "--path_to_ljspech", corpus, "--path_to_save", tmp_path / "out")
-    assert message.startswith("metadata.csv line 5: 'clip1': 3 columns instead of 2 (file,text); ")
-    assert "quotes" in message.split("\n")[0] and message.count("\n") == 1
-
-
 def test_a_first_row_that_names_a_recording_is_no_header(tmp_path):
     corpus = make_corpus(tmp_path / "lj", 2)
     write_wav(corpus / "wavs/name.wav", 0.3)

@@ -11,7 +11,7 @@ import soundfile
 
 import prep_splits
 from corpora.report import fit_usual_lengths, measure_audio
-from test_prep_splits import add_row, fail, listing
+from test_prep_splits import add_row, listing
 
 RATE = 8000
 TONE = 400.0  # Hz, whose period divides a frame
@@ -143,19 +143,6 @@ def test_even_pairs_are_not_suspected_and_a_wrong_text_is(tmp_path, capsys):
     assert out.index("clip35") < out.index("clip02") and "look wrong: 2\n" in out
 
 
-def test_letters_are_counted_as_they_are_spoken(tmp_path):
-    """The text "1465" is "fourteen sixty-five": 17 letters, 19 characters."""
-    corpus = make_voice(tmp_path / "lj")
-    replace_text(corpus, "clip00", "a . ! . b , , , c - - - d : : : e ; ; ; fghij")
-    replace_text(corpus, "clip07", "1465")
-    report, clips = report_on(corpus, tmp_path / "out")
-    assert report["suspects"] == 0
-    assert list(clips.loc["clip00", ["characters", "letters"]]) == [45, 10]
-    assert list(clips.loc["clip07", ["characters", "letters"]]) == [19, 17]
-    seconds = clips.loc["clip07", "spoken_seconds"]
-    assert clips.loc["clip07", "characters_per_second"] == pytest.approx(19 / seconds, rel=1e-3)
-
-
 def test_a_clip_without_sound_and_a_text_without_letters_come_first(tmp_path):
     corpus = make_voice(tmp_path / "lj", 12)
     soundfile.write(corpus / "wavs/clip03.wav", np.zeros(RATE), RATE)
@@ -215,17 +202,6 @@ def test_clips_that_cannot_be_read_are_listed_and_not_fatal(tmp_path, capsys):
     assert "cannot be used: 3\n" in out
     assert "  metadata.csv line 3: 'clip02': unreadable: " in out
     assert "  metadata.csv line 13: 'clip99': 2 columns instead of 3" in out
-
-
-def test_a_report_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
-    corpus = make_voice(tmp_path / "lj", 12)
-    (tmp_path / "out/clips.csv").mkdir(parents=True)
-    flags = ("--path_to_ljspech", corpus, "--report", tmp_path / "out")
-    message = fail(capsys, *flags)
-    assert "clips.csv" in message and message.count("\n") == 0
-    for path in (corpus / "wavs").iterdir():
-        path.write_bytes(b"no audio")
-    assert "none of the 12 recordings can be used; the first is" in fail(capsys, *flags)
 
 
 # ---- a real voice ----

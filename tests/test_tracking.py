@@ -18,7 +18,7 @@ from forked_run import train
 from runs import run_flags
 from training.checkpoints import read_state
 from training.config import TrainConfig
-from training.tracking import Media, Tracking
+from training.tracking import Tracking
 
 
 def config_for(folder: Path, **flags) -> TrainConfig:
@@ -188,6 +188,23 @@ def test_a_new_run_begins_with_no_events(begin, tmp_path):
     assert new != "events.out.tfevents.1.old" and notes == "notes.txt"
 
 
+def test_a_tracker_that_fails_is_left_out_and_the_other_goes_on(tmp_path, capsys):
+    def fail(*_):
+        raise OSError("the disk\nis full")
+
+    logged = []
+    tracking = Tracking(config_for(tmp_path), {}, 0, None)
+    assert tracking.trackers == {}, "without the flags there is none"
+    tracking.trackers = {"wandb": SimpleNamespace(log=fail)}
+    tracking.trackers["TensorBoard"] = SimpleNamespace(log=lambda *what: logged.append(what))
+    for _ in range(2):
+        tracking.log_step({"loss": 1.0}, 5, 0.5)
+    assert logged == [({"epoch": 0.5, "train/loss": 1.0}, 5, {})] * 2
+    said = capsys.readouterr().err
+    assert said.endswith("training continues without wandb (the disk is full)\n")
+    assert said.count("\n") == 1
+
+
 def test_a_tracker_that_cannot_start_is_left_out(tmp_path, monkeypatch, capsys):
     """And a run that goes on for a while without wandb keeps its id."""
 
@@ -201,30 +218,3 @@ def test_a_tracker_that_cannot_start_is_left_out(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and "continues without wandb (no wandb today)" in said[0]
     assert "without TensorBoard (" in said[1] and "-r requirements/tensorboard.txt" in said[1]
-
-
-class Broken:
-    def log(self, values, step, media):
-        raise OSError("the disk\nis full")
-
-
-def test_a_tracker_that_fails_later_is_left_out_and_the_other_goes_on(tmp_path, capsys):
-    calls = []
-    other = SimpleNamespace(
-        log=lambda *what: calls.append(what), finish=lambda: calls.append("finish")
-    )
-    tracking = Tracking(config_for(tmp_path), {}, 0, None)
-    assert tracking.trackers == {}, "without the flags there is none"
-    tracking.trackers = {"wandb": Broken(), "TensorBoard": other}
-    tracking.log_step({"loss": 1.0}, 5, 0.5)
-    medium = Media("a.wav", "a")
-    tracking.log_epoch({"step": 6, "epoch": 1}, {"spoken": medium})
-    tracking.finish()
-    assert calls == [
-        ({"epoch": 0.5, "train/loss": 1.0}, 5, {}),
-        ({"epoch": 1}, 6, {"media/spoken": medium}),
-        "finish",
-    ]
-    said = capsys.readouterr().err
-    assert said.endswith("training continues without wandb (the disk is full)\n")
-    assert said.count("\n") == 1
