@@ -40,33 +40,24 @@ def convolution(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
 
 # NVIDIA/tacotron2's model.py and layers.py with hparams.py's sizes, written down name by name.
 NVIDIA_SHAPES = {
-    "embedding.weight": (148, 512),
-    **convolution("encoder.convolutions.0", 512, 512, 5),
+    "embedding.weight": (148, 512), **convolution("encoder.convolutions.0", 512, 512, 5),
     **convolution("encoder.convolutions.1", 512, 512, 5),
-    **convolution("encoder.convolutions.2", 512, 512, 5),
-    "encoder.lstm.weight_ih_l0": (1024, 512),
-    "encoder.lstm.weight_hh_l0": (1024, 256),
-    "encoder.lstm.bias_ih_l0": (1024,),
-    "encoder.lstm.bias_hh_l0": (1024,),
-    "encoder.lstm.weight_ih_l0_reverse": (1024, 512),
-    "encoder.lstm.weight_hh_l0_reverse": (1024, 256),
-    "encoder.lstm.bias_ih_l0_reverse": (1024,),
+    **convolution("encoder.convolutions.2", 512, 512, 5), "encoder.lstm.weight_ih_l0": (1024, 512),
+    "encoder.lstm.weight_hh_l0": (1024, 256), "encoder.lstm.bias_ih_l0": (1024,),
+    "encoder.lstm.bias_hh_l0": (1024,), "encoder.lstm.weight_ih_l0_reverse": (1024, 512),
+    "encoder.lstm.weight_hh_l0_reverse": (1024, 256), "encoder.lstm.bias_ih_l0_reverse": (1024,),
     "encoder.lstm.bias_hh_l0_reverse": (1024,),
     "decoder.prenet.layers.0.linear_layer.weight": (256, 80),
     "decoder.prenet.layers.1.linear_layer.weight": (256, 256),
-    "decoder.attention_rnn.weight_ih": (4096, 768),
-    "decoder.attention_rnn.weight_hh": (4096, 1024),
-    "decoder.attention_rnn.bias_ih": (4096,),
-    "decoder.attention_rnn.bias_hh": (4096,),
+    "decoder.attention_rnn.weight_ih": (4096, 768), "decoder.attention_rnn.weight_hh": (4096, 1024),
+    "decoder.attention_rnn.bias_ih": (4096,), "decoder.attention_rnn.bias_hh": (4096,),
     "decoder.attention_layer.query_layer.linear_layer.weight": (128, 1024),
     "decoder.attention_layer.memory_layer.linear_layer.weight": (128, 512),
     "decoder.attention_layer.v.linear_layer.weight": (1, 128),
     "decoder.attention_layer.location_layer.location_conv.conv.weight": (32, 2, 31),
     "decoder.attention_layer.location_layer.location_dense.linear_layer.weight": (128, 32),
-    "decoder.decoder_rnn.weight_ih": (4096, 1536),
-    "decoder.decoder_rnn.weight_hh": (4096, 1024),
-    "decoder.decoder_rnn.bias_ih": (4096,),
-    "decoder.decoder_rnn.bias_hh": (4096,),
+    "decoder.decoder_rnn.weight_ih": (4096, 1536), "decoder.decoder_rnn.weight_hh": (4096, 1024),
+    "decoder.decoder_rnn.bias_ih": (4096,), "decoder.decoder_rnn.bias_hh": (4096,),
     "decoder.linear_projection.linear_layer.weight": (80, 1536),
     "decoder.linear_projection.linear_layer.bias": (80,),
     "decoder.gate_layer.linear_layer.weight": (1, 1536),
@@ -76,7 +67,7 @@ NVIDIA_SHAPES = {
     **convolution("postnet.convolutions.2", 512, 512, 5),
     **convolution("postnet.convolutions.3", 512, 512, 5),
     **convolution("postnet.convolutions.4", 80, 512, 5),
-}
+}  # fmt: skip
 
 
 def small_peer() -> torchaudio.models.Tacotron2:

@@ -18,11 +18,10 @@ import torch
 from accelerate.commands import launch as launcher
 
 from conftest import REPO
-from forked_run import train
 from runs import launcher_words, run_flags
 from training.checkpoints import list_checkpoints
 from training.config import CONFIG_CLASSES, FROM_TOKENIZER, make_configs, make_parser
-from world import HEADER, TEXT, run
+from world import run
 
 PAGES = [REPO / "README.md", *sorted(REPO.glob("docs/*.md"))]
 DOCS = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
@@ -141,21 +140,6 @@ def test_a_launcher_that_splits_the_model_is_refused(world, monkeypatch, capsys)
     code, errors = run("train_taco", *run_flags(world.corpus, world.out), capsys=capsys)
     assert code == 1 and errors.count("\n") == 1 and "ACCELERATE_USE_FSDP" in errors
     assert not world.out.exists()
-
-
-@pytest.mark.slow
-def test_training_announces_its_batches_and_the_characters_that_it_drops(world):
-    world.clip()
-    texts = [f"{TEXT} \u2603\u2603", TEXT, "\u4f60 \u2603 hello"]
-    manifest = world.manifest(HEADER + "".join(f"clip.wav,{text},0.55\n" for text in texts))
-    done = train(run_flags(
-        world.corpus, world.out, "--path_to_train_manifest", manifest,
-        "--gradient_accumulation_steps", 3, "--training_epochs", 1,
-    ))  # fmt: skip
-    assert ", 1 steps an epoch, " in done.stdout  # of two batches
-    assert "3 clips to train on" in done.stdout and "3 to validate on (3 of" in done.stdout
-    assert "1 process (cpu) x 2 clips a batch x 3 accumulated = 6 clips a step\n" in done.stdout
-    assert "2 of 6 clips: '\u2603' in 2, '\u4f60' in 1\n" in done.stderr
 
 
 # ---- Signals

@@ -136,14 +136,6 @@ def test_texts_of_a_quoted_table_survive(tmp_path):
     assert found == {f"clip{i}": text for i, text in enumerate(texts)}
 
 
-def test_a_first_row_that_names_a_recording_is_no_header(tmp_path):
-    corpus = make_corpus(tmp_path / "lj", 2)
-    write_wav(corpus / "wavs/name.wav", 0.3)
-    lines = "name|Hello|Hello\nclip0|raw|text 0\nclip1|raw|text 1\n"
-    (corpus / "metadata.csv").write_text(lines)
-    assert len(pd.concat(run(corpus, tmp_path / "out").values())) == 3
-
-
 def test_an_accent_may_be_spelt_as_macos_does(tmp_path):
     corpus = make_corpus(tmp_path / "lj", 2)
     for stem in ("caf\u00e9", "ane\u0301"):  # one character, or a letter and its accent

@@ -94,17 +94,6 @@ def test_clipping_is_counted_where_samples_reach_full_scale(tmp_path):
     assert measured(tmp_path / "clip.wav", tone(1, 0.99))["clipped_samples"] == 0
 
 
-def test_peak_is_the_loudest_channels_and_the_level_the_mean_channels(tmp_path):
-    """Training hears the mean of the channels, in which opposite ones cancel."""
-    left, right = tone(1, 0.8), tone(1, 0.2)
-    found = measured(tmp_path / "clip.wav", np.stack([left, right], axis=1))
-    assert found["channels"] == 2
-    assert found["peak_dbfs"] == pytest.approx(20 * math.log10(0.8), abs=0.02)
-    assert found["rms_dbfs"] == pytest.approx(20 * math.log10(0.5 / math.sqrt(2)), abs=0.02)
-    opposite = measured(tmp_path / "clip.wav", np.stack([left, -left], axis=1))
-    assert opposite["rms_dbfs"] < -90
-
-
 # ---- which pairs look wrong ----
 
 

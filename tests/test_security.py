@@ -64,9 +64,7 @@ def test_the_payload_works(tmp_path, marker, writer):
 
 # ---- checkpoint folders
 
-FILES_OF_ACCELERATE = ["optimizer.bin", "scheduler.bin", "scaler.pt", "sampler.bin"]
-FILES_OF_ACCELERATE += ["random_states_0.pkl", "random_states_1.pkl", "custom_checkpoint_0.pkl"]
-FILES_OF_ACCELERATE += ["dl_state_dict.bin", "pytorch_model.bin"]
+FILES_OF_ACCELERATE = ["optimizer.bin", "scaler.pt", "random_states_0.pkl", "pytorch_model.bin"]
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert_checkpoint import SYMBOLS
 from text.tokenizer import DEFAULT_SYMBOLS, PAD, Tokenizer
 
 KNOWN = "".join(DEFAULT_SYMBOLS[1:])
@@ -118,15 +117,6 @@ def test_a_text_of_the_tables_own_letters_comes_back_whole(letters, data):
         same_text = unicodedata.normalize(form, text)
         assert own.decode(own.encode(same_text)) == text
         assert own.unknown_characters(same_text) == ""
-
-
-def test_the_tables_of_other_models_go_on_lower_casing():
-    """NVIDIA's has capitals, but its cleaner leaves none; in torchaudio's they are phonemes."""
-    for size in (38, 148):
-        own = Tokenizer(SYMBOLS[size])
-        assert own.decode(own.encode("Dr. Zoë, 5")) == "doctor zoe, five"
-    with pytest.raises(ValueError, match="no letter"):
-        Tokenizer(SYMBOLS[96]).encode("BIG DOG")
 
 
 # ---------------------------------------------------------------- other languages than English

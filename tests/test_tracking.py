@@ -84,7 +84,7 @@ def test_tensorboard_holds_the_scalars_and_flags_of_a_resumed_run(resumed_run, t
 
 
 @pytest.mark.slow
-def test_tensorboard_holds_the_pictures_and_sounds(resumed_run, tiny_corpus):
+def test_tensorboard_holds_the_pictures_and_sounds(resumed_run):
     events, samples = read_events(resumed_run / "work/tiny/tensorboard"), resumed_run / "samples"
     tags = events.Tags()
     assert set(tags["images"]) == {"media/teacher_forced", "media/free_running"}
@@ -98,13 +98,11 @@ def test_tensorboard_holds_the_pictures_and_sounds(resumed_run, tiny_corpus):
         file = Image.open(samples / f"tiny/epoch_002_{name}.png")
         shown = Image.open(io.BytesIO(pictures[10]))
         np.testing.assert_array_equal(np.asarray(shown), np.asarray(file.convert("RGB")))
-    files = {"media/spoken": [samples / "tiny/epoch_002_free_running.wav"]}
-    files["media/recording"] = pd.read_csv(tiny_corpus.test_manifest)["file_path"]
-    for tag, paths in files.items():
-        shown, rate = soundfile.read(io.BytesIO(events.Audio(tag)[-1].encoded_audio_string))
-        sounds = [soundfile.read(path)[0] for path in paths]
-        same = [len(shown) == len(x) and np.allclose(shown, x, atol=2 / 32768) for x in sounds]
-        assert rate == 22050 and sum(same) == 1, tag
+    sound = events.Audio("media/spoken")[-1].encoded_audio_string
+    shown, rate = soundfile.read(io.BytesIO(sound))
+    written, _ = soundfile.read(samples / "tiny/epoch_002_free_running.wav")
+    assert rate == 22050
+    np.testing.assert_allclose(shown, written, rtol=0, atol=2 / 32768)
 
 
 BLOCK, HEADER = 32768, struct.Struct("<IHB")  # of the LevelDB log that a .wandb file is
