@@ -418,16 +418,6 @@ def test_checkpoint_minutes_count_across_epochs(begin):
         assert checkpoint_is_due(run) == due
 
 
-HOLD = """
-import sys
-from pathlib import Path
-from training.processes import hold_folder, make_accelerator
-with hold_folder(make_accelerator(), Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
 @pytest.mark.slow
 def test_a_second_run_is_refused_until_the_first_is_gone(tiny_corpus, tmp_path):
     """It touches nothing; after a kill it need not wait for the loader processes left behind."""
