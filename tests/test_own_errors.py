@@ -40,7 +40,7 @@ def test_a_defect_shows_its_traceback(world, capsys, monkeypatch, script):
 
 @pytest.mark.parametrize("script", ["synthesize", "evaluate"])
 def test_a_disk_that_is_full_at_the_end_is_one_sentence(world, capsys, monkeypatch, script):
-    """The other scripts' full disks are in their own tests and in test_full_disk.py."""
+    """The other scripts' full disks are in their own tests."""
     _, *flags = RUNS[script][0](world)
 
     def full(source, target):
