@@ -13,38 +13,18 @@ from model import Tacotron2, Tacotron2Config
 LAYOUTS = pytest.mark.parametrize("layout", ["torchaudio", "nvidia"])
 # None of these is a default, and no two are the same.
 PEER_SIZES = {
-    "n_mels": 14,
-    "n_symbol": 38,
-    "symbol_embedding_dim": 24,
-    "encoder_embedding_dim": 24,
-    "encoder_n_convolution": 2,
-    "encoder_kernel_size": 3,
-    "decoder_rnn_dim": 20,
-    "attention_rnn_dim": 20,
-    "attention_hidden_dim": 12,
-    "attention_location_n_filter": 6,
-    "attention_location_kernel_size": 9,
-    "prenet_dim": 10,
-    "postnet_n_convolution": 4,
-    "postnet_kernel_size": 7,
-    "postnet_embedding_dim": 16,
-}
+    "n_mels": 14, "n_symbol": 38, "symbol_embedding_dim": 24, "encoder_embedding_dim": 24,
+    "encoder_n_convolution": 2, "encoder_kernel_size": 3, "decoder_rnn_dim": 20,
+    "attention_rnn_dim": 20, "attention_hidden_dim": 12, "attention_location_n_filter": 6,
+    "attention_location_kernel_size": 9, "prenet_dim": 10, "postnet_n_convolution": 4,
+    "postnet_kernel_size": 7, "postnet_embedding_dim": 16,
+}  # fmt: skip
 OUR_SIZES = Tacotron2Config(
-    vocab_size=38,
-    num_mels=14,
-    character_embed_dim=24,
-    encoder_embed_dim=24,
-    encoder_n_convolutions=2,
-    encoder_kernel_size=3,
-    decoder_rnn_embed_dim=20,
-    attention_dim=12,
-    attention_location_n_filters=6,
-    attention_location_kernel_size=9,
-    decoder_prenet_dim=10,
-    decoder_postnet_num_convs=4,
-    decoder_postnet_kernel_size=7,
-    decoder_postnet_n_filters=16,
-)
+    vocab_size=38, num_mels=14, character_embed_dim=24, encoder_embed_dim=24,
+    encoder_n_convolutions=2, encoder_kernel_size=3, decoder_rnn_embed_dim=20, attention_dim=12,
+    attention_location_n_filters=6, attention_location_kernel_size=9, decoder_prenet_dim=10,
+    decoder_postnet_num_convs=4, decoder_postnet_kernel_size=7, decoder_postnet_n_filters=16,
+)  # fmt: skip
 
 
 def convolution(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
@@ -60,33 +40,24 @@ def convolution(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
 
 # NVIDIA/tacotron2's model.py and layers.py with hparams.py's sizes, written down name by name.
 NVIDIA_SHAPES = {
-    "embedding.weight": (148, 512),
-    **convolution("encoder.convolutions.0", 512, 512, 5),
+    "embedding.weight": (148, 512), **convolution("encoder.convolutions.0", 512, 512, 5),
     **convolution("encoder.convolutions.1", 512, 512, 5),
-    **convolution("encoder.convolutions.2", 512, 512, 5),
-    "encoder.lstm.weight_ih_l0": (1024, 512),
-    "encoder.lstm.weight_hh_l0": (1024, 256),
-    "encoder.lstm.bias_ih_l0": (1024,),
-    "encoder.lstm.bias_hh_l0": (1024,),
-    "encoder.lstm.weight_ih_l0_reverse": (1024, 512),
-    "encoder.lstm.weight_hh_l0_reverse": (1024, 256),
-    "encoder.lstm.bias_ih_l0_reverse": (1024,),
+    **convolution("encoder.convolutions.2", 512, 512, 5), "encoder.lstm.weight_ih_l0": (1024, 512),
+    "encoder.lstm.weight_hh_l0": (1024, 256), "encoder.lstm.bias_ih_l0": (1024,),
+    "encoder.lstm.bias_hh_l0": (1024,), "encoder.lstm.weight_ih_l0_reverse": (1024, 512),
+    "encoder.lstm.weight_hh_l0_reverse": (1024, 256), "encoder.lstm.bias_ih_l0_reverse": (1024,),
     "encoder.lstm.bias_hh_l0_reverse": (1024,),
     "decoder.prenet.layers.0.linear_layer.weight": (256, 80),
     "decoder.prenet.layers.1.linear_layer.weight": (256, 256),
-    "decoder.attention_rnn.weight_ih": (4096, 768),
-    "decoder.attention_rnn.weight_hh": (4096, 1024),
-    "decoder.attention_rnn.bias_ih": (4096,),
-    "decoder.attention_rnn.bias_hh": (4096,),
+    "decoder.attention_rnn.weight_ih": (4096, 768), "decoder.attention_rnn.weight_hh": (4096, 1024),
+    "decoder.attention_rnn.bias_ih": (4096,), "decoder.attention_rnn.bias_hh": (4096,),
     "decoder.attention_layer.query_layer.linear_layer.weight": (128, 1024),
     "decoder.attention_layer.memory_layer.linear_layer.weight": (128, 512),
     "decoder.attention_layer.v.linear_layer.weight": (1, 128),
     "decoder.attention_layer.location_layer.location_conv.conv.weight": (32, 2, 31),
     "decoder.attention_layer.location_layer.location_dense.linear_layer.weight": (128, 32),
-    "decoder.decoder_rnn.weight_ih": (4096, 1536),
-    "decoder.decoder_rnn.weight_hh": (4096, 1024),
-    "decoder.decoder_rnn.bias_ih": (4096,),
-    "decoder.decoder_rnn.bias_hh": (4096,),
+    "decoder.decoder_rnn.weight_ih": (4096, 1536), "decoder.decoder_rnn.weight_hh": (4096, 1024),
+    "decoder.decoder_rnn.bias_ih": (4096,), "decoder.decoder_rnn.bias_hh": (4096,),
     "decoder.linear_projection.linear_layer.weight": (80, 1536),
     "decoder.linear_projection.linear_layer.bias": (80,),
     "decoder.gate_layer.linear_layer.weight": (1, 1536),
@@ -96,7 +67,7 @@ NVIDIA_SHAPES = {
     **convolution("postnet.convolutions.2", 512, 512, 5),
     **convolution("postnet.convolutions.3", 512, 512, 5),
     **convolution("postnet.convolutions.4", 80, 512, 5),
-}
+}  # fmt: skip
 
 
 def small_peer() -> torchaudio.models.Tacotron2:

@@ -22,7 +22,6 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -59,7 +58,6 @@ def measure() -> dict[str, float]:
         "resident": resident,
         "in use": resident_mib(),
         "figures": sum(issubclass(type(thing), Figure) for thing in gc.get_objects()),
-        "tensors": sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()),
         "files": sum(not str(path).startswith("/dev/shm") for path in open_files()),
         "loaders": len(multiprocessing.active_children()),
     }

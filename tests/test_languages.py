@@ -13,7 +13,6 @@ from forked_run import train
 from runs import run_flags
 from synthesize import main as synthesize
 from text.tokenizer import DEFAULT_SYMBOLS
-from world import run
 
 GERMAN = [
     "Das Mädchen trägt schöne Schuhe.",
@@ -85,25 +84,3 @@ def test_a_warm_start_takes_the_cleaner_unless_one_is_given(german, flags):
     assert "new symbols, not yet learned: 'é'\n" in done.stdout
     expected = ("english", [*DEFAULT_SYMBOLS, *"äöüßé"])
     assert read_config(flags[1] / "english" / "checkpoint_1") == expected
-
-
-@pytest.mark.slow
-def test_a_run_warns_of_letters_that_its_symbols_lack(flags):
-    done = train([*flags[0], "--experiment_name", "plain"])
-    assert "letters that have no symbol are replaced in 8 of 8 clips: 'ö' as 'o' in 6" in (
-        done.stderr
-    )
-    assert "; --extra_symbols adds symbols for them" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("more", "reason"),
-    [
-        (["--extra_symbols", "ä\a"], "--extra_symbols must be visible characters"),
-        (["--cleaner", "klingon"], "--cleaner"),
-    ],
-)
-def test_a_wrong_flag_is_one_sentence(flags, capsys, more, reason):
-    words = [*flags[0], "--experiment_name", "wrong", *more]
-    code, message = run("train_taco", *words, capsys=capsys)
-    assert code and reason in message and message.count("\n") == 1

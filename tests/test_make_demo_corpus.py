@@ -3,12 +3,9 @@
 import hashlib
 import itertools
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -88,17 +85,6 @@ def test_every_run_gives_the_same_bytes(folder, tmp_path, monkeypatch):
     assert len(file_hashes(folder)) == N_CLIPS + 3
 
 
-def test_a_voice_with_breath_is_the_same_in_another_second(tmp_path):
-    wavs, second = [], 0
-    for _ in range(2):
-        while int(time.time()) == second:  # espeak-ng seeds its noise with the whole second
-            time.sleep(0.01)
-        demo.speak_block_apart([("clip", "She sells six fish.")], tmp_path, "en-us+whisper")
-        second = int(time.time())
-        wavs.append((tmp_path / "clip.wav").read_bytes())
-    assert wavs[0] == wavs[1]
-
-
 def test_wavs_are_ljspeech_shaped_and_trimmed(folder):
     corpus = read_corpus(folder)
     assert next(iter(corpus)) == "DEMO-00001" and len(corpus) == N_CLIPS
@@ -115,16 +101,6 @@ def test_wavs_are_ljspeech_shaped_and_trimmed(folder):
     assert (record["n_clips"], record["seconds"]) == (N_CLIPS, pytest.approx(seconds, abs=0.01))
 
 
-def test_word_times_name_every_word_in_order(folder):
-    for text, wav, times in read_corpus(folder).values():
-        assert [(t["index"], t["word"]) for t in times] == [
-            (match.start(), match[0]) for match in re.finditer(r"[A-Za-z'-]+", text)
-        ]
-        starts = [t["start"] for t in times]
-        assert all(a < b for a, b in itertools.pairwise(starts))
-        assert starts[0] >= 0 and starts[-1] < len(wav) / 22050
-
-
 @pytest.mark.parametrize("corpus", ["folder", "prose"])
 def test_word_times_are_where_the_sound_starts(corpus, request):
     errors = []
@@ -138,26 +114,16 @@ def test_word_times_are_where_the_sound_starts(corpus, request):
     assert max(errors) < 0.010
 
 
-def test_word_times_within_a_phrase_mark_the_burst_of_p_t_k(folder):
-    errors = []
-    for text, wav, times in read_corpus(folder).values():
-        onsets = sound_starts(wav, quiet_ms=25)
-        for word in times:
-            if re.fullmatch(r"[a-z] (k[ei]|t[aeiou]|p[aeiou])", text[word["index"] - 2 :][:4]):
-                errors.append(np.abs(onsets - word["start"]).min())
-    assert len(errors) > 30
-    assert np.mean(np.array(errors) < 0.010) > 0.9
-
-
-def test_long_and_non_ascii_sentences_keep_their_indexes(prose):
+def test_word_times_name_every_word_in_order(folder, prose):
+    """Also in sentences that are long, or have letters that are not ASCII's."""
     corpus = read_corpus(prose)
     assert [text for text, _, _ in corpus.values()] == PROSE
-    for text, wav, times in corpus.values():
-        words = re.findall(r"[^\W_]+(?:\u2019[^\W_]+)*", text)
+    for text, wav, times in [*corpus.values(), *read_corpus(folder).values()]:
+        words = re.findall(r"[^\W_]+(?:['\u2019-][^\W_]+)*", text)
         assert [t["word"] for t in times] == words
         assert all(text[t["index"] :].startswith(t["word"]) for t in times)
         starts = [t["start"] for t in times]
-        assert all(a < b for a, b in itertools.pairwise(starts))
+        assert starts[0] >= 0 and all(a < b for a, b in itertools.pairwise(starts))
         assert starts[-1] < len(wav) / 22050
 
 
@@ -178,26 +144,18 @@ def test_a_corpus_is_reused_refused_or_overwritten(folder, capsys, monkeypatch, 
     assert run(*flags, 2, "--overwrite", capsys=capsys)[0] == 0
     assert len(list((path / "wavs").iterdir())) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["corpus"]
-
-
-def test_a_folder_of_others_is_never_replaced(tmp_path, capsys):
-    (tmp_path / "thesis.txt").write_text("mine")
-    flags = ("corpora.make_demo_corpus", "--path_to_save", tmp_path, "--n_sentences", 2)
-    code, message = run(*flags, "--overwrite", capsys=capsys)
+    (path / "corpus.json").unlink()
+    code, message = run(*flags, 2, "--overwrite", capsys=capsys)
     assert code == 1 and "not made by this script" in message
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.parametrize(
     ("flags", "text", "sentence"),
     [
         (["--n_sentences", "0"], None, "--n_sentences: must be at least 1"),
-        (["--min_chars", "30", "--max_chars", "20"], None, "--min_chars 30 exceeds"),
-        (["--max_chars", "4", "--min_chars", "1"], None, "the grammar gives only"),
         (["--voice", "klingon-x"], None, "no voice 'klingon-x'"),
         ([], b"\n \n", "has only 0 sentences"),
         (["--n_sentences", "3"], b"One fox.\nTwo foxes.\n", "has only 2 sentences"),
-        ([], b"One fox.\nTwo|foxes.\n", "line 2 has a |"),
         ([], b"One fox.\n\nNul \0 here.\n", "line 3 has a | or a control"),
         ([], b"One fox.\n...\n", "line 2 has no word"),
         ([], b"caf\xe9\n", "is not UTF-8"),
@@ -218,28 +176,6 @@ def test_without_espeak_it_says_what_to_install(tmp_path, capsys, monkeypatch):
     flags = ("--path_to_save", tmp_path / "out", "--n_sentences", 2)
     code, message = run("corpora.make_demo_corpus", *flags, capsys=capsys)
     assert code == 1 and "pip install espeakng-loader" in message
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_ctrl_c_leaves_nothing(tmp_path):
-    process = subprocess.Popen(
-        [*COMMAND, "--path_to_save", tmp_path / "corpus"],
-        cwd=REPO,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A test run in a shell's background ignores SIGINT, and what it starts would as well.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    while not list(tmp_path.glob(".corpus.*.tmp/wavs/*.wav")):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    assert not (tmp_path / "corpus").exists()  # it speaks beside the folder, not in it
-    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the speaking processes too
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 130
-    assert errors.endswith("make_demo_corpus.py: interrupted\n")
     assert not list(tmp_path.iterdir())
 
 

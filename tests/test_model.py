@@ -17,24 +17,12 @@ from model import (
 )
 
 SMALL = {
-    "vocab_size": 30,
-    "num_mels": 20,
-    "character_embed_dim": 24,
-    "encoder_embed_dim": 32,
-    "decoder_rnn_embed_dim": 40,
-    "decoder_prenet_dim": 16,
-    "decoder_postnet_n_filters": 24,
-    "attention_dim": 16,
-    "attention_location_n_filters": 8,
-    "attention_location_kernel_size": 7,
-}
-NO_DROPOUT = {
-    "encoder_dropout_p": 0.0,
-    "decoder_dropout_p": 0.0,
-    "decoder_prenet_dropout_p": 0.0,
-    "decoder_postnet_dropout_p": 0.0,
-    "attention_dropout_p": 0.0,
-}
+    "vocab_size": 30, "num_mels": 20, "character_embed_dim": 24, "encoder_embed_dim": 32,
+    "decoder_rnn_embed_dim": 40, "decoder_prenet_dim": 16, "decoder_postnet_n_filters": 24,
+    "attention_dim": 16, "attention_location_n_filters": 8, "attention_location_kernel_size": 7,
+}  # fmt: skip
+PARTS = ("encoder", "decoder", "decoder_prenet", "decoder_postnet", "attention")
+NO_DROPOUT = {f"{part}_dropout_p": 0.0 for part in PARTS}
 BOTH_DECODERS = pytest.mark.parametrize("fast_decoder", [True, False])
 
 

@@ -3,7 +3,6 @@
 Manifests as spreadsheets save them, recordings of every kind, texts, paths and sizes of batches.
 """
 
-import io
 import json
 import os
 import subprocess
@@ -17,7 +16,6 @@ import torch
 
 import prep_splits
 import train_taco
-from conftest import RATE
 from dataset import AudioConfig, TTSDataset, audio_to_mel
 from runs import run_flags
 from speech.voice import read_config
@@ -29,13 +27,11 @@ STATE = "trainer_state.json"
 LINE = f"clip.wav,{TEXT},0.55\n"
 MANIFESTS = {
     "byte order mark and CRLF": ("\ufeff" + HEADER + LINE).replace("\n", "\r\n"),
-    "no last newline": (HEADER + LINE).rstrip(),
     "blank last lines": HEADER + LINE + "\n\n",
     "quoted": HEADER + f'"clip.wav","{TEXT}","0.55"\n',
     "more columns, other order": (
         f"speaker,duration,normalized_transcript,file_path\n1,0.55,{TEXT},clip.wav\n"
     ),
-    "path with dots": HEADER + f"../a ünïque folder/./clip.wav,{TEXT},0.55\n",
 }
 
 
@@ -54,24 +50,10 @@ def streamed(wav: bytes) -> bytes:
     return wav[:4] + b"\xff" * 4 + wav[8:40] + b"\xff" * 4 + wav[44:]
 
 
-def at_rate(rate: int) -> bytes:
-    n = round(len(PLAIN) * rate / RATE)
-    spectrum = np.fft.rfft(PLAIN)
-    bins = np.zeros(n // 2 + 1, complex)
-    bins[: min(len(bins), len(spectrum))] = spectrum[: len(bins)]
-    buffer = io.BytesIO()
-    resampled = np.fft.irfft(bins, n) * n / len(PLAIN)
-    soundfile.write(buffer, resampled, rate, format="WAV", subtype="PCM_24")
-    return buffer.getvalue()
-
-
 ODD_RECORDINGS = {  # and how many frames longer they may be
-    "8 bit": (wav_bytes(subtype="PCM_U8"), 0),
     "24 bit": (wav_bytes(subtype="PCM_24"), 0),
-    "float": (wav_bytes(subtype="FLOAT"), 0),
     "mu-law": (wav_bytes(subtype="ULAW"), 0),
     "stereo": (wav_bytes(np.stack([PLAIN * 1.5, PLAIN * 0.5], axis=1)), 0),
-    "44,100 Hz": (at_rate(44100), 1),
     "a size that is unknown": (streamed(wav_bytes()), 0),
     "a flac named wav": (wav_bytes(format="FLAC"), 0),
     "an mp3 named wav": (wav_bytes(format="MP3"), 10),
@@ -129,18 +111,9 @@ def test_odd_paths_and_numbers_train(world, capsys, monkeypatch):
     world.file("train ü.csv", "\ufeff" + HEADER + "".join(lines))
     world.file("test.csv", HEADER + lines[0])
     flags = run_flags(world.corpus, world.folder)
-    changes = {
-        "--working_directory": "~/work dir/",
-        "--save_audio_gen": "~/sämples/",
-        "--path_to_train_manifest": "~/train ü.csv",
-        "--path_to_val_manifest": "~/test.csv",
-        "--batch_size": "1000",
-        "--training_epochs": "1",
-        "--experiment_name": "ein Versüch",
-        "--start_decay_epochs": "99",
-        "--checkpoint_epochs": "99",
-    }
-    flags += [word for pair in changes.items() for word in pair]
+    flags += ["--working_directory=~/work dir/", "--save_audio_gen=~/sämples/"]
+    flags += ["--path_to_train_manifest=~/train ü.csv", "--path_to_val_manifest=~/test.csv"]
+    flags += ["--experiment_name=ein Versüch", "--batch_size=1000", "--training_epochs=1"]
     code, said = run("train_taco", *flags, capsys=capsys)
     assert code == 0, said
     final = world.folder / "work dir/ein Versüch/final_checkpoint"

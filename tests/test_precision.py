@@ -12,15 +12,10 @@ from text.tokenizer import Tokenizer
 
 AUDIO = AudioConfig()
 SMALL = Tacotron2Config(
-    vocab_size=Tokenizer().vocab_size,
-    character_embed_dim=32,
-    encoder_embed_dim=32,
-    decoder_rnn_embed_dim=64,
-    decoder_prenet_dim=32,
-    decoder_postnet_n_filters=32,
-    attention_dim=16,
-    attention_location_n_filters=8,
-)
+    vocab_size=Tokenizer().vocab_size, character_embed_dim=32, encoder_embed_dim=32,
+    decoder_rnn_embed_dim=64, decoder_prenet_dim=32, decoder_postnet_n_filters=32,
+    attention_dim=16, attention_location_n_filters=8,
+)  # fmt: skip
 SECONDS = (0.6, 0.45, 0.3)  # of each clip: enough frames for the loop, few enough for 50 steps
 N_STEPS = 50
 half_types = pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """What a run prints and hands to its trackers, on values that are told from each other."""
 
 import re
-import sys
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -13,18 +12,13 @@ from training.progress import (
     Progress,
     alignment_is_due,
     describe_missing_alignment,
-    print_epoch,
 )
 from training.state import TrainerState
 
 STEPS = (  # seconds, loss, stop_loss, n_frames
-    (1.0, 1.0, 0.5, 100.0),
-    (3.0, 2.0, 0.25, 300.0),
-    (2.0, 4.0, 2.0, 500.0),
-    (5.0, 3.0, 1.0, 200.0),
-    (1.0, 5.0, 4.0, 100.0),
-    (1.0, 7.0, 8.0, 1100.0),
-)
+    (1.0, 1.0, 0.5, 100.0), (3.0, 2.0, 0.25, 300.0), (2.0, 4.0, 2.0, 500.0), (5.0, 3.0, 1.0, 200.0),
+    (1.0, 5.0, 4.0, 100.0), (1.0, 7.0, 8.0, 1100.0),
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -74,42 +68,6 @@ def test_console_and_trackers_get_means_since_the_last_time(show_steps, capsys):
         }.items()
     ]
     assert show_steps(is_main=False)[1] == [] and capsys.readouterr() == ("", "")
-
-
-def test_a_terminal_shows_a_bar(show_steps, capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    shown, _ = show_steps()
-    said = capsys.readouterr()
-    last = said.err.strip().split("\r")[-1]
-    assert last.startswith("epoch 3/5: 100%") and "10/10" in last and said.out == ""
-    assert "loss=6.000, stop=6.000, frames/s=600, left=0:00:43" in last
-    assert shown.bar.initial == 4
-
-
-def test_the_lines_after_an_epoch(capsys):
-    """Aligned from epoch to epoch; no longer than a terminal of 112 columns."""
-    row = {"train_loss": 1.25, "train_stop_loss": 9.0, "val_loss": 2.5, "val_stop_loss": 9.0}
-    scores = {"focus": 0.75, "coverage": 0.875, "monotonicity": 1.0, "stopped_by_itself": 0.9375}
-    scores |= {"free_running_focus": 0.5, "free_running_coverage": 0.625}
-    scores |= {"free_running_monotonicity": 0.125, "free_running_score": 0.625}
-    print_epoch({"epoch": 3, "step": 30, **row, **scores, "learning_rate": 0.5})
-    print_epoch({"epoch": 4, "step": 40, "train_loss": 1.125})
-    scores["free_running_score"] = 0.375
-    print_epoch({"epoch": 250, **row, **scores, "train_loss": 12.5})
-    second = (
-        "forced / free   focus 0.750 / 0.500  coverage 0.875 / 0.625  monotonicity 1.000 / 0.125"
-        "  stopped_by_itself 0.938"
-    )
-    said = capsys.readouterr().out.splitlines()
-    assert said == [
-        "epoch 3 done    train_loss  1.250  val_loss  2.500  free_running_score 0.625 (good)",
-        second,
-        "epoch 4 done    train_loss  1.125",
-        "epoch 250 done  train_loss 12.500  val_loss  2.500  free_running_score 0.375 "
-        "(fair: 0.5 to 0.8 is good)",
-        second,
-    ]
-    assert len(second) <= 112
 
 
 def test_a_missing_alignment_is_looked_for_once_it_could_be_there():

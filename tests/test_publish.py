@@ -101,31 +101,13 @@ def test_the_card_has_what_the_hub_and_people_read(run, tmp_path, monkeypatch):
         assert part in text
 
 
-def test_missing_parts_are_left_out_with_a_warning(voice, tmp_path, capsys):
-    alone = shutil.copytree(voice, tmp_path / "a/b/c/alone")
-    publish_it(alone, "--dry_run", "--output_dir", tmp_path / "card")
-    warning = capsys.readouterr().err
-    for flag in ("--report", "--samples", "--sounds", "--data", "--license"):
-        assert flag in warning
-    text = (tmp_path / "card/README.md").read_text()
-    assert not any(word in text for word in ("![", "<audio", "## Numbers", "model-index"))
-
-
-def test_a_report_of_another_step_is_not_the_voices(run, tmp_path, capsys):
-    (run / "trainer_state.json").write_text('{"step": 8}')
-    path = run.parents[2] / "report.json"
-    flags = ("--dry_run", "--output_dir", tmp_path / "card")
-    assert "is of step 7, the checkpoint of step 8" in refused(run, *flags, "--report", path)
-    assert not (tmp_path / "card").exists()
-    publish_it(run, *flags)
-    assert "is of step 7" in capsys.readouterr().err
-    assert "## Numbers" not in (tmp_path / "card/README.md").read_text()
-
-
 def test_what_cannot_be_published_is_refused(hub, run, tmp_path, monkeypatch):
     assert "is already there" in refused(run, "--dry_run", "--output_dir", run)
     assert "no such checkpoint folder" in refused(tmp_path / "gone")
     assert "is not a report" in refused(run, "--report", run / "config.json")
+    (run / "trainer_state.json").write_text('{"step": 8}')
+    sentence = refused(run, "--report", run.parents[2] / "report.json")
+    assert "is of step 7, the checkpoint of step 8" in sentence
     hub.refusal = 403
     sentence = refused(run)
     assert f"--repo_id {NAME}: cannot be uploaded (" in sentence and "not yours" in sentence

@@ -17,11 +17,8 @@ from command_line.files import DataError
 from conftest import SENTENCES
 from scoring.recognition import (
     count_errors,
-    count_totals,
-    error_rates,
     load_recognizer,
     plain_words,
-    score_sounds,
 )
 from text.tokenizer import Tokenizer
 
@@ -117,14 +114,6 @@ def test_rates_are_those_of_the_transcripts(voice, tiny_corpus, tmp_path, monkey
         assert len(recording) == pytest.approx(16000 * (n_seconds + 1), abs=2)
         assert len(vocoded) == pytest.approx(len(recording), abs=400)
         assert np.abs(vocoded).max() > 0.1
-
-
-def test_clips_without_plain_text_do_not_count():
-    assert score_sounds(None, {}, "{G OW1} home", Tokenizer()) == {}
-    names = ("asr_words", "asr_characters", *recognition.COUNTS)
-    columns = {name: np.array([np.nan, 2.0]) for name in names}
-    assert set(error_rates(columns).values()) == {3.0}  # three kinds of errors, two of each
-    assert set(count_totals(columns).values()) == {1, 2}
 
 
 @pytest.mark.slow

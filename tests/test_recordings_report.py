@@ -10,9 +10,8 @@ import pytest
 import soundfile
 
 import prep_splits
-from corpora.report import fit_usual_lengths, mark_suspects, measure_audio
-from scoring.pictures import histogram_figure
-from test_prep_splits import add_row, fail, listing
+from corpora.report import fit_usual_lengths, measure_audio
+from test_prep_splits import add_row, listing
 
 RATE = 8000
 TONE = 400.0  # Hz, whose period divides a frame
@@ -21,10 +20,6 @@ TONE = 400.0  # Hz, whose period divides a frame
 def tone(seconds: float, amplitude: float = 0.5, rate: int = RATE) -> np.ndarray:
     time = np.arange(round(seconds * rate)) / rate
     return amplitude * np.sin(2 * np.pi * TONE * time + 0.3)
-
-
-def silence(seconds: float, rate: int = RATE) -> np.ndarray:
-    return np.zeros(round(seconds * rate))
 
 
 def measured(path: Path, samples: np.ndarray, rate: int = RATE, **options) -> dict:
@@ -66,29 +61,16 @@ def replace_text(corpus: Path, clip_id: str, text: str) -> None:
 # ---- what is measured of a recording ----
 
 
-@pytest.mark.parametrize("rate", [8000, 22050])
-def test_silence_and_level_of_a_clip_of_known_parts(tmp_path, rate):
-    parts = (
-        silence(0.3, rate),
-        tone(1.0, 0.5, rate),
-        silence(0.5, rate),
-        tone(0.4, 0.25, rate),
-        silence(0.1, rate),
-        tone(0.3, 0.5, rate),
-        silence(0.2, rate),
-    )
-    samples = np.concatenate(parts)
+def test_silence_and_level_of_a_clip_of_known_parts(tmp_path):
+    rate = 22050
+    parts = ((0.3, 0), (1.0, 0.5), (0.5, 0), (0.4, 0.25), (0.1, 0), (0.3, 0.5), (0.2, 0))
+    samples = np.concatenate([tone(*part, rate) for part in parts])
     found = measured(tmp_path / "clip.wav", samples, rate)
     assert found["seconds"] == pytest.approx(len(samples) / rate)
     assert (found["sampling_rate"], found["channels"]) == (rate, 1)
     # A frame of 20 ms that is partly silent sounds, on either side of a pause.
-    for name, seconds in (
-        ("start_silence", 0.3),
-        ("end_silence", 0.2),
-        ("longest_pause", 0.5),
-        ("spoken_seconds", 2.3),
-    ):
-        assert found[name] == pytest.approx(seconds, abs=0.041), name
+    known = {"start_silence": 0.3, "end_silence": 0.2, "longest_pause": 0.5, "spoken_seconds": 2.3}
+    assert {name: found[name] for name in known} == pytest.approx(known, abs=0.041)
     assert found["inner_silence"] == pytest.approx(0.6 / 2.3, abs=0.03)
     assert found["peak_dbfs"] == pytest.approx(20 * math.log10(0.5), abs=0.02)
     rms = math.sqrt((1.3 * 0.5**2 + 0.4 * 0.25**2) / 2 / 2.8)
@@ -112,33 +94,6 @@ def test_clipping_is_counted_where_samples_reach_full_scale(tmp_path):
     assert measured(tmp_path / "clip.wav", tone(1, 0.99))["clipped_samples"] == 0
 
 
-def test_a_clip_that_is_normalized_to_its_peak_is_not_called_clipped(tmp_path):
-    corpus = make_voice(tmp_path / "lj", 12)
-    for name, n_loud in (("clip00", 2), ("clip01", 3)):
-        samples = (tone(1) * 20000).astype(np.int16)
-        samples[100 : 100 + n_loud] = 32767
-        soundfile.write(corpus / f"wavs/{name}.wav", samples, RATE)
-    assert report_on(corpus, tmp_path / "out")[0]["clipped_clips"] == 1
-
-
-def test_peak_is_the_loudest_channels_and_the_level_the_mean_channels(tmp_path):
-    """Training hears the mean of the channels, in which opposite ones cancel."""
-    left, right = tone(1, 0.8), tone(1, 0.2)
-    found = measured(tmp_path / "clip.wav", np.stack([left, right], axis=1))
-    assert found["channels"] == 2
-    assert found["peak_dbfs"] == pytest.approx(20 * math.log10(0.8), abs=0.02)
-    assert found["rms_dbfs"] == pytest.approx(20 * math.log10(0.5 / math.sqrt(2)), abs=0.02)
-    opposite = measured(tmp_path / "clip.wav", np.stack([left, -left], axis=1))
-    assert opposite["rms_dbfs"] < -90
-
-
-@pytest.mark.parametrize("n_samples", [1, 161])
-def test_very_short_clips(tmp_path, n_samples):
-    found = measured(tmp_path / "clip.wav", np.full(n_samples, 0.5))
-    assert found["spoken_seconds"] == found["seconds"] == n_samples / RATE
-    assert found["rms_dbfs"] == pytest.approx(20 * math.log10(0.5), abs=0.01)
-
-
 # ---- which pairs look wrong ----
 
 
@@ -154,10 +109,6 @@ def test_the_usual_length_is_a_line_that_wrong_pairs_do_not_bend():
     assert np.abs((overhead + slope * letters) / true - 1).max() > 0.4, "least squares is bent"
 
 
-def test_texts_of_one_length_have_one_usual_length():
-    assert fit_usual_lengths(np.full(3, 10), np.array([1.0, 2.0, 9.0])) == pytest.approx([2.0] * 3)
-
-
 def test_even_pairs_are_not_suspected_and_a_wrong_text_is(tmp_path, capsys):
     corpus = make_voice(tmp_path / "lj")
     report, _ = report_on(corpus, tmp_path / "out")
@@ -167,11 +118,8 @@ def test_even_pairs_are_not_suspected_and_a_wrong_text_is(tmp_path, capsys):
     replace_text(corpus, "clip02", "abcde " * 6)
     replace_text(corpus, "clip35", "abcde " * 3)
     report, clips = report_on(corpus, tmp_path / "out")
-    assert [row["clip_id"] for row in report["worst_suspects"]] == ["clip35", "clip02"]
-    assert [row["why"] for row in report["worst_suspects"]] == [
-        "the text is too short",
-        "the text is too long",
-    ]
+    found = [(row["clip_id"], row["why"]) for row in report["worst_suspects"]]
+    assert found == [("clip35", "the text is too short"), ("clip02", "the text is too long")]
     assert list(clips.index[clips["why"] != ""]) == ["clip02", "clip35"]
     assert float(clips.loc["clip02", "usual_seconds"]) == pytest.approx(0.3 + 30 * 0.06, rel=0.06)
     z_scores = clips["z_score"].astype(float)
@@ -182,53 +130,6 @@ def test_even_pairs_are_not_suspected_and_a_wrong_text_is(tmp_path, capsys):
     assert z_scores["clip02"] == pytest.approx(expected, rel=0.3)
     out = capsys.readouterr().out
     assert out.index("clip35") < out.index("clip02") and "look wrong: 2\n" in out
-
-
-def test_the_z_score_counts_standard_deviations_where_lengths_are_normal():
-    rng = np.random.default_rng(0)
-    rows = []
-    for z in rng.normal(size=2000):
-        letters = int(rng.integers(20, 100))
-        seconds = (0.3 + 0.06 * letters) * math.exp(-0.2 * z)
-        rows.append({"letters": letters, "spoken_seconds": seconds, "peak_dbfs": -3, "why": ""})
-        rows[-1]["true_z"] = z
-    mark_suspects(rows)
-    errors = [row["z_score"] - row["true_z"] for row in rows]
-    assert np.abs(errors).max() < 0.3
-    assert all((row["why"] != "") == (abs(row["z_score"]) > 3.5) for row in rows)
-
-
-def test_letters_are_counted_as_they_are_spoken(tmp_path):
-    """The text "1465" is "fourteen sixty-five": 17 letters, 19 characters."""
-    corpus = make_voice(tmp_path / "lj")
-    replace_text(corpus, "clip00", "a . ! . b , , , c - - - d : : : e ; ; ; fghij")
-    replace_text(corpus, "clip07", "1465")
-    report, clips = report_on(corpus, tmp_path / "out")
-    assert report["suspects"] == 0
-    assert list(clips.loc["clip00", ["characters", "letters"]]) == [45, 10]
-    assert list(clips.loc["clip07", ["characters", "letters"]]) == [19, 17]
-    seconds = clips.loc["clip07", "spoken_seconds"]
-    assert clips.loc["clip07", "characters_per_second"] == pytest.approx(19 / seconds, rel=1e-3)
-
-
-def test_few_clips_have_no_z_score_but_a_far_length_is_noticed(tmp_path):
-    corpus = make_voice(tmp_path / "lj", 5)
-    replace_text(corpus, "clip01", "abcde " * 15)
-    suspects = report_on(corpus, tmp_path / "out")[0]["worst_suspects"]
-    assert [(row["clip_id"], row["z_score"]) for row in suspects] == [("clip01", None)]
-
-
-def test_ten_suspects_are_listed_worst_first(tmp_path, capsys):
-    corpus = make_voice(tmp_path / "lj", 60)
-    for i in range(12):
-        replace_text(corpus, f"clip{4 * i:02d}", "\x1b[2J" + "abcde " * (40 + i))
-    report, clips = report_on(corpus, tmp_path / "out")
-    assert report["suspects"] == 12 == (clips["why"] != "").sum()
-    ratios = [row["usual_seconds"] / row["spoken_seconds"] for row in report["worst_suspects"]]
-    assert len(ratios) == 10 and ratios == sorted(ratios, reverse=True) and min(ratios) > 3
-    out = capsys.readouterr().out
-    assert "and 2 more, see clips.csv" in out
-    assert "?[2Jabcde abcde" in out and "\x1b" not in out, "the terminal gets no control characters"
 
 
 def test_a_clip_without_sound_and_a_text_without_letters_come_first(tmp_path):
@@ -267,21 +168,12 @@ def test_the_numbers_are_those_of_the_clips(tmp_path, capsys):
     assert report["channels"] == {"1": 19, "2": 1}
     for column in ("seconds", "characters_per_second", "end_silence", "rms_dbfs", "peak_dbfs"):
         values = clips[column].astype(float)
-        expected = {
-            "mean": values.mean(),
-            "std": values.std(ddof=0),
-            "min": values.min(),
-            "median": values.median(),
-            "max": values.max(),
-        }
+        expected = {name: getattr(values, name)() for name in ("mean", "min", "median", "max")}
+        expected["std"] = values.std(ddof=0)
         assert report[column] == pytest.approx(expected, abs=2e-4)
     assert "'\u2603' in 1" in report["unknown_characters"]
     out = capsys.readouterr().out
     assert out.startswith(f"20 clips, {report['hours']:.2f} hours\n")
-    assert "sampling rates: 8000 Hz (19 clips), 16000 Hz (1 clips)\n" in out
-    line = next(line for line in out.split("\n") if line.startswith("characters per second"))
-    statistics = [f"{x:.2f}" for x in report["characters_per_second"].values()]
-    assert line.split()[3:] == statistics
     assert report["unknown_characters"] in out
 
 
@@ -301,41 +193,6 @@ def test_clips_that_cannot_be_read_are_listed_and_not_fatal(tmp_path, capsys):
     assert "  metadata.csv line 13: 'clip99': 2 columns instead of 3" in out
 
 
-def test_a_recording_that_fails_after_it_was_checked_is_listed(tmp_path, monkeypatch):
-    corpus = make_voice(tmp_path / "lj", 12)
-    works = soundfile.read
-
-    def breaks(path, **options):
-        if path.stem == "clip05":
-            raise OSError(5, "Input/output error")
-        return works(path, **options)
-
-    monkeypatch.setattr(soundfile, "read", breaks)
-    report, clips = report_on(corpus, tmp_path / "out")
-    assert report["clips"] == 11 and "Input/output error" in clips.loc["clip05", "why"]
-    assert report["first_unusable"][0].startswith("metadata.csv line 6: 'clip05': unreadable")
-
-
-def test_a_report_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
-    corpus = make_voice(tmp_path / "lj", 12)
-    (tmp_path / "out/clips.csv").mkdir(parents=True)
-    flags = ("--path_to_ljspech", corpus, "--report", tmp_path / "out")
-    message = fail(capsys, *flags)
-    assert "clips.csv" in message and message.count("\n") == 0
-    for path in (corpus / "wavs").iterdir():
-        path.write_bytes(b"no audio")
-    assert "none of the 12 recordings can be used; the first is" in fail(capsys, *flags)
-
-
-def test_histograms_hold_every_clip_and_name_the_median():
-    panels = {"length (s)": np.random.default_rng(0).normal(3, 1, 101), "third": [1, 2, 4.25]}
-    figure = histogram_figure(panels)
-    for axes, (name, values) in zip(figure.axes, panels.items(), strict=True):
-        assert axes.get_xlabel() == name
-        assert sum(bar.get_height() for bar in axes.patches) == len(values)
-        assert axes.get_title(loc="right") == f"median {np.median(values):.3g}"
-
-
 # ---- a real voice ----
 
 
@@ -347,17 +204,3 @@ def test_a_real_voice(real_voice_dir, tmp_path):
     suspects = [row["clip_id"] for row in report["worst_suspects"]]
     assert suspects[:2] == ["AL-spy_iax2", "AL-spy_mgcp"] and len(suspects) <= 5
     assert report["unknown_characters"] == "", "number signs and asterisks are read"
-
-
-def test_a_swapped_pair_of_a_real_voice_is_found(real_voice_dir, tmp_path):
-    lines = (real_voice_dir / "metadata.csv").read_text(encoding="utf-8").splitlines()
-    texts = dict(line.split("|")[::2] for line in lines)
-    one, other = "AL-agent_user", "AL-agent_newlocation"
-    assert 1.3 < len(texts[one]) / len(texts[other]) < 1.7
-    texts[one], texts[other] = texts[other], texts[one]
-    (tmp_path / "voice").mkdir()
-    (tmp_path / "voice/wavs").symlink_to(real_voice_dir / "wavs")
-    rows = "".join(f"{clip_id}|{text}\n" for clip_id, text in texts.items())
-    (tmp_path / "voice/metadata.csv").write_text(rows, encoding="utf-8")
-    report, _ = report_on(tmp_path / "voice", tmp_path / "out")
-    assert {one, other} & {row["clip_id"] for row in report["worst_suspects"]}

@@ -1,7 +1,6 @@
 """The pictures, sounds and films that a training run leaves, and the clip that they show."""
 
 import random
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,10 +26,7 @@ from training.pictures import (
 CONFIG = AudioConfig()
 
 
-@pytest.mark.parametrize(
-    ("max_decoder_steps", "limit", "stopped"), [(2000, 204, True), (150, 150, False)]
-)
-def test_sample_of_an_epoch(monkeypatch, tmp_path, max_decoder_steps, limit, stopped):
+def test_sample_of_an_epoch(monkeypatch, tmp_path):
     """Each array, title and file; the sound is free running's, at its level and length."""
     tokenizer, text, drawn = Tokenizer(), SENTENCES[5], {}
     wav = torch.from_numpy(speak(text)).float()
@@ -41,8 +37,8 @@ def test_sample_of_an_epoch(monkeypatch, tmp_path, max_decoder_steps, limit, sto
     )
     free_alignment = torch.full((len(free_mel), len(tokens)), 0.75)
     run = SimpleNamespace(
-        bare_model=StubModel(forced, free_running(free_mel, free_alignment, stopped)),
-        config=SimpleNamespace(max_decoder_steps=max_decoder_steps, keep_pictures=30),
+        bare_model=StubModel(forced, free_running(free_mel, free_alignment)),
+        config=SimpleNamespace(max_decoder_steps=2000, keep_pictures=30),
         audio_config=CONFIG, tokenizer=tokenizer, vocoder=None, pictures=tmp_path,
         val_set=None,
     )  # fmt: skip
@@ -54,12 +50,7 @@ def test_sample_of_an_epoch(monkeypatch, tmp_path, max_decoder_steps, limit, sto
     torch.manual_seed(0)
     media = draw_sample(run, 7)
 
-    (_, forward), (_, infer) = run.bare_model.calls
-    expected = (tokens[None], torch.tensor([len(tokens)]), true[None], torch.tensor([52]))
-    assert all(torch.equal(a, b) for a, b in zip(forward, expected, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(infer[:2], expected[:2], strict=True))
-    assert infer[2:] == (limit,)
-
+    assert run.bare_model.calls[1][1][2] == 204
     stem = f"{tmp_path}/epoch_007"
     assert {name: medium.path for name, medium in media.items()} == {
         "teacher_forced": f"{stem}_teacher_forced.png",
@@ -67,22 +58,15 @@ def test_sample_of_an_epoch(monkeypatch, tmp_path, max_decoder_steps, limit, sto
         "spoken": f"{stem}_free_running.wav",
         "recording": "clip.wav",
     }
-    ending = "stopped by itself" if stopped else "reached the limit"
     for kind, mel, alignment, title in (
         ("teacher_forced", after, forced.alignments[0], "teacher forced"),
-        ("free_running", free_mel, free_alignment, f"free running, {ending}"),
+        ("free_running", free_mel, free_alignment, "free running, stopped by itself"),
     ):
         *arrays, shown_text, hop_seconds, shown_title = drawn[media[kind].path]
         assert all(torch.equal(a, b) for a, b in zip(arrays, (true, mel, alignment), strict=True))
         assert (shown_text, hop_seconds) == (text.lower(), 256 / 22050)
         assert shown_title == f"epoch 7, {title}"
         assert media[kind].caption == f"epoch 7, {title}: {text.lower()}"
-    assert media["spoken"].caption == media["free_running"].caption
-    assert media["recording"].caption == f"recording: {text.lower()}"
-    with np.load(f"{stem}.npz") as content:
-        np.testing.assert_array_equal(content["alignment"], forced.alignments[0])
-        np.testing.assert_array_equal(content["mel"], after)
-
     spoken, rate = soundfile.read(media["spoken"].path, dtype="float32")
     assert rate == 22050 and len(spoken) == 256 * len(free_mel)
     assert np.std(spoken) == pytest.approx(float(wav.std()), rel=0.1)
@@ -91,12 +75,8 @@ def test_sample_of_an_epoch(monkeypatch, tmp_path, max_decoder_steps, limit, sto
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [
-        ([1.0, 5.0, 9.0, 2.0, 8.0], 5.0),
-        ([6.0, 1.0, 1.5, 9.0, 2.0], 6.0),  # the median is 2 s: the nearest of 3 s or more
-        ([1.0, 2.9, 2.0], 2.0),
-    ],
+    ("seconds", "shown"),  # where the median is 2 s, the nearest of 3 s or more, if there is one
+    [([1.0, 5.0, 9.0, 2.0, 8.0], 5.0), ([6.0, 1.0, 1.5, 9.0, 2.0], 6.0), ([1.0, 2.9, 2.0], 2.0)],
 )
 def test_the_clip_that_is_shown_is_of_median_length_but_not_short(seconds, shown):
     class Clips(list):
@@ -140,56 +120,6 @@ def random_states() -> list:
     return [torch.get_rng_state().tolist(), numpy_state.tolist(), random.getstate()]
 
 
-@pytest.fixture
-def film(monkeypatch, tmp_path):
-    """Make a film of the epochs of these numbers; its titles, alignments and mels."""
-
-    def film(epochs):
-        films = []
-
-        def note(alignments, path, text, titles, hop_seconds, mels):
-            assert (path, text, hop_seconds) == (tmp_path / "alignment.gif", "hi", 0.5)
-            films.append((titles, alignments, mels))
-
-        monkeypatch.setattr(pictures, "alignment_film", note)
-        history = [{"epoch": epoch, "free_running_score": 0.5} for epoch in epochs]
-        make_film(tmp_path, [*history, {"epoch": 3000, "train_loss": 1.0}], "hi", 0.5)
-        return films[0] if films else None
-
-    return film
-
-
-def write_frame_of(number: int, path: Path, n_characters: int = 2) -> None:
-    """Write a frame whose arrays hold the number."""
-    shapes = {"alignments": (1, 3, n_characters), "mels_after": (1, 3, 4)}
-    arrays = {name: torch.full(shape, number / 100) for name, shape in shapes.items()}
-    write_frame(path, SimpleNamespace(**arrays))
-
-
-def test_film_goes_from_the_first_step_through_the_first_epoch_to_the_last(film, tmp_path):
-    """In the order of numbers; epochs that were not validated, or that come later, are no part."""
-    assert film([1, 2]) is None
-    for step in (0, 25, 50):
-        write_frame_of(step, tmp_path / f"epoch_000_step_{step:06d}.npz")
-    numbers = [2, 999, 1000]
-    for epoch in [*numbers, 1001, 3000]:
-        write_frame_of(epoch, tmp_path / f"epoch_{epoch:03d}.npz")
-    titles, alignments, mels = film([1, *numbers])
-    assert titles == ("step 0", "step 25", "step 50", "epoch 2", "epoch 999", "epoch 1000")
-    for arrays, shape in ((alignments, (3, 2)), (mels, (3, 4))):
-        for value, array in zip((0, 25, 50, *numbers), arrays, strict=True):
-            np.testing.assert_allclose(array, np.full(shape, value / 100), rtol=1e-3)
-
-
-def test_film_is_of_the_clip_of_the_last_epoch(film, tmp_path, capsys):
-    """Other text lengths are those of an earlier choice; what cannot be read is left out."""
-    for epoch, n_characters in ((1, 5), (3, 2), (5, 2)):
-        write_frame_of(epoch, tmp_path / f"epoch_{epoch:03d}.npz", n_characters)
-    (tmp_path / "epoch_004.npz").write_bytes(b"broken")
-    assert film(range(1, 6))[0] == ("epoch 3", "epoch 5")
-    assert "epoch_004.npz" in capsys.readouterr().err
-
-
 def test_files_of_old_epochs_thin_out(tmp_path):
     """The first and the last stay, half of the others are of the first tenth of the training."""
     kinds = ("_free_running.wav", ".npz")
@@ -204,6 +134,24 @@ def test_files_of_old_epochs_thin_out(tmp_path):
         epochs = sorted({int(name[6:9]) for name in names - others})
         assert names == others | {f"epoch_{e:03d}{kind}" for e in epochs for kind in kinds}
         assert len(epochs) == min(epoch, 30) and {1, epoch} <= set(epochs)
-    assert set(range(1, 9)) <= set(epochs) and 20 < epochs[15] < 50
-    gaps = np.diff(epochs)
-    assert max(gaps) < 50 and all(gaps[i] <= 2 * gaps[i + 1] for i in range(len(gaps) - 2))
+    assert set(range(1, 9)) <= set(epochs) and 20 < epochs[15] < 50 and max(np.diff(epochs)) < 50
+
+
+def test_a_film_goes_from_the_first_step_to_the_last_epoch(monkeypatch, tmp_path, capsys):
+    """In the order of numbers; other texts are of an earlier choice, and broken files left out."""
+    frames = {"000_step_000000": 0, "000_step_000025": 1, "002": 2, "999": 3, "1000": 4}
+    for name, number in {**frames, "1001": 5}.items():  # not validated, or of another run
+        arrays = {"alignments": torch.full((1, 3, 2), number), "mels_after": torch.zeros(1, 3, 4)}
+        write_frame(tmp_path / f"epoch_{name}.npz", SimpleNamespace(**arrays))
+    longer = {"alignments": torch.ones(1, 3, 5), "mels_after": torch.zeros(1, 3, 4)}
+    write_frame(tmp_path / "epoch_001.npz", SimpleNamespace(**longer))
+    (tmp_path / "epoch_004.npz").write_bytes(b"broken")
+    films = []
+    monkeypatch.setattr(pictures, "alignment_film", lambda *what, **more: films.append(what))
+    history = [{"epoch": e, "free_running_score": 0.5} for e in (1, 2, 4, 999, 1000)]
+    make_film(tmp_path, [*history, {"epoch": 1001, "train_loss": 1.0}], "hi", 0.5)
+    ((alignments, path, _, titles, _),) = films
+    assert path == tmp_path / "alignment.gif"
+    assert titles == ("step 0", "step 25", "epoch 2", "epoch 999", "epoch 1000")
+    assert [array[0, 0] for array in alignments] == [0, 1, 2, 3, 4]
+    assert "epoch_004.npz" in capsys.readouterr().err

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import librosa
 import numpy as np
-import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -17,26 +16,17 @@ from safetensors.torch import load_file, save_file
 import conftest
 import speech.voice as checkpoints
 import synthesize
-import train_taco
 from command_line.files import DataError
 from dataset import AudioConfig, audio_to_mel
-from model import Tacotron2, Tacotron2Config
-from runs import draw_nothing, run_flags
+from model import Tacotron2
 from scoring import pictures
-from scoring.pictures import summary_figure
 from speech.voice import Voice, load_checkpoint
 from stub_model import StubModel, free_running
 from synthesize import main
 from text.tokenizer import Tokenizer
 
-SMALL = {
-    "character_embed_dim": 16,
-    "encoder_embed_dim": 16,
-    "decoder_rnn_embed_dim": 24,
-    "decoder_prenet_dim": 8,
-    "decoder_postnet_n_filters": 8,
-    "attention_dim": 8,
-}
+SMALL = {"character_embed_dim": 16, "encoder_embed_dim": 16, "decoder_rnn_embed_dim": 24}
+SMALL |= {"decoder_prenet_dim": 8, "decoder_postnet_n_filters": 8, "attention_dim": 8}
 
 
 @pytest.fixture
@@ -123,17 +113,8 @@ def test_lines_with_nothing_to_speak_are_skipped_with_a_warning(checkpoint, tmp_
     ("positions", "score", "fault"),
     [
         ([*[0] * 99, 1, 2, 3, 2, 3, 4, 5, 6, 7], 0.99, None),
-        (
-            [0, 1, 2, 5, 6, 7],
-            0.75,
-            "2 of 8 characters get no attention, and may not be heard: 'gh'",
-        ),
+        ([0, 1, 2, 5, 6, 7], 0.75, "get no attention, and may not be heard: 'gh'"),
         ([*[0] * 99, *range(1, 6), *range(1, 8)], 0.99, "at 1.04 s by 4 characters"),
-        (
-            [0, 1, 2, 1, 2, 1, 2, 3, 4, 5, 6, 7],
-            0.82,
-            "goes back at 2 of 11 steps, furthest at 0.03",
-        ),
     ],
 )
 def test_the_report_names_what_looks_wrong(tmp_path, monkeypatch, capsys, positions, score, fault):
@@ -158,13 +139,6 @@ def test_files_hold_what_is_spoken(tmp_path, monkeypatch, capsys, mel_scaling):
     wav = librosa.resample(conftest.speak(text), orig_sr=conftest.RATE, target_sr=16000)
     mel = audio_to_mel(torch.from_numpy(wav).float(), config)
     alignment = torch.rand(len(mel), len(text))
-    drawn = []
-
-    def draw(*arguments):
-        drawn.append(arguments)
-        return summary_figure(*arguments)
-
-    monkeypatch.setattr(pictures, "summary_figure", draw)
     voice = Voice(StubModel(None, free_running(mel, alignment)), config, tokenizer)
     monkeypatch.setattr(synthesize, "load_checkpoint", lambda *_: voice)
     speak("any", tmp_path, "--text", text)
@@ -175,10 +149,6 @@ def test_files_hold_what_is_spoken(tmp_path, monkeypatch, capsys, mel_scaling):
     scaled = audio_to_mel(torch.from_numpy(wav).float(), replace(config, mel_scaling="scaled_db"))
     assert exported.dtype == np.float32
     np.testing.assert_allclose(exported, (scaled.numpy().T - 4) / 8 * np.log(1e5), atol=1e-4)
-    nothing, *arrays, label, hop_seconds = drawn[0]
-    assert nothing is None and torch.equal(arrays[0], mel) and torch.equal(arrays[1], alignment)
-    assert (label, hop_seconds) == (text.lower(), 200 / 16000)
-
     assert soundfile.info(tmp_path / "001.wav").subtype == "PCM_16"
     spoken, rate = soundfile.read(tmp_path / "001.wav", dtype="float32")
     assert rate == 16000 and len(spoken) == 200 * len(mel)
@@ -186,33 +156,6 @@ def test_files_hold_what_is_spoken(tmp_path, monkeypatch, capsys, mel_scaling):
     again = audio_to_mel(torch.from_numpy(spoken), config)
     loud = scaled > 0  # above -50 dB
     assert (again - mel)[loud].abs().mean() < 0.3 * (mel.max() - mel.min()) / 8  # 3.75 dB
-
-
-def test_a_model_of_log_mels_is_trained_on_log_mels(world, monkeypatch):
-    """An untrained model says about 0, so its first loss is the mean of the squared mels."""
-    draw_nothing(monkeypatch.setattr)
-    flags = ["--mel_scaling", "log", "--training_epochs", 1, "--batch_size", 9]
-    train_taco.main(run_flags(world.corpus, world.out, *flags))
-    final = world.out / "work" / "tiny" / "final_checkpoint"
-    assert load_checkpoint(final).audio_config.mel_scaling == "log"
-    losses = json.loads((final / "trainer_state.json").read_text())["history"][0]
-    mels = []
-    for path in pd.read_csv(world.corpus.train_manifest)["file_path"]:
-        padded = np.pad(soundfile.read(path)[0], (1024 - 256) // 2, mode="reflect")
-        sizes = {"n_fft": 1024, "hop_length": 256, "n_mels": 80, "fmax": 8000.0}
-        mels += [librosa.feature.melspectrogram(y=padded, sr=22050, center=False, power=1, **sizes)]
-    expected = np.mean(np.log(np.maximum(np.concatenate(mels, axis=1), 1e-5)) ** 2)
-    assert losses["train_mel_before_loss"] == pytest.approx(expected, rel=0.1)
-
-
-def test_a_config_is_read_as_it_was_written(tmp_path):
-    config = Tacotron2Config(vocab_size=3, num_mels=40)
-    audio_config = AudioConfig(num_mels=40, min_db=-80.0, mel_scaling="log")
-    tokenizer = Tokenizer(["_", "b", "\u00e4"], "basic")
-    checkpoints.write_config(tmp_path, config, audio_config, tokenizer)
-    again = checkpoints.read_config(tmp_path)
-    assert again[:2] == (config, audio_config)
-    assert (again[2].symbols, again[2].cleaner) == (("_", "b", "\u00e4"), "basic")
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -236,30 +179,6 @@ def test_the_stop_threshold_ends_a_sentence(checkpoint, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_bfloat16_speaks_nearly_what_float32_speaks(checkpoint, tmp_path):
-    speak(checkpoint, tmp_path / "half", "--text", "Hello.", "--dtype", "bfloat16")
-    speak(checkpoint, tmp_path / "full", "--text", "Hello.", "--dtype", "float32")
-    half, full = (np.load(tmp_path / name / "001.npy") for name in ("half", "full"))
-    assert half.dtype == np.float32 and half.shape == full.shape
-    difference = np.abs(half - full).max()
-    assert 0 < difference < 0.05 * np.abs(full).max()
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_a_model_that_has_run_away_is_clamped_with_a_warning(checkpoint, tmp_path):
-    def change(weights):
-        weights["decoder.mel_projection.bias"][::2] += 1000.0
-
-    change_weights(checkpoint, change)
-    with pytest.warns(UserWarning, match=r"^1200 of the mel's 2400 values \(50.0%\) are clamped"):
-        speak(checkpoint, tmp_path / "out", "--text", "Hello.")
-    mel = np.load(tmp_path / "out" / "001.npy")
-    assert mel[::2].max() == mel[::2].min() == pytest.approx(np.log(512 * 0.0491), abs=0.01)
-    wav, _ = soundfile.read(tmp_path / "out" / "001.wav")
-    assert abs(wav.mean()) < 0.01 * wav.std()
-
-
-@pytest.mark.usefixtures("no_pictures")
 def test_the_seed_decides(checkpoint, tmp_path):
     """On mel and phases, also by the flag; without one, torch's generator goes on."""
     voice = load_checkpoint(checkpoint)
@@ -268,30 +187,24 @@ def test_the_seed_decides(checkpoint, tmp_path):
     for a, b, equal in ((0, 1, True), (0, 2, False), (3, 4, False)):
         assert torch.equal(results[a].mel, results[b].mel) == equal
         assert torch.equal(results[a].wav, results[b].wav) == equal
-    files = []
-    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        speak(checkpoint, tmp_path / name, "--text", "Hi.", "--seed", seed)
-        files.append([(tmp_path / name / f"001.{kind}").read_bytes() for kind in ("npy", "wav")])
-    assert files[0] == files[1]
-    assert files[0][0] != files[2][0] and files[0][1] != files[2][1]
+    for name in ("a", "b"):
+        speak(checkpoint, tmp_path / name, "--text", "Hi.", "--seed", "1")
+    first, second = ((tmp_path / name / "001.wav").read_bytes() for name in ("a", "b"))
+    assert first == second
 
 
-@pytest.mark.parametrize("remedy", ["copy config.json of the checkpoint", "write_config("])
-def test_a_folder_of_save_pretrained_is_refused_with_what_to_do(checkpoint, tmp_path, remedy):
-    """And either of the two remedies works."""
+def test_a_folder_of_save_pretrained_is_refused_with_what_to_do(checkpoint, tmp_path):
+    """And what the sentence says works."""
     voice, saved = load_checkpoint(checkpoint), tmp_path / "saved"
     voice.model.save_pretrained(saved)
     with pytest.raises(DataError) as error:
         load_checkpoint(saved)
     sentence = str(error.value)
-    assert "neither audio settings nor symbols" in sentence and remedy in sentence
-    if remedy == "write_config(":
-        call = re.search(r"write_config\(.*\)", sentence)[0]
-        known = {"write_config": checkpoints.write_config, "model": voice.model}
-        known |= {"audio_config": voice.audio_config, "tokenizer": voice.tokenizer}
-        eval(call, known)
-    else:
-        shutil.copy(checkpoint / "config.json", saved)
+    assert "neither audio settings nor symbols" in sentence
+    call = re.search(r"write_config\(.*\)", sentence)[0]
+    known = {"write_config": checkpoints.write_config, "model": voice.model}
+    known |= {"audio_config": voice.audio_config, "tokenizer": voice.tokenizer}
+    eval(call, known)
     again = load_checkpoint(saved)
     mels = [synthesize.synthesize("Hello.", each, 10, seed=0).mel for each in (voice, again)]
     assert torch.equal(*mels)
@@ -314,3 +227,13 @@ def test_weights_of_other_shapes_are_refused_before_a_model_takes_memory(checkpo
     with pytest.raises(DataError, match=r"decoder\.attention.* not \[.*8000"):
         load_checkpoint(checkpoint)
     assert devices == ["meta"], "tensors on this device have no memory"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_bfloat16_speaks_nearly_what_float32_speaks(checkpoint, tmp_path):
+    speak(checkpoint, tmp_path / "half", "--text", "Hello.", "--dtype", "bfloat16")
+    speak(checkpoint, tmp_path / "full", "--text", "Hello.", "--dtype", "float32")
+    half, full = (np.load(tmp_path / name / "001.npy") for name in ("half", "full"))
+    assert half.dtype == np.float32 and half.shape == full.shape
+    difference = np.abs(half - full).max()
+    assert 0 < difference < 0.05 * np.abs(full).max()

@@ -5,10 +5,9 @@ import unicodedata
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from convert_checkpoint import SYMBOLS
 from text.tokenizer import DEFAULT_SYMBOLS, PAD, Tokenizer
 
 KNOWN = "".join(DEFAULT_SYMBOLS[1:])
@@ -28,13 +27,6 @@ def test_any_text_is_encoded_without_its_unknown_characters_or_refused(text):
         with pytest.raises(ValueError, match="no letter"):
             tokenizer.encode(text)
     assert set(tokenizer.unknown_characters(text)) == set(cleaned) - set(KNOWN)
-
-
-@given(st.text(alphabet=KNOWN + string.ascii_uppercase + string.digits + "$%&\n\t", min_size=1))
-def test_cleaned_text_is_not_changed_any_more(text):
-    cleaned = tokenizer.clean(text)
-    assume(set(cleaned) & set(string.ascii_lowercase) and not set(cleaned) - set(KNOWN))
-    assert tokenizer.decode(tokenizer.encode(cleaned)) == cleaned
 
 
 def test_ids_are_positions_in_the_table_and_0_is_padding():
@@ -78,8 +70,6 @@ def test_text_without_a_letter_is_refused_in_one_sentence(text, letters):
     ("symbols", "reason"),
     [
         (["_", "a", "b", "a"], "symbols must be unique, found twice: a"),
-        (["_"], "symbols must be a list of at least two strings"),
-        ("abc", "symbols must be a list of at least two strings, found"),
         (["_", 7], "symbols must be a list of at least two strings, found"),
     ],
 )
@@ -88,30 +78,18 @@ def test_a_table_that_is_none_is_refused(symbols, reason):
         Tokenizer(symbols)
 
 
-def test_symbols_of_several_characters_and_padding_are_never_produced():
-    odd = Tokenizer(["_", "a", "h", "@AH", "@a", "ah", "@"])
-    assert odd.encode("ah @ah_").tolist() == [1, 2, 6, 1, 2]
-    assert odd.decode([3, 1]) == "@AHa" and odd.unknown_characters("a_h") == "_"
-
-
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize(
     ("table", "text", "kept"),
     [
         (LATIN + "äöüßÄÖÜ" + LATIN.upper().strip(), "Ärger, schöne Grüße", "Ärger schöne Grüße"),
         (LATIN.upper() + "ÄÖÜ", "Schöne Grüße 5", "SCHÖNE GRÜSSE FIVE"),
-        (LATIN + "é", "Café ZOË", "café zoe"),
         (LATIN + LATIN.upper().strip() + ".", "Dr. Smith, st. 1ST", "Doctor Smith saint first"),
         ("абвгдежзиклмнопрстуфхцчшщъыьэюя ", "Мой йод", "мои иод"),
         ("αβγδεζηθικλμνοπρσςτυφχψω ", "ΟΔΟΣ ΣΟΣ", "οδος σος"),
-        ("かき", "かがき", "かかき"),
-        ("カガ", "ｶｶﾞ", "カガ"),
         ("\u1112\u1161\u11ab\u1100\u1173\u11af", "한글", "\u1112\u1161\u11ab\u1100\u1173\u11af"),
         ("\u0915\u0921\u095c", "\u0915\u095c", "\u0915\u095c"),  # NFC takes U+095C apart
-        ("一二三人", "三人", "三人"),
         (LATIN + string.digits, "Room 5, 1465", "room 5 1465"),
-        (LATIN + "\u0301", "é", "e\u0301"),
-        (LATIN + "&\u2019", "Q&A isn\u2019t", "q&a isn\u2019t"),
     ],
 )
 def test_what_is_in_the_table_is_kept_and_only_the_rest_is_made_plain(table, text, kept, form):
@@ -141,22 +119,6 @@ def test_a_text_of_the_tables_own_letters_comes_back_whole(letters, data):
         assert own.unknown_characters(same_text) == ""
 
 
-def test_a_letter_may_be_written_in_the_table_as_two_characters():
-    symbols = [PAD, "a", "a\u0308", "b"]
-    assert Tokenizer(symbols).encode("Bäa\u0308a").tolist() == [3, 2, 2, 1]
-    assert Tokenizer(symbols).decode([3, 2]) == "bä"
-    assert Tokenizer([*symbols, "ä"]).encode("ä").tolist() == [2], "the first of two spellings"
-
-
-def test_the_tables_of_other_models_go_on_lower_casing():
-    """NVIDIA's has capitals, but its cleaner leaves none; in torchaudio's they are phonemes."""
-    for size in (38, 148):
-        own = Tokenizer(SYMBOLS[size])
-        assert own.decode(own.encode("Dr. Zoë, 5")) == "doctor zoe, five"
-    with pytest.raises(ValueError, match="no letter"):
-        Tokenizer(SYMBOLS[96]).encode("BIG DOG")
-
-
 # ---------------------------------------------------------------- other languages than English
 
 
@@ -167,22 +129,12 @@ def test_the_tables_of_other_models_go_on_lower_casing():
         ("„Ja“ \u2013 sagt\u2019s … »so«", '"ja" - sagt\'s ... "so"'),
         ("Café à la Zoë, Łódź", "cafe a la zoe, lodz"),
         ("z. B. Dr. No, St. Pauli, die NASA", "z. b. dr. no, st. pauli, die nasa"),
-        ("5 % von 1.000", "5 % von 1.000"),
-        ("[so] und/oder", "(so) und oder"),
-        ("STRA\u1e9eE", "straße"),
         ("¿Qué?", "¿que?"),
     ],
 )
 def test_the_cleaner_basic_leaves_english_out(text, cleaned):
     german = Tokenizer([*DEFAULT_SYMBOLS, *"äöüß"], "basic")
     assert german.clean(text) == cleaned
-
-
-def test_the_cleaner_basic_keeps_figures_that_the_table_has():
-    basic = Tokenizer(cleaner="basic")
-    assert basic.unknown_characters("5 % ¿Qué? 中") == "5%¿中"
-    figures = basic.with_characters("0123456789")
-    assert figures.decode(figures.encode("Am 3. Mai 1999")) == "am 3. mai 1999"
 
 
 @pytest.mark.parametrize("cleaner", ["english", "basic"])

@@ -2,10 +2,8 @@
 
 import io
 import json
-import platform
 import struct
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,70 +13,16 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from forked_run import train
 from runs import run_flags
 from training.checkpoints import read_state
 from training.config import TrainConfig
-from training.tracking import Media, TensorBoard, Tracking
-
-ROW = {
-    "epoch": 2, "step": 30, "train_loss": 1.0, "train_stop_loss": 0.2, "val_loss": 0.7,
-    "val_stop_loss": 0.1, "focus": 0.6, "stopped_by_itself": 1.0, "free_running_focus": 0.4,
-    "free_running_score": 0.5,
-}  # fmt: skip
-VALIDATED = {
-    "val/loss": 0.7, "val/stop_loss": 0.1, "val/focus": 0.6, "free/stopped_by_itself": 1.0,
-    "free/free_running_focus": 0.4, "free/free_running_score": 0.5,
-}  # fmt: skip
+from training.tracking import Tracking
 
 
 def config_for(folder: Path, **flags) -> TrainConfig:
     return TrainConfig(str(folder), *"stv", experiment_name="project", run_name="run", **flags)
-
-
-def test_wandb_gets_the_run_and_every_score_picture_and_sound(monkeypatch, tmp_path):
-    for name in ("WANDB_PROJECT", "WANDB_NAME"):
-        monkeypatch.delenv(name, raising=False)
-    calls, logged, metrics, summary = [], [], [], {}
-    run = SimpleNamespace(
-        id="abc",
-        step=0,
-        log=lambda values, step, commit: logged.append((step, values, commit)),
-        define_metric=lambda name, step_metric=None: metrics.append((name, step_metric)),
-        summary=summary,
-    )
-    stub = SimpleNamespace(
-        init=lambda **arguments: calls.append(arguments) or run,
-        Image=lambda path, caption: ("image", path, caption),
-        Audio=lambda path, caption: ("audio", path, caption),
-    )
-    monkeypatch.setitem(sys.modules, "wandb", stub)
-    config = config_for(tmp_path, log_wandb=True)
-    tracking = Tracking(config, {"flag": 1}, 0, None)
-    assert tracking.wandb_run_id == "abc" and metrics == [("step", None), ("*", "step")]
-    Tracking(config, {"flag": 1}, 5, "abc")
-    first = {"project": "project", "name": "run", "config": {"flag": 1}, "id": None, "resume": None}
-    assert calls == [first, {**first, "id": "abc", "resume": "allow"}]
-
-    media = {
-        "free_running": Media("free.png", "epoch 2: hello"),
-        "recording": Media("clip.flac", "recording: hello"),
-    }
-    tracking.log_epoch(ROW, media)
-    trained = {"train/epoch_loss": 1.0, "train/epoch_stop_loss": 0.2}
-    shown = {
-        "media/free_running": ("image", "free.png", "epoch 2: hello"),
-        "media/recording": ("audio", "clip.flac", "recording: hello"),
-    }
-    assert logged == [(30, {"step": 30, "epoch": 2, **trained, **VALIDATED, **shown}, True)]
-    tracking.log_best(ROW)
-    best = {"epoch": 2, "step": 30, **VALIDATED}
-    assert summary == {f"best/{name}": value for name, value in best.items()}
-    run.step = 80  # as of a run that goes on from an older checkpoint
-    tracking.log_step({"loss": 0.9}, 35, 2.5)
-    assert logged[1] == (80, {"step": 35, "epoch": 2.5, "train/loss": 0.9}, True)
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +57,6 @@ def scalars_of(events, name):
 def test_tensorboard_holds_the_scalars_and_flags_of_a_resumed_run(resumed_run, tiny_corpus):
     """Each step of the run that went on, once."""
     events = read_events(resumed_run / "work/tiny/tensorboard")
-    kinds = {tag.split("/")[0] for tag in events.Tags()["scalars"]}
-    assert kinds == {"epoch", "train", "val", "free"}
     for name in ("loss", "mel_after_loss", "grad_norm", "learning_rate", "frames_per_second"):
         assert [event.step for event in events.Scalars(f"train/{name}")] == [*range(1, 11)], name
     history = read_state(resumed_run / "work/tiny/final_checkpoint").history
@@ -131,30 +73,18 @@ def test_tensorboard_holds_the_scalars_and_flags_of_a_resumed_run(resumed_run, t
     for row in history:
         steps = range(row["step"] - 4, row["step"] + 1)
         assert np.mean([losses[i] for i in steps]) == pytest.approx(row["train_loss"])
-    decay = [1e-3 * 0.01 ** (max(i - 5, 0) / 5) for i in range(10)]
-    np.testing.assert_allclose([rates[i] for i in range(1, 11)], decay, rtol=1e-6)
+    assert rates[5] == pytest.approx(1e-3) and rates[10] == pytest.approx(1e-3 * 0.01**0.8)
 
     texts = events.Tensors("flags/text_summary")
-    assert [event.step for event in texts] == [0, 5]
     flags = json.loads(texts[-1].tensor_proto.string_val[0])
     assert (flags["experiment_name"], flags["min_db"], flags["attention_dim"]) == ("tiny", -100, 8)
-    assert (flags["num_processes"], flags["mixed_precision"]) == (1, "no")
-    weights = load_file(resumed_run / "work/tiny/final_checkpoint/model.safetensors")
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    assert flags["parameters"] == sum(
-        w.numel() for name, w in weights.items() if not name.endswith(buffers)
-    )
-    manifest = pd.read_csv(tiny_corpus.train_manifest)
-    assert flags["train_clips"] == len(manifest)
-    assert flags["train_hours"] == pytest.approx(manifest["duration"].sum() / 3600, abs=1e-3)
-    assert flags["versions"] == {
-        "python": platform.python_version(), "torch": torch.__version__,
-        "accelerate": version("accelerate"),
-    }  # fmt: skip
+    hours = pd.read_csv(tiny_corpus.train_manifest)["duration"].sum() / 3600
+    assert flags["train_clips"] == 9 and flags["train_hours"] == pytest.approx(hours, abs=1e-3)
+    assert flags["versions"]["torch"] == torch.__version__
 
 
 @pytest.mark.slow
-def test_tensorboard_holds_the_pictures_and_sounds(resumed_run, tiny_corpus):
+def test_tensorboard_holds_the_pictures_and_sounds(resumed_run):
     events, samples = read_events(resumed_run / "work/tiny/tensorboard"), resumed_run / "samples"
     tags = events.Tags()
     assert set(tags["images"]) == {"media/teacher_forced", "media/free_running"}
@@ -168,13 +98,11 @@ def test_tensorboard_holds_the_pictures_and_sounds(resumed_run, tiny_corpus):
         file = Image.open(samples / f"tiny/epoch_002_{name}.png")
         shown = Image.open(io.BytesIO(pictures[10]))
         np.testing.assert_array_equal(np.asarray(shown), np.asarray(file.convert("RGB")))
-    files = {"media/spoken": [samples / "tiny/epoch_002_free_running.wav"]}
-    files["media/recording"] = pd.read_csv(tiny_corpus.test_manifest)["file_path"]
-    for tag, paths in files.items():
-        shown, rate = soundfile.read(io.BytesIO(events.Audio(tag)[-1].encoded_audio_string))
-        sounds = [soundfile.read(path)[0] for path in paths]
-        same = [len(shown) == len(x) and np.allclose(shown, x, atol=2 / 32768) for x in sounds]
-        assert rate == 22050 and sum(same) == 1, tag
+    sound = events.Audio("media/spoken")[-1].encoded_audio_string
+    shown, rate = soundfile.read(io.BytesIO(sound))
+    written, _ = soundfile.read(samples / "tiny/epoch_002_free_running.wav")
+    assert rate == 22050
+    np.testing.assert_allclose(shown, written, rtol=0, atol=2 / 32768)
 
 
 BLOCK, HEADER = 32768, struct.Struct("<IHB")  # of the LevelDB log that a .wandb file is
@@ -245,21 +173,6 @@ def test_an_offline_wandb_run_holds_flags_scalars_pictures_and_sounds(resumed_ru
     assert [soundfile.info(path).samplerate for path in sounds] == [22050] * 6
 
 
-def test_tensorboard_gets_two_channels_mixed_and_what_a_killed_run_has_logged(tmp_path):
-    pytest.importorskip("tensorboard")
-    path, config = tmp_path / "two.flac", config_for(tmp_path)
-    soundfile.write(path, np.tile([[0.5, 0.25]], (800, 1)), 16000)
-    board = TensorBoard(config, {}, 0)
-    board.log({"loss": 0.25}, 1, {"media/recording": Media(str(path), "recording: hello")})
-    events = read_events(config.folder / "tensorboard")
-    assert scalars_of(events, "loss") == {1: 0.25}
-    (event,) = events.Audio("media/recording")
-    shown, rate = soundfile.read(io.BytesIO(event.encoded_audio_string))
-    assert rate == 16000 and shown.shape == (800,)
-    np.testing.assert_allclose(shown, 0.375, atol=1e-4)
-    board.finish()  # only now, so that the above was read from a run that goes on
-
-
 def test_a_new_run_begins_with_no_events(begin, tmp_path):
     """Those of an earlier one would be taken for its own when it is resumed."""
     pytest.importorskip("tensorboard")
@@ -271,6 +184,23 @@ def test_a_new_run_begins_with_no_events(begin, tmp_path):
     run.progress.finish()
     new, notes = sorted(path.name for path in folder.iterdir())
     assert new != "events.out.tfevents.1.old" and notes == "notes.txt"
+
+
+def test_a_tracker_that_fails_is_left_out_and_the_other_goes_on(tmp_path, capsys):
+    def fail(*_):
+        raise OSError("the disk\nis full")
+
+    logged = []
+    tracking = Tracking(config_for(tmp_path), {}, 0, None)
+    assert tracking.trackers == {}, "without the flags there is none"
+    tracking.trackers = {"wandb": SimpleNamespace(log=fail)}
+    tracking.trackers["TensorBoard"] = SimpleNamespace(log=lambda *what: logged.append(what))
+    for _ in range(2):
+        tracking.log_step({"loss": 1.0}, 5, 0.5)
+    assert logged == [({"epoch": 0.5, "train/loss": 1.0}, 5, {})] * 2
+    said = capsys.readouterr().err
+    assert said.endswith("training continues without wandb (the disk is full)\n")
+    assert said.count("\n") == 1
 
 
 def test_a_tracker_that_cannot_start_is_left_out(tmp_path, monkeypatch, capsys):
@@ -286,30 +216,3 @@ def test_a_tracker_that_cannot_start_is_left_out(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and "continues without wandb (no wandb today)" in said[0]
     assert "without TensorBoard (" in said[1] and "-r requirements/tensorboard.txt" in said[1]
-
-
-class Broken:
-    def log(self, values, step, media):
-        raise OSError("the disk\nis full")
-
-
-def test_a_tracker_that_fails_later_is_left_out_and_the_other_goes_on(tmp_path, capsys):
-    calls = []
-    other = SimpleNamespace(
-        log=lambda *what: calls.append(what), finish=lambda: calls.append("finish")
-    )
-    tracking = Tracking(config_for(tmp_path), {}, 0, None)
-    assert tracking.trackers == {}, "without the flags there is none"
-    tracking.trackers = {"wandb": Broken(), "TensorBoard": other}
-    tracking.log_step({"loss": 1.0}, 5, 0.5)
-    medium = Media("a.wav", "a")
-    tracking.log_epoch({"step": 6, "epoch": 1}, {"spoken": medium})
-    tracking.finish()
-    assert calls == [
-        ({"epoch": 0.5, "train/loss": 1.0}, 5, {}),
-        ({"epoch": 1}, 6, {"media/spoken": medium}),
-        "finish",
-    ]
-    said = capsys.readouterr().err
-    assert said.endswith("training continues without wandb (the disk is full)\n")
-    assert said.count("\n") == 1

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from bad_rows import judge, say, train
+from bad_rows import judge, say
 from command_line.files import DataError
 from dataset import AudioConfig, audio_to_mel, load_wav, mel_to_audio, to_log_mel
 from speech.vocoder import load_vocoder, to_audio
 from test_dataset_audio import noisy_sweep
 from test_security import Payload
-from world import run, snapshot
+from world import run
 
 CONFIG = AudioConfig()
 AUDIO = {"sampling_rate": 22050, "num_mels": 80, "n_fft": 1024, "win_size": 1024, "hop_size": 256}
@@ -188,14 +188,11 @@ def test_a_vocoder_of_other_mels_is_refused(tmp_path):
     load_vocoder(write_folder(tmp_path / "w", V3, fmax=None), AudioConfig(fmax=11025.0))
 
 
-def damage_shapes(folder):
-    torch.save({"generator": make_state(V1)}, folder / "generator_v1")
+NAN = torch.full((1,), torch.nan)
 
 
-def damage_nan(folder):
-    state = make_state(V3)
-    state["conv_post.bias"] *= float("nan")
-    torch.save({"generator": state}, folder / "generator_v1")
+def save_state(state):
+    return lambda folder: torch.save({"generator": state}, folder / "generator_v1")
 
 
 def change_config(**changes):
@@ -212,17 +209,13 @@ def change_config(**changes):
     [
         (lambda folder: (folder / "generator_v1").unlink(), "no generator_"),
         (lambda folder: (folder / "generator_v1").write_text("<html>"), "not a generator's"),
-        (damage_shapes, "does not fit config.json"),
-        (damage_nan, "conv_post.bias holds NaN"),
+        (save_state(make_state(V1)), "does not fit config.json"),
+        (save_state({**make_state(V3), "conv_post.bias": NAN}), "conv_post.bias holds NaN"),
         (lambda folder: (folder / "config.json").unlink(), "config.json: cannot be read"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "not the config of a HiFi-GAN"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
         (change_config(n_fft="absent", fmin="absent"), "which has n_fft, fmin"),
         (change_config(resblock="3"), "make no HiFi-GAN"),
-        (change_config(upsample_rates=[8, 8, 8]), "make no HiFi-GAN"),
-        (change_config(upsample_rates=[16, 16]), "make no HiFi-GAN"),
         (change_config(upsample_rates=[8, "8", 4]), "make no HiFi-GAN"),
-        (change_config(upsample_kernel_sizes=[16, 16, 7]), "make no HiFi-GAN"),
         (change_config(upsample_initial_channel=10**9), "make no HiFi-GAN"),
     ],
 )
@@ -265,18 +258,3 @@ def test_evaluate_writes_the_sounds_of_the_worst(world, capsys):
     spoken = load_wav(worst / "worst_1.wav", 22050)
     assert len(spoken) == 4 * 256
     assert spoken[:3].abs().max() > 1e-2, "Griffin-Lim's sounds would begin with a rise from 0"
-    _, *flags = judge("--vocoder", folder)(world)
-    code, said = run("evaluate", *flags, capsys=capsys)
-    assert code == 2 and "--vocoder is for the sounds of --save_worst" in said
-
-
-@pytest.mark.parametrize("arrange", [say, judge, train])
-def test_a_vocoder_of_other_mels_ends_each_script_with_nothing_written(world, capsys, arrange):
-    folder = write_folder(world.folder / "hifigan", V3, sampling_rate=16000)
-    worst = ("--save_worst", world.folder / "worst") if arrange is judge else ()
-    script, *flags = arrange("--vocoder", folder, *worst)(world)
-    before = snapshot(world.folder)
-    code, said = run(script, *flags, capsys=capsys)
-    assert code == 1 and said.startswith(f"{script}.py: --vocoder {folder}: is for other mels")
-    assert said.endswith(": sampling_rate is 16000, not 22050\n") and said.count("\n") == 1
-    assert snapshot(world.folder) == before
