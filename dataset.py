@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from command_line.files import DataError, write_whole
+from command_line.files import DataError, one_line, write_whole
 from text.phonemes import to_phonemes
 from text.tokenizer import Tokenizer
 
@@ -401,8 +401,7 @@ def read_manifest(path: str | Path) -> "pd.DataFrame":
     except UnicodeError:
         raise DataError(f"{path}: cannot be read as CSV (it is not UTF-8 text)") from None
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be read as CSV ({reason})") from None
+        raise DataError(f"{path}: cannot be read as CSV ({one_line(error, None)})") from None
     missing = [column for column in MANIFEST_COLUMNS if column not in frame.columns]
     if missing:
         raise DataError(
