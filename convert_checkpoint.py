@@ -200,7 +200,8 @@ def export_voice(source: Path, layout: str, target: Path) -> None:
     """Convert a checkpoint folder into a peer's file."""
     voice = load_checkpoint(source)
     config = voice.model.config
-    needs = {"character_embed_dim": config.encoder_embed_dim, "decoder_prenet_depth": 2}
+    needs = {"character_embed_dim": config.encoder_embed_dim}
+    needs |= {"decoder_prenet_depth": 2, "frames_per_step": 1}
     for field, needed in needs.items():
         if (found := getattr(config, field)) != needed:
             raise DataError(f"{source}: {layout} needs --{field} {needed}, found {found}")

@@ -41,6 +41,9 @@ class Tacotron2Config:
     encoder_n_convolutions: Annotated[int, "convolutions in the encoder"] = 3
     encoder_embed_dim: Annotated[int, "size of encoder_outputs, both directions, even"] = 512
     encoder_dropout_p: Annotated[float, "dropout after each encoder convolution"] = 0.5
+    frames_per_step: Annotated[
+        int, "mel frames that each decoder step predicts; 1 is the paper's"
+    ] = 1
     decoder_rnn_embed_dim: Annotated[int, "size of both decoder LSTMs"] = 1024
     decoder_dropout_p: Annotated[float, "dropout on the decoder LSTM's output"] = 0.1
     decoder_prenet_dim: Annotated[int, "size of the prenet's layers"] = 256
@@ -256,7 +259,12 @@ class LocationSensitiveAttention(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Predicts one mel frame after the other from the text that the attention points at."""
+    """Predicts mel frames one after the other from the text that the attention points at.
+
+    The paper predicts one frame a step. With frames_per_step = r it is r frames, as in Tacotron
+    (Wang et al. 2017, 1703.10135, section 3.4): there are r times fewer steps, and the frame that
+    each starts from is r frames old, so that the decoder has to read the text.
+    """
 
     def __init__(self, config: Tacotron2Config) -> None:
         super().__init__()
@@ -266,8 +274,9 @@ class Decoder(nn.Module):
         self.attention_rnn = nn.LSTMCell(config.decoder_prenet_dim + text_dim, rnn_dim)
         self.attention = LocationSensitiveAttention(config)
         self.decoder_rnn = nn.LSTM(rnn_dim + text_dim, rnn_dim)
-        self.mel_projection = nn.Linear(rnn_dim + text_dim, config.num_mels)
-        self.stop_projection = nn.Linear(rnn_dim + text_dim, 1)
+        n_frames = config.frames_per_step
+        self.mel_projection = nn.Linear(rnn_dim + text_dim, n_frames * config.num_mels)
+        self.stop_projection = nn.Linear(rnn_dim + text_dim, n_frames)
         nn.init.xavier_uniform_(self.mel_projection.weight)
         nn.init.xavier_uniform_(self.stop_projection.weight, gain=nn.init.calculate_gain("sigmoid"))
 
@@ -289,17 +298,17 @@ class Decoder(nn.Module):
         keys: Tensor,
         padding_mask: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, DecoderState]:
-        """Predict the next frame. Dropout is on the LSTMs' outputs, not on the states fed back.
+        """Predict the next r frames. Dropout is on the LSTMs' outputs, not on the states fed back.
 
         Args:
-            frame: (B, num_mels), the previous frame; zeros for the first step.
+            frame: (B, num_mels), the last frame of the previous step; zeros for the first step.
             state: of the previous step; `initial_state` for the first step.
             encoder_outputs: (B, T_text, encoder_embed_dim).
             keys: (B, T_text, attention_dim), attention.key_layer(encoder_outputs).
             padding_mask: (B, T_text) bool, True = padding.
 
         Returns:
-            frame (B, num_mels), stop_logit (B,), alignment (B, T_text), state.
+            frames (B, r, num_mels), stop_logits (B, r), alignment (B, T_text), state.
         """
         prenet_output = self.prenet(frame)  # (B, decoder_prenet_dim)
         x = torch.cat([prenet_output, state.context], dim=1)
@@ -321,8 +330,8 @@ class Decoder(nn.Module):
         output = F.dropout(decoder_hidden, self.config.decoder_dropout_p, self.training)
 
         output = torch.cat([output, context], dim=1)
-        frame = self.mel_projection(output)  # (B, num_mels)
-        stop_logit = self.stop_projection(output).squeeze(1)  # (B,)
+        frames = self.mel_projection(output).unflatten(1, (-1, self.config.num_mels))
+        stop_logits = self.stop_projection(output)  # (B, r)
         state = DecoderState(
             attention_hidden,
             attention_cell,
@@ -332,7 +341,7 @@ class Decoder(nn.Module):
             alignment,
             state.cumulative_alignment + alignment,
         )
-        return frame, stop_logit, alignment, state
+        return frames, stop_logits, alignment, state
 
     def forward(
         self, encoder_outputs: Tensor, padding_mask: Tensor, mels: Tensor
@@ -349,10 +358,28 @@ class Decoder(nn.Module):
         keys = self.attention.key_layer(encoder_outputs)
         state = self.initial_state(encoder_outputs)
         outputs = []
-        for frame in F.pad(mels, (0, 0, 1, -1)).unbind(dim=1):  # zeros, then the true frames
+        for frame in self.previous_frames(mels).unbind(dim=1):
             *output, state = self.step(frame, state, encoder_outputs, keys, padding_mask)
             outputs.append(output)
-        return tuple(torch.stack(parts, dim=1) for parts in zip(*outputs, strict=True))
+        frames, stop_logits, alignments = zip(*outputs, strict=True)
+        return self.per_frame(
+            torch.cat(frames, dim=1),
+            torch.cat(stop_logits, dim=1),
+            torch.stack(alignments, dim=1),
+            mels.shape[1],
+        )
+
+    def previous_frames(self, mels: Tensor) -> Tensor:
+        """Pick the true frame before each step, zeros for the first: (B, n_steps, num_mels)."""
+        r, n_frames = self.config.frames_per_step, mels.shape[1]
+        return F.pad(mels[:, r - 1 :: r], (0, 0, 1, 0))[:, : -(-n_frames // r)]
+
+    def per_frame(
+        self, frames: Tensor, stop_logits: Tensor, alignments: Tensor, n_frames: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Repeat each step's alignment for its frames, and cut all three to n_frames."""
+        alignments = alignments.repeat_interleave(self.config.frames_per_step, dim=1)
+        return frames[:, :n_frames], stop_logits[:, :n_frames], alignments[:, :n_frames]
 
     def infer(
         self,
@@ -372,7 +399,7 @@ class Decoder(nn.Module):
         max_decoder_steps: int,
         stop_threshold: float,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Predict frame t from the predicted frame t - 1; yield the tensors of `forward` by frames.
+        """Predict frames from predicted frames; yield the tensors of `forward`, some at a time.
 
         It ends once the stop token of every clip has been above stop_threshold, and at the latest
         after max_decoder_steps frames.
@@ -381,11 +408,15 @@ class Decoder(nn.Module):
         state = self.initial_state(encoder_outputs)
         frame = state.context.new_zeros(len(padding_mask), self.config.num_mels)
         stopped = torch.zeros_like(padding_mask[:, 0])  # (B,)
-        for _ in range(max_decoder_steps):
-            *output, state = self.step(frame, state, encoder_outputs, keys, padding_mask)
-            frame, stop_logit, _ = output
-            yield tuple(x[:, None] for x in output)
-            stopped |= torch.sigmoid(stop_logit) > stop_threshold
+        for n_frames in range(0, max_decoder_steps, self.config.frames_per_step):
+            frames, stop_logits, alignment, state = self.step(
+                frame, state, encoder_outputs, keys, padding_mask
+            )
+            yield self.per_frame(
+                frames, stop_logits, alignment[:, None], max_decoder_steps - n_frames
+            )
+            frame = frames[:, -1]
+            stopped |= (torch.sigmoid(stop_logits) > stop_threshold).any(dim=1)
             if stopped.all():
                 break
 
@@ -463,7 +494,10 @@ class Tacotron2(nn.Module, PyTorchModelHubMixin):
         stops = torch.sigmoid(stop_logits) > stop_threshold  # (B, T_mel)
         reached_limit = ~stops.any(dim=1)  # (B,)
         lengths = (stops.int().argmax(dim=1) + 1).masked_fill(reached_limit, stops.shape[1])
-        mel_mask = build_padding_mask(lengths)
+        mel_mask = build_padding_mask(lengths)  # (B, T_mel); a step may go on after the last end
+        mels_before, stop_logits, alignments = (
+            x[:, : mel_mask.shape[1]] for x in (mels_before, stop_logits, alignments)
+        )
         mels_before = mels_before.masked_fill(mel_mask[:, :, None], 0.0)
         mels = mels_before + self.postnet(mels_before, mel_mask)
         return InferenceOutput(mels, lengths, stop_logits, alignments, reached_limit)

@@ -8,7 +8,8 @@ Needs requirements/onnx.txt. Opset 17, float32, one text at a time (the first ax
     encoder.onnx    tokens (1, T_text) int64 -> encoder_outputs (1, T_text, encoder_embed_dim),
                     keys (1, T_text, attention_dim)
     step.onnx       frame, masks, encoder_outputs, keys and the seven tensors of DecoderState
-                    -> next_frame, stop_logit (1,) and the state with next_ before each name
+                    -> frames (1, frames_per_step, num_mels), stop_logits (1, frames_per_step)
+                    and the state with next_ before each name
     postnet.onnx    mels_before (1, T_mel, num_mels) -> mels_after, the same shape
 
 Only T_text and T_mel are dynamic. masks (decoder_prenet_depth, decoder_prenet_dim) are the factors
@@ -112,10 +113,10 @@ class OneStep(nn.Module):
         """Map the inputs of step.onnx to its outputs, in order."""
         self.decoder.prenet.masks = masks
         nothing_is_padding = torch.zeros((), dtype=torch.bool)
-        frame, stop_logit, _, state = self.decoder.step(
+        frames, stop_logits, _, state = self.decoder.step(
             frame, DecoderState(*state), encoder_outputs, keys, nothing_is_padding
         )
-        return frame, stop_logit, *state
+        return frames, stop_logits, *state
 
 
 class Correction(nn.Module):
@@ -166,7 +167,7 @@ def write_graphs(voice: Voice, folder: Path) -> None:
         "keys": keys,
         **model.decoder.initial_state(encoder_outputs)._asdict(),
     }
-    outputs = ["next_frame", "stop_logit", *(f"next_{name}" for name in DecoderState._fields)]
+    outputs = ["frames", "stop_logits", *(f"next_{name}" for name in DecoderState._fields)]
     write_graph(folder / STEP, OneStep(model), step, outputs)
     mels = {"mels_before": torch.zeros(1, TRACED_FRAMES, config.num_mels)}
     write_graph(folder / POSTNET, Correction(model), mels, ["mels_after"])

@@ -19,7 +19,7 @@ import onnxruntime
 TINY = 1e-8  # below all magnitudes that matter; the least divisor
 
 
-def sigmoid(x: float) -> float:
+def sigmoid(x: np.ndarray) -> np.ndarray:
     """Compute 1 / (1 + e^-x) without overflow."""
     return 0.5 + 0.5 * np.tanh(x / 2)
 
@@ -74,19 +74,21 @@ class Speaker:
             feed.setdefault(value.name, np.zeros(shape, np.float32))
         state = [value.name for value in self.step.get_inputs()][4:]
         frames, stop_logits, alignments = [], [], []
-        for t in range(max_decoder_steps if mels is None else len(mels)):
-            feed["masks"] = self.draw_masks(rng) if masks is None else masks[t]
-            frame, stop_logit, *next_state = self.step.run(None, feed)
-            feed.update(zip(state, next_state, strict=True), frame=frame)
-            frames.append(frame[0])
-            stop_logits.append(stop_logit[0])
-            alignments.append(feed["alignment"][0])
+        n_frames = max_decoder_steps if mels is None else len(mels)
+        while len(frames) < n_frames:
+            step_masks = self.draw_masks(rng) if masks is None else masks[len(alignments)]
+            new, stops, *next_state = self.step.run(None, feed | {"masks": step_masks})
+            feed.update(zip(state, next_state, strict=True), frame=new[:, -1])
+            if mels is None and (ends := np.flatnonzero(sigmoid(stops[0]) > threshold)).size:
+                n_frames = min(n_frames, len(frames) + ends[0] + 1)
+            frames.extend(new[0])
+            stop_logits.extend(stops[0])
+            alignments.append(feed["alignment"][0])  # of all frames of the step
             if mels is not None:
-                feed["frame"] = mels[t : t + 1]
-            elif sigmoid(stop_logit[0]) > threshold:
-                break
-        (mel,) = self.postnet.run(None, {"mels_before": np.stack(frames)[None]})
-        return mel[0], np.array(stop_logits), np.stack(alignments)
+                feed["frame"] = mels[len(frames) - 1 : len(frames)]
+        (mel,) = self.postnet.run(None, {"mels_before": np.stack(frames[:n_frames])[None]})
+        alignment = np.repeat(np.stack(alignments), new.shape[1], axis=0)
+        return mel[0], np.array(stop_logits[:n_frames]), alignment[:n_frames]
 
     def fit_to_mel(self, magnitude: np.ndarray, mel: np.ndarray) -> np.ndarray:
         """Bring the mel of magnitudes (T, n_fft // 2 + 1) to `mel`, by Lee and Seung 2001."""

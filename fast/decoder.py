@@ -147,7 +147,7 @@ class FastDecoder(Decoder):
         return super().train(mode)
 
     def joint_projection(self) -> tuple[Tensor, Tensor]:
-        """Join both projections to one weight (num_mels + 1, ...) and bias.
+        """Join both projections to one weight (r * (num_mels + 1), ...) and bias.
 
         A product with one column costs as much as one with 80, and so does its gradient.
         """
@@ -160,8 +160,8 @@ class FastDecoder(Decoder):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run teacher forcing; see Decoder.forward."""
         config = self.config
-        frames = F.pad(mels.transpose(0, 1), (0, 0, 0, 0, 1, -1))  # (T_mel, B, num_mels)
-        prenet_outputs = self.prenet(frames)  # (T_mel, B, decoder_prenet_dim)
+        frames = self.previous_frames(mels).transpose(0, 1)  # (n_steps, B, num_mels)
+        prenet_outputs = self.prenet(frames)  # (n_steps, B, decoder_prenet_dim)
         drops = None
         if self.training and config.attention_dropout_p:
             shape = (*prenet_outputs.shape[:2], config.decoder_rnn_embed_dim)
@@ -178,7 +178,13 @@ class FastDecoder(Decoder):
         rnn_outputs = F.dropout(rnn_outputs, config.decoder_dropout_p, self.training)
         features = torch.cat([rnn_outputs, contexts.to(rnn_outputs.dtype)], dim=2)
         outputs = F.linear(features, *self.joint_projection()).transpose(0, 1)
-        return outputs[..., :-1], outputs[..., -1], alignments.transpose(0, 1)
+        return self.per_frame(*self.split(outputs), alignments.transpose(0, 1), mels.shape[1])
+
+    def split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Split outputs (B, n_steps, r * (num_mels + 1)) into frames and stop_logits by frames."""
+        r = self.config.frames_per_step
+        frames = outputs[..., :-r].unflatten(2, (r, -1)).flatten(1, 2)  # (B, n_steps * r, num_mels)
+        return frames, outputs[..., -r:].flatten(1)
 
     @torch.no_grad()
     def run_freely(
@@ -201,18 +207,21 @@ class FastDecoder(Decoder):
         n_steps = STEPS_AT_ONCE.get(device_type, 1)
         run = partial(self.run_steps, attend, cells, self.joint_projection(), n_steps)
         stopped = torch.zeros_like(padding_mask[:, 0])  # (B,)
-        for n_frames in range(0, max_decoder_steps, n_steps):
+        n_at_once = n_steps * self.config.frames_per_step
+        for n_frames in range(0, max_decoder_steps, n_at_once):
             # Under autocast the cells, which hold nearly all the weights, run in its dtype. The
             # rest of a step is too small to gain from that and stays float32.
             with torch.autocast(device_type, enabled=False):
-                if n_frames == n_steps > 1:  # the first chunk has compiled all kernels
+                if (
+                    n_frames == n_at_once and n_steps > 1
+                ):  # the first chunk has compiled all kernels
                     import fast.gpu as fast_gpu
 
                     run = fast_gpu.capture(run, carry)
                 outputs, carry = run(carry)
-            ends = torch.sigmoid(outputs[1]) > stop_threshold  # (B, n_steps)
+            ends = torch.sigmoid(outputs[1]) > stop_threshold  # (B, n_at_once)
             # The chunk may hold frames after the last clip's end, and after the limit.
-            n_kept = min(n_steps, max_decoder_steps - n_frames)
+            n_kept = min(n_at_once, max_decoder_steps - n_frames)
             newly = ends & ~stopped[:, None]
             stopped |= ends.any(dim=1)
             if n_steps > 1 and stopped.all():
@@ -237,8 +246,8 @@ class FastDecoder(Decoder):
             carry: the previous frame and the state, (frame, *state).
 
         Returns:
-            (frames (B, n_steps, num_mels), stop_logits (B, n_steps), alignments
-            (B, n_steps, T_text)) and the next carry.
+            (frames (B, n_steps * r, num_mels), stop_logits (B, n_steps * r), alignments
+            (B, n_steps * r, T_text)) and the next carry.
         """
         frame, state = carry[0], DecoderState(*carry[1:])
         outputs = []
@@ -256,11 +265,12 @@ class FastDecoder(Decoder):
                 state.cumulative_alignment + alignment,
             )
             features = torch.cat([state.decoder_hidden, context], dim=1)
-            output = F.linear(features, *projection)  # (B, num_mels + 1)
-            frame = output[:, :-1]
-            outputs.append((frame, output[:, -1], alignment))
-        frames, stop_logits, alignments = (torch.stack(x, 1) for x in zip(*outputs, strict=True))
-        return (frames, stop_logits, alignments), (frame, *state)
+            frames, stop_logits = self.split(F.linear(features, *projection)[:, None])
+            frame = frames[:, -1]  # (B, num_mels)
+            outputs.append((frames, stop_logits, alignment[:, None]))
+        parts = (torch.cat(x, dim=1) for x in zip(*outputs, strict=True))
+        n_frames = n_steps * self.config.frames_per_step
+        return self.per_frame(*parts, n_frames), (frame, *state)
 
 
 # Switching

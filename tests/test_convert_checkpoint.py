@@ -124,11 +124,12 @@ def test_an_exported_file_loads_in_torchaudio_and_speaks_the_same(tmp_path, monk
     assert torch.allclose(ours.alignments, alignments, rtol=0, atol=1e-5)
 
 
-def test_sizes_that_the_peers_lack_are_refused(tmp_path):
-    config = Tacotron2Config(**{**vars(OUR_SIZES), "decoder_prenet_depth": 3})
+@pytest.mark.parametrize("field", ["decoder_prenet_depth", "frames_per_step"])
+def test_sizes_that_the_peers_lack_are_refused(tmp_path, field):
+    config = Tacotron2Config(**{**vars(OUR_SIZES), field: 3})
     folder = write_voice(tmp_path / "voice", config)
     message = error_of("--from", folder, "--to", "nvidia", tmp_path / "out.pt")
-    assert "nvidia needs --decoder_prenet_depth" in message and "found 3" in message
+    assert f"nvidia needs --{field}" in message and "found 3" in message
     assert not (tmp_path / "out.pt").exists()
 
 

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,10 +92,10 @@ def train_step(model: Tacotron2, batch: tuple[Tensor, ...], seed: int) -> dict[s
     return {name: part.detach() for name, part in output._asdict().items()} | gradients
 
 
-def fast_and_plain(contrast: float = 1.0) -> tuple[Tacotron2, Tacotron2]:
+def fast_and_plain(contrast: float = 1.0, **sizes: int) -> tuple[Tacotron2, Tacotron2]:
     """Build both decoders with the same weights; more contrast makes more pointed alignments."""
     torch.manual_seed(0)
-    plain = Tacotron2(SMALL)
+    plain = Tacotron2(replace(SMALL, **sizes))
     with torch.no_grad():
         plain.decoder.attention.v.weight.mul_(contrast)
         for module in plain.postnet.modules():
@@ -107,11 +108,12 @@ def fast_and_plain(contrast: float = 1.0) -> tuple[Tacotron2, Tacotron2]:
 @pytest.mark.parametrize(
     "lengths", [[(9, 17), (4, 21), (7, 2)], [(1, 3), (5, 1)]], ids=["mixed", "shortest"]
 )
-def test_fast_equals_plain(lengths):
+@pytest.mark.parametrize("frames_per_step", [1, 3])
+def test_fast_equals_plain(lengths, frames_per_step):
     """Outputs and every gradient, with dropout as a known factor of each channel."""
     tokens, token_lengths, mels, mel_lengths = make_batch(lengths)
     batch = tokens, token_lengths, mels.double(), mel_lengths
-    fast, plain = (model.double() for model in fast_and_plain(contrast=8.0))
+    fast, plain = (model.double() for model in fast_and_plain(8.0, frames_per_step=frames_per_step))
     assert type(fast.decoder) is FastDecoder and type(plain.decoder) is Decoder
     for seed in range(2):
         ours, expected = (train_step(model, batch, seed) for model in (fast, plain))

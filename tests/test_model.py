@@ -134,6 +134,30 @@ def test_no_frame_sees_itself_or_the_future(fast_decoder):
 
 
 @BOTH_DECODERS
+@pytest.mark.parametrize("frames_per_step", [1, 2, 3])
+def test_free_running_is_teacher_forcing_on_its_own_frames(fast_decoder, frames_per_step):
+    """Each step begins with the last frame of the step before, whoever made that frame."""
+    sizes = {"frames_per_step": frames_per_step}
+    model = make_model(fast_decoder=fast_decoder, **sizes).eval()
+    tokens, token_lengths, *_ = make_batch()
+    padding_mask = build_padding_mask(token_lengths)
+    with torch.no_grad():
+        encoder_outputs = model.encoder(tokens, token_lengths, padding_mask)
+        free = model.decoder.infer(encoder_outputs, padding_mask, 20, 1.0)
+        forced = model.decoder(encoder_outputs, padding_mask, free[0])
+    assert [x.shape[1] for x in free] == [20, 20, 20], "the limit counts frames"
+    torch.testing.assert_close(free, forced, atol=1e-5, rtol=1e-5)
+    steps = free[2][:, ::frames_per_step].repeat_interleave(frames_per_step, dim=1)[:, :20]
+    assert torch.equal(free[2], steps), "the frames of a step share its alignment"
+    changed = free[0].clone()
+    changed[:, 0] += 1.0
+    again, *_ = model.decoder(encoder_outputs, padding_mask, changed)
+    same = (again == forced[0]).all(dim=2).all(dim=0)  # (20,)
+    is_read = frames_per_step == 1  # with more, the first frame is not the last of its step
+    assert same.all() != is_read and same[:frames_per_step].all()
+
+
+@BOTH_DECODERS
 def test_batched_inference_equals_one_by_one(fast_decoder):
     model = lively(make_model(fast_decoder=fast_decoder))
     tokens, token_lengths, *_ = make_batch()
@@ -167,7 +191,7 @@ def test_a_clip_that_has_stopped_once_stays_stopped(monkeypatch):
 
     def step_with_logits(*args):
         frame, _, *others = step(*args)
-        return frame, torch.tensor(next(logits)), *others
+        return frame, torch.tensor(next(logits))[:, None], *others
 
     monkeypatch.setattr(decoder, "step", step_with_logits)
     text, no_padding = torch.zeros(2, 3, 32), torch.zeros(2, 3, dtype=torch.bool)
