@@ -305,7 +305,7 @@ def test_load_wav_scales_down_floats_above_full_scale_and_refuses_no_sound(tmp_p
     stereo = np.stack([np.zeros(9), np.full(9, math.nan)], axis=1)
     cases = (([], "no samples"), ([0.1, math.nan], "NaN"), ([math.inf], "infinite"))
     for samples, reason in (*cases, (stereo, "NaN"), (integers, "integers"), ([-127, 3], "127")):
-        soundfile.write(path, np.array(samples), RATE, subtype=subtype)
+        soundfile.write(path, np.array(samples, float), RATE, subtype=subtype)
         with pytest.raises(DataError, match=rf"^{path}: .*{reason}"):
             load_wav(path, RATE)
 
@@ -325,11 +325,10 @@ SILENT = np.zeros(RATE, np.float32)
     [
         ((VOICE, -VOICE), VOICE, True),
         ((0.5 * VOICE, -VOICE), -VOICE, True),
-        ((VOICE, np.where(HALF, VOICE, -VOICE)), VOICE, True),
-        ((VOICE + 0.1, 0.2 - VOICE), VOICE + 0.1, True),
+        ((VOICE, 0.9 * np.where(HALF, VOICE, -VOICE)), VOICE, True),
+        ((VOICE + 0.1, 0.2 - 0.9 * VOICE), VOICE + 0.1, True),
         ((SILENT, VOICE), VOICE, True),
         ((SILENT, SILENT, VOICE, SILENT, SILENT, SILENT), VOICE, True),
-        ((VOICE, np.where(HALF, VOICE, 0)), VOICE, True),
         ((np.where(HALF, 0, VOICE), np.where(HALF, VOICE, 0)), VOICE / 2, False),
         ((VOICE, 0.5 * VOICE), 0.75 * VOICE, False),
         ((VOICE, noisy_sweep(seed=1)[::-1]), (VOICE + noisy_sweep(seed=1)[::-1]) / 2, False),
@@ -357,7 +356,7 @@ def test_a_wav_that_was_recorded_through_a_pipe_is_read_whole(
     tmp_path, size, container, subtype, n_channels
 ):
     path = tmp_path / "a.wav"
-    samples = np.stack([noisy_sweep(0.3)] * n_channels, axis=1)
+    samples = np.stack([noisy_sweep(0.4)] * n_channels, axis=1)
     soundfile.write(path, samples, RATE, subtype=subtype, format=container)
     expected, content = load_wav(path, RATE), bytearray(path.read_bytes())
     data = content.index(b"data")
