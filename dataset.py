@@ -30,6 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+import audio.numba_cache  # noqa: F401 before librosa
+from audio.recording import read_recording
 from command_line.files import DataError, one_line, write_whole
 from text.phonemes import to_phonemes
 from text.tokenizer import Tokenizer
@@ -190,20 +192,10 @@ def load_wav(path: str | Path, sampling_rate: int) -> Tensor:
         (n_samples,) float32 in [-1, 1], mono, at `sampling_rate`.
 
     Raises:
-        DataError: when the file is missing, unreadable, empty, or holds NaN or infinity.
+        DataError: when the file cannot be read, or holds no sound; see `read_recording`.
     """
-    try:
-        samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError, TypeError, ValueError, MemoryError) as error:
-        reason = "no such file" if not os.path.isfile(path) else str(error).strip(". ")
-        raise DataError(f"{path}: cannot be read as audio ({reason})") from None
-    if not 1_000 <= file_rate <= 1_000_000:
-        raise DataError(f"{path}: has a sampling rate of {file_rate} Hz")
-    wav = torch.from_numpy(samples).mean(dim=1)  # (n_samples,)
-    if len(wav) == 0:
-        raise DataError(f"{path}: holds no samples")
-    if not torch.isfinite(wav).all():
-        raise DataError(f"{path}: holds samples that are NaN or infinite")
+    recording = read_recording(path)
+    wav, file_rate = torch.from_numpy(recording.wav), recording.sampling_rate
     if file_rate != sampling_rate:
         import librosa  # slow to import, see import_librosa
 

@@ -30,7 +30,8 @@ from command_line.flags import FlagParser
 from command_line.main import say, script
 from corpora.download import LJSPEECH_SHA256, LJSPEECH_URL, download_corpus
 from corpora.layouts import read_clips
-from corpora.recordings import Clip, describe_problems, trim_clip
+from corpora.lengths import find_misfits
+from corpora.recordings import MAX_SECONDS, Clip, describe_problems, describe_remarks, trim_clip
 
 VAL_NAME = "val_metadata.csv"
 
@@ -99,6 +100,25 @@ def warn_unknown(clips: list[Clip]) -> None:
         say(f"{unknown}; train_taco.py's --path_to_symbols takes another table", file=sys.stderr)
     if folded := Tokenizer().describe_folded(texts):
         say(f"{folded}; train_taco.py's --extra_symbols adds symbols for them", file=sys.stderr)
+
+
+def warn_odd(clips: list[Clip]) -> None:
+    """Name clips on stderr: oddly read, very long, or with a text that is too short or long."""
+    from text.tokenizer import Tokenizer  # imports torch, which takes seconds
+
+    lines = describe_remarks(clips)
+    long = [clip for clip in clips if clip.duration > MAX_SECONDS]
+    if long:
+        lines.append(
+            f"Clips of more than {MAX_SECONDS:g} s, which take much memory: {len(long)}; cut them, "
+            "or leave them out with --max_seconds"
+        )
+        lines += describe_problems([c._replace(problem=f"{c.duration:.1f} s") for c in long])
+    if misfits := find_misfits(clips, Tokenizer().clean):
+        lines.append(f"Clips whose text does not fit their length: {len(misfits)}; listen to them")
+        lines += describe_problems(misfits)
+    for line in lines:
+        say(line, file=sys.stderr)
 
 
 def write_manifests(splits: dict[str, list[Clip]], folder: Path) -> None:
@@ -189,6 +209,7 @@ def save_splits(args: argparse.Namespace, clips: list[Clip]) -> None:
         clips = leave_out_bad(clips, args.skip_bad)
     clips = leave_out_lengths(clips, args.min_seconds, args.max_seconds)
     splits = split_clips(clips, args.seed, args.test_split_pct, args.val_split_pct)
+    warn_odd(clips)
     warn_unknown(clips)
     with file_errors():
         write_manifests(splits, folder)

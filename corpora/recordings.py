@@ -3,6 +3,7 @@
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,12 +13,12 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from command_line.files import write_whole
+import audio.numba_cache  # noqa: F401 before librosa
+from audio.recording import find_sample_size, open_recording, read_recording
+from command_line.files import DataError, write_whole
 
 SUFFIXES = (".wav", ".flac", ".WAV", ".FLAC")  # in the order in which they are tried
-BLOCK_SIZE = 2**18  # samples read at once, so that a long recording needs no more memory
-# libsndfile's note on a wav that ends early. A size of 0 or 2^32 - 1 means "unknown".
-TRUNCATED = re.compile(r"^data : (?!0 |4294967295 )(\d+) \(should be (\d+)\)", re.MULTILINE)
+MAX_SECONDS = 20.0  # of a clip that trains well
 MAX_LISTED = 10  # bad clips to name on the console
 
 T = TypeVar("T")
@@ -32,6 +33,7 @@ class Clip(NamedTuple):
     path: Path = Path()
     duration: float = 0.0  # seconds
     problem: str = ""  # why the clip cannot be used
+    remarks: tuple[str, ...] = ()  # how training reads the recording, where that is odd
 
 
 def describe_problems(clips: list[Clip]) -> list[str]:
@@ -39,6 +41,16 @@ def describe_problems(clips: list[Clip]) -> list[str]:
     bad = [clip for clip in clips if clip.problem]
     lines = [f"{clip.place}: {clip.clip_id!r}: {clip.problem}" for clip in bad[:MAX_LISTED]]
     return [*lines, f"and {len(bad) - MAX_LISTED} more"] if len(bad) > MAX_LISTED else lines
+
+
+def describe_remarks(clips: list[Clip]) -> list[str]:
+    """Say in a line each how training reads odd recordings, with their number and the first."""
+    firsts = {remark: clip.clip_id for clip in reversed(clips) for remark in clip.remarks}
+    counts = Counter(remark for clip in clips for remark in clip.remarks)
+    return [
+        f"{remark}: {counts[remark]} of {len(clips)} clips, first {firsts[remark]!r}"
+        for remark in sorted(counts)
+    ]
 
 
 def map_clips(function: Callable[[Clip], T], clips: list[Clip], verb: str) -> list[T]:
@@ -69,20 +81,25 @@ def find_recording(name: Path, folder: Path) -> Path | None:
     return next((path for path in list_candidates(name, folder) if os.path.isfile(path)), None)
 
 
-def inspect_recording(path: Path) -> tuple[float, str]:
-    """Return the length of a recording in seconds, and a problem, or "" if there is none."""
-    info = soundfile.info(path)
-    problem = ""
-    if promised := TRUNCATED.search(info.extra_info):
-        problem = f"truncated: {promised[2]} bytes of samples instead of {promised[1]} in {path}"
-    # The header does not show if a flac is complete, or if a sample is NaN or infinite.
-    if info.format == "FLAC" or info.subtype in ("FLOAT", "DOUBLE"):
-        blocks = soundfile.blocks(path, BLOCK_SIZE, dtype="float32")
-        if not all(np.isfinite(block).all() for block in blocks):
-            problem = f"NaN or infinite samples in {path}"
-    if info.frames <= 0:
-        problem = f"zero-length: no samples in {path}"
-    return info.duration, problem
+def inspect_recording(path: Path) -> tuple[float, str, tuple[str, ...]]:
+    """Return a recording's length in seconds, a problem or "", and how training reads it if oddly.
+
+    The header tells this of a mono wav of integers. Others are read: a flac may be incomplete,
+    a float NaN, and channels may cancel each other.
+    """
+    with open_recording(path) as file:
+        if file.frames <= 0:
+            return 0.0, f"zero-length: no samples in {path}", ()
+        is_rf64, is_flac = file.format == "RF64", file.format == "FLAC"
+        if "should be" in file.extra_info or is_rf64:  # libsndfile's note on a wrong size
+            size = find_sample_size(path)
+            if size and size.is_truncated:
+                problem = f"{size.held} bytes of samples instead of {size.promised} in {path}"
+                return 0.0, f"truncated: {problem}", ()
+        if file.channels == 1 and not is_flac and file.subtype not in ("FLOAT", "DOUBLE"):
+            return file.frames / file.samplerate, "", ()
+    recording = read_recording(path)
+    return len(recording.wav) / recording.sampling_rate, "", recording.remarks
 
 
 def check_audio(clip: Clip, folder: Path) -> Clip:
@@ -96,21 +113,25 @@ def check_audio(clip: Clip, folder: Path) -> Clip:
             problem = f"neither .wav nor .flac: {folder / clip.path}"
         return clip._replace(problem=problem)
     try:
-        duration, problem = inspect_recording(path)
-    except (soundfile.SoundFileError, OSError) as error:
-        duration, problem = 0.0, f"unreadable: {error}"
-    return clip._replace(path=path, duration=duration, problem=problem)
+        duration, problem, remarks = inspect_recording(path)
+    except (DataError, soundfile.SoundFileError, OSError) as error:
+        duration, problem, remarks = 0.0, f"unreadable: {error}", ()
+    return clip._replace(path=path, duration=duration, problem=problem, remarks=remarks)
 
 
 def trim_clip(clip: Clip, folder: Path, trim_db: float) -> Clip:
-    """Write folder/ID.wav, 16-bit, without the edges that are trim_db below the clip's peak."""
+    """Write folder/ID.wav, 16-bit mono, without the edges that are trim_db below the clip's peak.
+
+    What training reads is trimmed, and a constant offset is no sound.
+    """
     import librosa.effects  # takes a second
 
     path = folder / f"{clip.clip_id}.wav"
     try:
-        samples, sampling_rate = soundfile.read(clip.path, always_2d=True)  # (n_samples, channels)
-        _, (start, end) = librosa.effects.trim(samples.T, top_db=trim_db)
-        pcm = np.rint(samples[start:end] * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
+        recording = read_recording(clip.path)
+        wav, sampling_rate = recording.wav, recording.sampling_rate
+        _, (start, end) = librosa.effects.trim(wav - wav.mean(), top_db=trim_db)
+        pcm = np.rint(wav[start:end] * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
         write_whole(path, lambda new: soundfile.write(new, pcm, sampling_rate, format="WAV"))
     except Exception as error:  # of any kind: it is listed with the clip that it belongs to
         return clip._replace(problem=f"trimming failed: {error}")

@@ -7,12 +7,11 @@ report.json (the numbers of the table), clips.csv (a row for each clip) and reco
 
 A frame of 20 ms is silent if it is 40 dB below the clip's loudest frame, as for `--trim_db 40`. A
 pair of text and recording looks wrong if the recording is much longer or shorter than is usual for
-its text. The usual length is a line, overhead + seconds per letter, fitted to all clips.
+its text, see corpora/lengths.py.
 """
 
 import json
 import math
-import unicodedata
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -20,27 +19,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import soundfile
-from scipy.stats import theilslopes
 
+from audio.recording import FRAME_SECONDS, SILENCE_DB, read_recording
 from command_line.files import DataError, file_errors, write_whole
 from command_line.main import say
-from corpora.recordings import MAX_LISTED, Clip, describe_problems, map_clips
+from corpora.lengths import Row, count_letters, mark_suspects
+from corpora.recordings import (
+    MAX_LISTED,
+    MAX_SECONDS,
+    Clip,
+    describe_problems,
+    describe_remarks,
+    map_clips,
+)
 from scoring.pictures import histogram_figure, save_figure
 from text.tokenizer import Tokenizer
 
-FRAME_SECONDS = 0.02
-SILENCE_DB = 40.0  # below the loudest frame
 FLOOR_DB = -120.0  # the level of digital silence
 FULL_SCALE = 1 - 2**-15  # the largest sample of 16 bits
+MIN_OFFSET = 0.003  # share of full scale by which the samples of a clip are off centre
 MIN_CLIPPED = 3  # samples at full scale; a clip that is normalized to its peak has one or two
 NO_SOUND_DB = -60.0  # peak of a clip without speech
-Z_LIMIT = 3.5  # Iglewicz and Hoaglin's for a z-score of median and MAD
-MIN_SPREAD = 0.05  # of log(usual length / length), so that very even clips have no outliers
-MIN_CLIPS = 10  # fewer have no spread to speak of
-FAR_RATIO = 3.0  # times the usual length, or a third of it, looks wrong at any spread
-MAX_OVERHEAD = 1.0  # seconds
-MAX_FITTED = 1000  # clips that the line is fitted to
 TEXT_WIDTH = 50  # characters of a text that the list shows
 # The numbers in the table: column, name, factor.
 SHOWN = {
@@ -55,8 +54,6 @@ SHOWN = {
 }
 DRAWN = ("seconds", "characters_per_second", "rms_dbfs", "inner_silence")
 LISTED = ("clip_id", "text", "spoken_seconds", "usual_seconds", "z_score", "why")
-
-Row = dict[str, Any]  # a clip's numbers, by column
 
 
 def dbfs(amplitude: float) -> float:
@@ -82,28 +79,24 @@ def measure_silence(powers: np.ndarray, frame_seconds: float, seconds: float) ->
 
 
 def measure_audio(path: Path) -> Row:
-    """Measure the peak of the loudest channel, and the rest on the mean that training reads."""
-    samples, sampling_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    n_samples, n_channels = samples.shape
-    magnitudes, seconds = np.abs(samples), n_samples / sampling_rate
+    """Measure what training reads, less its constant offset, and the clipping of any channel."""
+    recording = read_recording(path)
+    n_samples, sampling_rate = len(recording.wav), recording.sampling_rate
+    seconds, offset = n_samples / sampling_rate, recording.wav.mean(dtype=np.float64)
     frame = max(1, round(FRAME_SECONDS * sampling_rate))  # samples
-    squares = samples.mean(axis=1, dtype=np.float64) ** 2  # (n_samples,)
-    powers = np.add.reduceat(squares, np.arange(0, n_samples, frame)) / frame  # (n_frames,)
+    wav = recording.wav - offset  # (n_samples,) float64
+    powers = np.add.reduceat(wav**2, np.arange(0, n_samples, frame)) / frame  # (n_frames,)
     return {
         "path": str(path),
         "seconds": seconds,
         "sampling_rate": sampling_rate,
-        "channels": n_channels,
+        "channels": recording.channels.shape[1],
         **measure_silence(powers, frame / sampling_rate, seconds),
-        "peak_dbfs": dbfs(float(magnitudes.max())),
-        "rms_dbfs": dbfs(math.sqrt(squares.mean())),
-        "clipped_samples": int((magnitudes >= FULL_SCALE).sum()),
+        "peak_dbfs": dbfs(float(np.abs(wav).max())),
+        "rms_dbfs": dbfs(math.sqrt(np.square(wav).mean())),
+        "offset": float(offset),
+        "clipped_samples": int((np.abs(recording.channels) >= FULL_SCALE).sum()),
     }
-
-
-def count_letters(text: str) -> int:
-    """Count letters, figures and their marks; spaces and punctuation take no time of their own."""
-    return sum(c.isalnum() or unicodedata.category(c).startswith("M") for c in text)
 
 
 def measure_clip(clip: Clip, tokenizer: Tokenizer) -> Row:
@@ -113,7 +106,7 @@ def measure_clip(clip: Clip, tokenizer: Tokenizer) -> Row:
         return row
     try:
         row |= measure_audio(clip.path)
-    except (soundfile.SoundFileError, OSError, ValueError) as error:
+    except DataError as error:
         return row | {"why": f"unreadable: {error}"}
     text = tokenizer.clean(clip.transcript)
     row |= {"characters": len(text), "letters": count_letters(text)}
@@ -125,46 +118,13 @@ def measure_clip(clip: Clip, tokenizer: Tokenizer) -> Row:
     return row | {"usual_seconds": None, "z_score": None}
 
 
-def fit_usual_lengths(letters: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Estimate the usual length of texts with these numbers of letters, (n_clips,).
-
-    Its line is Theil and Sen's: the median of the slopes between all pairs of clips.
-    """
-    by_length = np.argsort(letters, kind="stable")
-    fitted = by_length[np.linspace(0, len(letters) - 1, min(len(letters), MAX_FITTED)).astype(int)]
-    one_length = letters.min() == letters.max()
-    slope = 0 if one_length else theilslopes(seconds[fitted], letters[fitted]).slope
-    overhead = np.clip(np.median(seconds - slope * letters), 0, MAX_OVERHEAD)
-    overhead = min(overhead, np.median(seconds) / 2)
-    slope = np.median((seconds - overhead) / letters)
-    return overhead + max(slope, 0.001) * letters
-
-
-def mark_suspects(rows: list[Row]) -> None:
-    """Fill in usual_seconds and z_score of the rows, and why a pair looks wrong."""
-    spoken = [row for row in rows if not row["why"]]
-    if not spoken:
-        return
-    seconds = np.array([row["spoken_seconds"] for row in spoken])
-    usual = fit_usual_lengths(np.array([row["letters"] for row in spoken]), seconds)
-    log_ratios = np.log(usual / seconds)
-    log_ratios -= np.median(log_ratios)
-    spread = max(1.4826 * np.median(np.abs(log_ratios)), MIN_SPREAD)
-    for row, usual_seconds, log_ratio in zip(spoken, usual, log_ratios, strict=True):
-        row["usual_seconds"] = float(usual_seconds)
-        row["z_score"] = float(log_ratio / spread) if len(spoken) >= MIN_CLIPS else None
-        is_outlier = abs(row["z_score"] or 0) > Z_LIMIT
-        if is_outlier or abs(log_ratio) > math.log(FAR_RATIO):
-            row["why"] = f"the text is too {'long' if log_ratio > 0 else 'short'}"
-
-
 def misfit(row: Row) -> float:
     """Compare a clip's length with the usual one; without a usual length it is infinite."""
     return abs(math.log((row["usual_seconds"] or math.inf) / row["spoken_seconds"]))
 
 
-def summarize(rows: list[Row], unusable: list[Clip]) -> dict[str, Any]:
-    """Compute the numbers of report.json from the rows of the clips that could be measured."""
+def summarize(rows: list[Row], clips: list[Clip], unusable: list[Clip]) -> dict[str, Any]:
+    """Compute the numbers of report.json from all clips, and the rows of those measured."""
     statistics = {}
     for column in SHOWN:
         values = np.array([row[column] for row in rows], dtype=float)
@@ -179,6 +139,9 @@ def summarize(rows: list[Row], unusable: list[Clip]) -> dict[str, Any]:
         "channels": dict(Counter(row["channels"] for row in rows).most_common()),
         **statistics,
         "clipped_clips": sum(row["clipped_samples"] >= MIN_CLIPPED for row in rows),
+        "clips_with_offset": sum(abs(row["offset"]) >= MIN_OFFSET for row in rows),
+        "clips_too_long": sum(row["seconds"] > MAX_SECONDS for row in rows),
+        "remarks": describe_remarks(clips),
         "unknown_characters": Tokenizer().describe_unknown(row["text"] for row in rows),
         "suspects": len(suspects),
         "worst_suspects": [{c: row[c] for c in LISTED} for row in suspects[:MAX_LISTED]],
@@ -203,6 +166,11 @@ def print_report(report: dict[str, Any]) -> None:
         lines.append(f"{name:<26}{numbers}")
     n_clipped, n_suspects = report["clipped_clips"], report["suspects"]
     lines += ["", f"clipped (at least {MIN_CLIPPED} samples at full scale): {n_clipped} clips"]
+    lines.append(
+        f"constant offset (at least {MIN_OFFSET:.1%}): {report['clips_with_offset']} clips"
+    )
+    lines.append(f"longer than {MAX_SECONDS:g} s: {report['clips_too_long']} clips")
+    lines += report["remarks"]
     lines.append(report["unknown_characters"] or "every character has a symbol")
     lines.append(f"pairs of text and recording that look wrong: {n_suspects}")
     if n_suspects:
@@ -228,7 +196,7 @@ def write_report(clips: list[Clip], folder: Path) -> None:
         first = describe_problems(unusable)[0]
         raise DataError(f"none of the {len(rows)} recordings can be used; the first is {first}.")
     mark_suspects(measured)
-    report = summarize(measured, unusable)
+    report = summarize(measured, clips, unusable)
     panels = {SHOWN[c][0]: [SHOWN[c][1] * row[c] for row in measured] for c in DRAWN}
     with file_errors():
         text = json.dumps(report, indent=2)

@@ -8,7 +8,9 @@ import pytest
 import soundfile
 import torch
 
+from audio.recording import ONE_CHANNEL, SCALED_DOWN, read_recording
 from command_line.files import DataError
+from corpora.recordings import inspect_recording
 from dataset import (
     AudioConfig,
     audio_to_mel,
@@ -293,14 +295,115 @@ def test_load_wav_resamples_keeping_frequency_length_and_level(tmp_path, rate):
     np.testing.assert_allclose(wav[middle], sine(1000, 0.5, RATE)[middle], rtol=0, atol=5e-3)
 
 
-def test_load_wav_clips_what_is_louder_than_full_scale_and_refuses_what_is_no_sound(tmp_path):
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_load_wav_scales_down_floats_above_full_scale_and_refuses_no_sound(tmp_path, subtype):
     path = tmp_path / "a.wav"
-    soundfile.write(path, np.array([-3.0, 0.5, 2.0]), RATE, subtype="FLOAT")
-    assert load_wav(path, RATE).tolist() == [-1.0, 0.5, 1.0]
-    for samples, reason in (([], "no samples"), ([0.1, math.nan], "NaN"), ([math.inf], "infinite")):
-        soundfile.write(path, np.array(samples), RATE, subtype="FLOAT")
+    soundfile.write(path, np.array([-2.0, 0.5, 1.0]), RATE, subtype=subtype)
+    assert load_wav(path, RATE).tolist() == [-1.0, 0.25, 0.5]
+    assert read_recording(path).remarks == (SCALED_DOWN,)
+    integers = np.round(noisy_sweep() * 20_000)
+    stereo = np.stack([np.zeros(9), np.full(9, math.nan)], axis=1)
+    cases = (([], "no samples"), ([0.1, math.nan], "NaN"), ([math.inf], "infinite"))
+    for samples, reason in (*cases, (stereo, "NaN"), (integers, "integers"), ([-127, 3], "127")):
+        soundfile.write(path, np.array(samples, float), RATE, subtype=subtype)
         with pytest.raises(DataError, match=rf"^{path}: .*{reason}"):
             load_wav(path, RATE)
+
+
+def test_load_wav_clips_what_resampling_makes_louder_than_full_scale(tmp_path):
+    square = np.sign(sine(440, 0.2, 16000))
+    soundfile.write(tmp_path / "a.wav", square, 16000)
+    assert load_wav(tmp_path / "a.wav", RATE).abs().max() == 1.0
+
+
+VOICE, HALF = noisy_sweep(), np.arange(RATE) < RATE // 2
+SILENT = np.zeros(RATE, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected", "is_one"),
+    [
+        ((VOICE, -VOICE), VOICE, True),
+        ((0.5 * VOICE, -VOICE), -VOICE, True),
+        ((VOICE, 0.9 * np.where(HALF, VOICE, -VOICE)), VOICE, True),
+        ((VOICE + 0.1, 0.2 - 0.9 * VOICE), VOICE + 0.1, True),
+        ((SILENT, VOICE), VOICE, True),
+        ((SILENT, SILENT, VOICE, SILENT, SILENT, SILENT), VOICE, True),
+        ((np.where(HALF, 0, VOICE), np.where(HALF, VOICE, 0)), VOICE / 2, False),
+        ((VOICE, 0.5 * VOICE), 0.75 * VOICE, False),
+        ((VOICE, noisy_sweep(seed=1)[::-1]), (VOICE + noisy_sweep(seed=1)[::-1]) / 2, False),
+        ((SILENT, SILENT), SILENT, False),
+    ],
+)
+@pytest.mark.parametrize("subtype", ["PCM_24", "FLOAT"])
+def test_channels_are_averaged_unless_that_loses_the_voice(
+    tmp_path, channels, expected, is_one, subtype
+):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, 0.5 * np.stack(channels, axis=1), RATE, subtype=subtype, format="WAVEX")
+    np.testing.assert_allclose(load_wav(path, RATE), 0.5 * expected, rtol=0, atol=1e-6)
+    assert read_recording(path).remarks == ((ONE_CHANNEL,) if is_one else ())
+
+
+FORMATS = [("WAV", "PCM_16", 1), ("WAV", "PCM_U8", 1), ("WAVEX", "PCM_24", 2), ("WAV", "FLOAT", 2)]
+
+
+@pytest.mark.parametrize(
+    "size", [0, 0x7FFFF000, 0x7FFFFFDB, 0x7FFFFFFF, 0x80000000, 0xFFFFFFDB, 0xFFFFFFFF]
+)
+@pytest.mark.parametrize(("container", "subtype", "n_channels"), FORMATS)
+def test_a_wav_that_was_recorded_through_a_pipe_is_read_whole(
+    tmp_path, size, container, subtype, n_channels
+):
+    path = tmp_path / "a.wav"
+    samples = np.stack([noisy_sweep(0.4)] * n_channels, axis=1)
+    soundfile.write(path, samples, RATE, subtype=subtype, format=container)
+    expected, content = load_wav(path, RATE), bytearray(path.read_bytes())
+    data = content.index(b"data")
+    content[data + 4 : data + 8] = size.to_bytes(4, "little")
+    for riff in (size, min(size + data, 2**32 - 1)):
+        content[4:8] = riff.to_bytes(4, "little")
+        path.write_bytes(content)
+        assert torch.equal(load_wav(path, RATE), expected)
+        assert inspect_recording(path) == (len(expected) / RATE, "", ())
+
+
+@pytest.mark.parametrize("size", [0, 2**32 - 1, 2**63 - 1, 2**64 - 1])
+def test_an_rf64_that_was_recorded_through_a_pipe_is_read_whole(tmp_path, size):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, noisy_sweep(0.3), RATE, subtype="PCM_16", format="RF64")
+    expected, content = load_wav(path, RATE), bytearray(path.read_bytes())
+    sizes = content.index(b"ds64") + 8
+    content[sizes : sizes + 24] = bytes(8) + size.to_bytes(8, "little") + bytes(8)
+    path.write_bytes(content)
+    assert torch.equal(load_wav(path, RATE), expected)
+    assert inspect_recording(path) == (len(expected) / RATE, "", ())
+    soundfile.write(path, noisy_sweep(0.3), RATE, subtype="PCM_16", format="RF64")
+    path.write_bytes(path.read_bytes()[:-100])
+    assert inspect_recording(path)[1].startswith("truncated: ")
+
+
+def test_a_flac_that_was_recorded_through_a_pipe_is_read_whole(tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.tile(noisy_sweep(), 15), RATE, subtype="PCM_16")
+    expected, content = load_wav(path, RATE), bytearray(path.read_bytes())
+    content[21] &= 0xF0  # the last 36 bits of the number of samples
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    assert torch.equal(load_wav(path, RATE), expected) and len(expected) == 15 * RATE
+    assert inspect_recording(path) == (15.0, "", ())
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=f"^{path}: cannot be read as audio"):
+        load_wav(path, RATE)
+
+
+def test_an_empty_wav_with_a_title_behind_it_holds_no_samples(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, [], RATE)
+    path.write_bytes(path.read_bytes() + b"LIST\x0c\0\0\0INFOINAM\0\0\0\0")
+    assert inspect_recording(path)[1].startswith("zero-length: ")
+    with pytest.raises(DataError, match="holds no samples"):
+        load_wav(path, RATE)
 
 
 def test_load_wav_refuses_what_is_no_file(tmp_path):

@@ -17,6 +17,7 @@ import pytest
 import soundfile
 
 import prep_splits
+from audio.recording import ONE_CHANNEL, SCALED_DOWN
 
 RATE = 8000
 SCRIPT = Path(prep_splits.__file__)
@@ -199,7 +200,8 @@ BAD_ROWS = {
     "unreadable": "noise|raw|text",
     "zero-length": "hollow|raw|text",
     "truncated": "cut|raw|text",
-    "NaN or infinite samples": "nan|raw|text",
+    "NaN or infinite": "nan|raw|text",
+    "samples up to 20000": "integers|raw|text",
     "not a plain file name": "../outside|raw|text",
     "2 columns": "clip9|text",
     "4 columns": "clip9|raw|text|more",
@@ -217,6 +219,8 @@ def test_bad_rows_stop_the_run_or_are_left_out(tmp_path, capsys):
         write_wav(wavs / f"{name}.wav", seconds)
     (wavs / "cut.wav").write_bytes((wavs / "cut.wav").read_bytes()[:-1000])
     soundfile.write(wavs / "nan.wav", np.full(RATE, np.nan, np.float32), RATE, subtype="FLOAT")
+    loud = 20_000 * np.sin(np.arange(RATE))
+    soundfile.write(wavs / "integers.wav", loud.round(), RATE, subtype="FLOAT")
     for row in [*rows, "clip0|raw|a last row, because blank lines at the end are none"]:
         add_row(corpus, row)
     flags = ("--path_to_ljspech", corpus, "--path_to_save", tmp_path / "new/out")
@@ -224,13 +228,13 @@ def test_bad_rows_stop_the_run_or_are_left_out(tmp_path, capsys):
     for i, (reason, row) in enumerate(list(zip(BAD_ROWS, rows, strict=True))[:10]):
         assert lines[i].startswith(f"metadata.csv line {i + 6}: {row.split('|')[0]!r}: ")
         assert reason in lines[i]
-    assert lines[10] == "and 2 more"
-    assert "bad rows: 12; " in lines[11] and "--skip_bad" in lines[11] and len(lines) == 12
+    assert lines[10] == "and 3 more"
+    assert "bad rows: 13; " in lines[11] and "--skip_bad" in lines[11] and len(lines) == 12
     assert not (tmp_path / "new").exists()
 
     both = pd.concat(run(corpus, tmp_path / "new/out", "--skip_bad").values())
     assert sorted(ids(both)) == ["clip0", "clip1", "clip2", "clip3", "clip4"]
-    assert "Bad rows left out: 12\n" in capsys.readouterr().out
+    assert "Bad rows left out: 13\n" in capsys.readouterr().out
 
 
 # ---- trimming
@@ -270,6 +274,71 @@ def test_trimming_writes_copies_and_comes_before_the_limits(tmp_path, capsys):
     windows = np.lib.stride_tricks.sliding_window_view(samples, len(kept))
     assert (windows == kept).all(axis=1).any(), "the kept samples must be the original's"
     assert "--max_seconds: 1\n" in capsys.readouterr().out
+
+
+def test_a_constant_offset_is_no_sound_that_keeps_the_edges(tmp_path):
+    corpus = make_corpus(tmp_path / "lj", 2)
+    speech = 0.3 * np.sin(np.arange(RATE))
+    samples = np.concatenate([np.zeros(RATE), speech, np.zeros(RATE)])
+    for name, offset in (("plain", 0.0), ("above", 0.02), ("below", -0.05)):
+        soundfile.write(corpus / f"wavs/{name}.wav", samples + offset, RATE)
+        add_row(corpus, f"{name}|raw|text of {name}")
+    both = pd.concat(run(corpus, tmp_path / "out", "--trim_db", "40").values())
+    seconds = dict(zip(ids(both), both["duration"], strict=True))
+    assert seconds["plain"] == seconds["above"] == seconds["below"] < 1.5
+
+
+# ---- odd clips
+
+
+def test_recordings_that_training_reads_oddly_are_counted(tmp_path, capsys):
+    corpus = make_corpus(tmp_path / "lj", 4)
+    tone = np.sin(np.arange(RATE) / 5)
+    soundfile.write(corpus / "wavs/clip1.wav", np.stack([tone, -tone], axis=1), RATE)
+    soundfile.write(corpus / "wavs/clip2.wav", np.stack([0 * tone, tone], axis=1), RATE)
+    soundfile.write(corpus / "wavs/clip3.wav", 2 * tone, RATE, subtype="FLOAT")
+    run(corpus, tmp_path / "out", "--trim_db", "40")
+    said = capsys.readouterr().err
+    assert f"{ONE_CHANNEL}: 2 of 4 clips, first 'clip1'\n" in said
+    assert f"{SCALED_DOWN}: 1 of 4 clips, first 'clip3'\n" in said
+    for name in ("clip1", "clip2", "clip3"):
+        trimmed, _ = soundfile.read(tmp_path / f"out/trimmed_wavs/{name}.wav")
+        assert trimmed.shape == (RATE,) and np.abs(trimmed).max() > 0.99
+
+
+def test_long_clips_and_texts_that_do_not_fit_are_named(tmp_path, capsys):
+    """As the words "nineteen hundred ninety-nine" take their time, 1999 is no text too short."""
+    corpus = make_corpus(tmp_path / "lj", 0)
+    texts = {"a" + "b" * i: "just some words " * i for i in range(2, 14)}
+    seconds = {name: len(text) / 14 for name, text in texts.items()}
+    odd = {"short": ("yes", 9.0), "long": ("words and words " * 20, 1.0), "year": ("1999", 2.0)}
+    odd |= {"hour": ("one more word " * 280, 260.0), "dumb": ("?!", 1.0)}
+    for name in texts:
+        write_wav(corpus / f"wavs/{name}.wav", seconds[name])
+        add_row(corpus, f"{name}|raw|{texts[name]}")
+    run(corpus, tmp_path / "even")
+    assert capsys.readouterr().err == ""
+    for name, (text, length) in odd.items():
+        write_wav(corpus / f"wavs/{name}.wav", length)
+        add_row(corpus, f"{name}|raw|{text}")
+    run(corpus, tmp_path / "odd")
+    lines = capsys.readouterr().err.splitlines()
+    assert "more than 20 s" in lines[0] and lines[1].endswith("'hour': 260.0 s")
+    for line, expected in zip(lines[3:], ("too short", "too long", "no letter"), strict=True):
+        assert expected in line
+    assert [line.split("'")[1] for line in lines[3:]] == ["short", "long", "dumb"]
+
+
+@pytest.mark.parametrize(("text", "seconds", "named"), [("no", 30, 1), ("words " * 40, 1, 1)])
+def test_a_corpus_of_texts_that_nobody_speaks_so_slowly_or_fast_is_named(
+    tmp_path, capsys, text, seconds, named
+):
+    corpus = make_corpus(tmp_path / "lj", 0)
+    for i in range(3):
+        write_wav(corpus / f"wavs/{i}.wav", seconds)
+        add_row(corpus, f"{i}|raw|{text}")
+    run(corpus, tmp_path / "out")
+    assert "does not fit their length: 3;" in capsys.readouterr().err
 
 
 # ---- flags

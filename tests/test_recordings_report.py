@@ -10,7 +10,8 @@ import pytest
 import soundfile
 
 import prep_splits
-from corpora.report import fit_usual_lengths, measure_audio
+from corpora.lengths import fit_usual_lengths
+from corpora.report import measure_audio
 from test_prep_splits import add_row, listing
 
 RATE = 8000
@@ -83,6 +84,27 @@ def test_silence_lies_forty_decibels_below_the_clips_own_loudest_frame(tmp_path)
         found = measured(tmp_path / "clip.wav", np.concatenate(parts), subtype="FLOAT")
         assert found["start_silence"] == pytest.approx(0.5) == found["longest_pause"]
         assert found["end_silence"] == pytest.approx(0.0)
+
+
+def test_a_constant_offset_is_named_and_no_sound(tmp_path, capsys):
+    corpus = make_voice(tmp_path / "lj", 12)
+    edges = np.concatenate([np.zeros(RATE // 2), tone(1, 0.3), np.zeros(RATE // 2)])
+    for i, offset in enumerate((0.0, 0.02, -0.02)):
+        soundfile.write(corpus / f"wavs/clip{i:02d}.wav", edges + offset, RATE, subtype="PCM_24")
+    soundfile.write(corpus / "wavs/clip03.wav", np.full(RATE, 0.1), RATE)
+    report, clips = report_on(corpus, tmp_path / "out")
+    assert report["clips_with_offset"] == 3 and clips.loc["clip03", "why"] == "no sound"
+    assert "offset (at least 0.3%): 3 clips\n" in capsys.readouterr().out
+    for name in ("start_silence", "end_silence", "rms_dbfs", "peak_dbfs"):
+        columns = clips[name].astype(float)
+        assert columns["clip01"] == pytest.approx(columns["clip00"], abs=0.02)
+        assert columns["clip02"] == pytest.approx(columns["clip00"], abs=0.02)
+    assert float(clips.loc["clip01", "start_silence"]) == pytest.approx(0.5, abs=0.02)
+
+
+def test_what_training_reads_of_channels_that_cancel_is_measured(tmp_path):
+    both = np.stack([tone(1), -tone(1)], axis=1)
+    assert measured(tmp_path / "a.wav", both)["rms_dbfs"] == pytest.approx(-9.03, abs=0.02)
 
 
 def test_clipping_is_counted_where_samples_reach_full_scale(tmp_path):

@@ -16,6 +16,7 @@ from conftest import REPO
 
 LEVELS = (  # a file imports its own room, and what stands on a lower level
     ("command_line",),
+    ("audio",),
     ("text",),
     ("dataset", "model"),
     ("fast", "scoring"),
@@ -25,8 +26,18 @@ LEVELS = (  # a file imports its own room, and what stands on a lower level
     ("extras",),
     ("benchmarks",),
 )
-SCRIPTS = LEVELS[6]
-ROOMS = ("command_line", "text", "fast", "scoring", "corpora", "speech", "training", "extras")
+SCRIPTS = LEVELS[7]
+ROOMS = (
+    "command_line",
+    "audio",
+    "text",
+    "fast",
+    "scoring",
+    "corpora",
+    "speech",
+    "training",
+    "extras",
+)
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 MAX_LINES = 60  # of a function, docstring included; Triton's kernels may be longer
 SOURCES = {  # by module, such as model and extras.publish

@@ -8,7 +8,18 @@ import pytest
 
 from conftest import REPO
 
-FOLDERS = ("", "command_line", "text", "fast", "scoring", "corpora", "speech", "training", "extras")
+FOLDERS = (
+    "",
+    "command_line",
+    "audio",
+    "text",
+    "fast",
+    "scoring",
+    "corpora",
+    "speech",
+    "training",
+    "extras",
+)
 IMPORT_ALL = """
 import importlib, os, signal, sys
 import torch, accelerate, matplotlib.figure, huggingface_hub  # they know Windows by themselves
