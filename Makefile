@@ -51,7 +51,8 @@ $(DEMO)/report.json: $(DEMO)/spoken/done
 		--output_csv $(DEMO)/clips.csv --save_worst $(DEMO)/worst > $(DEMO)/report.txt
 
 $(DEMO)/spoken/done: $(DEMO_CHECKPOINT)/model.safetensors
-	$(BIN)/python synthesize.py --checkpoint $(DEMO_CHECKPOINT) --output_dir $(DEMO)/spoken --overwrite --text \
+	$(BIN)/python synthesize.py --checkpoint $(DEMO_CHECKPOINT) --output_dir $(DEMO)/spoken --overwrite \
+		--vocoder auto --text \
 		"Can you hear my new voice?" "The quick fox naps." "Hello, I learned to speak." || test $$? = 2
 	@touch $@
 

@@ -49,7 +49,7 @@ from scoring.scores import (
 )
 from scoring.summary import WORD_ERRORS, make_report
 from speech.speaking import MAX_DECODER_STEPS
-from speech.vocoder import Vocoder, load_vocoder, to_audio
+from speech.vocoder import Vocoder, choose_vocoder, to_audio
 from speech.voice import Voice, add_device_flag, load_checkpoint
 
 
@@ -196,7 +196,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--output_csv", "file for a table with a row for each clip")
     add("--save_worst", "folder for pictures and sounds of the worst clips", metavar="DIR")
     add("--worst", "number of clips that --save_worst saves", count_argument, default=5)
-    add("--vocoder", "HiFi-GAN for these sounds (needs requirements/vocoder.txt)", metavar="DIR")
+    add("--vocoder", "HiFi-GAN for the sounds, as synthesize.py takes it", metavar="NAME")
     add("--batch_size", "clips per batch", count_argument, default=32)
     steps = "frames after which free running is cut"
     add("--max_decoder_steps", steps, count_argument, default=MAX_DECODER_STEPS)
@@ -253,7 +253,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     recognizer = load_recognizer(args.asr, args.device) if args.asr else None
     voice = load_checkpoint(args.checkpoint, args.device)
     audio, tokenizer = voice.audio_config, voice.tokenizer
-    vocoder = load_vocoder(args.vocoder, audio, args.device) if args.vocoder else None
+    vocoder = choose_vocoder(args.vocoder, audio, args.device)
     clips = TTSDataset(args.path_to_manifest, audio, tokenizer)
     word_times = read_word_times(args.word_times, clips) if args.word_times else None
     sampler = BatchSampler(clips.n_frames, args.batch_size, shuffle=False)

@@ -21,6 +21,7 @@ EPOCHS=${EPOCHS:-50}
 WORD_TIMES=${WORD_TIMES:-} # word_times.json of the recordings, if you have one
 PREP_FLAGS=${PREP_FLAGS:-}
 TRAIN_FLAGS=${TRAIN_FLAGS:-}
+VOCODER=${VOCODER:-auto} # of the new sentences, as synthesize.py takes it
 
 fail() {
     echo "my_voice.sh: $*" >&2
@@ -79,7 +80,8 @@ python evaluate.py --checkpoint "$checkpoint" --path_to_manifest "$VOICE/test_me
     --save_worst "$VOICE/worst" | tee "$VOICE/report.txt"
 python evaluate.py --checkpoint "$checkpoint" --path_to_manifest "$VOICE/train_metadata.csv" \
     --output_csv "$VOICE/suspects.csv" --save_worst "$VOICE/suspects" >/dev/null
-python synthesize.py --checkpoint "$checkpoint" --output_dir "$VOICE/spoken" --overwrite --text \
+python synthesize.py --checkpoint "$checkpoint" --output_dir "$VOICE/spoken" --overwrite \
+    --vocoder "$VOCODER" --text \
     "Can you hear my new voice?" "Please hold the line, I will be with you in a moment." ||
     test $? = 2 # a sentence failed, and synthesize.py has named it
 echo

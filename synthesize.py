@@ -4,7 +4,7 @@
         --text "Printing, in the only sense." --output_dir spoken
 
 The .npy holds the natural-log mel that a HiFi-GAN reads, float32, (num_mels, T_mel). Griffin-Lim
-makes the wav, or the HiFi-GAN in --vocoder, from the mel clamped to the range of recordings. The
+makes the wav, or the HiFi-GAN of --vocoder, from the mel clamped to the range of recordings. The
 .txt holds the text as it is spoken. Numbering continues after the files already in the folder.
 
 speech/ has what this script calls: `load_checkpoint`, `synthesize`, `speak`, `stream`.
@@ -41,7 +41,7 @@ from speech.speaking import (
     to_pcm,
 )
 from speech.streaming import stream
-from speech.vocoder import load_vocoder
+from speech.vocoder import choose_vocoder
 from speech.voice import DTYPES, Voice, add_device_flag, load_checkpoint
 from text.phonemes import load_dictionary, to_phonemes
 from text.splitting import MAX_CHARACTERS, PARAGRAPH_END, split_text
@@ -66,7 +66,8 @@ HELP = {
     "max_characters": "characters above which a text is spoken in pieces",
     "pause_ms": "pause between the sentences of a text in pieces; double between paragraphs",
     "speed": "speed of the sound, at the same pitch; the .npy keeps the model's own speed",
-    "vocoder": "folder of a HiFi-GAN that makes the sound (needs requirements/vocoder.txt)",
+    "vocoder": "HiFi-GAN that makes the sound: universal or ljspeech (requirements/vocoder.txt), a "
+    "folder, or auto: universal where that is installed and fits, else Griffin-Lim, as if unset",
     "dtype": "precision of the matrix products; bfloat16 is faster",
 }
 
@@ -174,7 +175,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("max_characters", type=count_argument, default=MAX_CHARACTERS)
     add("pause_ms", type=partial(number_between, least=0.0, most=60_000.0), default=300.0)
     add("speed", type=partial(number_between, least=0.25, most=4.0), default=1.0)
-    add("vocoder", type=path_argument, metavar="DIR")
+    add("vocoder", type=path_argument, metavar="NAME")
     add("dtype", choices=DTYPES, default="float32")
     add_device_flag(parser)
     args = parser.parse_args(argv)
@@ -190,7 +191,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def make_options(args: argparse.Namespace, voice: Voice) -> SpeakingOptions:
     """Turn the flags into SpeakingOptions, and load the vocoder."""
     audio = voice.audio_config
-    vocoder = load_vocoder(args.vocoder, audio, args.device) if args.vocoder else None
+    vocoder = choose_vocoder(args.vocoder, audio, args.device)
     n_steps = args.max_decoder_steps
     if args.max_seconds:
         n_steps = min(n_steps, max(1, round(args.max_seconds / audio.hop_seconds)))

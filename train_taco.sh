@@ -58,7 +58,7 @@ arguments=(
     # --resume_from_checkpoint latest # or latest_or_new, a checkpoint's name or its path
     # --overwrite                     # remove the checkpoints of an earlier run and start anew
     # --keep_checkpoints 3            # keep only the newest numbered checkpoints
-    # --vocoder hifigan               # needs pip install -r requirements/vocoder.txt
+    # --vocoder universal             # needs pip install -r requirements/vocoder.txt
     # --free_running_clips 16         # default: as many as a tenth of an epoch's time allows
     # --path_to_symbols symbols.json  # replace the table of symbols
     # --extra_symbols 'äöüß'          # add symbols to the table

@@ -1,10 +1,11 @@
 """Serve a page to try a voice: type a text, hear it, see its mel and alignment with a cursor.
 
-    python -m extras.app --checkpoint work_dir/tacotron2 --vocoder UNIVERSAL_V1
+    python -m extras.app --checkpoint work_dir/tacotron2
 
 Needs requirements/app.txt. --checkpoint takes checkpoints, and folders with checkpoints below them.
-The page offers all of them, and the vocoders besides Griffin-Lim. It loads the checkpoint again for
-each text, so that you hear the newest one of a run that is still training.
+The page offers all of them, and vocoders: those of --vocoder, the names that synthesize.py takes,
+and Griffin-Lim. It loads the checkpoint again for each text, so that you hear the newest one of a
+run that is still training.
 
 Only this machine can open the page, and the page asks no other machine for anything: the server
 listens on 127.0.0.1, and a Content-Security-Policy makes the browser refuse other hosts.
@@ -32,7 +33,7 @@ from command_line.flags import FlagParser
 from command_line.main import say, script
 from speech.report import describe_result, find_faults
 from speech.speaking import PAUSES, SpeakingOptions, Synthesis, encode, speak
-from speech.vocoder import load_vocoder
+from speech.vocoder import AUTO, PACKAGED, choose_vocoder
 from speech.voice import CONFIG_FILE, WEIGHTS_FILE, Voice, add_device_flag, load_checkpoint
 from text.splitting import MAX_CHARACTERS, split_text
 
@@ -145,10 +146,11 @@ def speak_text(text: str, voice: Voice, options: SpeakingOptions) -> str:
 def answer(text: str, checkpoint: str, vocoder: str, seed: float | None, device: str) -> str:
     """Return what the page shows for its fields' values: sound and pictures, or one sentence."""
     try:
-        voice, hifi_gan = load_checkpoint(checkpoint, device), None
-        if vocoder != GRIFFIN_LIM:
-            hifi_gan = load_vocoder(vocoder, voice.audio_config, device)
-        return speak_text(text, voice, SpeakingOptions(seed=int(seed or 0), vocoder=hifi_gan))
+        voice, notes = load_checkpoint(checkpoint, device), []
+        name = None if vocoder == GRIFFIN_LIM else vocoder
+        hifi_gan = choose_vocoder(name, voice.audio_config, device, notes.append)
+        shown = speak_text(text, voice, SpeakingOptions(seed=int(seed or 0), vocoder=hifi_gan))
+        return shown + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     except DataError as error:
         return f'<p class="problem" role="alert">{html.escape(one_line(error, None))}</p>'
 
@@ -156,12 +158,13 @@ def answer(text: str, checkpoint: str, vocoder: str, seed: float | None, device:
 def make_page(checkpoints: list[str], vocoders: list[str], device: str) -> "gradio.Blocks":
     """Make the page: its fields, its button, and the place for what `answer` returns."""
     gr = import_extra("gradio", "the page", "requirements/app.txt")
+    vocoders = list(dict.fromkeys([*vocoders, AUTO, *PACKAGED, GRIFFIN_LIM]))  # each once
     with gr.Blocks(title="Tacotron 2", analytics_enabled=False) as page:
         text = "Can you hear my new voice?"
         fields = [
             gr.Textbox(text, label="Text", lines=3, max_length=MAX_TEXT),
             gr.Dropdown(checkpoints, value=checkpoints[0], label="Checkpoint"),
-            gr.Dropdown([GRIFFIN_LIM, *vocoders], value=GRIFFIN_LIM, label="Vocoder"),
+            gr.Dropdown(vocoders, value=vocoders[0], label="Vocoder"),
             gr.Number(42, precision=0, minimum=0, maximum=2**31, label="Seed of the dropout"),
         ]
         button = gr.Button("Speak", variant="primary")
@@ -199,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = FlagParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--checkpoint", type=path_argument, nargs="+", required=True, help="folders of checkpoints")
-    add("--vocoder", type=path_argument, nargs="+", default=[], help="folders of HiFi-GANs")
+    add("--vocoder", type=path_argument, nargs="+", default=[], help="the first ones to offer")
     add("--port", type=partial(count_argument, most=65535), help="if unset, a free one from 7860")
     add_device_flag(parser)
     args = parser.parse_args(argv)

@@ -75,7 +75,7 @@ result = synthesize("Hello there.", load_checkpoint("{{ repo_id }}"), seed=0)  #
 {% if sounds %}
 ## Sounds
 
-Griffin-Lim made these sounds from the mels, and they are metallic.
+The model made the mels, and a vocoder, such as Griffin-Lim or HiFi-GAN, made the sounds of them.
 {% for text in texts %}
 {{ text }}
 

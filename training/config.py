@@ -97,7 +97,8 @@ class TrainConfig:
         int, "number of epochs whose pictures and sounds are kept, more of them early ones"
     ] = 30
     vocoder: Annotated[
-        str | None, "folder of a HiFi-GAN for the sounds of validations; Griffin-Lim if unset"
+        str | None,
+        "HiFi-GAN for the sounds of validations, as synthesize.py takes it; Griffin-Lim if unset",
     ] = None
     free_running_clips: Annotated[
         int | None, "validation clips spoken freely; if unset, as many as take a tenth of an epoch"

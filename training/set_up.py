@@ -21,7 +21,7 @@ from dataset import AudioConfig, Batch, BatchSampler, TTSCollator, TTSDataset
 from fast.decoder import speed_up
 from model import Tacotron2
 from speech.hub import find_checkpoint
-from speech.vocoder import load_vocoder
+from speech.vocoder import choose_vocoder
 from speech.voice import outline_model, read_config, warm_start
 from text.phonemes import load_dictionary
 from text.tokenizer import Tokenizer
@@ -248,9 +248,8 @@ def build_run(
         eps=config.adam_eps,
         weight_decay=config.weight_decay,
     )
-    vocoder = None
-    if config.vocoder:
-        vocoder = load_vocoder(config.vocoder, configs.audio, accelerator.device)
+    device, tell = accelerator.device, accelerator.print  # one process tells it
+    vocoder = choose_vocoder(config.vocoder, configs.audio, device, tell)
     n_workers = config.num_workers
     order = {"seed": config.seed, "short_first_epochs": config.short_first_epochs}
     train_loader = make_loader(train_set, config, accelerator, n_workers, **order)
