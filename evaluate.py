@@ -7,7 +7,8 @@
 The table has scores of alignments and mels, see scoring/scores.py. `--word_times` takes the true
 starts of words, as make_demo_corpus.py writes them, and adds the errors of the alignment's word
 starts, beside those of a straight diagonal, which is what a fake alignment scores. `--asr` adds a
-speech recognizer's errors, see scoring/recognition.py.
+speech recognizer's errors, see scoring/recognition.py, and `--mos` a predicted opinion score, see
+scoring/mos.py.
 """
 
 import argparse
@@ -37,7 +38,16 @@ from command_line.files import (
 from command_line.flags import FlagParser
 from command_line.main import say, script
 from dataset import Batch, BatchSampler, TTSCollator, TTSDataset, load_wav, write_wav
-from scoring.recognition import SAMPLING_RATE, load_recognizer, recognition_table, score_sounds
+from scoring.mos import PredictMos, load_mos_predictor, mos_table
+from scoring.recognition import (
+    SAMPLING_RATE,
+    Recognizer,
+    Sounds,
+    load_recognizer,
+    recognition_table,
+    resample,
+    score_sounds,
+)
 from scoring.scores import (
     ALIGNMENT_SCORES,
     alignment_scores,
@@ -104,20 +114,39 @@ def score_batch(
     return scored
 
 
-def make_sounds(clip: ScoredClip, voice: Voice, vocoder: Vocoder | None) -> dict:
-    """Make the sounds that --asr transcribes, each with its sampling rate.
+def make_sounds(clip: ScoredClip, voice: Voice, vocoder: Vocoder | None) -> Sounds:
+    """Make the sounds that --asr and --mos judge.
 
     Griffin-Lim draws its phases from a fork of torch's generator, so that the prenet's dropout is
-    the same as without --asr.
+    the same as without --asr and --mos.
     """
     config = voice.audio_config
     with torch.random.fork_rng(devices=[]):
         free, vocoded = (to_audio(x, config, vocoder).cpu() for x in (clip.mel, clip.recording))
     return {
-        "free_running": (free, config.sampling_rate),
-        "vocoded": (vocoded, config.sampling_rate),
-        "recording": (load_wav(clip.row["path"], SAMPLING_RATE), SAMPLING_RATE),
+        "free_running": resample(free, config.sampling_rate),
+        "vocoded": resample(vocoded, config.sampling_rate),
+        "recording": load_wav(clip.row["path"], SAMPLING_RATE),
     }
+
+
+def judge_sounds(
+    scored: list[ScoredClip],
+    voice: Voice,
+    vocoder: Vocoder | None,
+    recognizer: Recognizer | None,
+    predict_mos: PredictMos | None,
+) -> None:
+    """Add what --asr and --mos say of the clips of a batch to their rows."""
+    clips = [make_sounds(clip, voice, vocoder) for clip in scored]
+    if recognizer:
+        texts = [clip.row["text"] for clip in scored]
+        columns = score_sounds(recognizer, clips, texts, voice.tokenizer)
+        for clip, more in zip(scored, columns, strict=True):
+            clip.row.update(more)
+    if predict_mos:
+        for clip, sounds in zip(scored, clips, strict=True):
+            clip.row.update({f"{name}_mos": predict_mos(wav) for name, wav in sounds.items()})
 
 
 def describe_evaluation(args: argparse.Namespace) -> dict[str, Any]:
@@ -156,6 +185,7 @@ def print_report(report: dict[str, Any]) -> None:
             pair = f"{report[f'{name}_median_ms']:.0f} / {report[f'{name}_p90_ms']:.0f} ms"
             rows.append((f"{label}, median / 90th percentile", pair))
     rows += recognition_table(report) if "asr" in report else []
+    rows += mos_table(report) if "recording_mos" in report else []
     width = max(len(label) for label, _ in rows)
     say(*(f"{label:<{width}}  {value}" for label, value in rows))
 
@@ -192,6 +222,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--path_to_manifest", "CSV of prep_splits.py", required=True)
     add("--word_times", "word_times.json of make_demo_corpus.py or extras/align_words.py")
     add("--asr", "speech recognizer of transformers, by folder or Hub name", str, metavar="MODEL")
+    add("--asr_language", "code of its language, such as de, where it knows several", str)
+    parser.add("--mos", "predict opinion scores (needs requirements/mos.txt)", action="store_true")
     add("--output_json", "file for the numbers")
     add("--output_csv", "file for a table with a row for each clip")
     add("--save_worst", "folder for pictures and sounds of the worst clips", metavar="DIR")
@@ -203,8 +235,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", "seed of the prenet's dropout", seed_argument, default=42)
     add_device_flag(parser)
     args = parser.parse_args(argv)
-    if args.vocoder and not (args.save_worst or args.asr):
-        parser.error("--vocoder is for the sounds of --save_worst and --asr, which are not given")
+    if args.vocoder and not (args.save_worst or args.asr or args.mos):
+        parser.error("--vocoder is for the sounds of --save_worst, --asr and --mos: give one")
+    if args.asr_language is not None and not args.asr:
+        parser.error("--asr_language is for --asr, which is not given")
     return args
 
 
@@ -250,7 +284,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate the checkpoint, write what the flags name, and return the report."""
     check_outputs(args)
     description = describe_evaluation(args)
-    recognizer = load_recognizer(args.asr, args.device) if args.asr else None
+    recognizer = load_recognizer(args.asr, args.device, args.asr_language) if args.asr else None
+    predict_mos = load_mos_predictor(args.device) if args.mos else None
     voice = load_checkpoint(args.checkpoint, args.device)
     audio, tokenizer = voice.audio_config, voice.tokenizer
     vocoder = choose_vocoder(args.vocoder, audio, args.device)
@@ -264,9 +299,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with tqdm(total=len(clips), unit="clip", disable=None) as bar:  # shown on terminals only
         for batch in batches:
             scored = score_batch(voice, batch, args.max_decoder_steps, word_times)
-            for clip in scored if recognizer else ():
-                sounds, text = make_sounds(clip, voice, vocoder), clip.row["text"]
-                clip.row.update(score_sounds(recognizer, sounds, text, tokenizer))
+            if recognizer or predict_mos:
+                judge_sounds(scored, voice, vocoder, recognizer, predict_mos)
             rows += [clip.row for clip in scored]
             worst += scored
             worst.sort(key=lambda clip: (clip.row["free_running_score"], -clip.row["mcd_db"]))
@@ -277,8 +311,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if recognizer and not any("asr_words" in row for row in rows):
         raise DataError("--asr: no clip has a text without phonemes in braces")
     report = {**description, **make_report(rows, args.seed)}
-    if args.asr:
-        report["asr"] = args.asr
+    if recognizer:
+        report |= {"asr": args.asr, "asr_language": args.asr_language}
+        report["asr_speed"] = recognizer.speed
     write_files(args, report, rows)
     if args.save_worst:
         save_worst(worst, voice, Path(args.save_worst), vocoder)

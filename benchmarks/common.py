@@ -35,7 +35,7 @@ Row = dict[str, Any]  # a line of a table, by column
 Flags = tuple[argparse.Namespace, Tacotron2Config]
 
 
-def make_parser(description: str, **counts: tuple[int, str]) -> argparse.ArgumentParser:
+def make_parser(description: str, **counts: tuple[int, str]) -> FlagParser:
     """Make a parser that shows a script's docstring; `counts` are flags, with default and help."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = FlagParser(description=description, formatter_class=formatter)

@@ -1,7 +1,7 @@
 """Count the errors that a speech recognizer makes on a voice: evaluate.py --asr.
 
     recognizer = load_recognizer("openai/whisper-small.en", "cpu")  # or a folder
-    transcribe(recognizer, wav, 22050)                              # (n_samples,) -> text
+    recognizer.transcribe([wav, wav])                               # (n_samples,) each -> texts
 
 The recognizer transcribes three sounds of each clip: free running, the recording's own mel through
 the same vocoder, and the recording. The recording shows the recognizer's own errors, the vocoded
@@ -10,11 +10,13 @@ tokenizer cleans them, without punctuation. Needs requirements/asr.txt.
 """
 
 import math
+import time
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from command_line.files import DataError, import_extra, one_line
@@ -23,21 +25,77 @@ from text.tokenizer import Tokenizer
 
 REQUIREMENTS = "requirements/asr.txt"
 SAMPLING_RATE = 16_000  # Hz, on which recognizers are trained
+WHISPER_SECONDS = 30  # that Whisper hears at once
+BATCH_SIZE = 16  # sounds that Whisper transcribes at once
 PAD_SECONDS = 0.5  # of silence at both ends; without it, recognizers miss an early first word
 SOUNDS = {  # transcribed of each clip: name, label
     "free_running": "free running",
     "vocoded": "vocoded recording",
     "recording": "recording",
 }
+Sounds = Mapping[str, Tensor]  # SOUNDS of a clip, each (n_samples,) at SAMPLING_RATE
 KINDS = ("insertions", "deletions", "substitutions")
 COUNTS = tuple(
     f"{name}_{unit}_{k}" for name in SOUNDS for unit in ("word", "character") for k in KINDS
 )
-Recognizer = Callable[[np.ndarray], str]  # (n_samples,) float32 at SAMPLING_RATE -> text
 
 
-def load_recognizer(name: str, device: str) -> Recognizer:
-    """Load a recognizer of transformers, such as Whisper or wav2vec 2.0, by name or folder."""
+class Recognizer:
+    """A recognizer of transformers, which notes how fast it is."""
+
+    def __init__(self, pipe: Any, language: str | None = None) -> None:
+        self.pipe = pipe
+        spoken = {"language": language, "task": "transcribe"}
+        self.options = {"generate_kwargs": spoken} if language else {}
+        self.seconds_heard = self.seconds_taken = 0.0
+
+    @property
+    def speed(self) -> float:
+        """Return how many seconds of sound were transcribed in a second, silence included."""
+        return self.seconds_heard / self.seconds_taken if self.seconds_taken else math.nan
+
+    def transcribe(self, sounds: Sequence[Tensor]) -> list[str]:
+        """Transcribe sounds, each (n_samples,) float at SAMPLING_RATE.
+
+        Silence of PAD_SECONDS is added at both ends. Whisper hears sounds in batches, since it pads
+        each to 30 s anyway; other recognizers hear each alone, because padding changes what they
+        hear.
+        """
+        padding = round(PAD_SECONDS * SAMPLING_RATE)
+        padded = [np.pad(sound.numpy(), padding).astype(np.float32) for sound in sounds]
+        start = time.perf_counter()
+        texts = self._transcribe(padded)
+        self.seconds_taken += time.perf_counter() - start
+        self.seconds_heard += sum(map(len, padded)) / SAMPLING_RATE
+        return texts
+
+    def _transcribe(self, sounds: list[np.ndarray]) -> list[str]:
+        is_whisper = self.pipe.type == "seq2seq_whisper"
+        is_long = [is_whisper and len(x) > WHISPER_SECONDS * SAMPLING_RATE for x in sounds]
+        inputs = [{"raw": sound, "sampling_rate": SAMPLING_RATE} for sound in sounds]
+        if is_whisper and sounds and not any(is_long):
+            heard = self.pipe(inputs, batch_size=BATCH_SIZE, **self.options)
+        else:
+            timestamps = [{"return_timestamps": True} if long else {} for long in is_long]
+            pairs = zip(inputs, timestamps, strict=True)
+            heard = [self.pipe(sound, **more, **self.options) for sound, more in pairs]
+        return [found["text"] for found in heard]
+
+
+def resample(wav: Tensor, sampling_rate: int) -> Tensor:
+    """Resample a sound (n_samples,) to SAMPLING_RATE."""
+    import librosa  # slow to import
+
+    return torch.from_numpy(
+        librosa.resample(wav.numpy(), orig_sr=sampling_rate, target_sr=SAMPLING_RATE)
+    )
+
+
+def load_recognizer(name: str, device: str, language: str | None = None) -> Recognizer:
+    """Load a recognizer of transformers, such as Whisper or wav2vec 2.0, by name or folder.
+
+    The language, such as "de", is for recognizers that know several.
+    """
     import_extra("jiwer", "--asr", REQUIREMENTS)  # counts the errors
     transformers = import_extra("transformers", "--asr", REQUIREMENTS)
     transformers.logging.set_verbosity_error()
@@ -46,23 +104,15 @@ def load_recognizer(name: str, device: str) -> Recognizer:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         message = f"--asr {name}: is no recognizer that can be loaded ({one_line(error)})"
         raise DataError(message) from None
-
-    def recognize(samples: np.ndarray) -> str:
-        sound = {"raw": samples, "sampling_rate": SAMPLING_RATE}
-        is_long = pipe.type == "seq2seq_whisper" and len(samples) > 30 * SAMPLING_RATE
-        return pipe(sound, return_timestamps=True)["text"] if is_long else pipe(sound)["text"]
-
-    return recognize
-
-
-def transcribe(recognizer: Recognizer, wav: Tensor, sampling_rate: int) -> str:
-    """Transcribe a wav, (n_samples,) float, with PAD_SECONDS of silence before and after it."""
-    samples = wav.numpy()
-    if sampling_rate != SAMPLING_RATE:
-        import librosa  # slow to import
-
-        samples = librosa.resample(samples, orig_sr=sampling_rate, target_sr=SAMPLING_RATE)
-    return recognizer(np.pad(samples, round(PAD_SECONDS * SAMPLING_RATE)).astype(np.float32))
+    if language is not None:
+        config = getattr(pipe.model, "generation_config", None)  # wav2vec 2.0 has none
+        codes = [code.strip("<|>") for code in getattr(config, "lang_to_id", None) or {}]
+        if not codes:
+            raise DataError(f"--asr_language {language}: --asr {name} knows one language only")
+        if language not in codes:
+            message = f"--asr {name} does not know it, only {', '.join(codes)}"
+            raise DataError(f"--asr_language {language}: {message}")
+    return Recognizer(pipe, language)
 
 
 def plain_words(text: str, tokenizer: Tokenizer) -> str:
@@ -86,25 +136,27 @@ def count_errors(reference: str, transcript: str) -> dict[str, int]:
 
 
 def score_sounds(
-    recognizer: Recognizer,
-    sounds: Mapping[str, tuple[Tensor, int]],
-    text: str,
-    tokenizer: Tokenizer,
-) -> dict[str, Any]:
-    """Transcribe a clip's SOUNDS (wav and sampling rate) and count errors: columns of its row.
+    recognizer: Recognizer, clips: Sequence[Sounds], texts: Sequence[str], tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """Transcribe the SOUNDS of each clip and count errors: columns of the clip's row.
 
     A text with phonemes in braces cannot be compared, so its clip has no columns.
     """
-    reference = plain_words(text, tokenizer)
-    if PHONEMES_IN_BRACES.search(text) or not reference:
-        return {}
-    row = {"asr_words": len(reference.split()), "asr_characters": len(reference)}
-    for name, sound in sounds.items():
-        transcript = plain_words(transcribe(recognizer, *sound), tokenizer)
-        errors = count_errors(reference, transcript)
-        row[f"{name}_heard"] = transcript
-        row |= {f"{name}_{kind}": count for kind, count in errors.items()}
-    return row
+    references = ["" if PHONEMES_IN_BRACES.search(x) else plain_words(x, tokenizer) for x in texts]
+    compared = [sounds for sounds, reference in zip(clips, references, strict=True) if reference]
+    transcripts = iter(recognizer.transcribe([x for sounds in compared for x in sounds.values()]))
+    rows: list[dict[str, Any]] = []
+    for sounds, reference in zip(clips, references, strict=True):
+        rows.append({})
+        if not reference:
+            continue
+        rows[-1] |= {"asr_words": len(reference.split()), "asr_characters": len(reference)}
+        for name in sounds:
+            transcript = plain_words(next(transcripts), tokenizer)
+            errors = count_errors(reference, transcript)
+            rows[-1][f"{name}_heard"] = transcript
+            rows[-1] |= {f"{name}_{kind}": count for kind, count in errors.items()}
+    return rows
 
 
 def error_rates(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -131,4 +183,4 @@ def recognition_table(report: dict[str, Any]) -> list[tuple[str, str]]:
         kinds = ", ".join(f"{report[f'{name}_word_{kind}']} {kind}" for kind in KINDS)
         rates = f"{report[f'{name}_wer']:.1%} / {report[f'{name}_cer']:.1%}"
         lines.append((f"word / character errors, {label}", f"{rates} (words: {kinds})"))
-    return lines
+    return [*lines, ("recognizer's speed", f"{report['asr_speed']:.1f} seconds of sound a second")]

@@ -48,6 +48,7 @@ def summarize(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
             report[f"{name}_p90_ms"] = np.percentile(milliseconds, 90)
     if "asr_words" in columns:
         report |= error_rates(columns)
+    report |= {name: x.mean() for name, x in columns.items() if name.endswith("_mos")}
     return {name: float(value) for name, value in report.items()}
 
 

@@ -2,7 +2,9 @@
 
 import functools
 import json
+import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,10 @@ import scoring.recognition as recognition
 import speech.vocoder as vocoder
 from command_line.files import DataError
 from conftest import SENTENCES
+from dataset import load_wav
+from scoring.mos import load_mos_predictor
 from scoring.recognition import (
+    Recognizer,
     count_errors,
     load_recognizer,
     plain_words,
@@ -80,11 +85,14 @@ def test_rates_are_those_of_the_transcripts(voice, tiny_corpus, tmp_path, monkey
     pd.DataFrame(columns).to_csv(tmp_path / "m.csv", index=False)
     sounds, answers = [], iter([answer for three in TRANSCRIPTS.values() for answer in three])
 
-    def recognize(samples):
-        sounds.append(samples)
-        return next(answers)
+    class Pipe:
+        type = "seq2seq_whisper"
 
-    monkeypatch.setattr(evaluate, "load_recognizer", lambda name, device: recognize)
+        def __call__(self, inputs, batch_size):
+            sounds.extend(sound["raw"] for sound in inputs)
+            return [{"text": next(answers)} for _ in inputs]
+
+    monkeypatch.setattr(evaluate, "load_recognizer", lambda *_: Recognizer(Pipe()))
     quick = functools.partial(vocoder.mel_to_audio, n_iter=2)
     monkeypatch.setattr(vocoder, "mel_to_audio", quick)
     plain, _ = run_evaluate(voice, tmp_path / "m.csv", tmp_path)
@@ -104,6 +112,7 @@ def test_rates_are_those_of_the_transcripts(voice, tiny_corpus, tmp_path, monkey
     ]  # fmt: skip
     table = capsys.readouterr().out
     assert "word / character errors, recording" in table and "6.7% / " in table
+    assert f"{report['asr_speed']:.1f} seconds of sound a second" in table
     for name in set(plain) - {"intervals", "date"}:
         assert report[name] == plain[name], "--asr changes no other number"
     # Sounds come at 16 kHz, whole, between two halves of a second of silence.
@@ -114,6 +123,56 @@ def test_rates_are_those_of_the_transcripts(voice, tiny_corpus, tmp_path, monkey
         assert len(recording) == pytest.approx(16000 * (n_seconds + 1), abs=2)
         assert len(vocoded) == pytest.approx(len(recording), abs=400)
         assert np.abs(vocoded).max() > 0.1
+
+
+class Echo:
+    """A pipeline of transformers that hears how long a sound is, and notes how it was called."""
+
+    def __init__(self, kind, known=()):
+        self.type, self.calls = kind, []
+        self.model = SimpleNamespace(generation_config=SimpleNamespace(lang_to_id=dict(known)))
+
+    def __call__(self, inputs, **options):
+        self.calls.append((len(inputs) if isinstance(inputs, list) else 1, options))
+        if isinstance(inputs, list):
+            return [{"text": str(len(sound["raw"]) // 16000 - 1)} for sound in inputs]
+        return {"text": str(len(inputs["raw"]) // 16000 - 1)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds", "calls"),
+    [
+        ("seq2seq_whisper", (3, 1, 2), [(3, {"batch_size": recognition.BATCH_SIZE})]),
+        ("seq2seq_whisper", (3, 40), [(1, {}), (1, {"return_timestamps": True})]),
+        ("ctc", (3, 40), [(1, {}), (1, {})]),
+        ("seq2seq_whisper", (), []),
+    ],
+)
+def test_whisper_hears_in_batches_what_fits_into_its_30_seconds(kind, seconds, calls):
+    recognizer = Recognizer(Echo(kind))
+    heard = recognizer.transcribe([torch.zeros(16000 * n) for n in seconds])
+    assert heard == [str(n) for n in seconds] and recognizer.pipe.calls == calls
+    assert recognizer.seconds_heard == sum(seconds) + len(seconds)  # half a second at both ends
+
+
+def test_a_language_is_for_recognizers_that_know_it(monkeypatch):
+    known = {"<|en|>": 1, "<|de|>": 2}
+    pipes = {"many": Echo("seq2seq_whisper", known), "tiny.en": Echo("seq2seq_whisper")}
+    pipes["wav2vec"] = Echo("ctc")
+    pipes["wav2vec"].model = object()
+    transformers = SimpleNamespace(
+        logging=SimpleNamespace(set_verbosity_error=lambda: None),
+        pipeline=lambda _, model, device: pipes[model],
+    )
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
+    load_recognizer("many", "cpu", "de").transcribe([torch.zeros(16000)])
+    spoken = {"language": "de", "task": "transcribe"}
+    assert pipes["many"].calls[0][1].items() >= {"generate_kwargs": spoken}.items()
+    with pytest.raises(DataError, match=r"--asr_language xx: --asr many does not .* only en, de$"):
+        load_recognizer("many", "cpu", "xx")
+    for name in ("tiny.en", "wav2vec"):
+        with pytest.raises(DataError, match=f"--asr_language de: --asr {name} knows one language"):
+            load_recognizer(name, "cpu", "de")
 
 
 @pytest.mark.slow
@@ -153,3 +212,59 @@ def test_an_unusable_recognizer_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jiwer", None)
     with pytest.raises(DataError, match=r"jiwer: python -m pip install -r requirements/asr.txt"):
         load_recognizer("any", "cpu")
+
+
+# ---- Predicted opinion scores
+
+
+class Listener(torch.nn.Module):
+    """A DistillMOS whose score is the sound's seconds, and which is as talkative."""
+
+    def __init__(self):
+        super().__init__()
+        print("weights loaded from:")
+
+    def forward(self, sounds):  # (B, n_samples)
+        return torch.full((len(sounds), 1), sounds.shape[1] / 16000)
+
+
+@pytest.mark.slow
+def test_mos_is_predicted_for_three_sounds(voice, tiny_corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(
+        sys.modules, "distillmos", SimpleNamespace(ConvTransformerSQAModel=Listener)
+    )
+    quick = functools.partial(vocoder.mel_to_audio, n_iter=2)
+    monkeypatch.setattr(vocoder, "mel_to_audio", quick)
+    manifest = tiny_corpus.test_manifest
+    plain, _ = run_evaluate(voice, manifest, tmp_path)
+    capsys.readouterr()
+    report, clips = run_evaluate(voice, manifest, tmp_path, "--mos")
+    seconds = pd.read_csv(manifest)["duration"]
+    assert report["recording_mos"] == pytest.approx(seconds.mean(), abs=1e-3)
+    assert report["vocoded_mos"] == pytest.approx(seconds.mean(), abs=0.02)
+    assert report["free_running_mos"] == pytest.approx(30 * 256 / 22050, abs=1e-3)
+    assert sorted(clips["recording_mos"]) == pytest.approx(sorted(seconds), abs=1e-3)
+    low, high = report["intervals"]["recording_mos"]
+    assert min(seconds) <= low + 1e-3 and low < seconds.mean() < high
+    table = capsys.readouterr().out
+    assert re.search(
+        rf"MOS .*, recording +{report['recording_mos']:.2f} \({low:.2f} to {high:.2f}\)", table
+    )
+    assert "weights loaded" not in table
+    for name in set(plain) - {"intervals", "date"}:
+        assert report[name] == plain[name], "--mos changes no other number"
+
+
+def test_mos_without_its_package_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distillmos", None)
+    with pytest.raises(DataError, match=r"distillmos: .*pip install -r requirements/mos.txt"):
+        load_mos_predictor("cpu")
+
+
+@pytest.mark.slow
+def test_noise_lowers_the_predicted_mos(ljspeech_dir):
+    pytest.importorskip("distillmos", reason="needs requirements/mos.txt")
+    wav = load_wav(next((ljspeech_dir / "wavs").glob("*.wav")), recognition.SAMPLING_RATE)
+    noisy = wav + 0.05 * torch.randn(len(wav), generator=torch.Generator().manual_seed(0))
+    predict_mos = load_mos_predictor("cpu")
+    assert 1 < predict_mos(noisy) < 3 < 4 < predict_mos(wav) < 5

@@ -1,0 +1,192 @@
+"""Count the hard sentences that a voice gets wrong, by a recognizer and by its attention.
+
+    python benchmarks/hard_sentences.py --checkpoint demo/work_dir/demo/final_checkpoint \
+        --asr openai/whisper-base.en
+    python benchmarks/hard_sentences.py --recordings peer --asr openai/whisper-base.en
+
+The 50 sentences of hard_sentences.txt are of the kinds that FastSpeech (Ren et al. 2019) was tried
+on. There, listeners found 24 % of Tacotron 2's sentences wrong; those were other sentences. Each is
+spoken whole, first without retries, then with up to --n_retries of them.
+
+A recognizer finds a skip where it misses a word, a repeat where it hears a word of the text once
+more, and a sentence wrong if it hears anything but the text. The attention skips a word if no
+character of it is attended to, repeats if it goes back for a while, and gets a sentence wrong if it
+does one of these or does not stop. A sentence counts once in each column.
+
+--recordings judges the sound of another voice, for the errors that are the recognizer's own: a
+folder with 50 wavs, which sorted by name are in the order of hard_sentences.txt.
+
+Writes hard_sentences.csv, with a row for each sentence, and hard_sentences_counts.csv.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.common import Row, make_parser, print_device, report
+from command_line.files import DataError, count_argument, path_argument, seed_argument
+from command_line.main import script
+from dataset import load_wav
+from scoring.recognition import SAMPLING_RATE, Recognizer, load_recognizer, plain_words, resample
+from scoring.scores import COVERED
+from speech.speaking import MAX_DECODER_STEPS, SpeakingOptions, Synthesis, speak
+from speech.vocoder import load_vocoder
+from speech.voice import add_device_flag, load_checkpoint
+from text.tokenizer import Tokenizer
+
+# Attention that is this many characters behind where it has been, for this many frames in all,
+# repeats. A good alignment now and then goes back a character or two at a border.
+BACK_CHARACTERS, BACK_FRAMES = 4, 5
+
+
+class Sentence(NamedTuple):
+    """A line of hard_sentences.txt."""
+
+    kind: str
+    text: str
+
+
+class Errors(NamedTuple):
+    """What a judge finds in a sentence."""
+
+    repeats: bool
+    skips: bool
+    wrong: bool
+
+
+def read_sentences() -> list[Sentence]:
+    """Read hard_sentences.txt."""
+    text = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
+    return [Sentence(*line.split("|")) for line in text.splitlines()]
+
+
+def find_attention_errors(spoken: Synthesis, written: str) -> Errors:
+    """Find the errors of an alignment (T_mel, T_text) to the T_text characters of `written`."""
+    attended = spoken.alignment.sum(dim=0) >= COVERED  # (T_text,)
+    words = [attended[slice(*word.span())] for word in re.finditer(r"[\w']*\w", written)]
+    positions = spoken.alignment.argmax(dim=1)  # (T_mel,)
+    behind = positions.cummax(dim=0).values - positions  # (T_mel,)
+    repeats = int((behind >= BACK_CHARACTERS).sum()) >= BACK_FRAMES
+    skips = not all(word.any() for word in words)
+    return Errors(repeats, skips, repeats or skips or spoken.reached_limit)
+
+
+def find_heard_errors(reference: str, transcript: str) -> Errors:
+    """Find the errors of a transcript; a word that is written as two is none."""
+    import jiwer  # only some users have it
+
+    if reference.replace(" ", "") == transcript.replace(" ", ""):
+        return Errors(False, False, False)
+    edits = jiwer.process_words(reference, transcript).alignments[0]
+    heard, known = transcript.split(), {*reference.split()}
+    inserted = [edit for edit in edits if edit.type == "insert"]
+    more = {word for edit in inserted for word in heard[edit.hyp_start_idx : edit.hyp_end_idx]}
+    return Errors(bool(more & known), any(edit.type == "delete" for edit in edits), True)
+
+
+def judge(
+    sentences: Sequence[Sentence],
+    wavs: Sequence[Tensor],
+    recognizer: Recognizer,
+    tokenizer: Tokenizer,
+    spoken: Sequence[Synthesis] = (),
+) -> list[Row]:
+    """Make a row for each sentence, with the errors of its sound and, where spoken, its attention.
+
+    wavs are (n_samples,) at the recognizer's SAMPLING_RATE.
+    """
+    rows = []
+    for sentence, transcript in zip(sentences, recognizer.transcribe(wavs), strict=True):
+        reference, heard = (plain_words(x, tokenizer) for x in (sentence.text, transcript))
+        errors = {"recognizer": find_heard_errors(reference, heard)}
+        if spoken:
+            written = tokenizer.decode(tokenizer.encode(sentence.text))
+            errors["attention"] = find_attention_errors(spoken[len(rows)], written)
+        named = {f"{who} {k}": x for who, e in errors.items() for k, x in e._asdict().items()}
+        rows.append({**sentence._asdict(), "heard": heard, **named})
+    return rows
+
+
+def judge_recordings(folder: Path, sentences: list[Sentence], recognizer: Recognizer) -> list[Row]:
+    """Judge the wavs of another voice."""
+    paths = sorted(folder.glob("*.wav"))
+    if len(paths) != len(sentences):
+        found = f"found {len(paths)} wavs, expected {len(sentences)}, one for each sentence"
+        raise DataError(f"--recordings {folder}: {found}")
+    wavs = [load_wav(path, SAMPLING_RATE) for path in paths]
+    return [
+        {"voice": folder.name, **row} for row in judge(sentences, wavs, recognizer, Tokenizer())
+    ]
+
+
+def judge_voice(
+    args: argparse.Namespace, sentences: list[Sentence], recognizer: Recognizer
+) -> list[Row]:
+    """Let the checkpoint speak without retries and with them, and judge both."""
+    voice, rows = load_checkpoint(args.checkpoint, args.device), []
+    audio = voice.audio_config
+    vocoder = load_vocoder(args.vocoder, audio, args.device) if args.vocoder else None
+    for n_retries in sorted({0, args.n_retries}):
+        options = SpeakingOptions(
+            args.max_decoder_steps, seed=args.seed, n_retries=n_retries, vocoder=vocoder
+        )
+        spoken = [*speak((sentence.text for sentence in sentences), voice, options)]
+        wavs = [resample(result.wav, audio.sampling_rate) for result in spoken]
+        judged = judge(sentences, wavs, recognizer, voice.tokenizer, spoken)
+        rows += [{"voice": f"{n_retries} retries", **row} for row in judged]
+    return rows
+
+
+def count(rows: list[Row]) -> list[Row]:
+    """Count the sentences with errors of each voice by each judge, and the wrong ones by kind."""
+    table, counts = pd.DataFrame(rows), []
+    for voice, of_voice in table.groupby("voice", sort=False):
+        for who in ("recognizer", "attention"):
+            if f"{who} wrong" not in table:
+                continue
+            found = {name: int(of_voice[f"{who} {name}"].sum()) for name in Errors._fields}
+            share = {"share wrong": found["wrong"] / len(of_voice)}
+            kinds = of_voice.groupby("kind", sort=False)[f"{who} wrong"].sum().to_dict()
+            counts.append({"voice": voice, "by": who, **found, **share, **kinds})
+    return counts
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    """Judge with these flags."""
+    parser = make_parser(__doc__)
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--checkpoint", type=path_argument, help="checkpoint folder")
+    group.add_argument("--recordings", type=Path, help="folder with the wavs of another voice")
+    parser.add("--asr", "recognizer of transformers, by folder or Hub name", required=True)
+    parser.add("--asr_language", "en, where the recognizer knows several languages")
+    parser.add("--vocoder", "folder of a HiFi-GAN instead of Griffin-Lim", type=path_argument)
+    parser.add("--n_retries", "tries again of the second time", type=count_argument, default=2)
+    steps = "frames after which a sentence is cut"
+    parser.add("--max_decoder_steps", steps, type=count_argument, default=MAX_DECODER_STEPS)
+    parser.add("--seed", "seed of the prenet's dropout", type=seed_argument, default=42)
+    add_device_flag(parser)
+    args = parser.parse_args(argv)
+    sentences = read_sentences()
+    recognizer = load_recognizer(args.asr, args.device, args.asr_language)
+    machine = print_device(torch.device(args.device))
+    if args.recordings:
+        rows = judge_recordings(args.recordings, sentences, recognizer)
+    else:
+        rows = judge_voice(args, sentences, recognizer)
+    report(args.output_dir / "hard_sentences_counts.csv", count(rows), machine)
+    pd.DataFrame(rows).to_csv(args.output_dir / "hard_sentences.csv", index=False)
+    print(f"{recognizer.speed:.1f} seconds of sound transcribed a second")
+
+
+if __name__ == "__main__":
+    main()
