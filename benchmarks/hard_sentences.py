@@ -142,7 +142,7 @@ def judge_voice(
         spoken = [*speak((sentence.text for sentence in sentences), voice, options)]
         wavs = [resample(result.wav, audio.sampling_rate) for result in spoken]
         judged = judge(sentences, wavs, recognizer, voice.tokenizer, spoken)
-        rows += [{"voice": f"{n_retries} retries", **row} for row in judged]
+        rows += [{"voice": f"retries: {n_retries}", **row} for row in judged]
     return rows
 
 

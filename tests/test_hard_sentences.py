@@ -1,0 +1,102 @@
+"""What counts as a repeat, a skip and a wrong sentence."""
+
+import csv
+import shutil
+
+import pytest
+import torch
+
+import speech.vocoder as vocoder
+from benchmarks import hard_sentences
+from benchmarks.hard_sentences import find_attention_errors, find_heard_errors, read_sentences
+from command_line.files import DataError
+from speech.speaking import Synthesis
+from text.tokenizer import Tokenizer
+
+
+@pytest.mark.parametrize(
+    ("heard", "repeats", "skips", "wrong"),
+    [
+        ("the big dog barks", False, False, False),
+        ("the bigdog barks", False, False, False),
+        ("the big the big dog barks", True, False, True),
+        ("the big dog barks loudly", False, False, True),
+        ("the dog barks", False, True, True),
+        ("the big dog sings", False, False, True),
+        ("dog barks dog barks", False, False, True),  # two words for two others
+        ("", False, True, True),
+    ],
+)
+def test_errors_that_are_heard(heard, repeats, skips, wrong):
+    assert find_heard_errors("the big dog barks", heard) == (repeats, skips, wrong)
+
+
+TWICE = [place for place in range(12) for _ in range(2)]  # two frames for each character
+
+
+@pytest.mark.parametrize(
+    ("places", "repeats", "skips"),
+    [
+        (TWICE, False, False),
+        ([*TWICE[:8], *TWICE[14:]], False, True),  # leaps over "big"
+        ([*TWICE[:8], *TWICE[12:]], False, False),  # leaves out two characters of it
+        ([*TWICE, *TWICE[8:]], True, False),
+        ([*TWICE[:14], *TWICE[10:]], False, False),  # back by two characters
+        ([*TWICE[:14], 0, *TWICE[14:]], False, False),  # for a moment
+    ],
+)
+def test_errors_of_attention(places, repeats, skips):
+    alignment = torch.nn.functional.one_hot(torch.tensor(places), 12).float()
+    for reached_limit in (False, True):
+        spoken = Synthesis(torch.zeros(0), alignment, torch.zeros(0), reached_limit, {})
+        wrong = repeats or skips or reached_limit
+        assert find_attention_errors(spoken, "the big dogs") == (repeats, skips, wrong)
+
+
+def test_every_sentence_can_be_spoken_whole():
+    sentences, tokenizer = read_sentences(), Tokenizer()
+    texts = [sentence.text for sentence in sentences]
+    assert len({*texts}) == 50 and len({sentence.kind for sentence in sentences}) == 6
+    assert not any(map(tokenizer.unknown_characters, texts))
+    assert 250 < max(map(len, map(tokenizer.encode, texts))) < 300  # 2000 frames are enough
+
+
+class Ear:
+    """A recognizer that hears each text as it is, but the first one twice, and the last not."""
+
+    speed = 1.0
+
+    def transcribe(self, wavs):
+        texts = [sentence.text for sentence in read_sentences()]
+        assert len(wavs) == len(texts)
+        return [f"{texts[0]} {texts[0]}", *texts[1:-1], ""]
+
+
+@pytest.mark.slow
+def test_a_voice_is_counted_without_retries_and_with_them(voice, tmp_path, monkeypatch):
+    """The voice never stops, so every sentence is wrong by its attention."""
+    monkeypatch.setattr(hard_sentences, "load_recognizer", lambda *_: Ear())
+    monkeypatch.setattr(vocoder, "mel_to_audio", lambda mel, config: torch.zeros(500))
+    hard_sentences.main(
+        ["--checkpoint", str(voice), "--asr", "stub", "--n_retries", "1", "--device", "cpu",
+         "--max_decoder_steps", "8", "--output_dir", str(tmp_path)]
+    )  # fmt: skip
+    counts = [*csv.DictReader((tmp_path / "hard_sentences_counts.csv").open())]
+    assert [row["voice"] for row in counts] == ["retries: 0"] * 2 + ["retries: 1"] * 2
+    for heard, attended in (counts[:2], counts[2:]):
+        assert (heard["repeats"], heard["skips"], heard["wrong"]) == ("1", "1", "2")
+        assert (heard["tongue twisters"], heard["numbers"]) == ("1", "0")
+        assert (attended["wrong"], float(attended["share wrong"])) == ("50", 1.0)
+    rows = [*csv.DictReader((tmp_path / "hard_sentences.csv").open())]
+    assert len(rows) == 100 and rows[0]["heard"] == "b b"
+
+
+def test_recordings_of_another_voice_are_counted(tiny_corpus, tmp_path):
+    sentences, wav = read_sentences(), next(tiny_corpus.wavs.iterdir())
+    for number in range(49):
+        shutil.copy(wav, tmp_path / f"{number}.wav")
+    with pytest.raises(DataError, match="found 49 wavs, expected 50"):
+        hard_sentences.judge_recordings(tmp_path, sentences, Ear())
+    shutil.copy(wav, tmp_path / "49.wav")
+    (row,) = hard_sentences.count(hard_sentences.judge_recordings(tmp_path, sentences, Ear()))
+    assert row["voice"] == tmp_path.name and (row["by"], row["wrong"]) == ("recognizer", 2)
