@@ -39,7 +39,7 @@ from dataset import load_wav
 from scoring.recognition import SAMPLING_RATE, Recognizer, load_recognizer, plain_words, resample
 from scoring.scores import COVERED
 from speech.speaking import MAX_DECODER_STEPS, SpeakingOptions, Synthesis, speak
-from speech.vocoder import load_vocoder
+from speech.vocoder import choose_vocoder
 from speech.voice import add_device_flag, load_checkpoint
 from text.tokenizer import Tokenizer
 
@@ -134,7 +134,7 @@ def judge_voice(
     """Let the checkpoint speak without retries and with them, and judge both."""
     voice, rows = load_checkpoint(args.checkpoint, args.device), []
     audio = voice.audio_config
-    vocoder = load_vocoder(args.vocoder, audio, args.device) if args.vocoder else None
+    vocoder = choose_vocoder(args.vocoder, audio, args.device)
     for n_retries in sorted({0, args.n_retries}):
         options = SpeakingOptions(
             args.max_decoder_steps, seed=args.seed, n_retries=n_retries, vocoder=vocoder
@@ -169,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     group.add_argument("--recordings", type=Path, help="folder with the wavs of another voice")
     parser.add("--asr", "recognizer of transformers, by folder or Hub name", required=True)
     parser.add("--asr_language", "en, where the recognizer knows several languages")
-    parser.add("--vocoder", "folder of a HiFi-GAN instead of Griffin-Lim", type=path_argument)
+    vocoder = "HiFi-GAN for the sounds, as synthesize.py takes it"
+    parser.add("--vocoder", vocoder, type=path_argument, metavar="NAME")
     parser.add("--n_retries", "tries again of the second time", type=count_argument, default=2)
     steps = "frames after which a sentence is cut"
     parser.add("--max_decoder_steps", steps, type=count_argument, default=MAX_DECODER_STEPS)
