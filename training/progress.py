@@ -145,8 +145,8 @@ def describe_missing_speech(row: dict[str, float], config: TrainConfig) -> str |
     guide = "guided attention: --guided_attention_weight 5, now 0"
     if config.guided_attention_weight > 0:
         n_steps = config.guided_attention_steps
-        guide = f"""guided attention for longer where there is no alignment, for a shorter time where
-  it is a straight line: --guided_attention_steps, now {n_steps}"""
+        guide = "guided attention for longer where there is no alignment, for less where it is a "
+        guide += f"straight line: --guided_attention_steps, now {n_steps}"
     return f"""step {row["step"]}: the voice does not say its texts.
 Its text_match is {row["text_match"]:.2f}, and {FAIR} where one understands some of it. The losses
 fall all the same, and the alignment may look well. What usually helps:
