@@ -15,12 +15,20 @@ from PIL import Image
 import conftest
 import evaluate
 from command_line.files import DataError
-from dataset import AudioConfig, Batch, TTSDataset, to_log_mel
+from dataset import AudioConfig, Batch, TTSCollator, TTSDataset, to_log_mel
 from evaluate import print_report, score_batch
-from model import InferenceOutput, Tacotron2Output
+from fast.decoder import speed_up
+from model import (
+    InferenceOutput,
+    Tacotron2,
+    Tacotron2Config,
+    Tacotron2Output,
+    tacotron2_loss,
+)
 from scoring import pictures
 from scoring.pictures import summary_figure
 from scoring.scores import (
+    free_running_scores,
     indices_fit,
     mel_cepstral_distortion,
     word_start_errors,
@@ -73,18 +81,30 @@ def test_distortion_agrees_with_the_formula_by_hand():
         mel_cepstral_distortion(mel, reference, AudioConfig(num_mels=40))
 
 
-@pytest.fixture(scope="module")
-def lettered(tmp_path_factory) -> TTSDataset:
-    """20 clips of four letters, each a chord of its own, and 20 of six that begin like them."""
-    folder, rng, rows = tmp_path_factory.mktemp("letters"), np.random.default_rng(0), []
-    texts = {"".join(rng.permutation(list("abcdefghijklmnopqrstuvwxz"))[:4]): None for _ in range(30)}
-    for text in [x + end for end in ("", "yb") for x in [*texts][:20]]:
-        wav = np.concatenate([conftest.speak(letter * 5) for letter in text])  # 1 s, 1.5 s
+def make_lettered(folder: Path, texts: list[str], n_repeats: int) -> TTSDataset:
+    """Make clips of these texts, in which each letter sounds n_repeats times 0.05 s."""
+    rows = []
+    for text in texts:
+        wav = np.concatenate([conftest.speak(letter * n_repeats) for letter in text])
         soundfile.write(folder / f"{text}.wav", wav, conftest.RATE)
         rows.append((folder / f"{text}.wav", text, len(wav) / conftest.RATE))
     columns = ["file_path", "normalized_transcript", "duration"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "clips.csv", index=False)
     return TTSDataset(folder / "clips.csv", AudioConfig(), Tokenizer())
+
+
+def draw_words(n: int) -> list[str]:
+    """Draw words of four letters."""
+    rng, letters = np.random.default_rng(0), list("abcdefghijklmnopqrstuvwx")
+    return ["".join(rng.permutation(letters)[:4]) for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def lettered(tmp_path_factory) -> TTSDataset:
+    """20 clips of a second, and 20 of one and a half that begin like them."""
+    words = draw_words(20)
+    texts = [*words, *(f"{word}yz" for word in words)]
+    return make_lettered(tmp_path_factory.mktemp("letters"), texts, 5)
 
 
 def test_text_match_is_the_share_of_half_seconds_that_say_the_text(lettered):
@@ -108,6 +128,51 @@ def test_text_match_is_the_share_of_half_seconds_that_say_the_text(lettered):
     means = {name: np.mean(values) for name, values in shares.items()}
     assert means["voice"] > 0.95 and 0.4 < means["half"] < 0.65
     assert means["mush"] < 0.15 and means["silence"] < 0.15 and means["broken"] == 0
+
+
+def train_small_model(batch: Batch, shuffle: bool) -> Tacotron2:
+    """Train on one batch for 200 steps; with `shuffle`, each step gives the clips other texts."""
+    torch.manual_seed(0)
+    sizes = {"character_embed_dim": 64, "encoder_embed_dim": 64, "decoder_rnn_embed_dim": 128}
+    sizes |= {"decoder_prenet_dim": 64, "decoder_postnet_n_filters": 32, "attention_dim": 32}
+    model = speed_up(Tacotron2(Tacotron2Config(vocab_size=Tokenizer().vocab_size, **sizes)))
+    optimizer, n = torch.optim.Adam(model.parameters(), lr=0.003), len(batch.texts)
+    for step in range(200):
+        order = torch.randperm(n) if shuffle else torch.arange(n)
+        tokens, lengths = batch.tokens[order], batch.token_lengths[order]
+        losses = tacotron2_loss(
+            model(tokens, lengths, batch.mels, batch.mel_lengths),
+            batch.mels,
+            lengths,
+            batch.mel_lengths,
+            batch.stop_targets,
+            guided_attention_weight=max(5 - step / 30, 0),
+            guided_attention_sigma=0.2,
+            stop_positive_weight=10.0,
+        )
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@pytest.mark.slow
+def test_text_match_knows_a_voice_from_a_mush_with_a_fine_alignment(tmp_path):
+    """Two models that learn 16 clips by heart, with true and with shuffled texts."""
+    clips = make_lettered(tmp_path, draw_words(16), 2)
+    batch = TTSCollator(clips.audio_config, clips.tokenizer)([clips[i] for i in range(16)])
+    matches, coverages = [], []
+    for shuffle in (False, True):
+        model = train_small_model(batch, shuffle)
+        with torch.no_grad():
+            free = model.infer(batch.tokens, batch.token_lengths, 2 * batch.mels.shape[1])
+        mels = [mel[:n] for mel, n in zip(free.mels, free.mel_lengths, strict=True)]
+        matches.append(np.mean([text_match(clips, i, mel) for i, mel in enumerate(mels)]))
+        scores = free_running_scores(free, batch.token_lengths)
+        coverages.append(scores["free_running_coverage"].mean())
+    assert matches[0] > 0.6 and matches[1] < 0.25, matches
+    assert min(coverages) > 0.9, "the alignments do not tell one from the other"
 
 
 def test_speech_is_compared_with_other_texts_of_like_length(lettered):
