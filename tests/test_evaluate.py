@@ -315,8 +315,8 @@ def test_report_and_its_table_of_made_up_clips(capsys):
 def test_intervals_agree_with_those_of_the_normal_distribution():
     """Of 400 clips; the errors of a clip's three words are the same, so they count as one."""
     rng, n = np.random.default_rng(0), 400
-    values = {name: rng.normal(1 + i, 0.1 + i / 100, n) for i, name in enumerate(TABLE)}
     word_errors = rng.normal(0.05, 0.01, n)
+    values = {name: rng.normal(1 + i, 0.1 + i / 100, n) for i, name in enumerate(TABLE)}
     rows = [{name: x[i] for name, x in values.items()} for i in range(n)]
     for row, error in zip(rows, word_errors, strict=True):
         row["word_start"] = [error] * 3
