@@ -4,11 +4,11 @@
         --path_to_manifest data/test_metadata.csv --output_json report.json \
         --output_csv clips.csv --save_worst worst
 
-The table has scores of alignments and mels, see scoring/scores.py. `--word_times` takes the true
-starts of words, as make_demo_corpus.py writes them, and adds the errors of the alignment's word
-starts, beside those of a straight diagonal, which is what a fake alignment scores. `--asr` adds a
-speech recognizer's errors, see scoring/recognition.py, and `--mos` a predicted opinion score, see
-scoring/mos.py.
+The table has the text match (scoring/text_match.py), and scores of alignments and mels
+(scoring/scores.py). `--word_times` takes the true starts of words, as make_demo_corpus.py writes
+them, and adds the errors of the alignment's word starts, beside those of a straight diagonal, which
+is what a fake alignment scores. `--asr` adds a speech recognizer's errors, see
+scoring/recognition.py, and `--mos` a predicted opinion score, see scoring/mos.py.
 """
 
 import argparse
@@ -58,6 +58,7 @@ from scoring.scores import (
     word_start_errors,
 )
 from scoring.summary import WORD_ERRORS, make_report
+from scoring.text_match import has_other_texts, text_match
 from speech.speaking import MAX_DECODER_STEPS
 from speech.vocoder import Vocoder, choose_vocoder, to_audio
 from speech.voice import Voice, add_device_flag, load_checkpoint
@@ -174,6 +175,8 @@ def print_report(report: dict[str, Any]) -> None:
         ("length within 15 % of the recording", f"{report['length_within_15_percent']:.1%}"),
         ("free-running score", f"{report['free_running_score']:.3f}"),
     ]
+    if "text_match" in report:
+        rows.insert(1, ("text match", f"{report['text_match']:.3f}"))
     for name in ALIGNMENT_SCORES:
         pair = f"{report[name]:.3f} / {report[f'free_running_{name}']:.3f}"
         rows.append((f"{name}, teacher forced / free running", pair))
@@ -202,8 +205,8 @@ def save_worst(
     config, tokenizer = voice.audio_config, voice.tokenizer
     for number, (row, recording, mel, alignment) in enumerate(worst, start=1):
         ending = "stopped by itself" if row["stopped_by_itself"] else "reached the limit"
-        scores = f"free-running score {row['free_running_score']:.3f}, MCD {row['mcd_db']:.2f} dB"
-        title = f"{Path(row['path']).name}: {scores}, {ending}"
+        match = f"text match {row['text_match']:.3f}, " if "text_match" in row else ""
+        title = f"{Path(row['path']).name}: {match}MCD {row['mcd_db']:.2f} dB, {ending}"
         text = tokenizer.decode(tokenizer.encode(row["text"]))
         figure = summary_figure(recording, mel, alignment, text, config.hop_seconds, title)
         save_figure(figure, folder / f"worst_{number}.png")
@@ -296,14 +299,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     rows: list[dict] = []
     worst: list[ScoredClip] = []
+    comparable = has_other_texts(clips)
     with tqdm(total=len(clips), unit="clip", disable=None) as bar:  # shown on terminals only
-        for batch in batches:
+        for indices, batch in zip(sampler, batches, strict=True):
             scored = score_batch(voice, batch, args.max_decoder_steps, word_times)
             if recognizer or predict_mos:
                 judge_sounds(scored, voice, vocoder, recognizer, predict_mos)
+            for index, clip in zip(indices, scored, strict=True) if comparable else ():
+                clip.row["text_match"] = text_match(clips, index, clip.mel)
             rows += [clip.row for clip in scored]
             worst += scored
-            worst.sort(key=lambda clip: (clip.row["free_running_score"], -clip.row["mcd_db"]))
+            worst.sort(key=lambda clip: (clip.row.get("text_match", 0.0), -clip.row["mcd_db"]))
             del worst[args.worst :]  # the mels of all clips may not fit into memory
             bar.update(len(scored))
     if word_times is not None and not any(row["word_start"] for row in rows):

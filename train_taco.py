@@ -156,7 +156,7 @@ def finish_epoch(run: Run, state: TrainerState) -> None:
     row["learning_rate"] = learning_rate(state.step, epoch, config)
     state.finish_epoch(row)
     report_epoch(run, state, media)
-    if is_new_best(state.history, state.best_epoch, config):
+    if is_new_best(state.history, state.best_epoch):
         state.best_epoch = epoch
         save_checkpoint(run, state, "best_checkpoint")
         run.progress.log_best(row)

@@ -38,6 +38,7 @@ N_PARENTS = 3  # folders above the checkpoint in which report, pictures and soun
 METRICS = {  # numbers of report.json that the card shows: name, label, format
     "stopped_by_itself": ("stops by itself", "{:.1%}"),
     "length_within_15_percent": ("length within 15 % of the recording", "{:.1%}"),
+    "text_match": ("text match", "{:.3f}"),
     "free_running_score": ("free-running score", "{:.3f}"),
     "focus": ("focus, teacher forced", "{:.3f}"),
     "coverage": ("coverage, teacher forced", "{:.3f}"),

@@ -45,6 +45,7 @@ COLUMNS = {  # of the table: evaluate.py's names
     "stopped_by_itself": "stopped",
     "length_within_15_percent": "right length",
     "focus": "focus",
+    "text_match": "text match",
     "free_running_score": "free score",
     "mcd_db_median": "MCD (dB)",
 }

@@ -38,7 +38,14 @@ COLOUR_MAP, PATH_COLOUR = "magma", "#4de3ff"  # PATH_COLOUR marks the arg-max; i
 PATH_BELOW = 6.0  # pixels; the arg-max is marked if the rows of an alignment are lower than this,
 PATH_SHARE = 0.1  # in frames that give it this much attention: a blur must not look sharp
 TRAIN_COLOUR, VAL_COLOUR, OTHER_COLOUR, FREE_COLOUR = "#3b6fb6", "#e07b39", "#555555", "#2f9e6e"
-SCORES = ("score", "focus", "coverage", "monotonicity", "stopped_by_itself")  # between 0 and 1
+SCORES = (
+    "score",
+    "match",
+    "focus",
+    "coverage",
+    "monotonicity",
+    "stopped_by_itself",
+)  # between 0 and 1
 FRAME_MS, LAST_FRAME_MS = 300, 2500  # of the film; viewers can look at the result
 
 
@@ -103,7 +110,8 @@ def loss_figure(history: Sequence[dict]) -> Figure:
     if not names:
         raise ValueError("history holds no numbers to draw")
     names = sorted(
-        names, key=lambda x: (x != "loss", x != "score", x[-4:] != "loss", x.endswith(SCORES), x)
+        names,
+        key=lambda x: (x != "loss", x != "text_match", x[-4:] != "loss", x.endswith(SCORES), x),
     )
     n_rows = math.ceil((1 + len(names)) / 3)
     figure = new_figure(11.0, min(2.2 * n_rows + MARGIN_HEIGHT, 18.0))  # two screens at most

@@ -21,7 +21,6 @@ FREE_RUNNING_SCORES = (
     "free_running_score",
 )
 COVERED = 0.5  # frames of attention; a character that gets this much counts as visited
-GOOD_SCORE = 0.5  # a free-running score from this on is good, from half of it on fair
 N_CEPSTRA = 13  # c_1 to c_13; c_0 is loudness
 
 
@@ -65,39 +64,48 @@ def free_running_scores(output: InferenceOutput, token_lengths: Tensor) -> dict[
     return dict(zip(FREE_RUNNING_SCORES, values, strict=True))
 
 
-def describe_score(score: float) -> str:
-    """Describe a free-running score in a word; unless it is good, add the range of good scores."""
-    if score >= GOOD_SCORE:
-        return "good"
-    return f"{'fair' if score >= GOOD_SCORE / 2 else 'poor'}: {GOOD_SCORE} to 0.8 is good"
+def to_cepstra(mel: Tensor, audio_config: AudioConfig) -> np.ndarray:
+    """Turn a mel (T_mel, num_mels) into cepstra (T_mel, 13), whose distances are in dB.
+
+    They are c_1 to c_13 of the DCT-II of the natural-log mel, scaled to the amplitudes of its
+    cosines, so that the distance between two frames, (10 / ln 10) sqrt(2 sum (c_k - c'_k)^2), is
+    the root mean square in dB between two smoothed spectra.
+    """
+    import scipy.fft
+
+    log_mel = to_log_mel(mel.float().cpu(), audio_config).double().numpy()
+    if not np.isfinite(log_mel).all():
+        raise DataError("a mel holds values that are not finite: the model is broken")
+    cosines = scipy.fft.dct(log_mel, norm="ortho", axis=1)[:, 1 : N_CEPSTRA + 1]
+    # An orthonormal transform of n values is sqrt(n / 2) times the cosines' amplitudes.
+    return cosines * (20 / np.log(10) / np.sqrt(audio_config.num_mels))
+
+
+def warp(spoken: np.ndarray, recorded: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pair the frames of two cepstra, (T, 13) and (T', 13), by dynamic time warping.
+
+    Returns:
+        The pairs' frames in `spoken`, those in `recorded`, and their distances in dB: (n,) each.
+    """
+    from scoring.warping import find_path  # numba is slow to import
+
+    squares = (spoken**2).sum(axis=1)[:, None] + (recorded**2).sum(axis=1)
+    distances = np.sqrt(np.maximum(squares - 2 * spoken @ recorded.T, 0))  # (T, T')
+    i, j = find_path(distances).T
+    return i, j, distances[i, j]
 
 
 def mel_cepstral_distortion(mel: Tensor, reference: Tensor, audio_config: AudioConfig) -> float:
     """Measure the mel-cepstral distortion in dB of a mel (T_mel, num_mels), under time warping.
 
-    A pair of frames is (10 / ln 10) sqrt(2 sum (c_k - c'_k)^2) apart, k = 1..13. The result is the
-    mean over the frames that the path pairs with a frame of the reference, then over the
-    reference's frames. (A mean over the whole path would fall if a model never stops and adds
-    frames that match a silent one, and untrained models would score best.) c is the DCT-II of the
-    natural-log mel, scaled to the amplitudes of its cosines, so that the result is the root mean
-    square in dB between two smoothed spectra. Compare it only with numbers at the same
-    sampling_rate, num_mels, n_fft, window_size, hop_size, fmin, fmax and min_db, and not with those
-    of papers, whose cepstra come from other analyses.
+    The result is the mean distance of `to_cepstra` over the frames that the path pairs with a frame
+    of the reference, then over the reference's frames. (A mean over the whole path would fall if a
+    model never stops and adds frames that match a silent one, and untrained models would score
+    best.) Compare it only with numbers at the same sampling_rate, num_mels, n_fft, window_size,
+    hop_size, fmin, fmax and min_db, and not with those of papers, whose cepstra come from other
+    analyses.
     """
-    import librosa.sequence  # slow to import
-    import scipy.fft
-
-    log_mels = [to_log_mel(x.float().cpu(), audio_config).numpy() for x in (mel, reference)]
-    if not all(np.isfinite(log_mel).all() for log_mel in log_mels):
-        raise DataError("a mel holds values that are not finite: the model is broken")
-    # An orthonormal transform of n values is sqrt(n / 2) times the cosines' amplitudes.
-    spoken, recorded = (
-        scipy.fft.dct(log_mel, norm="ortho", axis=1)[:, 1 : N_CEPSTRA + 1]
-        * np.sqrt(2 / audio_config.num_mels)
-        for log_mel in log_mels
-    )  # (T_mel, 13) each
-    i, j = librosa.sequence.dtw(spoken.T, recorded.T)[1].T  # the path: pairs of frames
-    distances = 10 / np.log(10) * np.sqrt(2) * np.linalg.norm(spoken[i] - recorded[j], axis=1)
+    _, j, distances = warp(*(to_cepstra(x, audio_config) for x in (mel, reference)))
     return float(np.mean(np.bincount(j, distances) / np.bincount(j)))
 
 

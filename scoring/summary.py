@@ -46,6 +46,8 @@ def summarize(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
                 milliseconds = np.array([np.nan])
             report[f"{name}_median_ms"] = np.median(milliseconds)
             report[f"{name}_p90_ms"] = np.percentile(milliseconds, 90)
+    if "text_match" in columns:
+        report["text_match"] = columns["text_match"].mean()
     if "asr_words" in columns:
         report |= error_rates(columns)
     report |= {name: x.mean() for name, x in columns.items() if name.endswith("_mos")}

@@ -13,7 +13,7 @@ from torch import Tensor
 from command_line.files import file_errors
 from command_line.main import say
 from dataset import to_log_mel
-from scoring.scores import COVERED, describe_score
+from scoring.scores import COVERED
 from speech.speaking import PAUSES, Synthesis, encode, to_pcm
 from speech.voice import Voice
 from text.splitting import Piece
@@ -86,9 +86,8 @@ def score_of(result: Synthesis) -> float:
 
 def describe_result(result: Synthesis, seconds: float) -> str:
     """Describe how a piece was spoken: length, ending and score."""
-    score = score_of(result)
     ending = "did not stop" if result.reached_limit else "stopped by itself"
-    return f"{seconds:.2f} s, {ending}, free-running score {score:.2f} ({describe_score(score)})"
+    return f"{seconds:.2f} s, {ending}, free-running score {score_of(result):.2f}"
 
 
 def print_report(
@@ -108,7 +107,7 @@ def print_report(
         n_stopped = sum(not result.reached_limit for result in results)
         mean, lowest = sum(map(score_of, results)) / len(results), score_of(worst)
         stopped = f"{len(results)} pieces, {n_stopped} stopped by themselves"
-        scores = f"free-running score {mean:.2f}, lowest {lowest:.2f} ({describe_score(lowest)})"
+        scores = f"free-running score {mean:.2f}, lowest {lowest:.2f}"
         say(f"{path}: {spoken.seconds:.2f} s, {stopped}, {scores}")
     for warning in warnings:
         say(f"    warning: {warning}")

@@ -8,14 +8,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
+import conftest
 import evaluate
 from command_line.files import DataError
-from dataset import AudioConfig, Batch, to_log_mel
+from dataset import AudioConfig, Batch, TTSCollator, TTSDataset, to_log_mel
 from evaluate import print_report, score_batch
-from model import InferenceOutput, Tacotron2Output
+from fast.decoder import speed_up
+from model import (
+    InferenceOutput,
+    Tacotron2,
+    Tacotron2Config,
+    Tacotron2Output,
+    tacotron2_loss,
+)
 from scoring import pictures
 from scoring.pictures import summary_figure
 from scoring.scores import (
@@ -25,6 +34,7 @@ from scoring.scores import (
     word_start_errors,
 )
 from scoring.summary import make_report
+from scoring.text_match import pick_others, text_match
 from speech.voice import Voice
 from stub_model import StubModel
 from text.tokenizer import Tokenizer
@@ -69,6 +79,108 @@ def test_distortion_agrees_with_the_formula_by_hand():
     mel[2, 3] = float("nan")
     with pytest.raises(DataError, match="not finite"):
         mel_cepstral_distortion(mel, reference, AudioConfig(num_mels=40))
+
+
+def make_lettered(folder: Path, texts: list[str], n_repeats: int) -> TTSDataset:
+    """Make clips of these texts, in which each letter sounds n_repeats times 0.05 s."""
+    rows = []
+    for text in texts:
+        wav = np.concatenate([conftest.speak(letter * n_repeats) for letter in text])
+        soundfile.write(folder / f"{text}.wav", wav, conftest.RATE)
+        rows.append((folder / f"{text}.wav", text, len(wav) / conftest.RATE))
+    columns = ["file_path", "normalized_transcript", "duration"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "clips.csv", index=False)
+    return TTSDataset(folder / "clips.csv", AudioConfig(), Tokenizer())
+
+
+def draw_words(n: int) -> list[str]:
+    """Draw words of four letters."""
+    rng, letters = np.random.default_rng(0), list("abcdefghijklmnopqrstuvwx")
+    return ["".join(rng.permutation(letters)[:4]) for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def lettered(tmp_path_factory) -> TTSDataset:
+    """20 clips of a second, and 20 of one and a half that begin like them."""
+    words = draw_words(20)
+    texts = [*words, *(f"{word}yz" for word in words)]
+    return make_lettered(tmp_path_factory.mktemp("letters"), texts, 5)
+
+
+def test_text_match_is_the_share_of_half_seconds_that_say_the_text(lettered):
+    """Slower and blurred speech counts whole, half wrong speech half, and noise next to nothing."""
+    generator = torch.Generator().manual_seed(0)
+    shares = {"voice": [], "half": [], "silence": [], "mush": [], "broken": []}
+    average = torch.stack([lettered[i].mel for i in range(20)]).mean(dim=0)
+    for i in range(20):
+        own, other = lettered[i].mel, lettered[(i + 1) % 20].mel
+        slow = own.repeat_interleave(torch.arange(len(own)) % 2 + 1, dim=0)
+        noise = torch.randn(slow.shape, generator=generator)
+        spoken = {
+            "voice": slow + noise,
+            "half": torch.cat([own[: len(own) // 2], other[len(other) // 2 :]]),
+            "silence": torch.full_like(own, -4.0),
+            "mush": average,
+            "broken": own * torch.nan,
+        }
+        for name, mel in spoken.items():
+            shares[name].append(text_match(lettered, i, mel))
+    means = {name: np.mean(values) for name, values in shares.items()}
+    assert means["voice"] > 0.95 and 0.4 < means["half"] < 0.65
+    assert means["mush"] < 0.15 and means["silence"] < 0.15 and means["broken"] == 0
+
+
+def train_small_model(batch: Batch, shuffle: bool) -> Tacotron2:
+    """Train on one batch for 200 steps; with `shuffle`, each step gives the clips other texts."""
+    torch.manual_seed(0)
+    sizes = {"character_embed_dim": 64, "encoder_embed_dim": 64, "decoder_rnn_embed_dim": 128}
+    sizes |= {"decoder_prenet_dim": 64, "decoder_postnet_n_filters": 32, "attention_dim": 32}
+    model = speed_up(Tacotron2(Tacotron2Config(vocab_size=Tokenizer().vocab_size, **sizes)))
+    optimizer, n = torch.optim.Adam(model.parameters(), lr=0.003), len(batch.texts)
+    for step in range(200):
+        order = torch.randperm(n) if shuffle else torch.arange(n)
+        tokens, lengths = batch.tokens[order], batch.token_lengths[order]
+        losses = tacotron2_loss(
+            model(tokens, lengths, batch.mels, batch.mel_lengths),
+            batch.mels,
+            lengths,
+            batch.mel_lengths,
+            batch.stop_targets,
+            guided_attention_weight=max(5 - step / 30, 0),
+            guided_attention_sigma=0.2,
+            stop_positive_weight=10.0,
+        )
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@pytest.mark.slow
+def test_text_match_knows_a_voice_from_a_mush_with_a_fine_alignment(tmp_path):
+    """Two models that learn 16 clips by heart, with true and with shuffled texts."""
+    clips = make_lettered(tmp_path, draw_words(16), 2)
+    batch = TTSCollator(clips.audio_config, clips.tokenizer)([clips[i] for i in range(16)])
+    matches, coverages = [], []
+    for shuffle in (False, True):
+        model = train_small_model(batch, shuffle)
+        with torch.no_grad():
+            free = model.infer(batch.tokens, batch.token_lengths, 2 * batch.mels.shape[1])
+        mels = [mel[:n] for mel, n in zip(free.mels, free.mel_lengths, strict=True)]
+        matches.append(np.mean([text_match(clips, i, mel) for i, mel in enumerate(mels)]))
+        scores = free_running_scores(free, batch.token_lengths)
+        coverages.append(scores["free_running_coverage"].mean())
+    assert matches[0] > 0.6 and matches[1] < 0.25, matches
+    assert min(coverages) > 0.9, "the alignments do not tell one from the other"
+
+
+def test_speech_is_compared_with_other_texts_of_like_length(lettered):
+    others = pick_others(lettered, 25)
+    assert len(set(others)) == 15 and all(i >= 20 and i != 25 for i in others)
+    lettered.texts[25], before = lettered.texts[26], lettered.texts[25]
+    assert 26 not in pick_others(lettered, 25)
+    lettered.texts[25] = before
 
 
 def test_word_start_errors_of_a_known_staircase():
@@ -160,8 +272,8 @@ def test_each_clip_of_a_padded_batch_is_scored_alone():
 
 
 SCORES = ("focus", "coverage", "monotonicity")
-TABLE = ["length_ratio", "stopped_by_itself", "free_running_score", "mcd_db", *SCORES,
-         *(f"free_running_{name}" for name in SCORES)]  # fmt: skip
+TABLE = ["length_ratio", "stopped_by_itself", "free_running_score", "mcd_db", "text_match",
+         *SCORES, *(f"free_running_{name}" for name in SCORES)]  # fmt: skip
 
 
 def test_report_and_its_table_of_made_up_clips(capsys):
@@ -195,16 +307,16 @@ def test_report_and_its_table_of_made_up_clips(capsys):
     }
     print_report(report)
     values = [re.split(" {2,}", line)[1] for line in capsys.readouterr().out.splitlines()]
-    assert values[:5] == ["5", "60.0%", "40.0%", "0.375", "0.300 / 0.480"]
-    assert values[5:8] == ["0.360 / 0.540", "0.420 / 0.600", "4.00 / 4.40 dB"]
-    assert values[8:] == ["60 / 100 ms", "200 / 300 ms"]
+    assert values[:6] == ["5", "0.273", "60.0%", "40.0%", "0.375", "0.327 / 0.491"]
+    assert values[6:9] == ["0.382 / 0.545", "0.436 / 0.600", "4.00 / 4.40 dB"]
+    assert values[9:] == ["60 / 100 ms", "200 / 300 ms"]
 
 
 def test_intervals_agree_with_those_of_the_normal_distribution():
     """Of 400 clips; the errors of a clip's three words are the same, so they count as one."""
     rng, n = np.random.default_rng(0), 400
-    values = {name: rng.normal(1 + i, 0.1 + i / 100, n) for i, name in enumerate(TABLE)}
     word_errors = rng.normal(0.05, 0.01, n)
+    values = {name: rng.normal(1 + i, 0.1 + i / 100, n) for i, name in enumerate(TABLE)}
     rows = [{name: x[i] for name, x in values.items()} for i in range(n)]
     for row, error in zip(rows, word_errors, strict=True):
         row["word_start"] = [error] * 3
@@ -266,12 +378,7 @@ def test_files_hold_the_report_of_their_table_and_follow_from_the_seed(
 
 
 def test_the_worst_clips_are_drawn_worst_first(flags, tmp_path, monkeypatch):
-    """By score, then by distortion; older pictures in the folder are replaced."""
-
-    def scores(output, token_lengths):
-        values = free_running_scores(output, token_lengths)
-        return {**values, "free_running_score": torch.tensor([0.1, 0.5, 0.1])}
-
+    """By text match, then by distortion; older pictures in the folder are replaced."""
     drawn = []
 
     def draw(recording, mel, alignment, text, hop_seconds, title):
@@ -279,16 +386,14 @@ def test_the_worst_clips_are_drawn_worst_first(flags, tmp_path, monkeypatch):
         assert len(mel) == len(alignment) == 12 and alignment.shape[1] == len(text)
         return summary_figure(recording, mel, alignment, text, hop_seconds, title)
 
-    monkeypatch.setattr(evaluate, "free_running_scores", scores)
+    monkeypatch.setattr(evaluate, "text_match", lambda clips, index, mel: (0.1, 0.5, 0.1)[index])
     monkeypatch.setattr(pictures, "summary_figure", draw)
     folder, table = tmp_path / "worst", tmp_path / "clips.csv"
     folder.mkdir()
     (folder / "worst_7.png").write_bytes(b"of another checkpoint")
     evaluate.main([*flags, "--output_csv", str(table), "--save_worst", str(folder), "--worst", "2"])
-    clips = pd.read_csv(table).sort_values(
-        ["free_running_score", "mcd_db"], ascending=[True, False]
-    )
-    names = [title.split(": free-running score 0.100")[0] for title in drawn]
+    clips = pd.read_csv(table).sort_values(["text_match", "mcd_db"], ascending=[True, False])
+    names = [title.split(": text match 0.100")[0] for title in drawn]
     assert names == [Path(path).name for path in clips["path"][:2]]
     assert f"MCD {clips['mcd_db'].iloc[0]:.2f} dB, reached the limit" in drawn[0]
     names = sorted(path.name for path in folder.iterdir())

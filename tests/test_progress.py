@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 
 import training.progress as progress
+from scoring.text_match import FAIR
 from training.config import TrainConfig
 from training.progress import (
     Progress,
-    alignment_is_due,
-    describe_missing_alignment,
+    describe_missing_speech,
+    warning_is_due,
 )
 from training.state import TrainerState
 
@@ -70,22 +71,23 @@ def test_console_and_trackers_get_means_since_the_last_time(show_steps, capsys):
     assert show_steps(is_main=False)[1] == [] and capsys.readouterr() == ("", "")
 
 
-def test_a_missing_alignment_is_looked_for_once_it_could_be_there():
-    """Without guided attention, ten times later."""
-    for weight, steps, due in ((5.0, 2000, 2300), (0.0, 2000, 20000), (5.0, 0, 10**9)):
+def test_a_run_that_says_nothing_is_told_so_once_it_could_speak():
+    for weight, steps, due in ((5.0, 2000, 2300), (0.0, 2000, 2000), (5.0, 0, 10**9)):
         config = TrainConfig(*"wstv", guided_attention_weight=weight, alignment_warning_steps=steps)
-        assert not alignment_is_due(due - 1, config)
-        assert alignment_is_due(due, config) == (steps > 0)
+        assert not warning_is_due(due - 1, config)
+        assert warning_is_due(due, config) == (steps > 0)
+    assert warning_is_due(3000, TrainConfig(*"wstv"))
 
 
 @pytest.mark.parametrize("weight", [5.0, 0.0])
-def test_advice_where_the_alignment_is_missing(weight):
-    """It names flags that exist, with the values they have now."""
+def test_advice_where_the_voice_says_nothing(weight):
+    """It names flags that exist, with the values they have now; a straight line does not help."""
     config = TrainConfig(*"wstv", guided_attention_weight=weight, batch_size=7)
-    row = {"step": 2345, "focus": 0.5, "coverage": 0.5, "monotonicity": 1.0}
-    assert describe_missing_alignment(row, config) is None
-    advice = describe_missing_alignment(row | {"focus": 0.49}, config)
-    assert "step 2345: " in advice and "is 0.24" in advice
+    row = {"step": 2345, "focus": 0.9, "coverage": 1.0, "monotonicity": 1.0}
+    assert describe_missing_speech(row | {"text_match": FAIR}, config) is None
+    assert describe_missing_speech(row, config) is None, "of a set with one text"
+    advice = describe_missing_speech(row | {"text_match": 0.06}, config)
+    assert "step 2345: " in advice and "is 0.06" in advice
     names = [name for name in re.findall(r"--(\w+)", advice) if name != "trim_db"]
     assert set(names) <= {field.name for field in fields(TrainConfig)}
     for name, value in re.findall(r"--(\w+)[^,\n]*, now ([\d.]+)", advice):

@@ -248,7 +248,7 @@ def test_a_checkpoint_written_before_this_version_resumes(begin):
     name = stop_at(run, state, 2)
     file = run.folder / name / STATE_FILE
     content = json.loads(file.read_text())
-    for key in ("layout", "learning_rate", "alignment_checked"):
+    for key in ("layout", "learning_rate", "speech_checked"):
         del content[key]
     content |= {"epoch_skipped": 0, "order_checksum": 7, "alignment_judged": True}
     content["train_config"] |= {"skip_nonfinite": False, "checkpoint_minutes": None}

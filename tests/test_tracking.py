@@ -63,7 +63,7 @@ def test_tensorboard_holds_the_scalars_and_flags_of_a_resumed_run(resumed_run, t
     shown = {
         "train_loss": "train/epoch_loss", "learning_rate": "train/epoch_learning_rate",
         "val_loss": "val/loss", "focus": "val/focus", "stopped_by_itself": "free/stopped_by_itself",
-        "free_running_score": "free/free_running_score",
+        "text_match": "free/text_match", "text_gain": "val/text_gain",
     }  # fmt: skip
     for name, tag in shown.items():
         expected = {row["step"]: pytest.approx(row[name], rel=1e-6) for row in history}
@@ -161,7 +161,7 @@ def test_an_offline_wandb_run_holds_flags_scalars_pictures_and_sounds(resumed_ru
     final = read_state(resumed_run / "work/tiny/final_checkpoint")
     last = {name: value for row in by_process[1] for name, value in row.items()}
     assert last["train/epoch_loss"] == final.history[1]["train_loss"]
-    assert last["free/free_running_score"] == final.history[1]["free_running_score"]
+    assert last["free/text_match"] == final.history[1]["text_match"]
     assert final.wandb_run_id == folders[0].name.split("-")[-1]
     best = read_state(resumed_run / "work/tiny/best_checkpoint")
     assert summary["best/epoch"] == best.best_epoch

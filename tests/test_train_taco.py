@@ -59,7 +59,8 @@ def test_a_run_leaves_what_the_docs_say(straight_run):
     place = next(i for i, line in enumerate(lines) if line.startswith("epoch 2 done"))
     for name in ("focus", "coverage", "monotonicity"):
         assert f" {name} {row[name]:.3f} / {row[f'free_running_{name}']:.3f}" in lines[place + 1]
-    assert "free_running_score " in lines[place] and "stopped_by_itself " in lines[place + 1]
+    assert f"  text_match {row['text_match']:.3f} (" in lines[place]
+    assert all(f"  {name} " in lines[place + 1] for name in ("stopped_by_itself", "text_gain"))
     kinds = ("_teacher_forced.png", "_free_running.png", "_free_running.wav", ".npz")
     names = {f"epoch_{epoch:03d}{kind}" for epoch in (1, 2) for kind in kinds}
     names |= {f"epoch_000_step_{step:06d}.npz" for step in range(5)}  # each of the first epoch's

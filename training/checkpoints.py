@@ -104,8 +104,9 @@ def describe_checkpoint(state: TrainerState, name: str) -> str:
     """Describe a checkpoint in the words that are printed before its path."""
     if name != "best_checkpoint":
         return "checkpoint:"
-    score, loss = (state.history[-1][key] for key in ("free_running_score", "val_loss"))
-    return f"best so far: free-running score {score:.3f}, validation loss {loss:.3f}, kept in"
+    row = state.history[-1]
+    match = f"text match {row['text_match']:.3f}, " if "text_match" in row else ""
+    return f"best so far: {match}validation loss {row['val_loss']:.3f}, kept in"
 
 
 def checkpoint_is_due(run: Run) -> bool:

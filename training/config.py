@@ -80,7 +80,7 @@ class TrainConfig:
     ] = 1.0
     short_first_epochs: Annotated[int, "epochs at the start that go from short to long clips"] = 1
     alignment_warning_steps: Annotated[
-        int, "steps without guided attention until a warning if nothing is aligned; 0 is off"
+        int, "steps without guided attention until a warning if the voice says nothing; 0 is off"
     ] = 2000
     console_out_iters: Annotated[int, "steps between two lines of losses"] = 5
     wandb_log_iters: Annotated[int, "steps between two points in wandb and TensorBoard"] = 5

@@ -1,6 +1,5 @@
-"""Print the means of a run's steps, an epoch's scores, and warnings on the alignment."""
+"""Print the means of a run's steps, an epoch's scores, and a warning if it does not speak."""
 
-import math
 import sys
 import time
 from datetime import timedelta
@@ -9,17 +8,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from command_line.main import never_fatal, say
-from scoring.scores import ALIGNMENT_SCORES, describe_score
+from scoring.scores import ALIGNMENT_SCORES
+from scoring.text_match import FAIR, describe_match
 from training.config import TrainConfig
 from training.state import TrainerState
 from training.tracking import Tracking
-
-# Focus x coverage x monotonicity of teacher forcing. Measured on the demo corpus at batch 16: 0.09
-# untrained and at a hopeless learning rate; with guided attention 0.4 by step 50 and 0.5 after its
-# end; without it 0.15 to 0.25 until step 550, while the arg-max skips half of the characters, and
-# above 0.3 from step 650 on, when it visits most of them.
-ALIGNED = 0.25
-UNGUIDED_PATIENCE = 10  # in that measurement, guided attention aligned ten times sooner
 
 
 class Progress:
@@ -129,41 +122,38 @@ def print_epoch(row: dict[str, float]) -> None:
     if "free_running_score" not in row:
         say("  ".join(parts))
         return
-    score = row["free_running_score"]
-    parts.append(f"free_running_score {score:.3f} ({describe_score(score)})")
+    if "text_match" in row:
+        parts.append(f"text_match {row['text_match']:.3f} ({describe_match(row['text_match'])})")
     pairs = [f"{n} {row[n]:.3f} / {row[f'free_running_{n}']:.3f}" for n in ALIGNMENT_SCORES]
-    stopped = f"stopped_by_itself {row['stopped_by_itself']:.3f}"
-    say("  ".join(parts), "  ".join(["forced / free".ljust(len(begin)), *pairs, stopped]))
+    others = ("stopped_by_itself", "free_running_score", "text_gain")
+    others = [f"{n} {row[n]:.3f}" for n in others if n in row]
+    say("  ".join(parts), "  ".join(["forced / free".ljust(len(begin)), *pairs, *others]))
 
 
-def alignment_is_due(step: int, config: TrainConfig) -> bool:
-    """Return True once --alignment_warning_steps have passed after the end of guided attention.
-
-    While guided attention forces a diagonal, the alignment proves nothing. Without guided
-    attention, it takes longer to appear.
-    """
+def warning_is_due(step: int, config: TrainConfig) -> bool:
+    """Return True once --alignment_warning_steps have passed after the end of guided attention."""
     if config.alignment_warning_steps == 0:
         return False
-    if config.guided_attention_weight > 0:
-        return step >= config.guided_attention_steps + config.alignment_warning_steps
-    return step >= UNGUIDED_PATIENCE * config.alignment_warning_steps
+    guided = config.guided_attention_steps if config.guided_attention_weight > 0 else 0
+    return step >= guided + config.alignment_warning_steps
 
 
-def describe_missing_alignment(row: dict[str, float], config: TrainConfig) -> str | None:
-    """Advise what to change when a validation's teacher-forced scores show no alignment."""
-    score = math.prod(row[name] for name in ALIGNMENT_SCORES)
-    if score >= ALIGNED:
+def describe_missing_speech(row: dict[str, float], config: TrainConfig) -> str | None:
+    """Advise what to change when a validation's text match shows that the voice says nothing."""
+    if row.get("text_match", 1.0) >= FAIR:
         return None
     guide = "guided attention: --guided_attention_weight 5, now 0"
     if config.guided_attention_weight > 0:
         n_steps = config.guided_attention_steps
-        guide = f"guided attention for longer: --guided_attention_steps, now {n_steps}"
-    return f"""step {row["step"]}: attention has not begun to align.
-Focus x coverage x monotonicity is {score:.2f}, and at least {ALIGNED} once it has. The losses fall
-all the same, but the model will not speak. What usually helps:
+        guide = "guided attention for longer where there is no alignment, for less where it is a "
+        guide += f"straight line: --guided_attention_steps, now {n_steps}"
+    return f"""step {row["step"]}: the voice does not say its texts.
+Its text_match is {row["text_match"]:.2f}, and {FAIR} where one understands some of it. The losses
+fall all the same, and the alignment may look well. What usually helps:
   a larger batch: --batch_size, now {config.batch_size}, or --gradient_accumulation_steps
+  less of the true previous frame: --drop_frame_rate 0.1, now {config.drop_frame_rate:g}
   no silence at the edges of the clips: prep_splits.py --trim_db 40
   a learning rate near 1e-3: --learning_rate, now {config.learning_rate:g}
   {guide}
   short clips first, for longer: --short_first_epochs 2, now {config.short_first_epochs}
-  less of the true previous frame: --drop_frame_rate 0.1, now {config.drop_frame_rate:g}"""
+  more recordings, or a warm start from another voice: --warm_start"""

@@ -2,8 +2,8 @@
 
     train/loss, train/grad_norm, ...     means over --wandb_log_iters steps of training
     train/epoch_loss, ...                means over an epoch
-    val/loss, val/focus, ...             teacher forcing on the validation set
-    free/free_running_score, ...         free running on the validation set
+    val/loss, val/text_gain, ...         teacher forcing on the validation set
+    free/text_match, ...                 free running on the validation set
     media/teacher_forced, ...            pictures, the spoken sample and its recording
     epoch                                passes over the training set, with a fraction
 
@@ -164,9 +164,9 @@ def name_scores(row: dict[str, float]) -> dict[str, float]:
     """Rename an epoch's numbers from the names of trainer_state.json to those of the charts."""
     named = {}
     for name, value in row.items():
-        if name in FREE_RUNNING_SCORES:
+        if name in (*FREE_RUNNING_SCORES, "text_match"):
             named[f"free/{name}"] = value
-        elif name in ALIGNMENT_SCORES or name.startswith("val_"):
+        elif name in (*ALIGNMENT_SCORES, "text_gain") or name.startswith("val_"):
             named[f"val/{name.removeprefix('val_')}"] = value
         elif name not in ("epoch", "step"):
             named[f"train/epoch_{name.removeprefix('train_')}"] = value

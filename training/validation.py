@@ -3,14 +3,14 @@
 Teacher forcing covers the whole validation set, free running a few clips of it.
 """
 
-import math
 import sys
 
 import torch
+from torch import Tensor
 
 from command_line.main import never_fatal, say
-from dataset import TTSCollator, TTSDataset
-from model import tacotron2_loss
+from dataset import Batch, TTSCollator, TTSDataset
+from model import Tacotron2Output, tacotron2_loss
 from scoring.pictures import loss_figure, save_figure
 from scoring.scores import (
     ALIGNMENT_SCORES,
@@ -19,10 +19,10 @@ from scoring.scores import (
     free_running_limit,
     free_running_scores,
 )
-from training.config import TrainConfig
+from scoring.text_match import has_other_texts, text_match
 from training.failures import explain_memory
 from training.pictures import draw_sample
-from training.progress import alignment_is_due, describe_missing_alignment, print_epoch
+from training.progress import describe_missing_speech, print_epoch, warning_is_due
 from training.run import Run
 from training.state import LOSSES, TrainerState
 from training.tracking import Media
@@ -30,10 +30,6 @@ from training.tracking import Media
 # Clips to speak freely if --free_running_clips is unset. With the most, the mean score is stable to
 # 0.02; more would only take memory.
 LEAST_CLIPS, MOST_CLIPS = 16, 256
-# The free-running scores that a good voice needs. Focus is left out: it is highest while guided
-# attention forces a straight line, and falls when the alignment begins to follow the speech.
-RELIABILITY = ("stopped_by_itself", "free_running_coverage", "free_running_monotonicity")
-NEAR_TIE = 0.02  # products that differ by less may differ by chance
 
 
 def count_free_running_clips(train_set: TTSDataset, val_set: TTSDataset) -> int:
@@ -47,59 +43,62 @@ def count_free_running_clips(train_set: TTSDataset, val_set: TTSDataset) -> int:
     return min(max(affordable, LEAST_CLIPS), MOST_CLIPS, len(val_set))
 
 
-def is_new_best(history: list[dict], best_epoch: int, config: TrainConfig) -> bool:
+def is_new_best(history: list[dict], best_epoch: int) -> bool:
     """Return True if the last epoch of a history is better than best_epoch (0: there is none).
 
-    The product of RELIABILITY decides. Among epochs within NEAR_TIE of each other and of the
-    highest product, the validation loss decides, because it varies far less by chance. Epochs
-    that end while attention is still guided do not compete: the straight line that the guide draws
-    has near-perfect coverage and monotonicity.
+    The text match decides. Where two are equal, or the validation set has only one text and thus no
+    text match, the validation loss does.
     """
-    guided_until = config.guided_attention_steps if config.guided_attention_weight > 0 else 0
-    rows = {
-        row["epoch"]: row
+    ranks = {
+        row["epoch"]: (row.get("text_match", 0.0), -row["val_loss"])
         for row in history
-        if "free_running_score" in row and row["step"] >= guided_until
+        if "val_loss" in row
     }
-    products = {n: math.prod(row[name] for name in RELIABILITY) for n, row in rows.items()}
     last = history[-1]["epoch"]
-    if last not in rows or best_epoch not in rows:
-        return last in rows
-    if products[last] > products[best_epoch] + NEAR_TIE:
-        return True
-    is_near = products[last] >= max(products.values()) - NEAR_TIE
-    return is_near and rows[last]["val_loss"] < rows[best_epoch]["val_loss"]
+    return last in ranks and (best_epoch not in ranks or ranks[last] > ranks[best_epoch])
+
+
+def force(run: Run, batch: Batch) -> tuple[Tacotron2Output, dict[str, Tensor]]:
+    """Run a batch by teacher forcing; the losses are sums over frames."""
+    output = run.model(batch.tokens, batch.token_lengths, batch.mels, batch.mel_lengths)
+    one = torch.ones((), device=batch.mels.device)
+    lengths = batch.token_lengths, batch.mel_lengths
+    return output, tacotron2_loss(output, batch.mels, *lengths, batch.stop_targets, n_frames=one)
 
 
 def score_teacher_forced(run: Run) -> dict[str, float]:
-    """Average losses and alignment scores over the whole validation set, each clip once."""
+    """Average losses and alignment scores over the whole validation set, each clip once.
+
+    text_gain says by which share the mels' loss rises if each clip gets the text of another clip of
+    its batch.
+    """
     device = run.accelerator.device
     sums = torch.zeros(len(LOSSES) + len(ALIGNMENT_SCORES), device=device)
     weights = torch.zeros(2, device=device)  # frames, clips
-    one = torch.ones((), device=device)
+    mel_losses = torch.zeros(2, device=device)  # with the clips' own texts, with others
     for batch in run.val_loader:
         batch = batch.to(device)
-        output = run.model(batch.tokens, batch.token_lengths, batch.mels, batch.mel_lengths)
-        losses = tacotron2_loss(
-            output,
-            batch.mels,
-            batch.token_lengths,
-            batch.mel_lengths,
-            batch.stop_targets,
-            n_frames=one,
-        )
+        output, losses = force(run, batch)
         scores = alignment_scores(output.alignments, batch.token_lengths, batch.mel_lengths)
         sums += torch.stack(
             [losses[name] for name in LOSSES] + [score.sum() for score in scores.values()]
         )
         weights += torch.tensor([batch.mel_lengths.sum(), len(batch.mel_lengths)]).to(weights)
-    sums, weights = (run.accelerator.reduce(x, "sum") for x in (sums, weights))
+        if len(batch.texts) > 1:
+            tokens, token_lengths = (x.roll(1, 0) for x in (batch.tokens, batch.token_lengths))
+            swapped = batch._replace(tokens=tokens, token_lengths=token_lengths)
+            both = losses, force(run, swapped)[1]
+            mel_losses += torch.stack([x["mel_before_loss"] + x["mel_after_loss"] for x in both])
+    sums, weights, mel_losses = (
+        run.accelerator.reduce(x, "sum") for x in (sums, weights, mel_losses)
+    )
     sums[: len(LOSSES)] /= weights[0]
     sums[len(LOSSES) :] /= weights[1]
     names = (*(f"val_{name}" for name in LOSSES), *ALIGNMENT_SCORES)
     values = dict(zip(names, sums.tolist(), strict=True))
     del values["val_guided_attention_loss"]
-    return values
+    own, other = mel_losses.tolist()
+    return values | ({"text_gain": other / own - 1} if own else {})
 
 
 def score_free_running(run: Run) -> dict[str, float]:
@@ -108,7 +107,8 @@ def score_free_running(run: Run) -> dict[str, float]:
     n_clips = min(run.config.free_running_clips, len(val_set))
     picked = [round(i * (len(val_set) - 1) / max(n_clips - 1, 1)) for i in range(n_clips)]
     mine = picked[accelerator.process_index :: accelerator.num_processes]
-    sums = torch.zeros(len(FREE_RUNNING_SCORES) + 1, device=accelerator.device)  # last: clips
+    names = (*FREE_RUNNING_SCORES, *(["text_match"] if has_other_texts(val_set) else []))
+    sums = torch.zeros(len(names) + 1, device=accelerator.device)  # last: clips
     if mine:
         batch = TTSCollator(val_set.audio_config, val_set.tokenizer)([val_set[i] for i in mine])
         limit = free_running_limit(batch.mels.shape[1], run.config.max_decoder_steps)
@@ -116,9 +116,13 @@ def score_free_running(run: Run) -> dict[str, float]:
             batch.tokens.to(accelerator.device), batch.token_lengths, limit
         )
         scores = free_running_scores(output, batch.token_lengths)
+        if "text_match" in names:
+            mels = [mel[:n] for mel, n in zip(output.mels, output.mel_lengths, strict=True)]
+            matches = [text_match(val_set, *clip) for clip in zip(mine, mels, strict=True)]
+            scores["text_match"] = torch.tensor(matches, device=accelerator.device)
         sums = torch.stack([score.sum() for score in scores.values()] + [sums[0] + len(mine)])
     *sums, n_scored = accelerator.reduce(sums, "sum").tolist()
-    return {name: x / n_scored for name, x in zip(FREE_RUNNING_SCORES, sums, strict=True)}
+    return {name: x / n_scored for name, x in zip(names, sums, strict=True)}
 
 
 def validate(run: Run, epoch: int) -> tuple[dict[str, float], dict[str, Media]]:
@@ -141,10 +145,10 @@ def validate(run: Run, epoch: int) -> tuple[dict[str, float], dict[str, Media]]:
 
 
 def report_epoch(run: Run, state: TrainerState, media: dict[str, Media]) -> None:
-    """Print and log the epoch that has just ended, and warn once if there is no alignment."""
-    row, is_due = state.history[-1], alignment_is_due(state.step, run.config)
-    check = "val_loss" in row and is_due and not state.alignment_checked
-    state.alignment_checked = state.alignment_checked or check
+    """Print and log the epoch that has just ended, and warn once if the voice says nothing."""
+    row, is_due = state.history[-1], warning_is_due(state.step, run.config)
+    check = "val_loss" in row and is_due and not state.speech_checked
+    state.speech_checked = state.speech_checked or check
     if not run.is_main:
         return
     print_epoch(row)
@@ -152,5 +156,5 @@ def report_epoch(run: Run, state: TrainerState, media: dict[str, Media]) -> None
         with never_fatal("loss.png"):
             save_figure(loss_figure(state.history), run.pictures / "loss.png")
     run.progress.tracking.log_epoch(row, media)
-    if check and (warning := describe_missing_alignment(row, run.config)):
+    if check and (warning := describe_missing_speech(row, run.config)):
         say(warning, file=sys.stderr)
