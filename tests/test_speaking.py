@@ -1,6 +1,8 @@
 """Batches, retries, many pieces in one wav, speed, and the stream."""
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -177,10 +179,40 @@ def test_a_stream_is_the_sound_of_the_whole(lively_voice, monkeypatch):
     assert len(parts) > 5 and parts[0].dtype == torch.float32
     torch.testing.assert_close(torch.cat(parts), joined, atol=1e-5, rtol=0)
     (whole,) = speak_batch(["The old man."], voice, options)
-    mels = torch.cat(list(stream_mels("The old man.", voice, options)))
+    generator = speaking.make_generator(options.seed, torch.device("cpu"))
+    mels = torch.cat(list(stream_mels("The old man.", voice, options, generator)))
     torch.testing.assert_close(mels, whole.mel, atol=1e-4, rtol=0)
     with pytest.raises(DataError, match="no letter"):
         next(stream("?!", voice))
+
+
+@pytest.mark.slow
+def test_each_thread_speaks_by_its_own_seed_and_torch_keeps_its_random_numbers(lively_voice):
+    """Whole and streamed, while another thread draws from torch's generator without end."""
+    voice, _ = lively_voice
+
+    def speak(seed):
+        options = SpeakingOptions(20, seed=seed, n_retries=0)
+        (spoken,) = speak_batch(["The old man."], voice, options)
+        return torch.cat([spoken.wav, *stream("It rained.", voice, options)])
+
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    alone = [speak(seed) for seed in range(4)]
+    assert torch.equal(torch.rand(3), expected)
+    is_done = threading.Event()
+
+    def draw():
+        while not is_done.is_set():
+            torch.rand(9)
+
+    with ThreadPoolExecutor(5) as pool:
+        pool.submit(draw)
+        together = list(pool.map(speak, [*range(4)] * 2))
+        is_done.set()
+    assert not torch.equal(alone[0], alone[1])
+    assert all(torch.equal(wav, alone[i % 4]) for i, wav in enumerate(together))
 
 
 def test_the_stream_of_the_command_is_samples(voice, capfdbinary):
