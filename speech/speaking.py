@@ -5,9 +5,9 @@
     for spoken in speak(["It rained.", "It snowed."], voice, SpeakingOptions(seed=0)):
         spoken.mel, spoken.alignment, spoken.failed
 
-`synthesize` speaks one text once. A seed's random numbers come from a generator of their own: they
-leave torch's alone, and other threads leave them alone. `speak` takes many, a batch at a time, and speaks those that
-failed again. text/splitting.py cuts a long text into pieces.
+`synthesize` speaks one text once. `speak` takes many, a batch at a time, and speaks those that
+failed again. text/splitting.py cuts a long text into pieces. A seed's random numbers come from a
+generator of their own: they leave torch's alone, and other threads leave them alone.
 """
 
 import threading
