@@ -14,7 +14,6 @@ import argparse
 import os
 import re
 import sys
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -228,10 +227,14 @@ def write_stream(args: argparse.Namespace, texts: list[str], voice: Voice) -> No
     rate = voice.audio_config.sampling_rate
     warn(f"16-bit little-endian samples, mono, {rate} Hz, as for aplay -f S16_LE -r {rate}")
     text, options = "\n\n".join(texts), make_options(args, voice)
-    with suppress(BrokenPipeError):  # the listener has heard enough
+    try:
         for wav in stream(text, voice, options, args.max_characters, args.pause_ms):
             sys.stdout.buffer.write(to_pcm(wav))
             sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        pass  # the listener has heard enough
+    except OSError as error:
+        raise DataError(f"--stream: standard output cannot be written to ({error})") from None
 
 
 @script
@@ -239,8 +242,10 @@ def main(argv: list[str] | None = None) -> int:
     """Speak every text; return 2 if a sentence failed in all its tries, else 0."""
     args = parse_args(argv)
     sentences = read_sentences(args)
-    if not args.stream:
+    if args.output_dir:
         check_writable("--output_dir", args.output_dir)
+    elif sys.__stdout__ is None:
+        raise DataError("--stream: standard output is closed")
     voice = load_checkpoint(args.checkpoint, args.device)
     if args.phonemes:
         sentences = write_in_phonemes(sentences, voice)
