@@ -55,7 +55,7 @@ def is_table(path: str, lines: list[str]) -> bool:
 
 
 def read_rows(path: str) -> list[tuple[str, str, str]]:
-    """Read a table that prep_splits.py would read: text, place and a plain file name of each row."""
+    """Read a table that prep_splits.py would read: the text, place and file name of each row."""
     try:
         clips = read_table(Path(path))
     except (DataError, OSError) as error:

@@ -1,6 +1,8 @@
 """Batches, retries, many pieces in one wav, speed, and the stream."""
 
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +13,7 @@ import torch
 
 import speech.speaking as speaking
 from command_line.files import DataError
+from conftest import REPO
 from scoring.scores import FREE_RUNNING_SCORES
 from speech.report import write_spoken
 from speech.speaking import SpeakingOptions, Synthesis, speak_batch, to_wav
@@ -219,3 +222,20 @@ def test_the_stream_of_the_command_is_samples(voice, capfdbinary):
     assert run(voice, None, "--stream", "--text", "It rained.") == 0
     out, err = capfdbinary.readouterr()
     assert len(out) == 20 * 256 * 2 and b"22050 Hz" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", [">/dev/full", ">&-", "2>&-"])
+def test_a_stream_that_cannot_be_written_is_one_sentence(voice, where):
+    """And with stderr closed, only samples are on standard output."""
+    command = (
+        f"{sys.executable} synthesize.py --checkpoint '{voice}' --device cpu --stream "
+        f"--max_decoder_steps 9 --text Hi. {where}"
+    )
+    done = subprocess.run(command, shell=True, cwd=REPO, capture_output=True)
+    said = done.stderr.decode().splitlines()
+    if where == "2>&-":
+        assert (done.returncode, len(done.stdout)) == (0, 9 * 256 * 2)
+    else:
+        assert done.returncode == 1 and "synthesize.py: --stream: standard output" in said[-1]
+        assert len(said) <= 2, "the format of the samples, and the sentence"
