@@ -333,16 +333,21 @@ def limit_peaks(wav: Tensor, reach: int) -> Tensor:
     return (wav * gain[0]).clamp(-1.0, 1.0)  # rounding may leave 1 + 1e-7
 
 
-def mel_to_audio(mel: Tensor, audio_config: AudioConfig, n_iter: int = 48) -> Tensor:
+def mel_to_audio(
+    mel: Tensor,
+    audio_config: AudioConfig,
+    n_iter: int = 48,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Speak a mel (T_mel, num_mels) by Griffin-Lim: (n_samples,), n_samples = T_mel * hop_size.
 
     This is fast Griffin-Lim (Perraudin et al. 2013) with one change. Many spectra have the same
     mel, so the magnitudes are not fixed beforehand: each iteration scales the magnitudes of the
     wav so far until they fit the mel. benchmarks/griffin_lim.py compares this with other ways.
 
-    Phases start at random: seed torch for a repeatable wav. Half a hop at each end is faded, so
-    that no end clicks; `limit_peaks` lowers peaks above 1, and `clamp_mel` clamps the mel with a
-    warning.
+    Phases start at random, from `generator` (on the mel's device) or torch's own. Half a hop at
+    each end is faded, so that no end clicks; `limit_peaks` lowers peaks above 1, and `clamp_mel`
+    clamps the mel with a warning.
     """
     a = audio_config
     mel = clamp_mel(mel, a)
@@ -355,7 +360,8 @@ def mel_to_audio(mel: Tensor, audio_config: AudioConfig, n_iter: int = 48) -> Te
     magnitude = _fit_to_mel(flat, target, filters)  # (n_fft // 2 + 1, T_mel + 2 edge)
     # torch centres frame t on sample t * hop_size, our framing on (t + 1/2) * hop_size.
     options = {"hop_length": a.hop_size, "win_length": a.window_size, "window": window}
-    spectrum = torch.polar(magnitude, 2 * math.pi * torch.rand_like(magnitude))
+    phases = torch.rand(magnitude.shape, generator=generator, device=mel.device)  # of 2 pi
+    spectrum = torch.polar(magnitude, 2 * math.pi * phases)
     previous = torch.zeros_like(spectrum)
     for _ in range(n_iter):
         wav = torch.istft(spectrum, a.n_fft, **options)

@@ -14,7 +14,6 @@ import argparse
 import os
 import re
 import sys
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from command_line.files import (
 )
 from command_line.flags import FlagParser
 from command_line.main import script, warn
+from corpora.text_tables import is_table, read_rows
 from speech.report import print_report, write_spoken
 from speech.speaking import (
     MAX_DECODER_STEPS,
@@ -43,6 +43,7 @@ from speech.speaking import (
 from speech.streaming import stream
 from speech.vocoder import choose_vocoder
 from speech.voice import DTYPES, Voice, add_device_flag, load_checkpoint
+from text.markup import strip_markup
 from text.phonemes import load_dictionary, to_phonemes
 from text.splitting import MAX_CHARACTERS, PARAGRAPH_END, split_text
 
@@ -51,7 +52,7 @@ NUMBERED_FILE = re.compile(r"(\d{3,})\.(?:wav|png|npy|txt)")
 HELP = {
     "checkpoint": "checkpoint folder, or USER/NAME of the Hub",
     "text": "one or several sentences, each in quotes",
-    "text_file": "UTF-8 file, one sentence a line; lines without a letter are skipped",
+    "text_file": "UTF-8 file, a sentence a line, or a table such as id|text, which names the wavs",
     "long_text": "UTF-8 file that is spoken as a whole, in one wav; blank lines end paragraphs",
     "output_dir": "folder for 001.wav, .png, .npy, .txt and so on; numbering continues",
     "stream": "write 16-bit samples to standard output as they are made, instead of files",
@@ -77,6 +78,7 @@ class Sentence(NamedTuple):
 
     text: str
     place: str = ""  # such as "--text_file story.txt, line 3"; "" for --text and --long_text
+    name: str = ""  # of its files, as a table gives it; "" for a number
 
 
 def last_number(output_dir: Path) -> int:
@@ -100,14 +102,30 @@ def read_sentences(args: argparse.Namespace) -> list[Sentence]:
     sentences = [Sentence(text) for text in args.text or []]
     if args.text_file:
         lines = read_text("--text_file", args.text_file).split("\n")
-        for number, text in enumerate(lines, start=1):
-            sentences.append(Sentence(text, f"--text_file {args.text_file}, line {number}"))
+        if is_table(args.text_file, [line.strip() for line in lines if line.strip()]):
+            sentences += [Sentence(*row) for row in read_rows(args.text_file)]
+        else:
+            for number, text in enumerate(lines, start=1):
+                sentences.append(Sentence(text, f"--text_file {args.text_file}, line {number}"))
     if args.long_text:
         sentences.append(Sentence(read_text("--long_text", args.long_text)))
-    sentences = [Sentence(text.strip(), place) for text, place in sentences if text.strip()]
+    sentences = strip_all(sentences)
     if not sentences:
         raise DataError("nothing to say: give --text, a --text_file with a line, or a --long_text")
     return sentences
+
+
+def strip_all(sentences: list[Sentence]) -> list[Sentence]:
+    """Remove Markdown's marks, tags and blank texts; name the tags on stderr."""
+    stripped, tags = [], {}
+    for sentence in sentences:
+        text, found = strip_markup(sentence.text)
+        tags |= dict.fromkeys(found)
+        stripped.append(sentence._replace(text=text.strip()))
+    if tags:
+        more = f" and {len(tags) - 5} more" if len(tags) > 5 else ""
+        warn(f"tags are left out, no voice here obeys them: {' '.join([*tags][:5])}{more}")
+    return [sentence for sentence in stripped if sentence.text]
 
 
 def write_in_phonemes(sentences: list[Sentence], voice: Voice) -> list[Sentence]:
@@ -116,29 +134,44 @@ def write_in_phonemes(sentences: list[Sentence], voice: Voice) -> list[Sentence]
         raise DataError("--phonemes: the checkpoint has no symbols for them")
     dictionary = load_dictionary()
     replaced = []
-    for text, place in sentences:
+    for sentence in sentences:
+        text = sentence.text
         paragraphs = [voice.tokenizer.clean(part) for part in PARAGRAPH_END.split(text)]
         text = "\n\n".join(to_phonemes(paragraph, dictionary) for paragraph in paragraphs)
-        replaced.append(Sentence(text, place))
+        replaced.append(sentence._replace(text=text))
     return replaced
 
 
-def skip_unspeakable(sentences: list[Sentence], voice: Voice) -> list[str]:
-    """Return the texts; skip lines of --text_file that have nothing to speak, with a warning."""
-    texts, skipped = [], []
-    for text, place in sentences:
+def skip_unspeakable(sentences: list[Sentence], voice: Voice) -> list[Sentence]:
+    """Skip lines of --text_file that have nothing to speak, with a warning."""
+    spoken, skipped = [], []
+    for sentence in sentences:
         try:
-            encode(text, voice)
-            texts.append(text)
+            encode(sentence.text, voice)
+            spoken.append(sentence)
         except DataError as error:
-            if not place:
+            if not sentence.place:
                 raise
-            skipped.append(f"{place}: {error}")
-    if not texts:
+            skipped.append(f"{sentence.place}: {error}")
+    if not spoken:
         raise DataError(f"nothing to say: {skipped[0]}")
     for line in skipped:
         warn(f"{line}; the line is left out")
-    return texts
+    return spoken
+
+
+def name_files(args: argparse.Namespace, sentences: list[Sentence]) -> list[str]:
+    """Return the stem of each sentence's files: its id, or the next number."""
+    output_dir = Path(args.output_dir)
+    first = 1 if args.overwrite else last_number(output_dir) + 1
+    numbers = iter(range(first, first + len(sentences)))
+    stems = [sentence.name or f"{next(numbers):03d}" for sentence in sentences]
+    for i, stem in enumerate(stems):
+        if stem in stems[:i]:
+            raise DataError(f"--text_file: two texts would be written to {stem}.wav")
+        if not args.overwrite and os.path.lexists(output_dir / f"{stem}.wav"):
+            raise DataError(f"--output_dir {output_dir}: has {stem}.wav; --overwrite replaces it")
+    return stems
 
 
 def number_between(value: str, least: float, most: float) -> float:
@@ -201,20 +234,20 @@ def make_options(args: argparse.Namespace, voice: Voice) -> SpeakingOptions:
     )
 
 
-def write_files(args: argparse.Namespace, texts: list[str], voice: Voice) -> bool:
+def write_files(args: argparse.Namespace, sentences: list[Sentence], voice: Voice) -> bool:
     """Speak the texts into files and print how each went; return False if a piece failed."""
     output_dir, options = Path(args.output_dir), make_options(args, voice)
     with file_errors():
         output_dir.mkdir(parents=True, exist_ok=True)
-        first = 1 if args.overwrite else last_number(output_dir) + 1
+        stems = name_files(args, sentences)
+    texts = [sentence.text for sentence in sentences]
     cut = [split_text(text, voice.tokenizer, args.max_characters) for text in texts]
     all_pieces = [piece.text for pieces in cut for piece in pieces]
     results = speak(all_pieces, voice, options, args.batch_size)
     hidden = None if len(all_pieces) > 1 else True  # None shows the bar on a terminal only
     bar = tqdm(results, total=len(all_pieces), unit="sentence", disable=hidden)
     results, all_spoken = iter(bar), True
-    for number, (text, pieces) in enumerate(zip(texts, cut, strict=True), start=first):
-        stem = f"{number:03d}"
+    for stem, text, pieces in zip(stems, texts, cut, strict=True):
         spoken = write_spoken(pieces, results, voice, output_dir, stem, args.pause_ms, args.speed)
         with tqdm.external_write_mode():  # hides the bar while lines are printed
             print_report(spoken, text, pieces, voice, output_dir / f"{stem}.wav")
@@ -228,10 +261,14 @@ def write_stream(args: argparse.Namespace, texts: list[str], voice: Voice) -> No
     rate = voice.audio_config.sampling_rate
     warn(f"16-bit little-endian samples, mono, {rate} Hz, as for aplay -f S16_LE -r {rate}")
     text, options = "\n\n".join(texts), make_options(args, voice)
-    with suppress(BrokenPipeError):  # the listener has heard enough
+    try:
         for wav in stream(text, voice, options, args.max_characters, args.pause_ms):
             sys.stdout.buffer.write(to_pcm(wav))
             sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        pass  # the listener has heard enough
+    except OSError as error:
+        raise DataError(f"--stream: standard output cannot be written to ({error})") from None
 
 
 @script
@@ -239,8 +276,10 @@ def main(argv: list[str] | None = None) -> int:
     """Speak every text; return 2 if a sentence failed in all its tries, else 0."""
     args = parse_args(argv)
     sentences = read_sentences(args)
-    if not args.stream:
+    if args.output_dir:
         check_writable("--output_dir", args.output_dir)
+    elif sys.__stdout__ is None:
+        raise DataError("--stream: standard output is closed")
     voice = load_checkpoint(args.checkpoint, args.device)
     if args.phonemes:
         sentences = write_in_phonemes(sentences, voice)
@@ -248,11 +287,11 @@ def main(argv: list[str] | None = None) -> int:
         if os.path.isfile(text):
             hint = f"--text_file {text} speaks the lines of that file"
             warn(f"--text speaks the words {text!r} themselves; {hint}")
-    texts = skip_unspeakable(sentences, voice)
+    sentences = skip_unspeakable(sentences, voice)
     if args.stream:
-        write_stream(args, texts, voice)
+        write_stream(args, [sentence.text for sentence in sentences], voice)
         return 0
-    return 0 if write_files(args, texts, voice) else 2
+    return 0 if write_files(args, sentences, voice) else 2
 
 
 if __name__ == "__main__":

@@ -46,9 +46,11 @@ def script(main: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> Any:
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):  # a notebook's stream has no encoding to fail in
-                stream.reconfigure(errors="backslashreplace")
+        for stream in ("stdout", "stderr"):
+            if getattr(sys, stream) is None:  # closed: no file of ours shall get its number
+                setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
+            if hasattr(getattr(sys, stream), "reconfigure"):  # a notebook's cannot fail
+                getattr(sys, stream).reconfigure(errors="backslashreplace")
         try:
             return main(argv)
         except DataError as error:

@@ -35,6 +35,7 @@ from speech.report import describe_result, find_faults
 from speech.speaking import PAUSES, SpeakingOptions, Synthesis, encode, speak
 from speech.vocoder import AUTO, PACKAGED, choose_vocoder
 from speech.voice import CONFIG_FILE, WEIGHTS_FILE, Voice, add_device_flag, load_checkpoint
+from text.markup import strip_markup
 from text.splitting import MAX_CHARACTERS, split_text
 
 if TYPE_CHECKING:
@@ -125,8 +126,11 @@ def speak_text(text: str, voice: Voice, options: SpeakingOptions) -> str:
     """Speak a text; return the HTML of a player and of its pieces."""
     if not text.strip():
         raise DataError("There is no text yet: type a sentence first.")
+    text, tags = strip_markup(text)
     encode(text, voice)  # refuses a text without a letter
     rate, sounds, blocks, n_samples = voice.audio_config.sampling_rate, [], [], 0
+    if tags:
+        blocks.append(f"<p>left out the tags {html.escape(' '.join(tags))}</p>")
     pieces = split_text(text, voice.tokenizer, MAX_CHARACTERS)
     results = speak((piece.text for piece in pieces), voice, options)
     for piece, result in zip(pieces, results, strict=True):

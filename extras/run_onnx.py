@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
         file.writeframes(samples.tobytes())
     stopped = sigmoid(stop_logits[-1]) > speaker.settings["stop_threshold"]
     ending = "stopped by itself" if stopped else "did not stop"
-    print(f"{args.output}: {len(samples) / rate:.2f} s, {ending}")
+    print(f"{args.output}: {len(samples) / rate:.2f} s, {ending}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,22 @@
         spoken.mel, spoken.alignment, spoken.failed
 
 `synthesize` speaks one text once. `speak` takes many, a batch at a time, and speaks those that
-failed again. text/splitting.py cuts a long text into pieces.
+failed again. text/splitting.py cuts a long text into pieces. A seed's random numbers come from a
+generator of their own: they leave torch's alone, and other threads leave them alone.
 """
 
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from command_line.files import DataError
 from dataset import AudioConfig, clamp_mel
@@ -108,10 +113,9 @@ def speak_batch(texts: list[str], voice: Voice, options: SpeakingOptions) -> lis
             results[i] = best._replace(n_tries=n_tries)
     spoken = []
     for result in results:
-        if options.seed is not None:
-            torch.manual_seed(options.seed)  # for Griffin-Lim's phases
         mel = clamp_mel(result.mel, voice.audio_config)
-        wav = to_wav(mel, voice.audio_config, options)
+        phases = make_generator(options.seed, mel.device)
+        wav = to_wav(mel, voice.audio_config, options, phases)
         spoken.append(result._replace(mel=mel.cpu(), wav=wav))
     return spoken
 
@@ -128,10 +132,9 @@ def infer_batch(
     device = next(voice.model.parameters()).device
     lengths = torch.tensor([len(item) for item in tokens])
     padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(device)
-    if seed is not None:
-        torch.manual_seed(seed)
     limits = options.max_decoder_steps, options.stop_threshold
-    with inference_precision(device, options.dtype):
+    generator = make_generator(seed, device)
+    with inference_precision(device, options.dtype), dropout_from(generator):
         output = voice.model.infer(padded, lengths, *limits)
     scores = free_running_scores(output, lengths)
     return [
@@ -154,9 +157,62 @@ def encode(text: str, voice: Voice) -> Tensor:
         raise DataError(str(error)) from None
 
 
-def to_wav(mel: Tensor, audio_config: AudioConfig, options: SpeakingOptions) -> Tensor:
-    """Turn a mel (T_mel, num_mels) into sound (n_samples,) on the CPU, at the speed asked for."""
-    wav = to_audio(mel, audio_config, options.vocoder).cpu()
+def make_generator(seed: int | None, device: torch.device) -> torch.Generator | None:
+    """Make a generator for the random numbers of a seed; None means torch's own."""
+    return None if seed is None else torch.Generator(device).manual_seed(seed)
+
+
+class _OwnDropout(TorchFunctionMode):
+    """Draws F.dropout in this thread from a generator, the numbers that torch's own would draw."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        drop = self.drop if function is F.dropout else function
+        return drop(*args, **(kwargs or {}))
+
+    def drop(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False):
+        if not training or p == 0:
+            return x
+        return x * torch.empty_like(x).bernoulli_(1 - p, generator=self.generator).div_(1 - p)
+
+
+_CUDA_LOCK = threading.Lock()
+
+
+@contextmanager
+def dropout_from(generator: torch.Generator | None) -> Iterator[None]:
+    """Draw the dropout in the block from a generator; None leaves it to torch's own."""
+    if generator is None:
+        yield
+    elif generator.device.type != "cuda":
+        with _OwnDropout(generator):
+            yield
+    else:  # CUDA graphs draw from the device's generator, so it lends its place for the block
+        shared = torch.cuda.default_generators[generator.device.index]
+        with _CUDA_LOCK:
+            before = shared.get_state()
+            shared.set_state(generator.get_state())
+            try:
+                yield
+            finally:
+                generator.set_state(shared.get_state())
+                shared.set_state(before)
+
+
+def to_wav(
+    mel: Tensor,
+    audio_config: AudioConfig,
+    options: SpeakingOptions,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Turn a mel (T_mel, num_mels) into sound (n_samples,) on the CPU, at the speed asked for.
+
+    Griffin-Lim's phases come from `generator`, on the mel's device, or torch's own.
+    """
+    wav = to_audio(mel, audio_config, options.vocoder, generator).cpu()
     if options.speed == 1.0:
         return wav
     import librosa.effects  # slow to import

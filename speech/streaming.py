@@ -17,7 +17,14 @@ from torch import Tensor
 
 from dataset import clamp_mel
 from model import build_padding_mask
-from speech.speaking import PAUSES, SpeakingOptions, encode, to_wav
+from speech.speaking import (
+    PAUSES,
+    SpeakingOptions,
+    dropout_from,
+    encode,
+    make_generator,
+    to_wav,
+)
 from speech.voice import Voice, inference_precision
 from text.splitting import MAX_CHARACTERS, split_text
 
@@ -51,11 +58,12 @@ def stream_piece(text: str, voice: Voice, options: SpeakingOptions) -> Iterator[
     hop_size = voice.audio_config.hop_size
     fade_in = torch.linspace(0.0, 1.0, FADE_FRAMES * hop_size)
     last_frames = last_sound = None  # the end of the part before, held back to be faded
-    for mel in stream_mels(text, voice, options):
+    generator = make_generator(options.seed, next(voice.model.parameters()).device)
+    for mel in stream_mels(text, voice, options, generator):
         part = mel if last_frames is None else torch.cat([last_frames, mel])
         if not len(part):
             continue
-        wav = to_wav(part, voice.audio_config, options)
+        wav = to_wav(part, voice.audio_config, options, generator)
         if last_sound is not None:
             n = len(last_sound)
             wav[:n] = last_sound * (1.0 - fade_in[:n]) + wav[:n] * fade_in[:n]
@@ -66,13 +74,16 @@ def stream_piece(text: str, voice: Voice, options: SpeakingOptions) -> Iterator[
 
 
 @torch.no_grad()
-def stream_mels(text: str, voice: Voice, options: SpeakingOptions) -> Iterator[Tensor]:
-    """Yield the mel of one piece in parts (n_frames, num_mels), clamped, as soon as it is known."""
+def stream_mels(
+    text: str, voice: Voice, options: SpeakingOptions, generator: torch.Generator | None
+) -> Iterator[Tensor]:
+    """Yield the mel of one piece in parts (n_frames, num_mels), clamped, as soon as it is known.
+
+    The prenet's dropout comes from `generator`, or torch's own.
+    """
     model, tokens = voice.model, encode(text, voice)
     device, lengths = next(model.parameters()).device, torch.tensor([len(tokens)])
     padding_mask = build_padding_mask(lengths, device=device)
-    if options.seed is not None:
-        torch.manual_seed(options.seed)
     with inference_precision(device, options.dtype):
         encoder_outputs = model.encoder(tokens[None].to(device), lengths, padding_mask)
     limits = options.max_decoder_steps, options.stop_threshold
@@ -82,7 +93,7 @@ def stream_mels(text: str, voice: Voice, options: SpeakingOptions) -> Iterator[T
     decoded = torch.zeros(1, 0, model.config.num_mels, device=device)
     n_done, n_wanted, is_last = 0, FIRST_FRAMES + reach, False
     while not is_last:
-        with inference_precision(device, options.dtype):
+        with inference_precision(device, options.dtype), dropout_from(generator):
             while decoded.shape[1] < n_wanted and not is_last:
                 frames, *_ = next(steps, (decoded[:, :0],))
                 is_last = not frames.shape[1]

@@ -41,13 +41,19 @@ MAX_SIZE = 4096  # of channels, kernels and dilations; V1 has 512 channels
 LEAKY_SLOPE = 0.1
 
 
-def to_audio(mel: Tensor, audio_config: AudioConfig, vocoder: Vocoder | None = None) -> Tensor:
+def to_audio(
+    mel: Tensor,
+    audio_config: AudioConfig,
+    vocoder: Vocoder | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Turn a scaled mel (T_mel, num_mels) into sound (T_mel * hop_size,).
 
-    The mel is clamped first, see `clamp_mel`. Griffin-Lim makes the sound if vocoder is None.
+    The mel is clamped first, see `clamp_mel`. Griffin-Lim makes the sound if vocoder is None, with
+    phases from `generator`, see `mel_to_audio`.
     """
     if vocoder is None:
-        return mel_to_audio(mel, audio_config)
+        return mel_to_audio(mel, audio_config, generator=generator)
     return vocoder(to_log_mel(clamp_mel(mel, audio_config), audio_config))
 
 

@@ -166,8 +166,8 @@ def test_the_copy_speaks_without_torch(exported, tmp_path):
             assert (file.getframerate(), file.getsampwidth(), file.getnchannels()) == (22050, 2, 1)
             n_frames, rest = divmod(file.getnframes(), 256)
         assert rest == 0 and 1 <= n_frames <= 30
-        assert done.stdout.startswith(f"{name}.wav: {n_frames * 256 / 22050:.2f} s, ")
-        assert done.stdout.endswith("stop\n" if n_frames == 30 else "itself\n")
+        assert done.stderr.startswith(f"{name}.wav: {n_frames * 256 / 22050:.2f} s, ")
+        assert done.stderr.endswith("stop\n" if n_frames == 30 else "itself\n")
 
 
 def test_text_becomes_the_tokenizers_ids_or_is_refused(speaker, voice, exported, tmp_path):

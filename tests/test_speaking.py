@@ -1,6 +1,10 @@
 """Batches, retries, many pieces in one wav, speed, and the stream."""
 
 import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ import torch
 
 import speech.speaking as speaking
 from command_line.files import DataError
+from conftest import REPO
 from scoring.scores import FREE_RUNNING_SCORES
 from speech.report import write_spoken
 from speech.speaking import SpeakingOptions, Synthesis, speak_batch, to_wav
@@ -177,13 +182,60 @@ def test_a_stream_is_the_sound_of_the_whole(lively_voice, monkeypatch):
     assert len(parts) > 5 and parts[0].dtype == torch.float32
     torch.testing.assert_close(torch.cat(parts), joined, atol=1e-5, rtol=0)
     (whole,) = speak_batch(["The old man."], voice, options)
-    mels = torch.cat(list(stream_mels("The old man.", voice, options)))
+    generator = speaking.make_generator(options.seed, torch.device("cpu"))
+    mels = torch.cat(list(stream_mels("The old man.", voice, options, generator)))
     torch.testing.assert_close(mels, whole.mel, atol=1e-4, rtol=0)
     with pytest.raises(DataError, match="no letter"):
         next(stream("?!", voice))
+
+
+@pytest.mark.slow
+def test_each_thread_speaks_by_its_own_seed_and_torch_keeps_its_random_numbers(lively_voice):
+    """Whole and streamed, while another thread draws from torch's generator without end."""
+    voice, _ = lively_voice
+
+    def speak(seed):
+        options = SpeakingOptions(20, seed=seed, n_retries=0)
+        (spoken,) = speak_batch(["The old man."], voice, options)
+        return torch.cat([spoken.wav, *stream("It rained.", voice, options)])
+
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    alone = [speak(seed) for seed in range(4)]
+    assert torch.equal(torch.rand(3), expected)
+    is_done = threading.Event()
+
+    def draw():
+        while not is_done.is_set():
+            torch.rand(9)
+
+    with ThreadPoolExecutor(5) as pool:
+        pool.submit(draw)
+        together = list(pool.map(speak, [*range(4)] * 2))
+        is_done.set()
+    assert not torch.equal(alone[0], alone[1])
+    assert all(torch.equal(wav, alone[i % 4]) for i, wav in enumerate(together))
 
 
 def test_the_stream_of_the_command_is_samples(voice, capfdbinary):
     assert run(voice, None, "--stream", "--text", "It rained.") == 0
     out, err = capfdbinary.readouterr()
     assert len(out) == 20 * 256 * 2 and b"22050 Hz" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", [">/dev/full", ">&-", "2>&-"])
+def test_a_stream_that_cannot_be_written_is_one_sentence(voice, where):
+    """And with stderr closed, only samples are on standard output."""
+    command = (
+        f"{sys.executable} synthesize.py --checkpoint '{voice}' --device cpu --stream "
+        f"--max_decoder_steps 9 --text Hi. {where}"
+    )
+    done = subprocess.run(command, shell=True, cwd=REPO, capture_output=True)
+    said = done.stderr.decode().splitlines()
+    if where == "2>&-":
+        assert (done.returncode, len(done.stdout)) == (0, 9 * 256 * 2)
+    else:
+        assert done.returncode == 1 and "synthesize.py: --stream: standard output" in said[-1]
+        assert len(said) <= 2, "the format of the samples, and the sentence"

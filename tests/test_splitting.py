@@ -1,6 +1,8 @@
+# ruff: noqa: RUF001
 """A long text in pieces: where it is cut, and that nothing of it is lost."""
 
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -38,6 +40,28 @@ CASES = {
 def test_where_it_is_cut(name):
     text, max_characters, expected = CASES[name]
     assert [tuple(piece) for piece in split_text(text, PLAIN, max_characters)] == expected
+
+
+OTHER_SCRIPTS = {  # pieces of at most so many characters
+    12: "पहला वाक्य।|दूसरा॥|क्या यह है?",
+    14: "یہ پہلا ہے۔|کیا وہ ہے؟|ہاں،|یہ بہت اچھا ہے",
+    11: "你好，世界。|「走吧！」|他说：10：30；|三、四、五、六。|好的!|再见吗？",
+    9: "Սա մեկ է։|Դա երկու։",
+    7: "ሰላም ነው።|እሺ፣ ደህና",
+}
+
+
+@pytest.mark.parametrize("max_characters", OTHER_SCRIPTS)
+@pytest.mark.parametrize("has_signs", [True, False])
+def test_other_scripts_are_cut_at_their_own_ends(max_characters, has_signs):
+    """Whether the table has the signs or not, and without a space after them."""
+    expected = OTHER_SCRIPTS[max_characters].split("|")
+    letters = "".join(c for c in "".join(expected) if has_signs or c.isalpha() or c.isnumeric())
+    letters += "".join(c for c in "".join(expected) if unicodedata.category(c)[0] == "M")
+    tokenizer = Tokenizer(["_", *dict.fromkeys(' .,?!:;"' + letters)], "basic")
+    text = "".join(expected) if "你" in letters else " ".join(expected)
+    pieces = [piece.text for piece in split_text(text, tokenizer, max_characters)]
+    assert pieces == [tokenizer.clean(piece) for piece in expected]
 
 
 def test_phonemes_of_a_word_stay_together():

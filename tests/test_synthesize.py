@@ -110,6 +110,66 @@ def test_lines_with_nothing_to_speak_are_skipped_with_a_warning(checkpoint, tmp_
 
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
+    "content",
+    [
+        "s01|It rained.\ns02|It snowed.\n",
+        "id\ttext\r\ns01\tIt rained.\r\ns02\tIt snowed.\r\n",
+        "file_path,normalized_transcript,duration\n/a/s01.wav,It rained.,1\n/s02.wav,It snowed.,1",
+        "wavs/s01.wav|it 1|It rained.\nwavs/s02.wav|it 2|It snowed.\n",
+        "s01,It rained.\ns02,It snowed.\n",
+    ],
+)
+def test_a_table_is_spoken_by_its_text_and_names_the_files(checkpoint, tmp_path, content):
+    table, out = tmp_path / "lines.txt", tmp_path / "out"
+    table.write_text(content, newline="")
+    speak(checkpoint, out, "--text", "One.", "--text_file", str(table))
+    spoken = {path.stem: path.read_text() for path in out.glob("*.txt")}
+    assert spoken == {"001": "one.\n", "s01": "it rained.\n", "s02": "it snowed.\n"}
+    with pytest.raises(SystemExit, match=r"has s01.wav; --overwrite replaces it"):
+        speak(checkpoint, out, "--text_file", str(table))
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (
+            '{"audio_filepath": "a.wav", "text": "a"}\n{"audio_filepath": "b.wav", "text": "b"}',
+            "JSON",
+        ),
+        ("utt_001 IT RAINED\nutt_002 IT SNOWED", "'utt_001'"),
+        ("wavs/a.wav\nwavs/b.wav", "names recordings"),
+        ("1\n00:00:01,000 --> 00:00:02,000\nIt rained.", "times of subtitles"),
+        ("a/x|It rained.\nb/x|It snowed.", "two texts would be written to x.wav"),
+        ("s01|It rained.\ns02|It|snowed.|here\ns03|It thawed.", "line 2: 4 columns"),
+    ],
+)
+def test_lists_that_are_no_sentences_are_refused(checkpoint, tmp_path, content, found):
+    (tmp_path / "list.txt").write_text(content)
+    with pytest.raises(SystemExit, match=found):
+        speak(checkpoint, tmp_path / "out", "--text_file", str(tmp_path / "list.txt"))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_markup_is_not_spoken(checkpoint, tmp_path, capsys):
+    """Neither Markdown's marks nor tags; what only looks like them is."""
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# The *Head*ing\nSee [the docs](https://example.com/a_(b)) &amp; <b>bo</b>ld.\n> quoted\n"
+        "- an `item`\n```python\nx = 1\n```\nTitle\n=====\n| a | b |\n|---|:-:|\n| c | d |\n"
+        '<speak>So<break time="1s"/>it <emphasis>is</emphasis>.</speak> 5 < 6 > 3, 2*3 #fun\n'
+    )
+    speak(checkpoint, tmp_path / "out", "--long_text", str(page), "--max_characters", "999")
+    spoken = " ".join((tmp_path / "out" / "001.txt").read_text().split())
+    assert spoken == (
+        "the heading see the docs and bold. quoted an item x equals one title a, b c, d so it is. "
+        "five less than six greater than three, two times three hashtag fun"
+    )
+    said = capsys.readouterr().err
+    assert '<b> </b> <speak> <break time="1s"/> <emphasis> and 2 more' in said
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
     ("positions", "score", "fault"),
     [
         ([*[0] * 99, 1, 2, 3, 2, 3, 4, 5, 6, 7], 0.99, None),

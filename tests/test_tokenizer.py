@@ -155,3 +155,12 @@ def test_more_characters_come_at_the_end_once_and_in_the_case_of_the_table():
     assert basic.cleaner == basic.with_phonemes().cleaner == "basic"
     capitals = Tokenizer([*DEFAULT_SYMBOLS, *"ABC"]).with_characters("Ä")
     assert capitals.symbols[-1] == "Ä"
+
+
+def test_turkish_has_two_letters_i():
+    """A table with the dotless one has both, whatever the case of what is typed."""
+    turkish = Tokenizer(cleaner="basic").with_characters("ÇĞIİÖŞÜ")
+    assert turkish.known >= set("çğ\u0131iöşü") and "\u0307" not in turkish.known
+    assert turkish.clean("ISPARTA'DA İYİ IŞIK") == "\u0131sparta'da iyi \u0131ş\u0131k"
+    assert turkish.folded_letters("İYİ IŞIK") == {}
+    assert Tokenizer(cleaner="basic").clean("I am") == "i am"

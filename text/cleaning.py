@@ -5,11 +5,14 @@
 
 Characters that the table lacks are written in lower case, without accents, with a keyboard's
 punctuation. The cleaner "english" first spells out numbers, abbreviations and signs (english.py).
+HTML's entities, such as &amp;, become the characters that they stand for.
 """
 
 import re
 import unicodedata
 from functools import lru_cache
+from html import unescape
+from html.entities import html5
 
 from text.english import has_capitals, to_words
 
@@ -21,7 +24,11 @@ TYPOGRAPHIC = {
     **dict.fromkeys("\u2010\u2011\u2043\ufe63\uff0d", "-"),
     **dict.fromkeys("\u22ef\u2025", "..."),
     "\u00b2": "^2", "\u00b3": "^3", "\u2044": "/", "\u2116": "No. ", "\u2122": " ",
-    "\u2032": "\u2032", "\u2033": "\u2033", "\u3002": ".", "\u00bf": "", "\u00a1": "",
+    "\u2032": "\u2032", "\u2033": "\u2033", "\u00bf": "", "\u00a1": "",
+    # The ends of sentences and clauses in other scripts
+    **dict.fromkeys("\u0964\u0965\u06d4\u0589\u3002\uff61\u1362\u17d4\u104b\u0f0d", "."),
+    "\u061f": "?", **dict.fromkeys("\u060c\u3001\uff64\u1363\u104a\u055d", ","),
+    **dict.fromkeys("\u061b\u1364", ";"),
 }  # fmt: skip
 # Characters that Unicode's decomposition (NFKD) leaves as they are
 PLAIN = {
@@ -32,13 +39,17 @@ PLAIN = {
     "\u2033": '"', "/": " ", "\u00df": "ss", "\u00e6": "ae", "\u0153": "oe", "\u00f8": "o",
     "\u0142": "l", "\u0111": "d", "\u00f0": "d", "\u00fe": "th", "\u0131": "i",
 }  # fmt: skip
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z]\w{1,30});")
+_POWER = re.compile("(?<=\\d)([\u207a\u207b]?)([\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+)")
+_TURKISH = str.maketrans("I\u0130", "\u0131i")
 _THOUSANDS = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")  # 10 000
 
 
 def clean_text(text: str, known: frozenset[str], cleaner: str = "english") -> str:
     """Clean text for a table of the characters `known`; characters still unknown stay."""
-    text = compose(text, known)
+    text = compose(decode_entities(text), known)
     if cleaner == "english":
+        text = _POWER.sub(_write_power, text)
         text = _THOUSANDS.sub(",", text)
         text = "".join(c if c.isascii() or c in known else _replace_character(c) for c in text)
         text = to_words(text, known)
@@ -47,12 +58,29 @@ def clean_text(text: str, known: frozenset[str], cleaner: str = "english") -> st
     if not text.isascii():
         text = "".join(c if c in known else unicodedata.normalize("NFKD", c) for c in text)
     text = compose(text, known)  # joins half-width katakana with their marks, for example
-    if not has_capitals(known):
-        text = text.lower()  # the whole text: a sigma at the end of a word has its own form
+    if not has_capitals(known):  # the whole text: a sigma at the end of a word has its own form
+        text = lower_turkish(text, known) if cleaner == "basic" else text.lower()
     if not known.issuperset(text):
         text = match_case(text, known)
         text = match_case("".join(make_plain(c, known) for c in text), known)
     return re.sub(r"\s+", " ", text).strip()
+
+
+def decode_entities(text: str) -> str:
+    """Replace HTML's entities, '&amp;' or '&#39;', also where they were encoded twice."""
+    if "&" not in text:
+        return text
+
+    def decode(match: re.Match) -> str:
+        is_known = match[0][1] == "#" or match[0][1:] in html5  # but "Smith &Co;" is none
+        return unescape(match[0]) if is_known else match[0]
+
+    return _ENTITY.sub(decode, _ENTITY.sub(decode, text))
+
+
+def lower_turkish(text: str, known: frozenset[str]) -> str:
+    """Write a text in lower case; in a table with a dotless i, I is that letter, as in Turkish."""
+    return (text.translate(_TURKISH) if "\u0131" in known else text).lower()
 
 
 def compose(text: str, known: frozenset[str]) -> str:
@@ -68,6 +96,12 @@ def _find_split(known: frozenset[str]) -> dict[str, str]:
     """Map the parts of known characters that NFC splits, such as U+095C, to the characters."""
     by_parts = {unicodedata.normalize("NFC", character): character for character in known}
     return {parts: character for parts, character in by_parts.items() if parts not in known}
+
+
+def _write_power(match: re.Match) -> str:
+    """Write the exponent of 10\u207b\u2075 as ^-5."""
+    sign = "-" if match[1] == "\u207b" else ""
+    return f"^{sign}{unicodedata.normalize('NFKC', match[2])}"
 
 
 def _replace_character(character: str) -> str:

@@ -52,11 +52,26 @@ BEFORE_NUMBERS = {
 DOTTED_UNITS = {u: u for u in _split("ft lb lbs oz mi yd hr hrs min mins sec gal")} | {"in": "inch"}
 # Words that begin a sentence if they have a capital: a sentence ends in "Co. The".
 STARTERS = _split(
-    "A After All Although An And As At Because Before But By During Each Every For From Had Has "
-    "Have He Her Here His How However I If In Is It Its Many My No Not Now On One Only Or Our She "
-    "Since So Some Such That The Their Then There These They This Those Though Thus To Under Until "
-    "Was We Were What When Where Which While Who Why With Yes Yet You Your"
+    "A About After Again All Almost Also Although Always An And Another Any Anybody Anyone Are As "
+    "At Because Before Both But By Can Come Could Did Do Does During Each Either Even Everybody "
+    "Everyone Everything Every Few Finally For From Go Had Has Have He Her Here His How However I "
+    "If In Instead Is It Its Just Last Later Let Many Maybe Meanwhile Might More Most Much Must My "
+    "Neither Never Next No Nobody None Nor Not Nothing Now Often On Once One Only Or Our Others "
+    "Perhaps Please Several Shall She Should Since So Some Somebody Someone Something Sometimes "
+    "Soon Still Such Suddenly That The Their Then There Therefore These They This Those Though "
+    "Through Thus To Today Tomorrow Tonight Under Until Was We Were What When Where Whether Which "
+    "While Who Whose Why Will With Without Would Yes Yesterday Yet You Your"
 )
+STREETS = _split("street drive avenue boulevard road")
+# What may go on with a time, as "7 a.m. Monday": other capitals after it begin a sentence.
+TIMED = _split(
+    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April May "
+    "June July August September October November December Eastern Central Mountain Pacific "
+    "Atlantic Greenwich London Paris Tokyo Moscow Beijing Standard Daylight Local Christmas Easter"
+)
+# Words that look like an abbreviation of BEFORE_NUMBERS; in lower case they may end a sentence.
+WORDS_BEFORE_NUMBERS = _split("art fig figs chap sec")
+NO_MORE = "in on of at for to and or but with by from as when because since until among behind"
 SIGNS = {
     "&": " and ", "@": " at ", "#": " hashtag ", "+": " plus ", "=": " equals ", "_": " ",
     "%": " percent ", "\u00b0": " degrees ", "\u00d7": " times ", "\u00f7": " divided by ",
@@ -67,6 +82,12 @@ SIGNS = {
     "\u2192": " to ", "\u221e": " infinity ", "\u221a": " square root of ", "\u00a2": " cents ",
     "\u2014": " - ", "\u2015": " - ", "$": " dollars ", "\u00a3": " pounds ",
     "\u20ac": " euros ", "\u00a5": " yen ",
+}  # fmt: skip
+OPERATORS = {  # as programmers type them
+    **dict.fromkeys(("!=", "!==", "=/=", "<>"), "\u2260"),
+    **dict.fromkeys(("==", "===", ":="), "="),
+    **dict.fromkeys(("->", "-->", "=>", "==>"), "\u2192"),
+    "<=": "\u2264", ">=": "\u2265", "~=": "\u2248", "+/-": "\u00b1", "&&": "&",
 }  # fmt: skip
 SIGNS_IN_ADDRESSES = {
     ".": "dot", "@": "at", "-": "dash", "_": "underscore", "/": "slash", ":": "colon",
@@ -115,14 +136,41 @@ CODAS = _split(
 )
 MAX_SPELLED = 5  # letters of a word that is read letter by letter for its lack of syllables
 
+_OPERATOR = re.compile(any_of(OPERATORS))
 _STARTER = rf"(?:{any_of(STARTERS)})\b(?!\.)"
 _SENTENCE_END = re.compile(rf"[\"')\]]*(?:\s*\Z|\s*\n\s*\n|\s+[\"'(]*{_STARTER})|\.\.")
 _TEXT_END = re.compile(r"[\"')\]]*\s*\Z|\.\.")
 _ABBREVIATION = re.compile(r"(?<![\w.'])((?i:ph\. ?d|ll\.d)|[A-Za-z]{1,6}|&c)\.")
 _NUMBER_AHEAD = re.compile(r"\s*#?(?:\d|[IVX]{2,}\b)")
 _NUMBER_BEHIND = re.compile(r"\d[ -]?\Z")
-_NAME_AHEAD = re.compile(r"\s*[A-Z]")
+_NAME_AHEAD = re.compile(rf"\s*(?!{_STARTER})[A-Z]")
 _NAME_BEHIND = re.compile(r"\b[A-Z][\w'-]* \Z")
+_STREET_BEHIND = re.compile(rf"\b(?!{_STARTER})[A-Z][\w'-]* \Z")
+# "on Main St. Peter waited", but "on Mount St. Helens"
+_ON_STREET = re.compile(
+    r"\b(?:(?P<on>(?i:on|along|down|up|off|across|onto))|\d+) (?:[A-Z][\w'-]* )?"
+    r"(?!(?:Mount|Mt|Fort|Ft|Lake|Port|Bay|Cape|Point|Sault|East|West|North|South)\b|"
+    rf"(?:{any_of(TIMED)})\b)[A-Z][\w'-]* \Z"
+)
+_ARTICLE_BEHIND = re.compile(r"\b(?i:the|an?|my|his|her|our|your|their) \Z")
+_CAPITAL = r"[\"')\]]*\s+[\"'(]*(?:[A-Z][a-z]|[AI]\b)"
+_COUNT = rf"\s+\d[\d,.]*\s+(?!(?:{any_of([*DOTTED_UNITS, *_split(NO_MORE)])})\b)[a-z]{{2,}}"
+_NEW_SENTENCE = re.compile(rf"{_CAPITAL}|{_COUNT}")
+_SENTENCE_AFTER_TIME = re.compile(rf"(?![\"')\]]*\s+(?:{any_of(TIMED)})\b){_CAPITAL}")
+_TIME_FIRST = re.compile(  # "At 7 a.m." is no sentence yet
+    r"(?:\A|[.!?][\"')\]]*\s+)[\"'(]*(?:At|By|Around|About|From|Until|Before|After|Since|Till)"
+    r"(?: [a-z]+)? [\d:]+\s?\Z"
+)
+_SAID = re.compile(  # and then "no"
+    r"(?:,|\b(?i:said|say|says|saying|answer|answers|answered|reply|replied|replies|voted?|votes|"
+    r"shouted|cried|whispered|told (?:him|her|me|us|them)|yes or|oh|mean|means|meant|simply|"
+    r"definitely|absolutely|(?:a|an|the) (?:firm|clear|flat|resounding|definite|polite|simple|"
+    r"loud|quiet|big|final|short|hard))) [\"']?\Z"
+)
+_IS = re.compile(r"\b(?:is|was|are|were|be|been|remains|remained) (?:still |always |again )?\Z")
+_REFERENCE_BEHIND = re.compile(
+    r"(?:\A|[(\[,;:]\s*|\b(?i:see|in|cf|of|and|or|to|from|under|by|per|with|also|the) )\Z"
+)
 _ORDINAL_BEHIND = re.compile(r"\d(?:st|nd|rd|th)[ -]\Z")
 _BRITISH_TITLE = re.compile(r"\b(?:Mr|Mrs|Ms|Dr)(?=\s+[A-Z])")
 _LETTERS = re.compile(r"(?<![\w.'])(?:(?:[A-Za-z]\.){2,}(?:[A-Z](?![\w.]))?|[A-Z]\.[A-Z](?![\w.]))")
@@ -158,6 +206,8 @@ def has_figures(known: frozenset[str]) -> bool:
 
 def to_words(text: str, known: frozenset[str]) -> str:
     """Spell out abbreviations, addresses and signs, and numbers and capitals that `known` lacks."""
+    if not known.issuperset("=<>"):
+        text = _OPERATOR.sub(lambda m: OPERATORS[m[0]], text)
     is_shouted = text.isupper() and len(text.split()) > 2
     text = expand_abbreviations(text)
     if not has_capitals(known):
@@ -200,19 +250,33 @@ def _expand_abbreviation(match: re.Match) -> str:
     if word in DOTTED_UNITS and _NUMBER_BEHIND.search(before):
         full = DOTTED_UNITS[word]
     elif word in BEFORE_NUMBERS and _NUMBER_AHEAD.match(text, end):
+        if match[1].islower() and _is_word(word, before, text, end):
+            return match[0]
         return f"{_match_capital(BEFORE_NUMBERS[word], match[1])} "
     elif word not in ABBREVIATIONS or (word in CAPITALISED and match[1].islower()):
         return match[0]
     elif word in AFTER_NAMES and (
         _ORDINAL_BEHIND.search(before)
-        or ((word == "ft" or _NAME_BEHIND.search(before)) and not _NAME_AHEAD.match(text, end))
+        or ((word == "ft" or _STREET_BEHIND.search(before)) and not _NAME_AHEAD.match(text, end))
+        or (word == "st" and _ON_STREET.search(before))
     ):
         full = AFTER_NAMES[word]
     else:
         full = ABBREVIATIONS[word]
-    is_title = full == TITLES.get(word)
+    is_title = full == TITLES.get(word) and not _ARTICLE_BEHIND.search(before)
     ends = (_TEXT_END if is_title else _SENTENCE_END).match(text, end)
+    on_street = full in STREETS and _ON_STREET.search(before)
+    if full in DOTTED_UNITS.values() or word == "etc" or (on_street and on_street["on"]):
+        ends = ends or _NEW_SENTENCE.match(text, end)
     return _match_capital(full, match[1]) + ("." if ends else _space(match))
+
+
+def _is_word(word: str, before: str, text: str, end: int) -> bool:
+    """Tell if the 'no.' of "he said no. 5 men left" is a word that ends a sentence."""
+    if word == "no":
+        is_count = _IS.search(before) and re.compile(_COUNT).match(text, end)
+        return bool(_SAID.search(before) or is_count)
+    return word in WORDS_BEFORE_NUMBERS and not _REFERENCE_BEHIND.search(before)
 
 
 def _before(match: re.Match) -> str:
@@ -232,7 +296,12 @@ def _match_capital(word: str, found: str) -> str:
 def _spell_letters(match: re.Match) -> str:
     """Spell 'U.S.', 'p.m.', 'J.R.R.'; the full stop stays where a sentence ends."""
     letters = " ".join(re.findall("[A-Za-z]", match[0]))
-    if match[0].endswith(".") and _SENTENCE_END.match(match.string, match.end()):
+    ends = match[0].endswith(".") and _SENTENCE_END.match(match.string, match.end())
+    if letters.lower() in ("a m", "p m"):
+        is_first = _TIME_FIRST.search(_before(match))
+        after = _TEXT_END if is_first else _SENTENCE_AFTER_TIME
+        ends = (ends and not is_first) or after.match(match.string, match.end())
+    if ends:
         return f"{letters}."
     return letters + _space(match)
 

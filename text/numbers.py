@@ -170,6 +170,23 @@ def _write_range(match: re.Match) -> str:
     return f"{first} to {second}"
 
 
+def _swap_separators(number: str) -> str:
+    """Write '10.000,50' as '10,000.50'."""
+    return number.translate({ord("."): ",", ord(","): "."})
+
+
+def _write_dotted(match: re.Match) -> str:
+    """Write '1.000.000' as '1,000,000', but not the address 192.168.100.200."""
+    parts = match[0].split(".")
+    is_address = len(parts) == 4 and all(str(int(x)) == x and int(x) < 256 for x in parts)
+    return match[0] if is_address else _swap_separators(match[0])
+
+
+def _write_power(match: re.Match) -> str:
+    """Write '2.5e-3' as '2.5 times 10^-3'."""
+    return f"{match[1]} times 10^{match[2].strip('+')}{int(match[3])}"
+
+
 def _spell_fraction(match: re.Match) -> str:
     """Spell '1/2' and '2 3/4' as fractions, but not 9/11 and 24/7."""
     whole, top, bottom = match[1], int(match[2]), int(match[3])
@@ -238,6 +255,17 @@ def _write_money(match: re.Match) -> str:
     return words + divisor
 
 
+# A unit or currency, in figures or words, before which "2,5" is no list
+_MEASURES = {
+    *UNITS,
+    *UNITS.values(),
+    *CURRENCIES,
+    *CODES,
+    *(n for c in CURRENCIES.values() for n in c),
+}
+_MEASURES |= {"feet", "inches", "day", "week", "month", "year", "time", "point", "per cent"}
+_MEASURES |= {"hundred", "thousand", "million", "billion", "trillion", "bn"}
+_MEASURE_AHEAD = rf"(?=\s?(?:{any_of(_MEASURES)})s?(?![\w^]))"
 _SIGN = rf"[{''.join(sign for sign in CURRENCIES if len(sign) == 1)}]"
 _PRICE = rf"(?P<number>\d+,\d\d(?!\d)|{_NUMBER}|\.\d+)"
 _PRICE += rf"(?:\s?(?P<magnitude>(?i:{any_of(MAGNITUDES)}))(?![\w^]))?"
@@ -250,6 +278,7 @@ _PHONE = (  # with a country, in American forms, and any three groups with dashe
     r"|0\d{1,4} \d{3,4} \d{3,4}|\d{3} \d{3} \d{4}|\d{3}\.\d{3}\.\d{4}|\d+(?:-\d+){2,}"
     r"|[2-9]\d\d-\d{4}"
 )
+_EURO = r"(?:\u20ac|EUR|CHF)"
 _RULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
     (
         r"(?:(?<=\d)|(?<=\d[s%])|(?<=[ap] m)|(?<=[ap]m)|(?<=[AP]M))\s*[\u2010-\u2015]\s*"
@@ -257,6 +286,31 @@ _RULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
         "-",
     ),
     (r"\u2212\s?", " minus "),
+    # Numbers as other languages and programs write them: 10.000,50; 10 000; 10'000; 2,5 km; 1e-5
+    (r"(?<![\w.,])\d{1,3}(?:\.\d{3})+,\d+(?![.,]?\d)", lambda m: _swap_separators(m[0])),
+    (r"(?<![\w.,])\d{1,3}(?:\.\d{3}){2,}(?![.,]?\d)", _write_dotted),
+    (rf"(?<!\w){_EURO}\s?\d{{1,3}}(?:\.\d{{3}})+(?![\d.,]\d)", lambda m: _swap_separators(m[0])),
+    (
+        rf"(?<![\w.,])\d{{1,3}}(?:\.\d{{3}})+(?=\s?(?:{_EURO}|euros?\b))",
+        lambda m: _swap_separators(m[0]),
+    ),
+    (
+        r"(?<![\w.,+-])(?<!\d )[1-9]\d{0,2}(?:(?: \d{3}){2,}| 000| \d{3}(?=,\d\d?\b)"
+        rf"| \d{{3}}{_MEASURE_AHEAD})(?! ?\d)",
+        lambda m: m[0].replace(" ", ","),
+    ),
+    (
+        rf"({_SIGN} ?[1-9]\d{{0,2}})((?: \d{{3}})+)(?! ?\d)",
+        lambda m: m[1] + m[2].replace(" ", ","),
+    ),
+    (r"(?<![\w.,'])\d{1,3}(?:'\d{3})+(?![\d'])", lambda m: m[0].replace("'", ",")),
+    (
+        rf"(?<![\w.,])(\d+|\d{{1,3}}(?:,\d{{3}})+),(\d{{1,2}}|\d{{4,}})"
+        rf"(?=(?:\s?[-\u2013x\u00d7]\s?\d+(?:[.,]\d+)?)?{_MEASURE_AHEAD})",
+        r"\1.\2",
+    ),
+    (r"(?<![\w.,])(0|\d{1,3}(?:,\d{3})+),(\d\d?|\d{4,})(?![\d,])", r"\1.\2"),
+    (rf"(?<![\w.,])({_NUMBER})[eE]([+-]?)(\d{{1,3}})(?!\w|\.\d)", _write_power),
     # Dates, telephone numbers, versions, ranges, times
     (r"\b(\d{4})-(\d\d)-(\d\d)\b", lambda m: _write_date(m[1], m[2], m[3], m[0])),
     (r"(?<![\w/])(\d{1,2})/(\d{1,2})/(\d{4}|\d\d)(?![\w/])", _write_slashed_date),
@@ -280,10 +334,6 @@ _RULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
     (rf"{_HOUR}:{_MINUTE}(?P<half>)(?![\d:])", _spell_time),
     (r"(?<=\d):(?=\d)", " to "),
     # Money, units, fractions
-    (
-        r"\u20ac ?\d{1,3}(?:\.\d{3})+(?:,\d\d)?(?![\d.,]\d)",
-        lambda m: m[0].translate({ord("."): ",", ord(","): "."}),
-    ),
     (
         rf"(?<!\w)(?:(?P<nation>{any_of(NATIONS)}) ?)?(?P<sign>{_SIGN}|{any_of(CODES)})\s?"
         rf"{_PRICE}{_DIVISOR}",

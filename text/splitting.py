@@ -2,7 +2,9 @@
 
     split_text(text, tokenizer, max_characters) -> [Piece("it rained.", "sentence"), ...]
 
-Text is cleaned first, so that only sentences end with a full stop. Blank lines end a paragraph.
+Text is cleaned first, so that only sentences end with a full stop. The ends of other scripts, which
+cleaning may write as plain ones and which need no space after them, are marked before that. Blank
+lines end a paragraph.
 """
 
 import re
@@ -14,11 +16,26 @@ from text.tokenizer import Tokenizer
 MAX_CHARACTERS = 150  # of a piece, by default
 PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n\s*")
 # Brackets and quotes that close a sentence belong to its end; but '"is it?" she said' goes on.
+SENTENCE_MARK, CLAUSE_MARK = "\U0010fffb", "\U0010fffc"  # private characters, which cleaning keeps
 SENTENCE_END = re.compile(
-    r"""(?<=[.!?])\s+|(?<=[.])["')\]]+\s+|(?<=[!?])[)\]]+\s+|[\u3002\uff01\uff1f]\s*"""
+    r"""(?<=[.!?])\s+|(?<=[.])["')\]]+\s+|(?<=[!?])[)\]]+\s+"""
+    rf"|{SENTENCE_MARK}\s*"
 )
-CLAUSE_END = re.compile(r"""[,;:!?]["')]*\s+|\s-+\s+|(?<=\w)--+\s*|\)\s+""")
+CLAUSE_END = re.compile(rf"""[,;:!?]["')]*\s+|\s-+\s+|(?<=\w)--+\s*|\)\s+|{CLAUSE_MARK}\s*""")
 SPACE = re.compile(r"\s+")
+# Danda, Urdu, Arabic, Armenian, East Asian, Ethiopic, Khmer, Burmese, Tibetan, Greek ends; and
+# plain ones before an East Asian letter. A number may go on after a full-width comma or colon.
+_EAST_ASIAN = "(?=[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af])"
+_CLOSING = (
+    "(?:[\u201d\u2019\u00bb\u203a\u300d\u300f\uff09\u3011\u300b\u3009\u3015\uff3d\uff5d)\\]]"
+    "|[\"'](?!\\w))*"
+)
+_OTHER_ENDS = re.compile(
+    "(?P<sentence>(?:[\u0964\u0965\u06d4\u061f\u0589\u3002\uff01\uff1f\uff61\u1362\u1367\u17d4\u17d5\u104b\u0f0d"
+    f"\u0f0e\u037e\u203c\u2047-\u2049]|(?<!\\d)\uff0e|[.!?]+{_EAST_ASIAN})+{_CLOSING})"
+    "|(?:[\u060c\u061b\u3001\uff64\u1363-\u1366\u104a\u055d]|(?<!\\d)[\uff0c\uff1a]"
+    f"|[\uff0c\uff1a](?!\\d)|\uff1b|[,;:]{_EAST_ASIAN}){_CLOSING}"
+)
 
 
 class Piece(NamedTuple):
@@ -46,10 +63,12 @@ def split_text(text: str, tokenizer: Tokenizer, max_characters: int) -> list[Pie
 
     pieces: list[Piece] = []
     for paragraph in PARAGRAPH_END.split(text):
-        sentences = [paragraph.strip()]
+        sentences = [paragraph]
         if length(paragraph) > max_characters:
-            sentences = _cut_at(tokenizer.clean(paragraph), SENTENCE_END)
+            marked = tokenizer.clean(_OTHER_ENDS.sub(_mark_end, paragraph))
+            sentences = _cut_at(marked, SENTENCE_END)
         parts = [part for one in sentences for part in _cut_sentence(one, max_characters, length)]
+        parts = [part._replace(text=_remove_marks(part.text)) for part in parts]
         if spoken := [part for part in parts if is_spoken(part.text)]:
             pieces += [*spoken[:-1], spoken[-1]._replace(end="paragraph")]
     return pieces
@@ -70,16 +89,25 @@ def _cut_sentence(sentence: str, max_characters: int, length: Callable[[str], in
     return [*pieces[:-1], pieces[-1]._replace(end="sentence")]
 
 
+def _mark_end(match: re.Match) -> str:
+    """Put the mark of a sentence's or a clause's end after it."""
+    return match[0] + (SENTENCE_MARK if match["sentence"] else CLAUSE_MARK)
+
+
+def _remove_marks(text: str) -> str:
+    return text.replace(SENTENCE_MARK, "").replace(CLAUSE_MARK, "").strip()
+
+
 def _cut_at(text: str, ends: re.Pattern) -> list[str]:
     """Cut text after each match of `ends`, except within braces, and drop empty parts."""
     parts, start = [], 0
     for match in ends.finditer(text):
         if text.count("{", 0, match.start()) > text.count("}", 0, match.start()):
             continue  # between the phonemes of a word
-        parts.append(text[start : match.end()].strip())
+        parts.append(text[start : match.end()])
         start = match.end()
-    parts.append(text[start:].strip())
-    return [part for part in parts if part]
+    parts.append(text[start:])
+    return [part for part in parts if part.strip()]
 
 
 def _cut_word(word: str, max_characters: int, length: Callable[[str], int]) -> list[str]:
@@ -91,11 +119,11 @@ def _cut_word(word: str, max_characters: int, length: Callable[[str], int]) -> l
 
 def _join(parts: list[str], max_characters: int, length: Callable[[str], int]) -> list[str]:
     """Join neighbouring parts into as few and as even texts as the limit allows."""
-    total = sum(map(length, parts)) + len(parts) - 1
+    total = length("".join(parts))
     target = total / -(-total // max_characters)  # even lengths, so that the last is not too short
     joined = [parts[0]]
     for part in parts[1:]:
-        longer = f"{joined[-1]} {part}"
+        longer = joined[-1] + part
         over, under = length(longer) - target, target - length(joined[-1])
         if length(longer) <= max_characters and over <= under:
             joined[-1] = longer

@@ -16,7 +16,14 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from text.cleaning import CLEANERS, clean_text, compose, make_plain, match_case
+from text.cleaning import (
+    CLEANERS,
+    clean_text,
+    compose,
+    lower_turkish,
+    make_plain,
+    match_case,
+)
 from text.english import has_capitals
 from text.phonemes import ARPABET, PHONEMES_IN_BRACES, find_odd_phoneme
 
@@ -73,7 +80,8 @@ class Tokenizer:
     def with_characters(self, characters: str) -> "Tokenizer":
         """Add the characters that the table lacks at its end; return the new tokenizer."""
         if not has_capitals(self.known):
-            characters = characters.lower()
+            turkish = {"\u0131" for c in characters if c in "\u0130\u0131"}
+            characters = lower_turkish(characters, self.known | turkish)
         characters = compose("".join(characters.split()), self.known)
         return self._with(c for c in dict.fromkeys(characters) if c not in self.known)
 
@@ -145,6 +153,8 @@ class Tokenizer:
     def folded_letters(self, text: str) -> dict[str, str]:
         """Map the letters and accents that cleaning replaces to their replacements: \u00f6 to o."""
         composed = compose("".join(self._split(text)[::2]), self.known)
+        if self.cleaner == "basic" and not has_capitals(self.known):
+            composed = lower_turkish(composed, self.known)
         letters = (c for c in composed if not c.isascii() and unicodedata.category(c)[0] in "LM")
         lacking = [c.lower() for c in letters if match_case(c, self.known) not in self.known]
         plain = {c: make_plain(c, self.known) for c in lacking}
