@@ -1,6 +1,6 @@
 """Make the sentences that make_demo_corpus.py speaks: a seeded grammar's, or the lines of a file.
 
-    next(make_sentences(min_chars=12, max_chars=42, seed=42))   # "..."
+    next(make_sentences(min_chars=16, max_chars=42, seed=42))   # "..."
     make_sentences(min_chars=12, max_chars=187, seed=42)        # as long as LJSpeech's
     read_sentences("book.txt", n_sentences=None)                # its lines, checked
 

@@ -176,7 +176,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--min_chars",
         type=count_argument,
-        default=12,
+        default=16,
         help="of the grammar's sentences (%(default)s)",
     )
     add(
