@@ -1,6 +1,6 @@
 """Make the sentences that make_demo_corpus.py speaks: a seeded grammar's, or the lines of a file.
 
-    next(make_sentences(min_chars=16, max_chars=42, seed=42))   # "..."
+    next(make_sentences(min_chars=16, max_chars=42, seed=42))   # "We have ten glasses: eight are blue."
     make_sentences(min_chars=12, max_chars=187, seed=42)        # as long as LJSpeech's
     read_sentences("book.txt", n_sentences=None)                # its lines, checked
 
@@ -26,7 +26,10 @@ GIVE_UP_AFTER = 5_000  # draws in a row without a new sentence: the grammar is e
 WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 # No sentence has another word twice.
 REPEATABLE = set(re.findall(r"\w+", "a an and are at for i in is it m of s some t the to was you"))
-CLASHES = {"i", "me"}, {"he", "him"}, {"she", "her"}, {"we", "us"}, {"they", "them"}
+CLASHES = [
+    *({"i", "me"}, {"i", "us"}, {"we", "me"}, {"we", "us"}, {"let", "me"}, {"let", "us"}),
+    *({"he", "him"}, {"she", "her"}, {"they", "them"}),
+]
 
 Slots = dict[str, list[str]]  # the words and templates that fill each slot of a template
 
