@@ -16,6 +16,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCKED := yes
 
+# SVOX Pico speaks the corpora, espeak-ng where there is no Pico; ENGINE=espeak chooses it.
+SPEAKER := $(if $(ENGINE),--engine $(ENGINE))
+
 DEMO := demo
 DEMO_CHECKPOINT := $(DEMO)/work_dir/demo/final_checkpoint
 # On sentences this short, the default's heavier guide would straighten the alignment.
@@ -68,7 +71,7 @@ $(DEMO)/train_metadata.csv: $(DEMO)/corpus/metadata.csv
 		--test_split_pct 0.0304
 
 $(DEMO)/corpus/metadata.csv: | $(BIN)/installed
-	$(BIN)/python -m corpora.make_demo_corpus --path_to_save $(DEMO)/corpus
+	$(BIN)/python -m corpora.make_demo_corpus --path_to_save $(DEMO)/corpus $(SPEAKER)
 
 my_voice: | $(BIN)/installed
 	PATH="$(abspath $(BIN)):$$PATH" bash my_voice.sh
@@ -83,7 +86,7 @@ $(REHEARSAL)/train_metadata.csv: $(REHEARSAL)/corpus/metadata.csv
 
 $(REHEARSAL)/corpus/metadata.csv: | $(BIN)/installed
 	$(BIN)/python -m corpora.make_demo_corpus --path_to_save $(REHEARSAL)/corpus \
-		--n_sentences $(REHEARSAL_SENTENCES) --min_chars 12 --max_chars 187
+		--n_sentences $(REHEARSAL_SENTENCES) --min_chars 12 --max_chars 187 $(SPEAKER)
 
 test: $(BIN)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

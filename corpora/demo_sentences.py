@@ -1,6 +1,6 @@
 """Make the sentences that make_demo_corpus.py speaks: a seeded grammar's, or the lines of a file.
 
-    next(make_sentences(min_chars=10, max_chars=32, seed=42))   # "A monkey washed a sticky door."
+    next(make_sentences(min_chars=16, max_chars=42, seed=42))   # "We have ten glasses: eight are blue."
     make_sentences(min_chars=12, max_chars=187, seed=42)        # as long as LJSpeech's
     read_sentences("book.txt", n_sentences=None)                # its lines, checked
 
@@ -19,42 +19,49 @@ from corpora.layouts import read_text
 
 GRAMMAR = Path(__file__).with_name("demo_grammar.ini")
 LENGTH_SLACK = 2  # characters by which a sentence may miss the drawn length
-LONGEST_SENTENCE = 40  # characters; longer ones are joined
-JOINS = (", and ", ", and ", ", but ", ", so ", ", while ", ", because ", "; ", "; ", ". ", ". ")
+LONGEST_SENTENCE = 44  # characters; longer ones are joined
+JOINS = (", and ", ", and ", ", but ", ", while ", "; ", "; ", ". ", ". ")
 GIVE_UP_AFTER = 5_000  # draws in a row without a new sentence: the grammar is exhausted
 # A word as it is spoken, with its apostrophes and hyphens: "we'll", "brand-new".
 WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
-REPEATABLE = {"a", "an", "are", "is", "it", "the", "was"}  # no sentence has another word twice
+# No sentence has another word twice.
+REPEATABLE = set(re.findall(r"\w+", "a an and are at for i in is it m of s some t the to was you"))
+CLASHES = [
+    *({"i", "me"}, {"i", "us"}, {"we", "me"}, {"we", "us"}, {"let", "me"}, {"let", "us"}),
+    *({"he", "him"}, {"she", "her"}, {"they", "them"}),
+]
 
 Slots = dict[str, list[str]]  # the words and templates that fill each slot of a template
 
 
-def inflect(word: str, ending: str) -> str:
-    """Return the plural (ending "s") or past (ending "d") of "word" or "word/irregular"."""
-    base, _, irregular = word.partition("/")
-    if ending == "d":
-        ending = "d" if base.endswith("e") else "ed"
-    elif re.search("(s|x|z|ch|sh|[^aeiou]y)$", base):
-        ending = "es"
-    return irregular or re.sub("([^aeiou])y$", r"\1i", base) + ending
+def conjugate(verb: str) -> dict[str, str]:
+    """Return the forms of "verb", "verb/past" or "verb/past/participle", by slot."""
+    base, past, participle = [*verb.split("/"), "", ""][:3]
+    stem = re.sub("([^aeiou])y$", r"\1i", base)
+    return {
+        "do": base,
+        "did": past or stem.removesuffix("e") + "ed",
+        "doing": participle or base.removesuffix("e") + "ing",
+        "does": stem + ("es" if re.search("(s|x|z|ch|sh|o|i)$", stem) else "s"),
+    }
 
 
 def read_grammar() -> Slots:
     """Read the words and templates that can fill each slot of a template."""
     grammar = ConfigParser(delimiters=("=",), comment_prefixes=("#",), interpolation=None)
     grammar.read(GRAMMAR, encoding="utf-8")
-    slots = {
-        name: [template.strip() for template in " ".join(text.split()).split("|")]
-        for name, text in grammar["templates"].items()
-    }
-    for names, text in grammar["words"].items():
-        words = [word.replace("_", " ") for word in text.split()]
-        name, _, inflected_name = names.partition("/")
-        slots[name] = [word.split("/")[0] for word in words]
-        if inflected_name:
-            ending = "s" if name in ("person", "thing") else "d"
-            slots[inflected_name] = [inflect(word, ending) for word in words]
+    slots = {name: split_templates(text) for name, text in grammar["templates"].items()}
+    for name, text in grammar["words"].items():
+        slots[name] = [word.replace("_", " ") for word in text.split()]
+    for verb, text in grammar["verbs"].items():
+        for form, word in conjugate(verb).items():
+            slots.setdefault(form, []).extend(f"{word} {rest}" for rest in split_templates(text))
     return slots
+
+
+def split_templates(text: str) -> list[str]:
+    """Split the templates of a rule, which may go over several lines."""
+    return [template.strip() for template in " ".join(text.split()).split("|")]
 
 
 def fill(template: str, slots: Slots, rng: random.Random) -> str:
@@ -68,10 +75,14 @@ def choose_articles(text: str) -> str:
 
 
 def draw_sentence(slots: Slots, rng: random.Random) -> str:
-    """Draw a sentence; "" if it would have a word twice."""
+    """Draw a sentence; "" if it would have a word twice, or someone as subject and object."""
     text = choose_articles(fill("{sentence}", slots, rng))
-    words = [word for word in re.findall(r"[a-z'-]+", text.lower()) if word not in REPEATABLE]
-    return text[0].upper() + text[1:] if len(set(words)) == len(words) else ""
+    text = re.sub(r"(n't|never)( [^,;.:]*)?\bsome\b", r"\1\2any", text)
+    said = re.findall("[a-z]+", text.lower())
+    words = [word for word in said if word not in REPEATABLE]
+    if len(set(words)) < len(words) or any(clash <= set(said) for clash in CLASHES):
+        return ""
+    return text[0].upper() + text[1:]
 
 
 def draw_long_sentence(slots: Slots, rng: random.Random, n_chars: int) -> str:

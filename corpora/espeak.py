@@ -14,10 +14,9 @@ import numpy as np
 
 from command_line.files import DataError
 
+VOICE = "en-us"
 SAMPLING_RATE = 22050  # Hz, what espeak-ng's own synthesizer produces
 WORDS_PER_MINUTE = 160
-MAX_LEAD_SECONDS = 0.05  # of silence before the speech
-TAIL_SECONDS = 0.1  # of silence after it
 SILENCE_LEVEL = 32  # of 32768: -60 dB of full scale; espeak-ng's pauses are exact zeros
 
 # espeak-ng's dictionary speaks pairs such as "of the" as one word, with one event for both.
@@ -109,17 +108,4 @@ class Speaker:
             elif kind == EVENT_PHONEME and word is not None and not phoneme.startswith(b"_"):
                 starts.setdefault(word, sample)
                 word = None
-        return trim_silence(np.concatenate([np.zeros(0, np.int16), *self.chunks]), starts, text)
-
-
-def trim_silence(
-    wav: np.ndarray, starts: dict[int, int], text: str
-) -> tuple[np.ndarray, dict[int, int]]:
-    """Leave at most MAX_LEAD_SECONDS of silence before the speech, and TAIL_SECONDS after it."""
-    loud = np.flatnonzero(np.abs(wav.astype(np.int32)) > SILENCE_LEVEL)
-    if not len(loud):
-        raise DataError(f"espeak-ng spoke nothing for {text!r}")
-    first = max(0, int(loud[0]) - round(MAX_LEAD_SECONDS * SAMPLING_RATE))
-    tail = np.zeros(round(TAIL_SECONDS * SAMPLING_RATE), np.int16)
-    trimmed = np.concatenate([wav[first : loud[-1] + 1], tail])
-    return trimmed, {index: max(0, n - first) for index, n in starts.items()}
+        return np.concatenate([np.zeros(0, np.int16), *self.chunks]), starts

@@ -1,4 +1,4 @@
-"""Speak an LJSpeech-shaped corpus with espeak-ng: training data that needs no download.
+"""Speak an LJSpeech-shaped corpus with SVOX Pico or espeak-ng: training data without a download.
 
     python -m corpora.make_demo_corpus --path_to_save demo/corpus
     python -m corpora.make_demo_corpus --path_to_save demo/book --sentences book.txt
@@ -11,12 +11,14 @@ second any text file, one sentence a line. Both write, at 22,050 Hz:
     word_times.json  {id: [{"word", "index" of its first character, "start" in seconds}, ...]}
     corpus.json      the arguments and totals
 
-The synthesizer itself reports the word times, with which evaluate.py compares a model's alignment.
-espeak-ng comes with `pip install espeakng-loader`. The same arguments give the same bytes.
+The synthesizer itself tells the word times, with which evaluate.py compares a model's alignment.
+SVOX Pico comes with `pip install py-nanotts`, which there is for Linux on x86-64 alone; where it is
+missing, espeak-ng speaks, of `pip install espeakng-loader`. The same arguments give the same bytes.
 """
 
 import argparse
 import hashlib
+import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -25,8 +27,10 @@ import signal
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import soundfile
 from tqdm import tqdm
 
@@ -40,10 +44,13 @@ from command_line.files import (
 )
 from command_line.flags import FlagParser
 from command_line.main import say, script
+from corpora import espeak, pico
 from corpora.demo_sentences import WORD, make_sentences, read_sentences
-from corpora.espeak import SAMPLING_RATE, Speaker
 
 N_SENTENCES = 3300
+ENGINES = {"pico": pico, "espeak": espeak}
+MAX_LEAD_SECONDS = 0.05  # of silence before the speech
+TAIL_SECONDS = 0.1  # of silence after it
 
 # espeak-ng's samples depend on what its process has spoken before. Every block of this
 # many sentences therefore gets a fresh process, and the corpus is always the same.
@@ -54,35 +61,50 @@ Sentence = tuple[str, str]  # its id and text
 Spoken = tuple[str, str, float, list[dict[str, Any]]]  # id, text, seconds, word times
 
 
-def speak_block(block: list[Sentence], wavs: Path, voice: str) -> list[Spoken]:
+def trim_silence(
+    wav: np.ndarray, starts: dict[int, int], engine: ModuleType
+) -> tuple[np.ndarray, dict[int, int]]:
+    """Leave at most MAX_LEAD_SECONDS of silence before the speech, and TAIL_SECONDS after it."""
+    loud = np.flatnonzero(np.abs(wav.astype(np.int32)) > engine.SILENCE_LEVEL)
+    first = max(0, int(loud[0]) - round(MAX_LEAD_SECONDS * engine.SAMPLING_RATE))
+    tail = np.zeros(round(TAIL_SECONDS * engine.SAMPLING_RATE), np.int16)
+    trimmed = np.concatenate([wav[first : loud[-1] + 1], tail])
+    return trimmed, {index: max(0, n - first) for index, n in starts.items()}
+
+
+def speak_block(block: list[Sentence], wavs: Path, engine_name: str, voice: str) -> list[Spoken]:
     """Speak sentences into wavs/ID.wav."""
-    speaker, clips = Speaker(voice), []
+    engine = ENGINES[engine_name]
+    speaker, clips = engine.Speaker(voice), []
     for clip_id, text in block:
         wav, starts = speaker.speak(text)
-        soundfile.write(wavs / f"{clip_id}.wav", wav, SAMPLING_RATE, subtype="PCM_16")
+        if not (np.abs(wav.astype(np.int32)) > engine.SILENCE_LEVEL).any():
+            raise DataError(f"{engine_name} spoke nothing for {text!r}")
+        wav, starts = trim_silence(wav, starts, engine)
+        soundfile.write(wavs / f"{clip_id}.wav", wav, engine.SAMPLING_RATE, subtype="PCM_16")
         words = [(word[0], word.start()) for word in WORD.finditer(text) if word.start() in starts]
-        seconds = {index: round(start / SAMPLING_RATE, 5) for index, start in starts.items()}
+        seconds = {index: round(n / engine.SAMPLING_RATE, 5) for index, n in starts.items()}
         times = [{"word": word, "index": i, "start": seconds[i]} for word, i in words]
-        clips.append((clip_id, text, len(wav) / SAMPLING_RATE, times))
+        clips.append((clip_id, text, len(wav) / engine.SAMPLING_RATE, times))
     return clips
 
 
-def speak_block_apart(block: list[Sentence], wavs: Path, voice: str) -> list[Spoken]:
+def speak_block_apart(block: list[Sentence], wavs: Path, engine: str, voice: str) -> list[Spoken]:
     """Run speak_block in a process of its own."""
     spawn = multiprocessing.get_context("spawn")  # a forked process would have spoken before
     ignore_ctrl_c = signal.signal, (signal.SIGINT, signal.SIG_IGN)  # it is for the parent alone
     try:
         with ProcessPoolExecutor(1, spawn, *ignore_ctrl_c) as pool:
-            return pool.submit(speak_block, block, wavs, voice).result()
+            return pool.submit(speak_block, block, wavs, engine, voice).result()
     except BrokenProcessPool:
         raise DataError("a speaking process died; was the machine out of memory?") from None
 
 
-def speak_all(sentences: list[Sentence], wavs: Path, voice: str) -> list[Spoken]:
+def speak_all(sentences: list[Sentence], wavs: Path, engine: str, voice: str) -> list[Spoken]:
     """Speak all sentences, N_PROCESSES blocks at a time."""
     blocks = [sentences[i : i + BLOCK_SIZE] for i in range(0, len(sentences), BLOCK_SIZE)]
     with ThreadPoolExecutor(N_PROCESSES) as threads:
-        spoken = threads.map(lambda block: speak_block_apart(block, wavs, voice), blocks)
+        spoken = threads.map(lambda block: speak_block_apart(block, wavs, engine, voice), blocks)
         bar = tqdm(spoken, total=len(blocks), desc="speaking", unit="block", disable=None)
         return list(itertools.chain.from_iterable(bar))
 
@@ -91,7 +113,7 @@ def write_corpus(folder: Path, texts: list[str], arguments: dict[str, Any]) -> N
     """Speak the texts into a new folder."""
     (folder / "wavs").mkdir(parents=True)
     sentences = [(f"DEMO-{n:05d}", text) for n, text in enumerate(texts, start=1)]
-    spoken = speak_all(sentences, folder / "wavs", arguments["voice"])
+    spoken = speak_all(sentences, folder / "wavs", arguments["engine"], arguments["voice"])
     record = {
         "arguments": arguments,
         "n_clips": len(spoken),
@@ -106,6 +128,11 @@ def write_corpus(folder: Path, texts: list[str], arguments: dict[str, Any]) -> N
     }
     for name, content in contents.items():
         (folder / name).write_text(content, encoding="utf-8", newline="\n")
+
+
+def default_engine() -> str:
+    """Choose pico where it is installed."""
+    return "pico" if importlib.util.find_spec("py_nanotts") else "espeak"
 
 
 def choose_sentences(args: argparse.Namespace) -> list[str]:
@@ -149,21 +176,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--min_chars",
         type=count_argument,
-        default=10,
+        default=16,
         help="of the grammar's sentences (%(default)s)",
     )
     add(
         "--max_chars",
         type=count_argument,
-        default=32,
+        default=42,
         help="of the grammar's sentences (%(default)s)",
     )
     add("--seed", type=int, default=42, help="of the grammar's sentences (default: %(default)s)")
-    add("--voice", default="en-us", help="an espeak-ng voice (default: %(default)s)")
+    add("--engine", choices=ENGINES, default=default_engine(), help="speaker (%(default)s)")
+    add("--voice", help="of the engine: en-US of pico, en-us of espeak, if unset")
     add("--overwrite", action="store_true", help="replace another corpus at path_to_save")
     args = parser.parse_args(argv)
     if args.min_chars > args.max_chars:
         parser.error(f"--min_chars {args.min_chars} exceeds --max_chars {args.max_chars}")
+    args.voice = args.voice or ENGINES[args.engine].VOICE
     return args
 
 
@@ -175,6 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = {
         "n_sentences": len(sentences),
         "sentences_sha256": hashlib.sha256("\n".join(sentences).encode()).hexdigest(),
+        "engine": args.engine,
         "voice": args.voice,
     }
     folder = Path(args.path_to_save).absolute()
@@ -182,7 +212,7 @@ def main(argv: list[str] | None = None) -> None:
         if is_made(folder, arguments, args.overwrite):
             say(f"{folder} is already there, made with the same arguments.")
             return
-    Speaker(args.voice)  # refuses a bad voice before any process starts
+    ENGINES[args.engine].Speaker(args.voice)  # refuses a bad voice before any process starts
     with file_errors():
         write_whole(folder, lambda scratch: write_corpus(scratch, sentences, arguments))
     made = read_json(folder / "corpus.json", "corpus.json")

@@ -1,4 +1,4 @@
-"""Rehearse the reference run without LJSpeech: train_taco.sh on sentences that espeak-ng speaks.
+"""Rehearse the reference run without LJSpeech: train_taco.sh on a synthesizer's sentences.
 
     make rehearsal                          # REHEARSAL_STEPS=1000 steps of 16 clips
     make rehearsal REHEARSAL_STEPS=3000     # continues from there

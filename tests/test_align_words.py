@@ -20,6 +20,7 @@ def spoken(tmp_path_factory):
         "The children walked slowly to the river.\nMy mother opened the window this morning.\n"
     )
     flags = ["--path_to_save", str(folder / "corpus"), "--sentences", str(folder / "texts.txt")]
+    flags += ["--engine", "espeak"]
     assert not make_demo_corpus.main(flags)
     return folder / "corpus"
 

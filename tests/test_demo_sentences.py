@@ -14,7 +14,7 @@ N_SENTENCES = 3300  # of the embedded corpus
 
 
 def first(n, seed):
-    return list(itertools.islice(make_sentences(10, 32, seed), n))
+    return list(itertools.islice(make_sentences(16, 42, seed), n))
 
 
 def test_sentences_are_unique_ordinary_english_of_every_length_letter_and_mark():
@@ -22,8 +22,8 @@ def test_sentences_are_unique_ordinary_english_of_every_length_letter_and_mark()
     assert len({re.sub("[^a-z]", "", text.lower()) for text in sentences}) == N_SENTENCES
     for text in sentences:
         assert re.fullmatch(r"[A-Z][A-Za-z ,;:'-]*[.?!]", text), text
-        assert not re.search(r"\ba (?!one)[aeiou]|\ban (?!honest)[^aeiou]", text, re.I), text
-    assert {len(text) for text in sentences} == set(range(10, 33))
+        assert not re.search(r"\ba (?!one)[aeiou]|\ban (?!honest|hour)[^aeiou]", text, re.I), text
+    assert {len(text) for text in sentences} == set(range(16, 43))
     counts = Counter("".join(sentences).lower())
     # Once in a hundred sentences is enough to learn a letter's sound.
     assert min(counts[symbol] for symbol in string.ascii_lowercase + ".,?!;:'-") >= 33
@@ -31,7 +31,7 @@ def test_sentences_are_unique_ordinary_english_of_every_length_letter_and_mark()
 
 @pytest.mark.parametrize(
     ("min_chars", "max_chars", "digest"),
-    [(10, 32, "3abf6013c30797ce"), (12, 187, "5560d128a6541b95")],
+    [(16, 42, "4f70b125b12d98e2"), (12, 187, "3e034428e876eaf8")],
 )
 def test_the_corpus_of_the_demo_does_not_change(min_chars, max_chars, digest):
     """Scores of trained models are compared across versions of this repo."""

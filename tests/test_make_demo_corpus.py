@@ -14,6 +14,7 @@ import soundfile
 
 from conftest import REPO
 from corpora import make_demo_corpus as demo
+from corpora import pico
 from world import run
 
 COMMAND = [sys.executable, "-m", "corpora.make_demo_corpus"]
@@ -25,7 +26,9 @@ PROSE = [
     " Paulo; and “never again” was all that he could say.",
     "A façade 😀, a résumé, and a piñata were in the box, weren\u2019t they?",
     "It has to be one of them, and it would have been there as well as it is here.",
+    "We see a sailor so far away. You saw my sofa, and he saw a silver sea so sad.",
 ]
+PACKAGES = {"pico": "py_nanotts", "espeak": "espeakng_loader"}
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
@@ -59,41 +62,47 @@ def sound_starts(wav: np.ndarray, quiet_ms: int = 60) -> np.ndarray:
     return np.flatnonzero(loud & ~heard) * 22 / 22050
 
 
+@pytest.fixture(scope="module", params=PACKAGES)
+def engine(request) -> str:
+    pytest.importorskip(PACKAGES[request.param], reason=f"{request.param} is not installed")
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, engine) -> Path:
     """A small corpus spoken by a process of its own."""
     path = tmp_path_factory.mktemp("demo") / "corpus"
-    flags = ["--path_to_save", str(path), "--n_sentences", str(N_CLIPS)]
+    flags = ["--path_to_save", str(path), "--n_sentences", str(N_CLIPS), "--engine", engine]
     subprocess.run([*COMMAND, *flags], cwd=REPO, check=True, timeout=300)
     return path
 
 
 @pytest.fixture(scope="module")
-def prose(tmp_path_factory) -> Path:
+def prose(tmp_path_factory, engine) -> Path:
     path = tmp_path_factory.mktemp("prose")
     (path / "prose.txt").write_text("\n\n".join(PROSE) + "\n", encoding="utf-8")
     text = str(path / "prose.txt")
-    demo.main(["--path_to_save", str(path / "corpus"), "--sentences", text])
+    demo.main(["--path_to_save", str(path / "corpus"), "--sentences", text, "--engine", engine])
     return path / "corpus"
 
 
-def test_every_run_gives_the_same_bytes(folder, tmp_path, monkeypatch):
+def test_every_run_gives_the_same_bytes(folder, engine, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "N_PROCESSES", 1)
     path = tmp_path / "again"
-    demo.main(["--path_to_save", str(path), "--n_sentences", str(N_CLIPS)])
+    demo.main(["--path_to_save", str(path), "--n_sentences", str(N_CLIPS), "--engine", engine])
     assert file_hashes(path) == file_hashes(folder)
     assert len(file_hashes(folder)) == N_CLIPS + 3
 
 
-def test_wavs_are_ljspeech_shaped_and_trimmed(folder):
+def test_wavs_are_ljspeech_shaped_and_trimmed(folder, engine):
     corpus = read_corpus(folder)
     assert next(iter(corpus)) == "DEMO-00001" and len(corpus) == N_CLIPS
     info = soundfile.info(folder / "wavs" / "DEMO-00001.wav")
     assert (info.samplerate, info.channels, info.subtype) == (22050, 1, "PCM_16")
     for _, wav, _ in corpus.values():
-        assert 0.4 < len(wav) / 22050 < 3.5
+        assert 0.4 < len(wav) / 22050 < 4.5
         assert np.abs(wav.astype(int)).max() < 32767  # nothing clipped
-        sound = np.flatnonzero(np.abs(wav.astype(int)) > 32)
+        sound = np.flatnonzero(np.abs(wav.astype(int)) > demo.ENGINES[engine].SILENCE_LEVEL)
         assert sound[0] / 22050 <= 0.051
         assert 0.09 < (len(wav) - sound[-1]) / 22050 < 0.11
     seconds = sum(len(wav) for _, wav, _ in corpus.values()) / 22050
@@ -101,8 +110,29 @@ def test_wavs_are_ljspeech_shaped_and_trimmed(folder):
     assert (record["n_clips"], record["seconds"]) == (N_CLIPS, pytest.approx(seconds, abs=0.01))
 
 
+def hiss_start(wav: np.ndarray, near: float) -> float:
+    """Seconds, within 60 ms of `near`, from which most of the energy is above 4 kHz."""
+    for start in range(round((near - 0.06) * 22050), round((near + 0.06) * 22050), 11):
+        energy = np.abs(np.fft.rfft(wav[start : start + 220] * np.hanning(220))) ** 2
+        if energy[40:].sum() > energy[:40].sum():
+            return (start + 110) / 22050
+    return np.inf
+
+
+def test_words_that_begin_with_s_begin_where_the_hiss_does(prose):
+    errors = []
+    for text, wav, times in read_corpus(prose).values():
+        for word in times:
+            if re.search("[aeouy] $", text[: word["index"]]) and word["word"][0] == "s":
+                errors.append(hiss_start(wav, word["start"]) - word["start"])
+    assert len(errors) >= 6
+    assert abs(np.median(errors)) < 0.008
+    assert np.abs(errors).max() < 0.025
+
+
 @pytest.mark.parametrize("corpus", ["folder", "prose"])
-def test_word_times_are_where_the_sound_starts(corpus, request):
+def test_word_times_are_where_the_sound_starts(corpus, engine, request):
+    """Of words after a pause; those of Pico may begin with a closure that is silent too."""
     errors = []
     for text, wav, times in read_corpus(request.getfixturevalue(corpus)).values():
         onsets = sound_starts(wav)
@@ -110,8 +140,8 @@ def test_word_times_are_where_the_sound_starts(corpus, request):
             if word["index"] == 0 or re.search("[,;:] [“]?$", text[: word["index"]]):
                 errors.append(np.abs(onsets - word["start"]).min())
     assert len(errors) > (N_CLIPS if corpus == "folder" else 8)
-    assert np.median(errors) < 0.002
-    assert max(errors) < 0.010
+    assert np.median(errors) < (0.030 if engine == "pico" else 0.002)
+    assert max(errors) < (0.120 if engine == "pico" else 0.010)
 
 
 def test_word_times_name_every_word_in_order(folder, prose):
@@ -127,18 +157,33 @@ def test_word_times_name_every_word_in_order(folder, prose):
         assert starts[-1] < len(wav) / 22050
 
 
-def test_a_corpus_is_reused_refused_or_overwritten(folder, capsys, monkeypatch, tmp_path):
+def test_pico_speaks_a_sentence_alike_after_any_other():
+    pytest.importorskip("py_nanotts", reason="py-nanotts is not installed")
+    speaker = pico.Speaker("en-US")
+    texts = [*PROSE, "Pi is 3.14 to us, not <b>3</b>."]
+    spoken = [speaker.speak(text)[0].tobytes() for text in texts + texts[::-1]]
+    assert spoken == spoken[::-1]
+
+
+def test_pico_writes_no_file_that_a_text_asks_for(tmp_path):
+    pytest.importorskip("py_nanotts", reason="py-nanotts is not installed")
+    pico.Speaker("en-US").speak(f'Hello <genfile file="{tmp_path}/hello.wav">you</genfile>.')
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_corpus_is_reused_refused_or_overwritten(folder, engine, capsys, monkeypatch, tmp_path):
     before = file_hashes(folder)
-    flags = ("corpora.make_demo_corpus", "--path_to_save", folder, "--n_sentences", N_CLIPS)
+    script = ("corpora.make_demo_corpus", "--engine", engine, "--path_to_save")
+    flags = (*script, folder, "--n_sentences", N_CLIPS)
     with monkeypatch.context() as patch:
-        patch.setattr(demo, "Speaker", None)  # reuse speaks nothing
+        patch.setattr(demo, "write_whole", None)  # reuse speaks nothing
         assert run(*flags, capsys=capsys) == (0, "")
         code, message = run(*flags, "--seed", 7, capsys=capsys)
     assert code == 1 and "holds another corpus (other sentences_sha256)" in message
     assert file_hashes(folder) == before
 
     path = tmp_path / "corpus"
-    flags = ("corpora.make_demo_corpus", "--path_to_save", path, "--n_sentences")
+    flags = (*script, path, "--n_sentences")
     assert run(*flags, 3, capsys=capsys)[0] == 0
     assert run(*flags, 2, capsys=capsys)[0] == 1
     assert run(*flags, 2, "--overwrite", capsys=capsys)[0] == 0
@@ -171,12 +216,22 @@ def test_bad_input_gets_one_sentence(flags, text, sentence, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_espeak_it_says_what_to_install(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    flags = ("--path_to_save", tmp_path / "out", "--n_sentences", 2)
+@pytest.mark.parametrize("engine", PACKAGES)
+def test_without_a_speaker_it_says_what_to_install(engine, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, PACKAGES[engine], None)
+    flags = ("--path_to_save", tmp_path / "out", "--n_sentences", 2, "--engine", engine)
     code, message = run("corpora.make_demo_corpus", *flags, capsys=capsys)
-    assert code == 1 and "pip install espeakng-loader" in message
+    assert code == 1 and f"pip install {PACKAGES[engine].replace('_', '-')}" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_espeak_speaks_where_there_is_no_pico(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("espeakng_loader", reason="espeak-ng is not installed")
+    monkeypatch.setitem(sys.modules, "py_nanotts", None)
+    flags = ("--path_to_save", tmp_path / "out", "--n_sentences", 1)
+    assert run("corpora.make_demo_corpus", *flags, capsys=capsys)[0] == 0
+    arguments = json.loads((tmp_path / "out" / "corpus.json").read_text())["arguments"]
+    assert (arguments["engine"], arguments["voice"]) == ("espeak", "en-us")
 
 
 def test_a_failure_midway_leaves_nothing_and_keeps_the_old(tmp_path, monkeypatch, capsys):
