@@ -15,7 +15,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from command_line.files import DataError, file_errors
-from corpora.layouts import read_text
+from corpora.texts import read_text
 
 GRAMMAR = Path(__file__).with_name("demo_grammar.ini")
 LENGTH_SLACK = 2  # characters by which a sentence may miss the drawn length

@@ -14,7 +14,10 @@ from tqdm import tqdm
 
 from command_line.files import write_whole
 
-SUFFIXES = (".wav", ".flac", ".WAV", ".FLAC")  # in the order in which they are tried
+SUFFIXES = (".wav", ".flac", ".WAV", ".FLAC", ".Wav", ".Flac")  # in the order of trial
+AUDIO_SUFFIX = re.compile(  # of any format; a table may name the files before their conversion
+    r"(?<=[^/])\.(wave?|flac|mp3|ogg|oga|opus|m4a|mp4|aac|wma|aiff?|webm|amr)\Z", re.IGNORECASE
+)
 BLOCK_SIZE = 2**18  # samples read at once, so that a long recording needs no more memory
 # libsndfile's note on a wav that ends early. A size of 0 or 2^32 - 1 means "unknown".
 TRUNCATED = re.compile(r"^data : (?!0 |4294967295 )(\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -58,8 +61,11 @@ def list_candidates(name: Path, folder: Path) -> list[Path]:
     stem = remove_suffix(str(name))
     names = [str(name)] if stem != str(name) else []
     # macOS may spell an accented letter of a file name as two characters where the table has one.
-    for spelling in (stem, *(unicodedata.normalize(form, stem) for form in ("NFC", "NFD"))):
-        names += [spelling + suffix for suffix in SUFFIXES]
+    for form in (None, "NFC", "NFD"):
+        for spelling in (stem, AUDIO_SUFFIX.sub("", stem)):
+            spelling = unicodedata.normalize(form, spelling) if form else spelling
+            names += [spelling + suffix for suffix in SUFFIXES]
+    names = dict.fromkeys(names)
     return [place / name for place in (folder / "wavs", folder) for name in names]
 
 

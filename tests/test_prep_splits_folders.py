@@ -215,7 +215,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a header and no rows": (rows("file,text"), "metadata.csv has a header and no rows"),
     "columns of other names": (
         rows("name,speaker,age,words", "clip0,me,40,hello"),
-        "metadata.csv line 1 has the columns 'name, speaker, age, words'; expected metadata.csv",
+        "1 'name' 'clip0', 2 'speaker' 'me', 3 'age' '40', 4 'words' 'hello'",
     ),
     "quotes that do not close": (rows("file,text", "a,b", 'c,"d', "e,f"), "from line 3 on"),
     "an absolute path": (rows("file,text", "/etc/clip.wav,a"), "inside the folder"),
