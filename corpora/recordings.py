@@ -30,7 +30,7 @@ class Clip(NamedTuple):
     """A recording and its transcript. The path is absolute once the recording is found."""
 
     place: str  # where the transcript was found: "metadata.csv line 3"
-    clip_id: str  # path of the recording in the folder, without wavs/ and without its suffix
+    clip_id: str  # path of the recording in the folder, without wavs/ and its suffix
     transcript: str
     path: Path = Path()
     duration: float = 0.0  # seconds

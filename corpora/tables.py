@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from command_line.files import DataError
 from command_line.main import say
-from corpora.recordings import AUDIO_SUFFIX, Clip, find_recording, remove_suffix
+from corpora.recordings import AUDIO_SUFFIX, Clip, find_recording
 from corpora.texts import find_markup, read_text
 
 # Patterns for names of columns, in lower case with underscores; the first that matches is used.
@@ -85,7 +85,7 @@ def split_lines(lines: list[str], separator: str) -> list[Row]:
         rows = [line.removesuffix("\r").split(separator) for line in lines]
         rows = [[unquote(c) if '""' in c[1:-1] else c for c in map(trim, row)] for row in rows]
     else:
-        cells = re.compile(rf'(?:{edge}|^)( *"(?:[^"]|"")*" *(?={edge}|$)|[^{edge}]*)')
+        cells = re.compile(rf'(?:^|{edge})( *"(?:[^"]|"")*" *(?={edge}|$)|[^{edge}]*)')
         rows = [cells.findall(line.removesuffix("\r")) for line in lines]
         rows = [[unquote(trim(cell)) for cell in row] for row in rows]
     return list(enumerate(rows, 1))
@@ -239,15 +239,19 @@ def looks_like_header(first: list[str], rows: list[list[str]], file: int, folder
 
 def check_cuts(path: Path, lines: list[str], rows: list[Row], separator: str, width: int) -> None:
     """Refuse a table without a header whose texts have commas or semicolons, but no quotes."""
+    unclear = []
     for line_number, cells in rows if separator in QUOTED else ():
         bare = re.sub('"[^"]*"', "", lines[line_number - 1])
-        n_spaced = bare.count(f"{separator} ")
+        n_spaced = bare.count(f"{separator} ")  # as between words
         if len(cells) not in (1, width) or 0 < n_spaced < bare.count(separator):
-            found = lines[line_number - 1].strip()[:80]
-            raise DataError(
-                f'{path} line {line_number}: "{separator}" may end a column or belong to the text '
-                f'in {found!r}; write such texts "in quotes", or separate columns with | or tabs'
-            )
+            unclear.append((line_number, cells))
+    if unclear:
+        line_number, _ = max(unclear + rows, key=lambda row: len(row[1]))
+        found = lines[line_number - 1].strip()[:80]
+        raise DataError(
+            f'{path} line {line_number}: "{separator}" may end a column or belong to the text in '
+            f'{found!r}; write such texts "in quotes", or separate columns with | or tabs'
+        )
 
 
 def find_columns(
@@ -313,7 +317,7 @@ def read_row(cells: list[str], columns: Columns, separator: str, place: str) -> 
         problem = "empty transcript"
     elif markup := find_markup(transcript):
         problem = f"the text has {markup}"
-    clip_id = remove_suffix(name) or cells[columns.file]
+    clip_id = AUDIO_SUFFIX.sub("", name) or cells[columns.file]
     return Clip(place, clip_id, transcript, Path(name), problem=problem)
 
 

@@ -35,7 +35,7 @@ def find_markup(text: str) -> str:
     match = _SIGN.search(text) and _MARKUP.search(text)
     if not match:
         return ""
-    return f"{list(MARKUP)[match.lastindex - 1]} ({match[0].strip()!r})"
+    return f"{list(MARKUP)[match.lastindex - 1]} ({text[match.start() :].strip()[:30]!r})"
 
 
 def read_text(path: Path) -> str:

@@ -110,6 +110,9 @@ def test_manifest_contents(tmp_path, monkeypatch, capsys):
     longest = f"{manifests['train']['duration'].max():.2f}"
     assert table[1].split() == ["train", "7", "0.000", str(7 * len("text 0")), longest]
     assert table[2].split()[:2] == ["test", "3"]
+    # One clip is printed with its text, so that a wrong column cannot go unseen.
+    shown = [row for row in manifests["train"].itertuples() if f"{row.file_path} " in table[3]]
+    assert len(shown) == 1 and repr(shown[0].normalized_transcript) in table[3]
 
 
 def test_characters_that_training_leaves_out_or_replaces_are_named(tmp_path, capsys):
