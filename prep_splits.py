@@ -3,7 +3,7 @@
     python prep_splits.py --path_to_ljspech data/LJSpeech-1.1 --path_to_save data/splits
     python prep_splits.py --path_to_ljspech my_voice --report my_voice_report
 
-The folder has LJSpeech's layout, a CSV with a header, or NAME.txt beside NAME.wav: see
+The folder has LJSpeech's layout, a table with other columns, or NAME.txt beside NAME.wav: see
 corpora/layouts.py. --download fetches LJSpeech first. The script checks all rows before it writes
 anything: it lists bad ones with their line number and stops, unless --skip_bad leaves them out.
 
@@ -145,12 +145,14 @@ def write_manifests(splits: dict[str, list[Clip]], folder: Path) -> None:
 
 
 def print_table(splits: dict[str, list[Clip]]) -> None:
-    """Print the size of each split and its longest clip."""
+    """Print the size of each split and its longest clip, and one clip with its text."""
     say(f"{'split':<6}{'clips':>8}{'hours':>9}{'characters':>12}{'longest (s)':>13}")
     for name, clips in splits.items():
         hours = sum(clip.duration for clip in clips) / 3600
         characters = sum(len(clip.transcript) for clip in clips)
         say(f"{name:<6}{len(clips):>8}{hours:>9.3f}{characters:>12}{clips[0].duration:>13.2f}")
+    example = splits["train"][len(splits["train"]) // 2]
+    say(f"for example, {example.path} says {example.transcript[:200]!r}")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -160,6 +162,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add(*corpus_flags, type=path_argument, required=True, help="folder of recordings and texts")
     add("--path_to_save", type=path_argument, help="folder for the manifests")
     add("--report", type=path_argument, metavar="DIR", help="folder for a report on the recordings")
+    add("--file_column", help="column of the table with the recordings: its number or name (found)")
+    add("--text_column", help="column of the table with the texts: its number or name (found)")
     add("--test_split_pct", type=float, default=0.01, help="fraction held out (0.01 is 1 %%)")
     add("--val_split_pct", type=float, default=0, help=f"fraction held out for {VAL_NAME} (off)")
     add("--seed", type=int, default=42, help="another seed holds out other clips")
@@ -224,7 +228,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(os.path.abspath(args.path_to_ljspech))
     if args.download:
         folder = download_corpus(folder, args.download_url, args.download_sha256)
-    clips = read_clips(folder)
+    clips = read_clips(folder, args.file_column, args.text_column)
     if args.report:
         from corpora.report import write_report
 

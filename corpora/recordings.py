@@ -17,7 +17,10 @@ import audio.numba_cache  # noqa: F401 before librosa
 from audio.recording import find_sample_size, open_recording, read_recording
 from command_line.files import DataError, write_whole
 
-SUFFIXES = (".wav", ".flac", ".WAV", ".FLAC")  # in the order in which they are tried
+SUFFIXES = (".wav", ".flac", ".WAV", ".FLAC", ".Wav", ".Flac")  # in the order of trial
+AUDIO_SUFFIX = re.compile(  # of any format; a table may name the files before their conversion
+    r"(?<=[^/])\.(wave?|flac|mp3|ogg|oga|opus|m4a|mp4|aac|wma|aiff?|webm|amr)\Z", re.IGNORECASE
+)
 MAX_SECONDS = 20.0  # of a clip that trains well
 MAX_LISTED = 10  # bad clips to name on the console
 
@@ -28,7 +31,7 @@ class Clip(NamedTuple):
     """A recording and its transcript. The path is absolute once the recording is found."""
 
     place: str  # where the transcript was found: "metadata.csv line 3"
-    clip_id: str  # path of the recording in the folder, without wavs/ and without its suffix
+    clip_id: str  # path of the recording in the folder, without wavs/ and its suffix
     transcript: str
     path: Path = Path()
     duration: float = 0.0  # seconds
@@ -70,8 +73,11 @@ def list_candidates(name: Path, folder: Path) -> list[Path]:
     stem = remove_suffix(str(name))
     names = [str(name)] if stem != str(name) else []
     # macOS may spell an accented letter of a file name as two characters where the table has one.
-    for spelling in (stem, *(unicodedata.normalize(form, stem) for form in ("NFC", "NFD"))):
-        names += [spelling + suffix for suffix in SUFFIXES]
+    for form in (None, "NFC", "NFD"):
+        for spelling in (stem, AUDIO_SUFFIX.sub("", stem)):
+            spelling = unicodedata.normalize(form, spelling) if form else spelling
+            names += [spelling + suffix for suffix in SUFFIXES]
+    names = dict.fromkeys(names)
     return [place / name for place in (folder / "wavs", folder) for name in names]
 
 

@@ -82,7 +82,7 @@ ODD_TEXTS = (  # separated by |
 
 
 def test_every_text_survives_byte_for_byte(tmp_path):
-    """The byte order mark and the line ends of Windows are no text."""
+    """The byte order mark, the line ends of Windows and spaces around a cell are no text."""
     corpus, texts = make_corpus(tmp_path / "lj", 0), ODD_TEXTS.split("|")
     for i in range(len(texts)):
         write_wav(corpus / "wavs" / f"{i}.wav", 0.1)
@@ -90,7 +90,7 @@ def test_every_text_survives_byte_for_byte(tmp_path):
     (corpus / "metadata.csv").write_bytes(f"\ufeff{lines}\r\n".encode())
     both = pd.concat(run(corpus, tmp_path / "out").values())
     found = dict(zip(map(int, ids(both)), both["normalized_transcript"], strict=True))
-    assert len(texts) == 20 and found == dict(enumerate(texts))
+    assert len(texts) == 20 and found == {i: text.strip(" ") for i, text in enumerate(texts)}
 
 
 def test_manifest_contents(tmp_path, monkeypatch, capsys):
@@ -111,6 +111,9 @@ def test_manifest_contents(tmp_path, monkeypatch, capsys):
     longest = f"{manifests['train']['duration'].max():.2f}"
     assert table[1].split() == ["train", "7", "0.000", str(7 * len("text 0")), longest]
     assert table[2].split()[:2] == ["test", "3"]
+    # One clip is printed with its text, so that a wrong column cannot go unseen.
+    shown = [row for row in manifests["train"].itertuples() if f"{row.file_path} " in table[3]]
+    assert len(shown) == 1 and repr(shown[0].normalized_transcript) in table[3]
 
 
 def test_characters_that_training_leaves_out_or_replaces_are_named(tmp_path, capsys):

@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ import pandas as pd
 import pytest
 import soundfile
 
+from command_line.files import DataError
+from corpora.layouts import read_clips
+from corpora.texts import find_markup
 from test_prep_splits import RATE, add_row, fail, ids, listing, make_corpus, run, write_wav
 
 N = 12
@@ -56,6 +60,33 @@ def as_flac(folder: Path) -> None:
         path.unlink()
 
 
+def named(text_ending: str, other: str = "", recording_ending: str = ".wav"):
+    """Texts and recordings beside each other, under the names of other programs."""
+
+    def make(folder: Path) -> None:
+        pairs(folder)
+        for path in [*folder.glob("*.txt"), *folder.glob("*.wav")]:
+            ending = text_ending if path.suffix == ".txt" else recording_ending
+            path.rename(folder / f"{path.stem}{ending}")
+            if other:
+                (folder / f"{path.stem}{other}").write_text("another text")
+
+    return make
+
+
+def columns(line: str):
+    """Lines such as `{file}|{text}|{i}`, in which `quoted` has a spreadsheet's quotes."""
+
+    def make(folder: Path) -> None:
+        lines = []
+        for i, text in enumerate(TEXTS):
+            quoted = '"' + text.replace('"', '""') + '"'
+            lines.append(line.format(i=i, file=f"clip{i}", text=text, quoted=quoted) + "\n")
+        (folder / "metadata.csv").write_text("".join(lines))
+
+    return make
+
+
 def table(header: str, separator: str, name="metadata.csv", place="wavs", prefix="", ending=""):
     """A table with these columns; those that hold neither recording nor text are filled."""
 
@@ -64,7 +95,7 @@ def table(header: str, separator: str, name="metadata.csv", place="wavs", prefix
         rows = [columns] if header else []
         for i, text in enumerate(TEXTS):
             known = dict.fromkeys(("id", "path", "File Name"), f"{prefix}clip{i}{ending}")
-            known |= dict.fromkeys(("text", "Sentence"), text)
+            known |= dict.fromkeys(("text", "Sentence", "Satz"), text)
             rows.append([known.get(column, f"cell {i}") for column in columns])
         (folder / "metadata.csv").unlink()
         if separator in ",;":
@@ -94,6 +125,17 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "a Windows path": table("path,text", ",", prefix=".\\wavs\\", ending=".wav"),
     "two columns, bar": table("", "|"),
     "LJSpeech with a header": with_header("id|Original|Clean"),
+    "LibriTTS": named(".normalized.txt", other=".original.txt"),
+    "Whisper": named(".wav.txt"),
+    "converted since Whisper": named(".mp3.txt"),
+    "one capital": named(".txt", recording_ending=".Wav"),
+    "Coqui's documentation": columns("{file}.wav || {text}"),
+    "bars with spaces, a speaker": columns("{file}.wav | {text} | anna"),
+    "names before the conversion": columns("{file}.mp3|{text}|{i}.25"),
+    "a spreadsheet's quotes": columns("{file}\t{quoted}"),
+    "a spreadsheet's quotes around all": columns('"{file}"|{quoted}|"p225"'),
+    "semicolons and quotes, no header": columns("John Smith;{file};{quoted}"),
+    "names of columns in German": table("path;Satz;Sprecher", ";"),
 }
 
 
@@ -108,6 +150,141 @@ def test_every_layout_gives_the_same_manifests(tmp_path, layout):
     LAYOUTS[layout](folder)
     run(folder, tmp_path / "out", *flags)
     assert contents(tmp_path / "out") == expected
+
+
+# ---- which column has what
+
+SENTENCES = ["Go home.", "Come in now", "A dog barks.", "Ring the bell!", "It is cold; come in"]
+MORE = {  # what stands in a third column, which is not spoken
+    "numbers": ["0", "1", "0", "2", "1"],
+    "seconds": ["3.25", "1.9", "2", "0.7", "1.45 s"],
+    "a speaker": ["John Smith"] * 5,
+    "codes": ["p225", "p226", "p227", "p228", "p229"],
+    "emotions": ["happy", "sad", "happy", "neutral", "angry"],
+    "nothing": [""] * 5,
+}
+
+
+def write_cells(folder: Path, separator: str, *columns: list[str], header: str = "") -> None:
+    lines = [separator.join(cells) for cells in zip(*columns, strict=True)]
+    (folder / "metadata.csv").write_text("\n".join([header, *lines] if header else lines))
+
+
+@pytest.fixture(scope="module")
+def five_clips(tmp_path_factory) -> Path:
+    """clip 0.wav to clip 4.wav; each test writes the table."""
+    folder = make_corpus(tmp_path_factory.mktemp("five"), 5)
+    for path in (folder / "wavs").iterdir():
+        path.rename(path.with_stem(f"clip {path.stem[-1]}"))
+    return folder
+
+
+@pytest.mark.parametrize("more", MORE)
+@pytest.mark.parametrize("separator", ["|", " | ", "||", "\t", ";"])
+def test_columns_are_known_by_what_they_hold(five_clips, separator, more):
+    """In any order, under names of no meaning or none."""
+    texts = [text.replace(";", ",") for text in SENTENCES]
+    columns = [[f"clip {i}.wav" for i in range(5)], texts, MORE[more]]
+    for order in permutations(range(3)):
+        for header in ("", separator.join(["Eins", "Zwei", "Drei"])):
+            write_cells(five_clips, separator, *(columns[i] for i in order), header=header)
+            clips = read_clips(five_clips)
+            found = [(clip.path.name, clip.transcript, clip.problem) for clip in clips]
+            assert found == [(*pair, "") for pair in zip(*columns[:2], strict=True)]
+
+
+CLIPS = [f"clip {i}" for i in range(5)]
+OTHER_TEXTS = ["Geh heim.", "Komm herein", "Ein Hund bellt.", "Geh hin!", "Es ist kalt; komm"]
+CUT = [f"Well, {text.lower()}" for text in SENTENCES]
+UNCLEAR = {
+    "two texts that differ": ("|", CLIPS, SENTENCES, OTHER_TEXTS),
+    "labels alone": ("|", CLIPS, MORE["emotions"], MORE["numbers"]),
+    "numbers alone": ("\t", CLIPS, MORE["numbers"]),
+    "one speaker alone": ("|", CLIPS, ["anna"] * 5),
+    "a comma in each text": (",", CLIPS, CUT),
+    "a comma in each text, and a number": (",", MORE["numbers"], CLIPS, CUT),
+    "a comma without a space": (",", CLIPS, [text.replace(", ", ",") for text in CUT]),
+    "a comma in some texts": (",", CLIPS, [*SENTENCES[:4], "Well, come in"]),
+    "commas in most texts": (",", CLIPS, [SENTENCES[0], *CUT[1:]]),
+    "a semicolon in a text": (";", CLIPS, SENTENCES),
+    "a semicolon in each text": (";", CLIPS[:4], [text.replace(",", ";") for text in CUT[:4]]),
+}
+
+
+@pytest.mark.parametrize("kind", UNCLEAR)
+def test_a_table_that_can_be_read_in_two_ways_is_refused(five_clips, kind):
+    write_cells(five_clips, *UNCLEAR[kind])
+    with pytest.raises(DataError, match=r"(?s)metadata.csv line .*(--text_column|quotes)"):
+        read_clips(five_clips)
+
+
+def test_flags_name_the_columns(five_clips, tmp_path, capsys):
+    write_cells(five_clips, "|", SENTENCES, CLIPS, OTHER_TEXTS)
+    for text, expected in (("1", SENTENCES), ("3", OTHER_TEXTS)):
+        assert [clip.transcript for clip in read_clips(five_clips, text_column=text)] == expected
+    header = "one|two|three"
+    write_cells(five_clips, "|", SENTENCES, CLIPS, OTHER_TEXTS, header=header)
+    flags = ("--file_column", "2", "--text_column", "Three")
+    both = pd.concat(run(five_clips, tmp_path / "out", *flags).values())
+    assert set(both["normalized_transcript"]) == set(OTHER_TEXTS)
+    flags = ("--path_to_ljspech", five_clips, "--path_to_save", tmp_path / "out", "--text_column")
+    for value in ("four", "4", "0"):
+        message = fail(capsys, *flags, value)
+        assert f"--text_column {value}: " in message and "2 'two'" in message
+    flags = ("--path_to_ljspech", make_pairs(tmp_path / "pairs"), *flags[2:], "2")
+    assert "--text_column" in fail(capsys, *flags)
+
+
+def test_bars_keep_quotes_that_belong_to_the_text(five_clips):
+    """Also of a text that begins and ends with one, where others show that they are no CSV's."""
+    texts = ['"Go home."', '"Well," he said, "go."', 'the "end', '"a ""b"" c"', '"']
+    write_cells(five_clips, "|", CLIPS, texts, texts)
+    found = [clip.transcript for clip in read_clips(five_clips)]
+    assert found == [*texts[:3], 'a "b" c', texts[4]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[00:00.000 --> 00:02.500]  Hello.",
+        "[0.00s -> 2.50s] Hello.",
+        "1\n00:00:01,000 --> 00:00:04,000\nHello.",
+        "WEBVTT\n\n00:01.000 --> 00:04.000\nHello.",
+        "[00:12.34]Hello.",
+        "0:00\nHello.\n0:07\nGo home.",
+        "00:12 Hello.",
+        "0.000000\t2.500000\tHello.",
+        "start\tend\ttext\n0\t2500\tHello.",
+        "0:00:00.599,0:00:04.160\nHello.",
+        r"{\rtf1\ansi Hello.}",
+        "<!DOCTYPE html>\n<html>Hello.",
+        "<p>Hello.",
+        "Hello, <b>you</b>.",
+        '{"text": "Hello."}',
+        '[{"start": 0, "text": "Hello."}]',
+        "H\0e\0l\0l\0o\0",
+    ],
+)
+def test_a_text_that_holds_more_than_what_is_said_is_a_bad_row(tmp_path, capsys, text):
+    folder = make_pairs(tmp_path / "voice")
+    (folder / "clip3.txt").write_text(text)
+    message = fail(capsys, "--path_to_ljspech", folder, "--path_to_save", tmp_path / "out")
+    assert message.startswith("clip3.txt: 'clip3': clip3.txt has ") and "bad rows: 1" in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "At 10:30 he left.",
+        "10:30 is late.",
+        "See John 3:16 [laughs] (4:5).",
+        "It cost 3.50, or 3.5 4",
+        "a < b > c <laugh> {HH AH0}",
+        "1:2 is the ratio",
+    ],
+)
+def test_times_and_signs_that_are_read_out_are_no_markup(text):
+    assert find_markup(text) == ""
 
 
 def test_a_relative_path_names_a_folder_and_its_trimmed_copy_one_too(tmp_path):
@@ -215,7 +392,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a header and no rows": (rows("file,text"), "metadata.csv has a header and no rows"),
     "columns of other names": (
         rows("name,speaker,age,words", "clip0,me,40,hello"),
-        "metadata.csv line 1 has the columns 'name, speaker, age, words'; expected metadata.csv",
+        "1 'name' 'clip0', 2 'speaker' 'me', 3 'age' '40', 4 'words' 'hello'",
     ),
     "quotes that do not close": (rows("file,text", "a,b", 'c,"d', "e,f"), "from line 3 on"),
     "an absolute path": (rows("file,text", "/etc/clip.wav,a"), "inside the folder"),
@@ -226,7 +403,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another format": (
         lambda f: rows("file,text", "a.mp3,a")(f) or (f / "a.mp3").touch(),
-        "line 2: 'a.mp3': neither .wav nor .flac",
+        "line 2: 'a': neither .wav nor .flac",
     ),
 }
 
