@@ -1,8 +1,8 @@
 """Make the sentences that make_demo_corpus.py speaks: a seeded grammar's, or the lines of a file.
 
-    next(make_sentences(min_chars=16, max_chars=42, seed=42))   # "We have ten glasses: eight are blue."
-    make_sentences(min_chars=12, max_chars=187, seed=42)        # as long as LJSpeech's
-    read_sentences("book.txt", n_sentences=None)                # its lines, checked
+    next(make_sentences(16, 42, seed=42))  # "We have ten glasses: eight are blue."
+    make_sentences(12, 187, seed=42)  # as long as LJSpeech's
+    read_sentences("book.txt", n_sentences=None)  # its lines, checked
 
 demo_grammar.ini has the words, and the templates that they fill. A sentence of more than
 LONGEST_SENTENCE characters is several parts joined, with quotes, years and numbers in words.
