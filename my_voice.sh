@@ -53,7 +53,9 @@ elif [ "$(wc -l <"$VOICE/test_metadata.csv")" -lt 3 ]; then # the header and one
 else
     launch=(env OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true accelerate launch) batch_size=8
     launch+=(--multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0)
-    launch+=(--mixed_precision no --dynamo_backend no)
+    # Half precision pays only on a CPU that multiplies matrices in bfloat16.
+    precision=$(grep -qs amx_bf16 /proc/cpuinfo && echo bf16 || echo no)
+    launch+=(--mixed_precision "$precision" --dynamo_backend no)
 fi
 touch "$VOICE/training_began"
 # shellcheck disable=SC2086

@@ -1,8 +1,8 @@
 """Make the sentences that make_demo_corpus.py speaks: a seeded grammar's, or the lines of a file.
 
-    next(make_sentences(min_chars=16, max_chars=42, seed=42))  # "We have ten glasses..."
-    make_sentences(min_chars=12, max_chars=187, seed=42)        # as long as LJSpeech's
-    read_sentences("book.txt", n_sentences=None)                # its lines, checked
+    next(make_sentences(16, 42, seed=42))  # "We have ten glasses: eight are blue."
+    make_sentences(12, 187, seed=42)  # as long as LJSpeech's
+    read_sentences("book.txt", n_sentences=None)  # its lines, checked
 
 demo_grammar.ini has the words, and the templates that they fill. A sentence of more than
 LONGEST_SENTENCE characters is several parts joined, with quotes, years and numbers in words.
@@ -15,7 +15,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from command_line.files import DataError, file_errors
-from corpora.texts import read_text
+from corpora.layouts import read_text
 
 GRAMMAR = Path(__file__).with_name("demo_grammar.ini")
 LENGTH_SLACK = 2  # characters by which a sentence may miss the drawn length
