@@ -27,7 +27,7 @@ DEMO_FLAGS := \
 	--working_directory $(DEMO)/work_dir --save_audio_gen $(DEMO)/validation \
 	--path_to_train_manifest $(DEMO)/train_metadata.csv \
 	--path_to_val_manifest $(DEMO)/test_metadata.csv \
-	--training_epochs 10 --batch_size 8 --learning_rate 0.002 --min_learning_rate 1e-4 \
+	--training_epochs 7 --batch_size 8 --learning_rate 0.002 --min_learning_rate 1e-4 \
 	--warmup_steps 50 --short_first_epochs 0 \
 	--guided_attention_weight 1 --guided_attention_sigma 0.4 --drop_frame_rate 0.5 \
 	--checkpoint_epochs 5 --console_out_iters 20 --num_workers 0 --alignment_warning_steps 500 \
@@ -71,7 +71,7 @@ $(DEMO_CHECKPOINT)/model.safetensors: $(DEMO)/train_metadata.csv
 
 $(DEMO)/train_metadata.csv: $(DEMO)/corpus/metadata.csv
 	$(BIN)/python prep_splits.py --path_to_ljspech $(DEMO)/corpus --path_to_save $(DEMO) \
-		--test_split_pct 0.0304
+		--test_split_pct 0.0204
 
 $(DEMO)/corpus/metadata.csv: | $(BIN)/installed
 	$(BIN)/python -m corpora.make_demo_corpus --path_to_save $(DEMO)/corpus $(SPEAKER)

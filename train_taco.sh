@@ -85,6 +85,7 @@ arguments=(
     --encoder_n_convolutions 3
     --encoder_embed_dim 512
     --encoder_dropout_p 0.5
+    --frames_per_step 1        # 2 or 3 with fewer than a few hours of speech
     --decoder_rnn_embed_dim 1024
     --decoder_dropout_p 0.1
     --decoder_prenet_dim 256

@@ -47,7 +47,7 @@ from command_line.main import say, script
 from corpora import espeak, pico
 from corpora.demo_sentences import WORD, make_sentences, read_sentences
 
-N_SENTENCES = 3300
+N_SENTENCES = 4900
 ENGINES = {"pico": pico, "espeak": espeak}
 MAX_LEAD_SECONDS = 0.05  # of silence before the speech
 TAIL_SECONDS = 0.1  # of silence after it

@@ -10,7 +10,7 @@ import pytest
 
 from corpora.demo_sentences import make_sentences, read_sentences
 
-N_SENTENCES = 3300  # of the embedded corpus
+N_SENTENCES = 4900  # of the embedded corpus
 
 
 def first(n, seed):
