@@ -192,7 +192,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.min_chars > args.max_chars:
         parser.error(f"--min_chars {args.min_chars} exceeds --max_chars {args.max_chars}")
-    args.voice = args.voice or ENGINES[args.engine].VOICE
+    args.voice = ENGINES[args.engine].VOICE if args.voice is None else args.voice
     return args
 
 

@@ -332,14 +332,14 @@ def test_long_clips_and_texts_that_do_not_fit_are_named(tmp_path, capsys):
     assert [line.split("'")[1] for line in lines[3:]] == ["short", "long", "dumb"]
 
 
-@pytest.mark.parametrize(("text", "seconds", "named"), [("no", 30, 1), ("words " * 40, 1, 1)])
+@pytest.mark.parametrize(("text", "seconds", "named"), [("no", 60, 1), ("words " * 40, 1, 1)])
 def test_a_corpus_of_texts_that_nobody_speaks_so_slowly_or_fast_is_named(
     tmp_path, capsys, text, seconds, named
 ):
     corpus = make_corpus(tmp_path / "lj", 0)
     for i in range(3):
-        write_wav(corpus / f"wavs/{i}.wav", seconds)
-        add_row(corpus, f"{i}|raw|{text}")
+        write_wav(corpus / f"wavs/a{i}.wav", seconds)
+        add_row(corpus, f"a{i}|{text} {i}|{text} {'one two three'.split()[i]}")
     run(corpus, tmp_path / "out")
     assert "does not fit their length: 3;" in capsys.readouterr().err
 
