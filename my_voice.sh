@@ -19,9 +19,10 @@ CHECKPOINT=${CHECKPOINT:-demo/work_dir/demo/final_checkpoint}
 VOICE=${VOICE:-my_voice}
 EPOCHS=${EPOCHS:-50}
 WORD_TIMES=${WORD_TIMES:-} # word_times.json of the recordings, if you have one
+ASR=${ASR:-} # speech recognizer that counts word errors, such as openai/whisper-tiny.en
 PREP_FLAGS=${PREP_FLAGS:-}
 TRAIN_FLAGS=${TRAIN_FLAGS:-}
-VOCODER=${VOCODER:-auto} # of the new sentences, as synthesize.py takes it
+VOCODER=${VOCODER:-auto} # of all sounds, as synthesize.py takes it
 
 fail() {
     echo "my_voice.sh: $*" >&2
@@ -66,7 +67,7 @@ touch "$VOICE/training_began"
     --path_to_val_manifest "$VOICE/test_metadata.csv" \
     --warm_start "$CHECKPOINT" --training_epochs "$EPOCHS" --batch_size $batch_size \
     --learning_rate 2e-3 --warmup_steps 50 --min_learning_rate 1e-4 --short_first_epochs 0 \
-    --guided_attention_weight 0 --validation_epochs 10 \
+    --guided_attention_weight 0 --drop_frame_rate 0.5 --validation_epochs 10 \
     --checkpoint_epochs 1000 --checkpoint_minutes 5 --keep_checkpoints 1 \
     --console_out_iters 20 --num_workers 0 --alignment_warning_steps 500 \
     --resume_from_checkpoint latest_or_new $TRAIN_FLAGS
@@ -75,11 +76,12 @@ checkpoint=$VOICE/work_dir/voice/final_checkpoint
 if [ ! "$checkpoint/trainer_state.json" -nt "$VOICE/training_began" ]; then
     fail "training was stopped; run the same command again to resume"
 fi
-times=()
-if [ -n "$WORD_TIMES" ]; then times=(--word_times "$WORD_TIMES"); fi
+judges=()
+if [ -n "$WORD_TIMES" ]; then judges+=(--word_times "$WORD_TIMES"); fi
+if [ -n "$ASR" ]; then judges+=(--asr "$ASR"); fi
 python evaluate.py --checkpoint "$checkpoint" --path_to_manifest "$VOICE/test_metadata.csv" \
-    ${times[@]+"${times[@]}"} --output_json "$VOICE/report.json" --output_csv "$VOICE/clips.csv" \
-    --save_worst "$VOICE/worst" | tee "$VOICE/report.txt"
+    ${judges[@]+"${judges[@]}"} --vocoder "$VOCODER" --output_json "$VOICE/report.json" \
+    --output_csv "$VOICE/clips.csv" --save_worst "$VOICE/worst" | tee "$VOICE/report.txt"
 python evaluate.py --checkpoint "$checkpoint" --path_to_manifest "$VOICE/train_metadata.csv" \
     --output_csv "$VOICE/suspects.csv" --save_worst "$VOICE/suspects" >/dev/null
 python synthesize.py --checkpoint "$checkpoint" --output_dir "$VOICE/spoken" --overwrite \
