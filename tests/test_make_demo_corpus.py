@@ -18,7 +18,7 @@ from corpora import pico
 from world import run
 
 COMMAND = [sys.executable, "-m", "corpora.make_demo_corpus"]
-N_CLIPS = 300  # more than one block, so that two processes speak
+N_CLIPS = 260  # more than one block, so that two processes speak
 PROSE = [
     "The printers, it is said, kept their presses in the cellars; and as soon as the river rose,"
     " they would have to carry every sheet of paper up to the attic.",
