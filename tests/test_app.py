@@ -69,7 +69,7 @@ def test_a_text_becomes_a_player_and_a_line_and_a_picture_for_each_piece(voice):
     assert not wav[n_piece:-n_piece].any()
 
     lines = re.findall("<p>(.*?)</p>", shown)
-    assert lines[-1].startswith("it snowed . \N{EM DASH} 0.70 s, did not stop, free-running score 0")
+    assert lines[-1].startswith("it snowed . \N{EM DASH} 0.70 s, did not stop, free-running score")
     assert "left out &#x27;漢&#x27;," in lines[-1] and "; it did not stop, and was cut" in lines[-1]
     assert "<b>" not in shown and len(pictures) == 2
     starts = list(map(float, re.findall('data-start="(.*?)"', shown)))

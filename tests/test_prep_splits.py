@@ -339,7 +339,7 @@ def test_a_corpus_of_texts_that_nobody_speaks_so_slowly_or_fast_is_named(
     corpus = make_corpus(tmp_path / "lj", 0)
     for i in range(3):
         write_wav(corpus / f"wavs/a{i}.wav", seconds)
-        add_row(corpus, f"a{i}|{text} {i}|{text} {'one two three'.split()[i]}")
+        add_row(corpus, f"a{i}|{text} {i}|{text} {['one', 'two', 'three'][i]}")
     run(corpus, tmp_path / "out")
     assert "does not fit their length: 3;" in capsys.readouterr().err
 
