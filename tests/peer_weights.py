@@ -1,4 +1,4 @@
-"""Not a test: state dicts of torchaudio and NVIDIA for the tests of convert_checkpoint.py."""
+"""Not a test: state dicts of torchaudio, NVIDIA, Coqui for tests of convert_checkpoint.py."""
 
 from pathlib import Path
 
@@ -67,6 +67,69 @@ NVIDIA_SHAPES = {
     **convolution("postnet.convolutions.2", 512, 512, 5),
     **convolution("postnet.convolutions.3", 512, 512, 5),
     **convolution("postnet.convolutions.4", 80, 512, 5),
+}  # fmt: skip
+
+
+def coqui_convolution(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
+    """List the entries of Coqui's ConvBNBlock."""
+    fields = ("weight", "bias", "running_mean", "running_var")
+    return {
+        f"{name}.convolution1d.weight": shape,
+        f"{name}.convolution1d.bias": shape[:1],
+        **{f"{name}.batch_normalization.{field}": shape[:1] for field in fields},
+        f"{name}.batch_normalization.num_batches_tracked": (),
+    }
+
+
+# Coqui TTS 0.28's tts/models/tacotron2.py and tts/layers/tacotron/ with 29 symbols and r = 2,
+# written down name by name. Double decoder consistency adds a coarse_decoder, for training only.
+COQUI_SHAPES = {
+    "embedding.weight": (29, 512), **coqui_convolution("encoder.convolutions.0", 512, 512, 5),
+    **coqui_convolution("encoder.convolutions.1", 512, 512, 5),
+    **coqui_convolution("encoder.convolutions.2", 512, 512, 5),
+    "encoder.lstm.weight_ih_l0": (1024, 512), "encoder.lstm.weight_hh_l0": (1024, 256),
+    "encoder.lstm.bias_ih_l0": (1024,), "encoder.lstm.bias_hh_l0": (1024,),
+    "encoder.lstm.weight_ih_l0_reverse": (1024, 512),
+    "encoder.lstm.weight_hh_l0_reverse": (1024, 256), "encoder.lstm.bias_ih_l0_reverse": (1024,),
+    "encoder.lstm.bias_hh_l0_reverse": (1024,),
+    "decoder.prenet.linear_layers.0.linear_layer.weight": (256, 80),
+    "decoder.prenet.linear_layers.1.linear_layer.weight": (256, 256),
+    "decoder.attention_rnn.weight_ih": (4096, 768), "decoder.attention_rnn.weight_hh": (4096, 1024),
+    "decoder.attention_rnn.bias_ih": (4096,), "decoder.attention_rnn.bias_hh": (4096,),
+    "decoder.attention.query_layer.linear_layer.weight": (128, 1024),
+    "decoder.attention.inputs_layer.linear_layer.weight": (128, 512),
+    "decoder.attention.v.linear_layer.weight": (1, 128),
+    "decoder.attention.v.linear_layer.bias": (1,),
+    "decoder.attention.location_layer.location_conv1d.weight": (32, 2, 31),
+    "decoder.attention.location_layer.location_dense.linear_layer.weight": (128, 32),
+    "decoder.decoder_rnn.weight_ih": (4096, 1536), "decoder.decoder_rnn.weight_hh": (4096, 1024),
+    "decoder.decoder_rnn.bias_ih": (4096,), "decoder.decoder_rnn.bias_hh": (4096,),
+    "decoder.linear_projection.linear_layer.weight": (160, 1536),
+    "decoder.linear_projection.linear_layer.bias": (160,),
+    "decoder.stopnet.1.linear_layer.weight": (1, 1184),
+    "decoder.stopnet.1.linear_layer.bias": (1,),
+    **coqui_convolution("postnet.convolutions.0", 512, 80, 5),
+    **coqui_convolution("postnet.convolutions.1", 512, 512, 5),
+    **coqui_convolution("postnet.convolutions.2", 512, 512, 5),
+    **coqui_convolution("postnet.convolutions.3", 512, 512, 5),
+    **coqui_convolution("postnet.convolutions.4", 80, 512, 5),
+}  # fmt: skip
+# What matters to us of the config.json that Coqui's recipe for LJSpeech writes.
+COQUI_CONFIG = {
+    "model": "tacotron2", "r": 2, "attention_type": "original", "attention_norm": "softmax",
+    "location_attn": True, "prenet_type": "original", "prenet_dropout": True,
+    "prenet_dropout_at_inference": False, "use_phonemes": False, "use_gst": False,
+    "text_cleaner": "english_cleaners",
+    "characters": {
+        "characters_class": "TTS.tts.utils.text.characters.Graphemes", "vocab_dict": None,
+        "pad": "<PAD>", "eos": "<EOS>", "bos": "<BOS>", "blank": "<BLNK>", "characters": "dcbBaa",
+        "punctuations": "!'(),-.:;? abcdefgh", "is_unique": False, "is_sorted": True,
+    },
+    "audio": {
+        "fft_size": 1024, "win_length": 1024, "hop_length": 256, "sample_rate": 22050,
+        "num_mels": 80, "mel_fmin": 0.0, "mel_fmax": 8000, "preemphasis": 0.0,
+        "signal_norm": False, "log_func": "np.log", "spec_gain": 1.0, "ref_level_db": 20,
+    },
 }  # fmt: skip
 
 

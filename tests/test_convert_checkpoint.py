@@ -18,6 +18,8 @@ from dataset import AudioConfig
 from model import Tacotron2, Tacotron2Config
 from peer_weights import (
     LAYOUTS,
+    COQUI_CONFIG,
+    COQUI_SHAPES,
     NVIDIA_SHAPES,
     OUR_SIZES,
     error_of,
@@ -25,6 +27,7 @@ from peer_weights import (
     small_peer,
     small_state,
 )
+from speech import coqui
 from speech.voice import load_checkpoint, write_config
 from text.tokenizer import DEFAULT_SYMBOLS, Tokenizer
 
@@ -64,6 +67,64 @@ def test_names_and_shapes_are_the_peers():
     assert converted == {name: tensor.shape for name, tensor in theirs.items()}
     converted = {peer_name(name, "nvidia"): (*tensor.shape,) for name, tensor in ours.items()}
     assert converted == NVIDIA_SHAPES
+
+
+def coqui_state() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    floats = {n: torch.rand(s, generator=generator) - 0.5 for n, s in COQUI_SHAPES.items() if s}
+    return floats | {n: torch.tensor(9) for n, s in COQUI_SHAPES.items() if not s}
+
+
+def test_coquis_names_and_stop_token():
+    with torch.device("meta"):
+        ours = Tacotron2(Tacotron2Config(vocab_size=29, frames_per_step=2)).state_dict()
+    state = coqui_state()
+    folded = coqui.to_frames_per_step({**state, "coarse_decoder.x": torch.ones(1)}, 2, 80)
+    names = {peer_name(name, "coqui"): tensor.shape for name, tensor in ours.items()}
+    assert names == {name: tensor.shape for name, tensor in folded.items()}
+
+    hidden, context = torch.rand(1024), torch.rand(512)
+    linear = {
+        n: state[f"decoder.{n}.linear_layer.weight"] for n in ("linear_projection", "stopnet.1")
+    }
+    bias = {n: state[f"decoder.{n}.linear_layer.bias"] for n in linear}
+    read = torch.cat([hidden, context])
+    frames = linear["linear_projection"] @ read + bias["linear_projection"]
+    expected = linear["stopnet.1"] @ torch.cat([hidden, frames]) + bias["stopnet.1"]
+    name = "decoder.stopnet.1.linear_layer."
+    logits = folded[name + "weight"] @ read + folded[name + "bias"]
+    assert logits[0] == coqui.NEVER  # the first of a step's two frames cannot be the last
+    assert torch.allclose(logits[1:], expected, rtol=1e-4)
+
+
+def test_a_voice_of_coquis_is_imported(tmp_path):
+    torch.save({"model": coqui_state(), "r": 1, "optimizer": {}}, tmp_path / "best_model.pth")
+    ends = ("--from", "coqui", tmp_path / "best_model.pth", "--to", tmp_path / "voice")
+    assert "config.json" in error_of(*ends)
+    bad = [("attention_norm", "sigmoid"), ("use_gst", True), ("use_forward_attn", True), ("r", 3)]
+    for name, value in bad:
+        (tmp_path / "config.json").write_text(json.dumps({**COQUI_CONFIG, name: value}))
+        if name == "r":
+            torch.save({"model": coqui_state()}, tmp_path / "best_model.pth")
+        assert f"{name} is {value!r}" in error_of(*ends)
+    audio = {**COQUI_CONFIG["audio"], "signal_norm": True}
+    (tmp_path / "config.json").write_text(json.dumps({**COQUI_CONFIG, "audio": audio}))
+    assert "audio.signal_norm is True" in error_of(*ends)
+    (tmp_path / "config.json").write_text(json.dumps({**COQUI_CONFIG, "r": 1}))
+    run_cli(*ends)
+    voice = load_checkpoint(tmp_path / "voice")
+    assert voice.model.config == Tacotron2Config(vocab_size=29, decoder_prenet_dropout_p=0.0)
+    assert voice.audio_config == AudioConfig(mel_scaling="log")
+    # 4 special symbols, the characters "Baabcd", "!'(),-.:;? ", then "abcdefgh": the last one counts
+    assert voice.tokenizer.encode("Bad!").tolist() == [22, 21, 24, 10]
+
+
+@pytest.mark.parametrize("layout", ["nvidia", "speechbrain"])
+def test_a_prenet_of_several_frames_is_refused(layout):
+    state = {name: torch.ones(shape) for name, shape in NVIDIA_SHAPES.items()}
+    state["decoder.linear_projection.linear_layer.weight"] = torch.ones(240, 1536)
+    with pytest.raises(DataError, match="n_frames_per_step 3 cannot be converted"):
+        model_from_peer(state, layout, Path("peer.pt"))
 
 
 def test_symbols_are_the_peers():
