@@ -34,7 +34,8 @@ TEXT_COLUMNS = (
     r"transcript|transcription|text|sentence",
     r"raw(_(transcript|text))?",
 )
-NAME = re.compile(r"[^\W\d_]+(?:[ _-]+[^\W\d_]+){0,2}")  # of a column, in any language
+# Of a column, in any language: up to three words, such as "Dauer (s)" or "texte de l'audio".
+NAME = re.compile(r"[^\W\d_][^\s\d.,;:!?/\\]*(?:[ -]+[^\s\d.,;:!?/\\]+){0,2}")
 QUOTED = (",", ";")  # separators that may stand in a text, which then has quotes around it
 SAMPLE = 100  # rows that are looked at to tell the columns apart
 # Letters of scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana, Han.
@@ -125,9 +126,9 @@ def has_word(cell: str) -> bool:
     return WORD.search(cell) is not None
 
 
-def is_sentence(cell: str) -> bool:
+def is_sentence(cell: str, n_words: int = 2) -> bool:
     """Return True for several words."""
-    return sum(map(has_word, cell.split())) > 1 or len(UNSPACED.findall(cell)) > 3
+    return sum(map(has_word, cell.split())) >= n_words or len(UNSPACED.findall(cell)) > 3
 
 
 def most(test: Callable[[str], bool], cells: Iterable[str]) -> bool:
@@ -194,7 +195,7 @@ def choose_text(
     sentences = [i for i in words if most(is_sentence, cells[i])]
     varied = [i for i in words if varies(cells[i])]
     named = [i for i in find_named(header, TEXT_COLUMNS) if i in columns]
-    if known := [i for i in named if i in sentences or i in varied]:
+    if known := [i for i in named if i in sentences or varies(cells.get(i, []))]:
         return known[0]
     clear = [i for i in sentences if i in varied]
     for group in (clear, words):
@@ -203,7 +204,11 @@ def choose_text(
     # Without quotes, what stands between two commas may be a part of the text.
     may_be_cut = separator == "," and not header and "," not in "".join(map("".join, rows))
     if len(clear) == 1 and not (may_be_cut and len(words) > 1):
-        return clear[0]
+        # Two words beside one that varies may be a speaker's name beside the text, or "two km"
+        # beside "2 km".
+        is_long = most(partial(is_sentence, n_words=3), cells[clear[0]])
+        rivals = [i for i in varied if i not in clear and not re.search(r"\d", cells[i][0])]
+        return clear[0] if is_long or not rivals else None
     if len(cells) == 1 and (sentences or varied):
         return words[0]
     return named[0] if named else None
@@ -243,7 +248,9 @@ def check_cuts(path: Path, lines: list[str], rows: list[Row], separator: str, wi
     for line_number, cells in rows if separator in QUOTED else ():
         bare = re.sub('"[^"]*"', "", lines[line_number - 1])
         n_spaced = bare.count(f"{separator} ")  # as between words
-        if len(cells) not in (1, width) or 0 < n_spaced < bare.count(separator):
+        n = bare.count(separator)
+        is_spaced = 0 < n_spaced < n or (separator == ";" and n_spaced == n > 1)
+        if len(cells) not in (1, width) or is_spaced:
             unclear.append((line_number, cells))
     if unclear:
         line_number, _ = max(unclear + rows, key=lambda row: len(row[1]))
@@ -326,17 +333,20 @@ def read_table(
 ) -> list[Clip]:
     """Read the rows of a table, with their texts as they stand."""
     lines = read_text(path).split("\n")  # splitlines() would also break at U+2028 and others
-    if not any(map(str.strip, lines)):
+    named = re.fullmatch(r'"?sep=(.)"?\s*', lines[0])  # as Excel in Europe needs it
+    if not any(map(str.strip, lines[bool(named) :])):
         raise DataError(f"{path} is empty.")
     if lines[0].startswith('{"'):
         raise DataError(f"{path} holds JSON; expected columns, such as file|text")
-    separator = find_separator(lines)
-    rows = split_rows(lines, separator, path)
+    separator = named[1] if named else find_separator(lines)
+    rows = split_rows(lines, separator, path)[bool(named) :]
     flags = {"--file_column": file_column, "--text_column": text_column}
     columns = find_columns(path, lines, rows, separator, flags)
     clips, first_lines = [], {}  # the line of each id
     for line_number, cells in rows[bool(columns.names) :]:
         clip = read_row(cells, columns, separator, f"{path.name} line {line_number}")
+        if clips and len(cells) == 1 and cells[0].strip() and not clips[-1].problem:
+            clips[-1] = clips[-1]._replace(problem=f"the text may go on in line {line_number}")
         first = line_number if clip.problem else first_lines.setdefault(clip.clip_id, line_number)
         if first != line_number:
             clip = clip._replace(problem=f"duplicate id, first on line {first}")

@@ -8,16 +8,17 @@ from command_line.files import DataError
 _CLOCK = r"\d+(?::\d\d)+"  # 0:12 or 00:00:12
 # A time of day ("at 10:30", "[see 4:5]") is read out; these forms only stand in subtitles.
 MARKUP = {
-    "subtitles": r"\AWEBVTT|\A\[Script Info\]|-->|^\{\d+\}\{\d+\}",
+    "subtitles": r"\AWEBVTT|\A\[Script Info\]|-->|^\{\d+\}\{\d+\}|\{\\an?\d",
     "time stamps": (
         rf"[\[<]\s*(?:{_CLOCK}(?:[.,]\d+)?|\d+\.\d+s?)\s*(?:[\]>]|-)"  # [00:12.5], [0.0s -> 2.5s]
         r"|^\s*\(?(?:\d+:\d\d:\d\d|\d+:\d\d[.,]\d+|00?:\d\d)(?!\d)"  # begin a line
-        r"|\d\d:\d\d:\d\d[.,:;]\d\d"
+        r"|^\s*\d+:\d\d(?:[ \t]*\n|[ \t].*\n\s*\d+:\d\d\s)"  # a line alone, or begin two lines
+        r"|\d:\d\d:\d\d[.,:;]\d\d|<\|[\w.]+\|>"  # and Whisper's tokens
         r"|^\s*\d+(?:\.\d+)?\t\d+(?:\.\d+)?\t|^\s*\d+\.\d+[ \t]+\d+\.\d+[ \t]"  # start and end
     ),
     "RTF": r"\A\s*\{\\rtf",
     "HTML": (
-        r"<!DOCTYPE|<\?xml|</[a-z]\w*\s*>"
+        r"<!DOCTYPE|<\?xml|</[a-z]\w*\s*>|<[a-z][\w-]*(?:\s[^<>]*=[^<>]*|\s*/)>"
         r"|<(?:html|head|body|div|span|p|br|b|i|u|em|strong|font|a|c|v)(?:[\s./][^<>]*)?>"
     ),
     "JSON": r'\A\s*(?:\[\s*)?\{\s*"[^"]*"\s*:',

@@ -117,6 +117,12 @@ def with_header(line: str):
     return make
 
 
+def excel(folder: Path) -> None:
+    table("path;Satz", ";")(folder)
+    path = folder / "metadata.csv"
+    path.write_text("sep=;\n" + path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+
+
 LAYOUTS: dict[str, Callable[[Path], None]] = {
     "txt beside wav": pairs,
     "txt beside flac": as_flac,
@@ -136,6 +142,7 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "a spreadsheet's quotes around all": columns('"{file}"|{quoted}|"p225"'),
     "semicolons and quotes, no header": columns("John Smith;{file};{quoted}"),
     "names of columns in German": table("path;Satz;Sprecher", ";"),
+    "Excel in Europe": excel,
 }
 
 
@@ -186,7 +193,7 @@ def test_columns_are_known_by_what_they_hold(five_clips, separator, more):
     texts = [text.replace(";", ",") for text in SENTENCES]
     columns = [[f"clip {i}.wav" for i in range(5)], texts, MORE[more]]
     for order in permutations(range(3)):
-        for header in ("", separator.join(["Eins", "Zwei", "Drei"])):
+        for header in ("", separator.join(["Eins", "texte de l'audio", "Dauer (s)"])):
             write_cells(five_clips, separator, *(columns[i] for i in order), header=header)
             clips = read_clips(five_clips)
             found = [(clip.path.name, clip.transcript, clip.problem) for clip in clips]
@@ -195,11 +202,13 @@ def test_columns_are_known_by_what_they_hold(five_clips, separator, more):
 
 CLIPS = [f"clip {i}" for i in range(5)]
 OTHER_TEXTS = ["Geh heim.", "Komm herein", "Ein Hund bellt.", "Geh hin!", "Es ist kalt; komm"]
+WORDS = ["Yes.", "No.", "Zero", "Goodbye.", "Hello."]
 CUT = [f"Well, {text.lower()}" for text in SENTENCES]
 UNCLEAR = {
     "two texts that differ": ("|", CLIPS, SENTENCES, OTHER_TEXTS),
     "labels alone": ("|", CLIPS, MORE["emotions"], MORE["numbers"]),
     "numbers alone": ("\t", CLIPS, MORE["numbers"]),
+    "words and names": ("|", CLIPS, WORDS, [f"Ann {text[-5:-1]}" for text in SENTENCES]),
     "one speaker alone": ("|", CLIPS, ["anna"] * 5),
     "a comma in each text": (",", CLIPS, CUT),
     "a comma in each text, and a number": (",", MORE["numbers"], CLIPS, CUT),
@@ -207,6 +216,7 @@ UNCLEAR = {
     "a comma in some texts": (",", CLIPS, [*SENTENCES[:4], "Well, come in"]),
     "commas in most texts": (",", CLIPS, [SENTENCES[0], *CUT[1:]]),
     "a semicolon in a text": (";", CLIPS, SENTENCES),
+    "a semicolon and a space in all": ("; ", CLIPS, [text.replace(",", ";") for text in CUT]),
     "a semicolon in each text": (";", CLIPS[:4], [text.replace(",", ";") for text in CUT[:4]]),
 }
 
@@ -235,6 +245,20 @@ def test_flags_name_the_columns(five_clips, tmp_path, capsys):
     assert "--text_column" in fail(capsys, *flags)
 
 
+def test_a_column_named_text_may_have_numbers(five_clips):
+    numbers, names = list("31245"), [f"Ann {text[-5:-1]}" for text in SENTENCES]
+    write_cells(five_clips, "|", CLIPS, numbers, names, header="file|text|speaker")
+    assert [clip.transcript for clip in read_clips(five_clips)] == numbers
+
+
+def test_a_text_that_a_line_break_cuts_is_bad(five_clips):
+    """Also the line before the break, which looks whole."""
+    cut = ["Go home, \nnow.", '"Come in\nnow"', *SENTENCES[2:]]
+    write_cells(five_clips, "\t", CLIPS, cut)
+    bad = [clip.place for clip in read_clips(five_clips) if clip.problem]
+    assert bad == [f"metadata.csv line {i}" for i in range(1, 5)]
+
+
 def test_bars_keep_quotes_that_belong_to_the_text(five_clips):
     """Also of a text that begins and ends with one, where others show that they are no CSV's."""
     texts = ['"Go home."', '"Well," he said, "go."', 'the "end', '"a ""b"" c"', '"']
@@ -256,6 +280,12 @@ def test_bars_keep_quotes_that_belong_to_the_text(five_clips):
         "0.000000\t2.500000\tHello.",
         "start\tend\ttext\n0\t2500\tHello.",
         "0:00:00.599,0:00:04.160\nHello.",
+        "1:05\nHello.",
+        "5:12 Hello.\n5:15 Go home.",
+        "<|0.00|> Hello.<|2.50|>",
+        "Dialogue: 0,0:00:01.00,0:00:02.00,Default,,0,0,0,,Hello.",
+        r"{\an8}Hello.",
+        'Hello <break time="500ms"/> you.',
         r"{\rtf1\ansi Hello.}",
         "<!DOCTYPE html>\n<html>Hello.",
         "<p>Hello.",
@@ -277,6 +307,8 @@ def test_a_text_that_holds_more_than_what_is_said_is_a_bad_row(tmp_path, capsys,
     [
         "At 10:30 he left.",
         "10:30 is late.",
+        "10:30",
+        "10:30 is late,\nsaid he.",
         "See John 3:16 [laughs] (4:5).",
         "It cost 3.50, or 3.5 4",
         "a < b > c <laugh> {HH AH0}",
