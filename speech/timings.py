@@ -62,14 +62,14 @@ def time_words(
             words.append("".join(symbol for _, symbol in run))
             letters.append((spoken[0], spoken[-1]))
     pauses, n_frames = find_pauses(result.mel, voice), len(result.mel)
-    borders = [0]  # frames: the end of a pause, the start of the next, and so on
+    borders: list[int] = []  # frames: for each pause, its start and its end
     for (_, last), (first, _) in pairwise([*letters, (len(symbols), 0)]):
         begin, end = reached[last], reached[min(first + 1, len(symbols))]
         near = [pause for pause in pauses if pause[0] <= end and pause[1] >= begin]
         border = reached[first] if first < len(symbols) else n_frames
         borders += max(near, key=lambda pause: pause[1] - pause[0], default=(border, border))
     seconds = voice.audio_config.hop_seconds / speed
-    times = [offset + frame * seconds for frame in accumulate(borders, max)][2:-1]
+    times = [offset + frame * seconds for frame in accumulate(borders, max)][1:-1]
     return [Word(*word) for word in zip(words, times[::2], times[1::2], strict=True)]
 
 
