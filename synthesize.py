@@ -5,7 +5,8 @@
 
 The .npy holds the natural-log mel that a HiFi-GAN reads, float32, (num_mels, T_mel). Griffin-Lim
 makes the wav, or the HiFi-GAN of --vocoder, from the mel clamped to the range of recordings. The
-.txt holds the text as it is spoken. Numbering continues after the files already in the folder.
+.txt holds the text as it is spoken. --timings adds NNN.json and NNN.srt, with the times of the
+words. Numbering continues after the files already in the folder.
 
 speech/ has what this script calls: `load_checkpoint`, `synthesize`, `speak`, `stream`.
 """
@@ -41,6 +42,7 @@ from speech.speaking import (
     to_pcm,
 )
 from speech.streaming import stream
+from speech.timings import restore_words, write_timings
 from speech.vocoder import choose_vocoder
 from speech.voice import DTYPES, Voice, add_device_flag, load_checkpoint
 from text.markup import strip_markup
@@ -48,7 +50,7 @@ from text.phonemes import load_dictionary, to_phonemes
 from text.splitting import MAX_CHARACTERS, PARAGRAPH_END, split_text
 
 __all__ = ["load_checkpoint", "main", "synthesize"]
-NUMBERED_FILE = re.compile(r"(\d{3,})\.(?:wav|png|npy|txt)")
+NUMBERED_FILE = re.compile(r"(\d{3,})\.(?:wav|png|npy|txt|json|srt)")
 HELP = {
     "checkpoint": "checkpoint folder, or USER/NAME of the Hub",
     "text": "one or several sentences, each in quotes",
@@ -56,6 +58,7 @@ HELP = {
     "long_text": "UTF-8 file that is spoken as a whole, in one wav; blank lines end paragraphs",
     "output_dir": "folder for 001.wav, .png, .npy, .txt and so on; numbering continues",
     "stream": "write 16-bit samples to standard output as they are made, instead of files",
+    "timings": "write when each word begins and ends, in seconds, to 001.json and 001.srt too",
     "overwrite": "start at 001 again, and replace the files with these numbers",
     "phonemes": "pronounce words as CMUdict does (needs requirements/phonemes.txt)",
     "seed": "seed of the prenet's dropout and the phases; each seed sounds a little different",
@@ -79,6 +82,7 @@ class Sentence(NamedTuple):
     text: str
     place: str = ""  # such as "--text_file story.txt, line 3"; "" for --text and --long_text
     name: str = ""  # of its files, as a table gives it; "" for a number
+    typed: str = ""  # the text before --phonemes; "" without
 
 
 def last_number(output_dir: Path) -> int:
@@ -128,17 +132,18 @@ def strip_all(sentences: list[Sentence]) -> list[Sentence]:
     return [sentence for sentence in stripped if sentence.text]
 
 
-def write_in_phonemes(sentences: list[Sentence], voice: Voice) -> list[Sentence]:
+def write_in_phonemes(
+    sentences: list[Sentence], voice: Voice, dictionary: dict[str, str]
+) -> list[Sentence]:
     """Replace the words that CMUdict knows by their phonemes."""
     if not voice.tokenizer.has_phonemes:
         raise DataError("--phonemes: the checkpoint has no symbols for them")
-    dictionary = load_dictionary()
     replaced = []
     for sentence in sentences:
         text = sentence.text
         paragraphs = [voice.tokenizer.clean(part) for part in PARAGRAPH_END.split(text)]
         text = "\n\n".join(to_phonemes(paragraph, dictionary) for paragraph in paragraphs)
-        replaced.append(sentence._replace(text=text))
+        replaced.append(sentence._replace(text=text, typed=sentence.text))
     return replaced
 
 
@@ -197,7 +202,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("text_file", type=path_argument)
     add("long_text", type=path_argument)
     add("output_dir", type=path_argument)
-    for name in ("stream", "overwrite", "phonemes"):
+    for name in ("stream", "timings", "overwrite", "phonemes"):
         add(name, action="store_true")
     add("seed", type=seed_argument, default=42)
     add("max_decoder_steps", type=count_argument, default=MAX_DECODER_STEPS)
@@ -218,6 +223,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("give either --output_dir or --stream")
     if args.stream and args.speed != 1.0:
         parser.error("--stream speaks at the model's own speed: leave out --speed")
+    if args.stream and args.timings:
+        parser.error("--timings are written beside a wav: give --output_dir instead of --stream")
     return args
 
 
@@ -234,23 +241,34 @@ def make_options(args: argparse.Namespace, voice: Voice) -> SpeakingOptions:
     )
 
 
-def write_files(args: argparse.Namespace, sentences: list[Sentence], voice: Voice) -> bool:
-    """Speak the texts into files and print how each went; return False if a piece failed."""
+def write_files(
+    args: argparse.Namespace, sentences: list[Sentence], voice: Voice, dictionary: dict[str, str]
+) -> bool:
+    """Speak the texts into files and print how each went; return False if a piece failed.
+
+    `dictionary` is that of --phonemes, or empty.
+    """
     output_dir, options = Path(args.output_dir), make_options(args, voice)
     with file_errors():
         output_dir.mkdir(parents=True, exist_ok=True)
         stems = name_files(args, sentences)
-    texts = [sentence.text for sentence in sentences]
-    cut = [split_text(text, voice.tokenizer, args.max_characters) for text in texts]
+    cut = [split_text(one.text, voice.tokenizer, args.max_characters) for one in sentences]
     all_pieces = [piece.text for pieces in cut for piece in pieces]
     results = speak(all_pieces, voice, options, args.batch_size)
     hidden = None if len(all_pieces) > 1 else True  # None shows the bar on a terminal only
     bar = tqdm(results, total=len(all_pieces), unit="sentence", disable=hidden)
     results, all_spoken = iter(bar), True
-    for stem, text, pieces in zip(stems, texts, cut, strict=True):
+
+    def clean(text: str) -> str:
+        return to_phonemes(voice.tokenizer.clean(text), dictionary)
+
+    for stem, sentence, pieces in zip(stems, sentences, cut, strict=True):
         spoken = write_spoken(pieces, results, voice, output_dir, stem, args.pause_ms, args.speed)
         with tqdm.external_write_mode():  # hides the bar while lines are printed
-            print_report(spoken, text, pieces, voice, output_dir / f"{stem}.wav")
+            print_report(spoken, sentence.text, pieces, voice, output_dir / f"{stem}.wav")
+        if args.timings:
+            typed = sentence.typed or sentence.text
+            write_timings(restore_words(typed, spoken.words, clean), output_dir / stem)
         all_spoken = all_spoken and not any(result.failed for result in spoken.results)
     bar.close()
     return all_spoken
@@ -281,8 +299,9 @@ def main(argv: list[str] | None = None) -> int:
     elif sys.__stdout__ is None:
         raise DataError("--stream: standard output is closed")
     voice = load_checkpoint(args.checkpoint, args.device)
+    dictionary = load_dictionary() if args.phonemes else {}
     if args.phonemes:
-        sentences = write_in_phonemes(sentences, voice)
+        sentences = write_in_phonemes(sentences, voice, dictionary)
     for text in args.text or []:
         if os.path.isfile(text):
             hint = f"--text_file {text} speaks the lines of that file"
@@ -291,7 +310,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.stream:
         write_stream(args, [sentence.text for sentence in sentences], voice)
         return 0
-    return 0 if write_files(args, sentences, voice) else 2
+    return 0 if write_files(args, sentences, voice, dictionary) else 2
 
 
 if __name__ == "__main__":

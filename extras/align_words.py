@@ -1,4 +1,4 @@
-"""Find when each word of some recordings begins, by forced alignment: word_times.json.
+"""Find when each word of some recordings begins and ends, by forced alignment: word_times.json.
 
     python -m extras.align_words --path_to_manifest data/test_metadata.csv \
         --output_json word_times.json
@@ -74,7 +74,7 @@ def decode(decoder: "pocketsphinx.Decoder", samples: np.ndarray) -> None:
 def align(
     decoder: "pocketsphinx.Decoder", samples: np.ndarray, words: list[tuple[str, int]]
 ) -> list[dict[str, Any]]:
-    """Return the starts in seconds of the words of `find_words`; [] if samples do not fit them."""
+    """Time the words of `find_words`, in seconds; [] if the samples do not fit them."""
     names = [word for word, _ in words]
     decoder.set_align_text(" ".join(names))
     try:
@@ -85,10 +85,18 @@ def align(
     found = [part for part in decoder.seg() or () if part.word[0] not in "<["]
     if [part.word.split("(")[0] for part in found] != names:
         return []
-    starts = [part.start_frame / FRAMES_PER_SECOND + FRAME_OFFSET - PAD_SECONDS for part in found]
+
+    def seconds(frame: int) -> float:
+        return round(max(frame / FRAMES_PER_SECOND + FRAME_OFFSET - PAD_SECONDS, 0.0), 4)
+
     return [
-        {"word": word, "index": index, "start": round(max(start, 0.0), 4)}
-        for (word, index), start in zip(words, starts, strict=True)
+        {
+            "word": word,
+            "index": index,
+            "start": seconds(part.start_frame),
+            "end": seconds(part.end_frame + 1),
+        }
+        for (word, index), part in zip(words, found, strict=True)
     ]
 
 

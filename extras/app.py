@@ -1,4 +1,4 @@
-"""Serve a page to try a voice: type a text, hear it, see its mel and alignment with a cursor.
+"""Serve a page to try a voice: type a text, hear it, see the spoken word, the mel, the alignment.
 
     python -m extras.app --checkpoint work_dir/tacotron2
 
@@ -33,6 +33,7 @@ from command_line.flags import FlagParser
 from command_line.main import say, script
 from speech.report import describe_result, find_faults
 from speech.speaking import PAUSES, SpeakingOptions, Synthesis, encode, speak
+from speech.timings import Word, restore_words, time_words
 from speech.vocoder import AUTO, PACKAGED, choose_vocoder
 from speech.voice import CONFIG_FILE, WEIGHTS_FILE, Voice, add_device_flag, load_checkpoint
 from text.markup import strip_markup
@@ -50,9 +51,10 @@ STYLE = """
 .piece img { width: 100%; display: block }
 .cursor { position: absolute; top: 0; height: 100%; width: 2px; background: #4de3ff; display: none }
 .spoken audio { width: 100% }
+.words .now { background: #4de3ff; color: black }
 .problem { font-weight: bold; color: #b3261e }
 """
-# followSound moves the cursor over the picture of the piece that is being played.
+# followSound marks the word, and moves the cursor over the picture, that are being played.
 HEAD = """
 <meta http-equiv="Content-Security-Policy"
       content="default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'">
@@ -63,6 +65,10 @@ function followSound(player) {
     const cursor = piece.querySelector(".cursor"), [left, right] = piece.dataset.span.split(" ");
     cursor.style.display = place >= 0 && place <= 1 ? "block" : "none";
     cursor.style.left = `${100 * (+left + place * (right - left))}%`;
+  }
+  for (const word of player.parentElement.querySelectorAll(".words span")) {
+    const isNow = word.dataset.start <= player.currentTime && player.currentTime < word.dataset.end;
+    word.classList.toggle("now", isNow);
   }
   if (!player.paused) requestAnimationFrame(() => followSound(player));
 }
@@ -122,6 +128,15 @@ def show_piece(text: str, result: Synthesis, voice: Voice, start: float) -> str:
     )
 
 
+def show_words(words: list[Word]) -> str:
+    """Make the HTML of the words, of which followSound marks the one that is spoken."""
+    spans = (
+        f'<span data-start="{start:.3f}" data-end="{end:.3f}">{html.escape(word)}</span>'
+        for word, start, end in words
+    )
+    return f'<p class="words">{" ".join(spans)}</p>'
+
+
 def speak_text(text: str, voice: Voice, options: SpeakingOptions) -> str:
     """Speak a text; return the HTML of a player and of its pieces."""
     if not text.strip():
@@ -129,12 +144,14 @@ def speak_text(text: str, voice: Voice, options: SpeakingOptions) -> str:
     text, tags = strip_markup(text)
     encode(text, voice)  # refuses a text without a letter
     rate, sounds, blocks, n_samples = voice.audio_config.sampling_rate, [], [], 0
+    words: list[Word] = []
     if tags:
         blocks.append(f"<p>left out the tags {html.escape(' '.join(tags))}</p>")
     pieces = split_text(text, voice.tokenizer, MAX_CHARACTERS)
     results = speak((piece.text for piece in pieces), voice, options)
     for piece, result in zip(pieces, results, strict=True):
         blocks.append(show_piece(piece.text, result, voice, n_samples / rate))
+        words += time_words(piece.text, result, voice, n_samples / rate)
         pause = torch.zeros(round(PAUSE_SECONDS * PAUSES[piece.end] * rate))
         sounds += [result.wav, pause]
         n_samples += len(result.wav) + len(pause)
@@ -143,7 +160,7 @@ def speak_text(text: str, voice: Voice, options: SpeakingOptions) -> str:
     return (
         f'<div class="spoken"><audio controls src="{data_url("audio/wav", content)}" '
         'onplay="followSound(this)" onseeked="followSound(this)"></audio>'
-        f"{''.join(blocks)}</div>"
+        f"{show_words(restore_words(text, words, voice.tokenizer.clean))}{''.join(blocks)}</div>"
     )
 
 

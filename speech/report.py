@@ -15,6 +15,7 @@ from command_line.main import say
 from dataset import to_log_mel
 from scoring.scores import COVERED
 from speech.speaking import PAUSES, Synthesis, encode, to_pcm
+from speech.timings import Word, time_words
 from speech.voice import Voice
 from text.splitting import Piece
 
@@ -29,6 +30,7 @@ class SpokenText(NamedTuple):
     seconds: float  # of the wav
     results: list[Synthesis]  # of each piece, without its tensors
     worst: Synthesis  # of the piece with the lowest score, complete
+    words: list[Word]  # as they are spoken, with their times in the wav
 
 
 @file_errors()
@@ -49,7 +51,7 @@ def write_spoken(
     from scoring.pictures import save_figure, summary_figure  # matplotlib is slow to import
 
     audio_config, kept, mels, texts, n_samples = voice.audio_config, [], [], [], 0
-    worst = None
+    worst, words = None, []
     with tempfile.TemporaryDirectory(".tmp", f".{stem}.", output_dir) as folder:
         temporary = Path(folder) / stem
         with wave.open(f"{temporary}.wav", "wb") as wav_file:
@@ -62,6 +64,8 @@ def write_spoken(
                 mels.append(mel.numpy().astype("<f4"))
                 still = torch.zeros(round(n_silent * audio_config.hop_size / speed))
                 wav_file.writeframesraw(to_pcm(torch.cat([result.wav, still])))
+                offset = n_samples / audio_config.sampling_rate
+                words += time_words(piece.text, result, voice, offset, speed)
                 n_samples += len(result.wav) + len(still)
                 text = voice.tokenizer.decode(encode(piece.text, voice))
                 texts += [text, "\n\n" if piece.end == "paragraph" else " "]
@@ -76,7 +80,7 @@ def write_spoken(
         save_figure(figure, f"{temporary}.png")
         for path in Path(folder).iterdir():
             path.replace(output_dir / path.name)
-    return SpokenText(n_samples / audio_config.sampling_rate, kept, worst)
+    return SpokenText(n_samples / audio_config.sampling_rate, kept, worst, words)
 
 
 def score_of(result: Synthesis) -> float:

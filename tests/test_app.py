@@ -72,7 +72,12 @@ def test_a_text_becomes_a_player_and_a_line_and_a_picture_for_each_piece(voice):
     assert lines[-1].startswith("it snowed . \N{EM DASH} 0.70 s, did not stop, free-running score")
     assert "left out &#x27;漢&#x27;," in lines[-1] and "; it did not stop, and was cut" in lines[-1]
     assert "<b>" not in shown and len(pictures) == 2
-    starts = list(map(float, re.findall('data-start="(.*?)"', shown)))
+    words = re.findall('<span data-start="(.*?)" data-end="(.*?)">(.*?)</span>', shown)
+    assert " ".join(word for *_, word in words) == " ".join("\n".join(pieces).split())
+    times = {word: (float(start), float(end)) for start, end, word in words}
+    assert times["now."][1] <= n_piece / RATE
+    assert times["It"][0] >= (n_piece + n_pause) / RATE - 1e-3
+    starts = list(map(float, re.findall('class="piece" data-start="(.*?)"', shown)))
     assert starts == pytest.approx([0, (n_piece + n_pause) / RATE], abs=1e-3)
 
     picture = np.asarray(Image.open(decode(pictures[0])).convert("L"))
@@ -175,6 +180,14 @@ def test_a_text_is_heard_and_seen_on_the_page(browser, url, voice, looked_up):
     box, cursor = page.locator(".piece").nth(1).bounding_box(), second.bounding_box()
     place = (cursor["x"] - box["x"]) / box["width"]
     assert place == pytest.approx(left + (right - left) / 4, abs=0.01)
+
+    times = re.findall('<span data-start="(.*?)" data-end="(.*?)">(.*?)</span>', shown)
+    begin, end, word = next(x for x in times if float(x[1]) - float(x[0]) > 0.05)
+    page.evaluate(
+        f"document.querySelector('audio').currentTime = {(float(begin) + float(end)) / 2}"
+    )
+    page.locator(".words .now").wait_for()
+    assert page.locator(".words .now").all_inner_texts() == [word]
 
     page.get_by_label("Text").fill("")
     page.get_by_role("button", name="Speak").click()

@@ -1,5 +1,8 @@
-"""Batches, retries, many pieces in one wav, speed, and the stream."""
+"""Batches, retries, many pieces in one wav, speed, times of the words, and the stream."""
 
+import itertools
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,9 +21,11 @@ from scoring.scores import FREE_RUNNING_SCORES
 from speech.report import write_spoken
 from speech.speaking import SpeakingOptions, Synthesis, speak_batch, to_wav
 from speech.streaming import stream, stream_mels
+from speech.timings import Word, restore_words, time_words
 from speech.voice import load_checkpoint
 from synthesize import main
 from text.splitting import Piece
+from text.tokenizer import Tokenizer
 
 STORY = "The old man went home. It rained, and he was wet; so he sat.\n\nThen he slept. A b."
 
@@ -118,6 +123,72 @@ def test_speed_changes_the_length_and_not_the_pitch(monkeypatch):
         assert len(wav) == pytest.approx(22050 / speed, rel=0.01)
         spectrum = np.abs(np.fft.rfft(wav.numpy()))
         assert spectrum.argmax() * 22050 / len(wav) == pytest.approx(441, abs=3)
+
+
+def test_words_border_on_each_other_except_where_the_sound_pauses(voice):
+    """Attention passes the comma and goes back a little before the pause is over."""
+    voice, text = load_checkpoint(voice), '"oh, my no'
+    mel, frames = torch.full((60, 80), -4.0), torch.zeros(60, dtype=torch.int64)
+    for first, end in ((2, 20), (32, 44), (46, 58)):  # sound; the second gap lasts 23 ms
+        mel[first:end] = 1.0
+    for first, character in ((1, 1), (10, 2), (17, 3), (26, 5), (27, 4), (36, 6), (45, 8), (50, 9)):
+        frames[first:] = character
+    result = result_of()._replace(mel=mel, alignment=torch.eye(len(text))[frames])
+    hop = 256 / 22050
+    expected = [('"oh,', 2, 20), ("my", 32, 45), ("no", 45, 58)]
+    found = time_words(text, result, voice)
+    assert found == [
+        (word, pytest.approx(a * hop), pytest.approx(b * hop)) for word, a, b in expected
+    ]
+    fast = time_words(text, result, voice, offset=1.0, speed=2.0)
+    assert [x.start for x in fast] == pytest.approx([1 + x.start / 2 for x in found])
+    assert [x.end for x in fast] == pytest.approx([1 + x.end / 2 for x in found])
+
+
+@pytest.mark.parametrize(
+    ("spoken", "typed"),
+    [
+        ("doctor no|paid five dollars and fifty cents,", "Dr.|No -|paid|$5.50,"),
+        ("henry the eighth", "Henry|VIII"),
+        ("it cost five million dollars.", "It|cost|$5 million."),  # cleaned in another order
+        ("- oh no", "- Oh|no"),
+        ("it snowed", "It|snowed \u6f22"),  # which has no symbol
+        ("it snowed", "\u6f22 It|snowed"),
+    ],
+)
+def test_the_words_that_were_typed_get_the_times_of_those_spoken(spoken, typed):
+    clean, words = Tokenizer().clean, re.findall(r"\w+", spoken)
+    timed = [Word(word, float(i), i + 0.5) for i, word in enumerate(words)]
+    text = typed.replace("|", " ")
+    assert re.findall(r"[a-z]+", clean(text)) == words
+    found = restore_words(text, timed, clean)
+    assert [word for word, *_ in found] == typed.split("|")
+    assert (found[0].start, found[-1].end) == (0.0, len(words) - 0.5)
+    for before, after in itertools.pairwise(found):
+        assert before.end == after.start - 0.5
+
+
+def test_the_times_of_a_long_text_go_on_from_piece_to_piece(voice, tmp_path):
+    story, out = "No. 5 was late; it rained.\n\nThen 10 people slept.", tmp_path / "out"
+    (tmp_path / "story.txt").write_text(story)
+    flags = ["--max_characters", "25", "--n_retries", "0", "--speed", "2", "--timings"]
+    run(voice, out, "--long_text", str(tmp_path / "story.txt"), *flags)
+    words = json.loads((out / "001.json").read_text())
+    assert [word["word"] for word in words] == story.split()
+    times = [time for word in words for time in (word["start"], word["end"])]
+    assert times == sorted(times) and times[-1] <= soundfile.info(out / "001.wav").duration
+    piece, pause = 20 * 256 / 22050 / 2, 0.3 / 2  # 20 frames a piece
+    starts = [0, piece + 0.4 * pause, 2 * piece + 2.4 * pause]
+    for start, index in zip(starts, (0, 4, 6), strict=True):
+        inside = [word["start"] for word in words if start - 0.01 <= word["start"]]
+        assert words[index]["start"] == inside[0] < start + piece + 0.01
+    cues = (out / "001.srt").read_text().split("\n\n")
+    for number, (cue, word) in enumerate(zip(cues, words, strict=True), start=1):
+        index, span, shown = cue.strip().split("\n")
+        clock = [re.fullmatch(r"00:00:(\d\d),(\d{3})", time) for time in span.split(" --> ")]
+        seconds = [int(found[1]) + int(found[2]) / 1000 for found in clock]
+        assert (int(index), shown) == (number, word["word"])
+        assert seconds == [word["start"], word["end"]]
 
 
 def test_a_long_text_is_one_wav(voice, tmp_path, capsys):
