@@ -17,9 +17,9 @@ from convert_checkpoint import SYMBOLS, model_from_peer, peer_name
 from dataset import AudioConfig
 from model import Tacotron2, Tacotron2Config
 from peer_weights import (
-    LAYOUTS,
     COQUI_CONFIG,
     COQUI_SHAPES,
+    LAYOUTS,
     NVIDIA_SHAPES,
     OUR_SIZES,
     error_of,
