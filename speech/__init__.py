@@ -1,1 +1,1 @@
-"""The parts of synthesize.py: a voice on disk or the Hub, Coqui's, speaking, streaming, HiFi-GAN."""
+"""The parts of synthesize.py: a voice on disk or the Hub, speaking, streaming, HiFi-GAN."""

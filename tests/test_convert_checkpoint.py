@@ -115,7 +115,7 @@ def test_a_voice_of_coquis_is_imported(tmp_path):
     voice = load_checkpoint(tmp_path / "voice")
     assert voice.model.config == Tacotron2Config(vocab_size=29, decoder_prenet_dropout_p=0.0)
     assert voice.audio_config == AudioConfig(mel_scaling="log")
-    # 4 special symbols, the characters "Baabcd", "!'(),-.:;? ", then "abcdefgh": the last one counts
+    # 4 special symbols, "Baabcd", "!'(),-.:;? ", then "abcdefgh", of which the last one counts
     assert voice.tokenizer.encode("Bad!").tolist() == [22, 21, 24, 10]
 
 
