@@ -1,6 +1,6 @@
 """Make the sentences that make_demo_corpus.py speaks: a seeded grammar's, or the lines of a file.
 
-    next(make_sentences(16, 42, seed=42))  # "We have ten glasses: eight are blue."
+    next(make_sentences(16, 42, seed=42))  # "Anna dropped the camera after lunch."
     make_sentences(12, 187, seed=42)  # as long as LJSpeech's
     read_sentences("book.txt", n_sentences=None)  # its lines, checked
 
