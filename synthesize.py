@@ -80,7 +80,7 @@ class Sentence(NamedTuple):
     """The text of one wav, and where it was given."""
 
     text: str
-    place: str = ""  # such as "--text_file story.txt, line 3"; "" for --text and --long_text
+    place: str = ""  # such as "--text_file table.csv, line 3"; "" for --text and --long_text
     name: str = ""  # of its files, as a table gives it; "" for a number
     typed: str = ""  # the text before --phonemes; "" without
 
@@ -105,12 +105,11 @@ def read_sentences(args: argparse.Namespace) -> list[Sentence]:
     """Collect --text, the lines of --text_file and the whole of --long_text; skip blank ones."""
     sentences = [Sentence(text) for text in args.text or []]
     if args.text_file:
-        lines = read_text("--text_file", args.text_file).split("\n")
-        if is_table(args.text_file, [line.strip() for line in lines if line.strip()]):
+        text = read_text("--text_file", args.text_file)
+        if is_table(args.text_file, [line.strip() for line in text.split("\n") if line.strip()]):
             sentences += [Sentence(*row) for row in read_rows(args.text_file)]
         else:
-            for number, text in enumerate(lines, start=1):
-                sentences.append(Sentence(text, f"--text_file {args.text_file}, line {number}"))
+            sentences.append(Sentence(text, f"--text_file {args.text_file}"))
     if args.long_text:
         sentences.append(Sentence(read_text("--long_text", args.long_text)))
     sentences = strip_all(sentences)
@@ -120,12 +119,17 @@ def read_sentences(args: argparse.Namespace) -> list[Sentence]:
 
 
 def strip_all(sentences: list[Sentence]) -> list[Sentence]:
-    """Remove Markdown's marks, tags and blank texts; name the tags on stderr."""
+    """Remove Markdown's marks, tags and blank texts; name the tags on stderr.
+
+    The lines of --text_file become sentences here, because marks and tags may span several.
+    """
     stripped, tags = [], {}
     for sentence in sentences:
         text, found = strip_markup(sentence.text)
         tags |= dict.fromkeys(found)
-        stripped.append(sentence._replace(text=text.strip()))
+        is_file = sentence.place and not sentence.name
+        for part in text.split("\n") if is_file else [text]:
+            stripped.append(sentence._replace(text=part.strip()))
     if tags:
         more = f" and {len(tags) - 5} more" if len(tags) > 5 else ""
         warn(f"tags are left out, no voice here obeys them: {' '.join([*tags][:5])}{more}")

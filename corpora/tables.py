@@ -42,6 +42,9 @@ SAMPLE = 100  # rows that are looked at to tell the columns apart
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 WORD = re.compile(r"(?<!\w)[^\W\d_]+(?![\d_])")  # "happy", but not "p225" or "3.5s"
 
+HOW_TO_NAME = ": --text_column and --file_column take the number or name of a column"
+OUTSIDE = "the id is not a plain file name, or a path inside the folder"
+
 Row = tuple[int, list[str]]  # the number of its first line, and its cells
 
 
@@ -295,7 +298,7 @@ def find_columns(
         found = number_cells(*([first, *sample[:1]] if in_header else [first]))
         raise DataError(
             f"{path} line {rows[0][0]} has the columns {found}, and which has the text is not "
-            "clear: --text_column and --file_column take the number or name of a column"
+            f"clear{HOW_TO_NAME}"
         )
     if in_header and not is_known:
         say(f"{path.name} line 1 is read as a header: {', '.join(first)}", file=sys.stderr)
@@ -319,7 +322,7 @@ def read_row(cells: list[str], columns: Columns, separator: str, place: str) -> 
         return Clip(place, cells[0], cells[-1], problem=problem)
     name, transcript, problem = clean_name(cells[columns.file]), cells[columns.text], ""
     if not name:
-        problem = "the id is not a plain file name, or a path inside the folder"
+        problem = OUTSIDE
     elif not transcript.strip():
         problem = "empty transcript"
     elif markup := find_markup(transcript):

@@ -7,14 +7,25 @@ from pathlib import Path, PureWindowsPath
 
 from command_line.files import DataError
 from command_line.main import warn
-from corpora.layouts import read_table
 from corpora.recordings import remove_suffix
+from corpora.tables import (
+    AUDIO_COLUMNS,
+    HOW_TO_NAME,
+    OUTSIDE,
+    TEXT_COLUMNS,
+    find_named,
+    read_table,
+    split_lines,
+)
+from corpora.texts import find_markup
+from text.markup import strip_markup
 
 AUDIO_NAME = r"[^,;|\t]*\.(?:wav|flac|mp3|ogg|opus|m4a|aac)"
+FILE_FIRST = rf'(?i)"?(?:{AUDIO_NAME}"?[,;](?=\S)|(?=\S+[,;]){AUDIO_NAME}"?[,;])'
 _FILE = r"\W*[\w -]*(?:path|file|audio|wav|clip|id|name)\W*"
 _TEXT = r"\W*[\w -]*(?:text|transcript|transcription|sentence)\W*"
 HEADER = re.compile(rf"(?i){_FILE}[,;](?:.*[,;])?{_TEXT}(?:[,;].*)?|{_TEXT}[,;](?:.*[,;])?{_FILE}")
-OUTSIDE = "the id is not a plain file name, or a path inside the folder"  # what a row may be
+RULE = r":?-+:?"  # under the name of a column in Markdown
 
 
 def is_table(path: str, lines: list[str]) -> bool:
@@ -28,28 +39,39 @@ def is_table(path: str, lines: list[str]) -> bool:
             problem = "holds JSON"
     shapes = {re.sub(r"\d+", "0", line.split()[0]) for line in lines}
     first_words = {line.split()[0] for line in lines}
-    if any("-->" in line and re.search(r"\d:\d\d", line) for line in lines):
-        problem = "holds the times of subtitles"
+    # Arrows and tags are read or left out; the times of subtitles are found without them.
+    markup = find_markup(strip_markup("\n".join(lines).replace("-->", "-"))[0])
+    if markup and not markup.startswith("HTML"):
+        problem = f"holds {markup}"
+    elif all(re.fullmatch(r'\(\s*\S+\s+".*"\s*\)', line) for line in lines):
+        problem = "holds the prompts of Festival"
     elif any(re.fullmatch(rf"(?i){AUDIO_NAME}(?:\s[^,;|\t]*)?", line) for line in lines):
         problem = "names recordings, and no | or tab stands between them and a text"
     elif (
         len(lines) == len(first_words) > len(shapes) == 1
-        and re.fullmatch(r"[A-Za-z_./-]*[A-Za-z_-]+0[\w.-]*|0-[\w-]*", *shapes)
+        and re.fullmatch(r"[A-Za-z_./-]*[A-Za-z_-]+0[\w.-]*:?|0-[\w-]*:?", *shapes)
         and not any(re.match(r"\S+[|\t,;]|\S+\s*\t", line) for line in lines)
     ):
         problem = f"begins each line with an id, such as {lines[0].split()[0]!r}"
     if problem:
         table = "columns such as id|text, with | or tabs between them"
         raise DataError(f"--text_file {path}: {problem}; expected a sentence a line, or {table}")
+    if any(re.fullmatch(rf"\|?(?:\s*{RULE}\s*\|)+(?:\s*{RULE})?", line) for line in lines):
+        [(_, names)] = split_lines([lines[0].strip("|")], "|")
+        return bool(find_named(names, AUDIO_COLUMNS) and find_named(names, TEXT_COLUMNS))
     ids = {line.split(",")[0].split(";")[0] for line in lines}
+    lines = [re.sub(r"(?<=[\u0900-\u0dff]) ?\|+(?=\s|$)", "", line) for line in lines]  # dandas
     return bool(lines) and (
         path.lower().endswith((".csv", ".tsv"))
         or any(2 * sum(s in line.strip("|") for line in lines) >= len(lines) for s in "|\t")
         or HEADER.fullmatch(lines[0]) is not None
-        or 2 * sum(bool(re.match(rf'(?i)"?{AUDIO_NAME}"?\s*[,;]', x)) for x in lines) >= len(lines)
+        or 2 * sum(bool(re.match(FILE_FIRST, line)) for line in lines) >= len(lines)
         or (
             len(lines) == len(ids) > 1
-            and all(re.match(r"[\w./-]*\d[\w./-]*\s?[,;]\s?\D", line) for line in lines)
+            and all(
+                re.match(r"\d+[,;][^\s\d]|(?!\d+\s?[,;])[\w./-]*\d[\w./-]*\s?[,;]\s?\D", line)
+                for line in lines
+            )
         )
     )
 
@@ -58,12 +80,17 @@ def read_rows(path: str) -> list[tuple[str, str, str]]:
     """Read a table that prep_splits.py would read: the text, place and file name of each row."""
     try:
         clips = read_table(Path(path))
-    except (DataError, OSError) as error:
+    except DataError as error:
+        message = str(error).replace(HOW_TO_NAME, "; expected columns such as id|text")
+        raise DataError(f"--text_file {message}") from None
+    except OSError as error:
         raise DataError(f"--text_file {path}: {error}") from None
     rows = []
     for clip in clips:
         place = f"--text_file {path}, {clip.place.split(' ', 1)[-1]}"
         name = remove_suffix(PureWindowsPath(clip.clip_id).name)
+        if not clip.clip_id + clip.transcript.strip() or re.fullmatch(RULE, clip.clip_id):
+            continue  # a blank line, or the rule of a table in Markdown
         if not clip.transcript.strip():
             warn(f"{place}: there is no text beside {clip.clip_id!r}; the row is left out")
         elif (clip.problem and clip.problem != OUTSIDE) or name in ("", ".", ".."):

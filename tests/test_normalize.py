@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from text.markup import strip_markup
 from text.tokenizer import DEFAULT_SYMBOLS, PAD, Tokenizer
 
 LINES = Path(__file__).with_name("normalized_text.tsv").read_text(encoding="utf-8").splitlines()
@@ -27,6 +28,23 @@ def test_text_becomes_words_that_cleaning_leaves_alone():
     assert [(text, clean(text)) for text, _ in PAIRS] == [(text, words) for text, words in PAIRS]
     assert [clean(words) for _, words in PAIRS] == [words for _, words in PAIRS]
     assert set("".join(words for _, words in PAIRS)) <= set(DEFAULT_SYMBOLS)
+
+
+MARKUP = {  # / between paragraphs
+    "1. a\n   - b\n2. c": "one. a/b/two. c",
+    "- a\n\u25e6 b": "a/b",
+    "a | b\n--- | ---\nc | ": "a, b/c",
+    "[![a](b.svg)](https://c.d) [e](<f g> 'h') ![i][j]": "a e i",
+    "```a``` ``b`c`` d**e**f g\\\nh": "a b'c def g h",
+    "> [!NOTE]\n> a": "note. a",
+    "if a<b and c>d then": "if a less than b and c greater than d then",
+}
+
+
+@pytest.mark.parametrize("text", MARKUP)
+def test_marks_of_markdown_are_not_read(text):
+    paragraphs = re.split(r"\n\s*\n", strip_markup(text)[0])
+    assert "/".join(filter(None, map(clean, paragraphs))) == MARKUP[text]
 
 
 def test_long_numbers_are_read_figure_by_figure():

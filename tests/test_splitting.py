@@ -32,7 +32,7 @@ CASES = {
     "paragraphs": ("One.\n \nTwo\nlines.\n\n***\n\nThree.", 99,
                    [("One.", "paragraph"), ("Two\nlines.", "paragraph"), ("Three.", "paragraph")]),
     "words, evenly": ("a bc de fg hi jk", 10, [("a bc de", "word"), ("fg hi jk", "paragraph")]),
-    "one long word": ("abcdefgh", 5, [("abcde", "word"), ("fgh", "paragraph")]),
+    "one long word": ("abcdefgh", 5, [("abcd", "word"), ("efgh", "paragraph")]),
 }  # fmt: skip
 
 
@@ -43,11 +43,15 @@ def test_where_it_is_cut(name):
 
 
 OTHER_SCRIPTS = {  # pieces of at most so many characters
-    12: "पहला वाक्य।|दूसरा॥|क्या यह है?",
-    14: "یہ پہلا ہے۔|کیا وہ ہے؟|ہاں،|یہ بہت اچھا ہے",
-    11: "你好，世界。|「走吧！」|他说：10：30；|三、四、五、六。|好的!|再见吗？",
-    9: "Սա մեկ է։|Դա երկու։",
-    7: "ሰላም ነው።|እሺ፣ ደህና",
+    12: "पहला वाक्य।/दूसरा॥/क्या यह है?",
+    16: "यह पहला वाक्य|/यह दूसरा |",
+    14: "یہ پہلا ہے۔/کیا وہ ہے؟/ہاں،/یہ بہت اچھا ہے",
+    11: "你好，世界。/「走吧！」/他说：10：30；/三、四、五、六。/好的!/再见吗？",
+    13: "我说:“你好!”/然后我就走了……/真的是这样吗?",
+    9: "Սա մեկ է։/Դա երկու։",
+    7: "ሰላም ነው፧/እሺ፣ ደህና",
+    18: "Ναι· είναι…/Τι είναι·/είναι καλό.",
+    8: "ᠨᠢᠭᠡ᠃/ᠬᠣᠶᠠᠷ᠂",
 }
 
 
@@ -55,13 +59,20 @@ OTHER_SCRIPTS = {  # pieces of at most so many characters
 @pytest.mark.parametrize("has_signs", [True, False])
 def test_other_scripts_are_cut_at_their_own_ends(max_characters, has_signs):
     """Whether the table has the signs or not, and without a space after them."""
-    expected = OTHER_SCRIPTS[max_characters].split("|")
+    expected = OTHER_SCRIPTS[max_characters].split("/")
     letters = "".join(c for c in "".join(expected) if has_signs or c.isalpha() or c.isnumeric())
     letters += "".join(c for c in "".join(expected) if unicodedata.category(c)[0] == "M")
     tokenizer = Tokenizer(["_", *dict.fromkeys(' .,?!:;"' + letters)], "basic")
     text = "".join(expected) if "你" in letters else " ".join(expected)
     pieces = [piece.text for piece in split_text(text, tokenizer, max_characters)]
     assert pieces == [tokenizer.clean(piece) for piece in expected]
+
+
+def test_a_word_is_not_cut_before_the_signs_of_its_letters():
+    """Scripts without spaces: a sign alone has no letter, and would be dropped."""
+    tokenizer = Tokenizer(["_", *"မင်္ဂလာပါ။"], "basic")
+    pieces = [piece.text for piece in split_text("မင်္ဂလာပါ။", tokenizer, 8)]
+    assert pieces == ["မင်္ဂ", "လာပါ။"]
 
 
 def test_phonemes_of_a_word_stay_together():

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from argparse import Namespace
 from dataclasses import replace
 
 import librosa
@@ -93,19 +94,19 @@ def test_numbers_continue_after_those_in_the_folder(checkpoint, tmp_path):
 
 @pytest.mark.usefixtures("no_pictures")
 def test_lines_with_nothing_to_speak_are_skipped_with_a_warning(checkpoint, tmp_path, capsys):
-    """And a text that names a file is spoken, with a hint."""
+    """And a text that names a file is spoken, with a hint. A line of *** is Markdown's."""
     text_file = tmp_path / "story.txt"
-    lines = "Chapter 2\n***\n\n\u041f\u0440\u0438\nIt rained.\n"
+    lines = "Chapter 2\n***\n\n?!\n\u041f\u0440\u0438\nIt rained.\n"
     text_file.write_text(lines, encoding="utf-8")
     speak(checkpoint, tmp_path / "out", "--text", str(text_file), "--text_file", str(text_file))
     texts = [path.read_text() for path in sorted((tmp_path / "out").glob("*.txt"))]
     assert len(texts) == 3 and texts[1:] == ["chapter two\n", "it rained.\n"]
     hint, second, fourth = capsys.readouterr().err.splitlines()
     assert f"--text_file {text_file} speaks the lines of that file" in hint
-    place = f"--text_file {text_file}, line"
-    reason = "text has no letter to speak: '***'; the line is left out"
-    assert second.endswith(f": {place} 2: {reason}")
-    assert f"{place} 4: text has no letter that a symbol stands for, only" in fourth
+    place = f"--text_file {text_file}"
+    reason = "text has no letter to speak: '?!'; the line is left out"
+    assert second.endswith(f": {place}: {reason}")
+    assert f"{place}: text has no letter that a symbol stands for, only" in fourth
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -117,6 +118,8 @@ def test_lines_with_nothing_to_speak_are_skipped_with_a_warning(checkpoint, tmp_
         "file_path,normalized_transcript,duration\n/a/s01.wav,It rained.,1\n/s02.wav,It snowed.,1",
         "wavs/s01.wav|it 1|It rained.\nwavs/s02.wav|it 2|It snowed.\n",
         "s01,It rained.\ns02,It snowed.\n",
+        "s01|It rained.\n\ns02|It snowed.\n",
+        "| id | text |\n|---|:-:|\n| s01 | It rained. |\n| s02 | It snowed. |\n",
     ],
 )
 def test_a_table_is_spoken_by_its_text_and_names_the_files(checkpoint, tmp_path, content):
@@ -137,8 +140,12 @@ def test_a_table_is_spoken_by_its_text_and_names_the_files(checkpoint, tmp_path,
             "JSON",
         ),
         ("utt_001 IT RAINED\nutt_002 IT SNOWED", "'utt_001'"),
+        ("s01: It rained.\ns02: It snowed.", "'s01:'"),
+        ('( a_1 "It rained." )\n( a_2 "It snowed." )', "Festival"),
+        ("[00:12.5] It rained.\n[00:13.5] It snowed.", "time stamps"),
+        ("1|5\n2|6\n", "not clear; expected columns such as id.text"),
         ("wavs/a.wav\nwavs/b.wav", "names recordings"),
-        ("1\n00:00:01,000 --> 00:00:02,000\nIt rained.", "times of subtitles"),
+        ("1\n00:00:01,000 --> 00:00:02,000\nIt rained.", "time stamps"),
         ("a/x|It rained.\nb/x|It snowed.", "two texts would be written to x.wav"),
         ("s01|It rained.\ns02|It|snowed.|here\ns03|It thawed.", "line 2: 4 columns"),
     ],
@@ -147,6 +154,22 @@ def test_lists_that_are_no_sentences_are_refused(checkpoint, tmp_path, content, 
     (tmp_path / "list.txt").write_text(content)
     with pytest.raises(SystemExit, match=found):
         speak(checkpoint, tmp_path / "out", "--text_file", str(tmp_path / "list.txt"))
+
+
+@pytest.mark.parametrize(
+    ("content", "spoken"),
+    [
+        ("1990, it rained.\n1991, it snowed.\n", ["1990, it rained.", "1991, it snowed."]),
+        ("Open a.wav, then.\nNow b.wav, too.", ["Open a.wav, then.", "Now b.wav, too."]),
+        ("| City | Land |\n|---|---|\n| Rome | Italy |\n", ["City, Land", "Rome, Italy"]),
+        ("---\ntitle: x\n---\nIt rained. <!-- a\nb -->\nIt --> snowed.",
+         ["It rained.", "It --> snowed."]),
+    ],
+)  # fmt: skip
+def test_sentences_that_look_like_tables_are_spoken(tmp_path, content, spoken):
+    (tmp_path / "lines.txt").write_text(content)
+    args = Namespace(text=None, text_file=str(tmp_path / "lines.txt"), long_text=None)
+    assert [sentence.text for sentence in synthesize.read_sentences(args)] == spoken
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -26,8 +26,10 @@ TYPOGRAPHIC = {
     "\u00b2": "^2", "\u00b3": "^3", "\u2044": "/", "\u2116": "No. ", "\u2122": " ",
     "\u2032": "\u2032", "\u2033": "\u2033", "\u00bf": "", "\u00a1": "",
     # The ends of sentences and clauses in other scripts
-    **dict.fromkeys("\u0964\u0965\u06d4\u0589\u3002\uff61\u1362\u17d4\u104b\u0f0d", "."),
-    "\u061f": "?", **dict.fromkeys("\u060c\u3001\uff64\u1363\u104a\u055d", ","),
+    **dict.fromkeys("\u0964\u0965\u06d4\u0589\u3002\uff61\u1362\u17d4\u17d5\u104b", "."),
+    **dict.fromkeys("\u0f0d\u0f0e", "."),
+    **dict.fromkeys("\u061f\u1367", "?"), **dict.fromkeys("\u1365\u1366", ":"),
+    **dict.fromkeys("\u060c\u3001\uff64\u1363\u104a\u055d", ","),
     **dict.fromkeys("\u061b\u1364", ";"),
 }  # fmt: skip
 # Characters that Unicode's decomposition (NFKD) leaves as they are

@@ -150,24 +150,29 @@ _STREET_BEHIND = re.compile(rf"\b(?!{_STARTER})[A-Z][\w'-]* \Z")
 _ON_STREET = re.compile(
     r"\b(?:(?P<on>(?i:on|along|down|up|off|across|onto))|\d+) (?:[A-Z][\w'-]* )?"
     r"(?!(?:Mount|Mt|Fort|Ft|Lake|Port|Bay|Cape|Point|Sault|East|West|North|South)\b|"
-    rf"(?:{any_of(TIMED)})\b)[A-Z][\w'-]* \Z"
+    rf"(?:{any_of(TIMED)})\b)(?:[A-Z][\w'-]*|\d+(?:st|nd|rd|th)) \Z"
 )
 _ARTICLE_BEHIND = re.compile(r"\b(?i:the|an?|my|his|her|our|your|their) \Z")
 _CAPITAL = r"[\"')\]]*\s+[\"'(]*(?:[A-Z][a-z]|[AI]\b)"
 _COUNT = rf"\s+\d[\d,.]*\s+(?!(?:{any_of([*DOTTED_UNITS, *_split(NO_MORE)])})\b)[a-z]{{2,}}"
 _NEW_SENTENCE = re.compile(rf"{_CAPITAL}|{_COUNT}")
-_SENTENCE_AFTER_TIME = re.compile(rf"(?![\"')\]]*\s+(?:{any_of(TIMED)})\b){_CAPITAL}")
-_TIME_FIRST = re.compile(  # "At 7 a.m." is no sentence yet
+_SENTENCE_AFTER_TIME = re.compile(rf"(?![\"')\]]*\s+(?:{any_of(TIMED)})\b){_CAPITAL}|{_COUNT}")
+_TIME_FIRST = re.compile(  # "At 7 a.m." is no sentence yet, nor "the 7 a.m." a noun
     r"(?:\A|[.!?][\"')\]]*\s+)[\"'(]*(?:At|By|Around|About|From|Until|Before|After|Since|Till)"
-    r"(?: [a-z]+)? [\d:]+\s?\Z"
+    r"(?: [a-z]+)? [\d:]+\s?\Z|\b(?i:the|an?|this|my|his|her|our|your|their) [\d:]+\s?\Z"
 )
+_I_AHEAD = re.compile(r"\s+I\b")
 _SAID = re.compile(  # and then "no"
     r"(?:,|\b(?i:said|say|says|saying|answer|answers|answered|reply|replied|replies|voted?|votes|"
     r"shouted|cried|whispered|told (?:him|her|me|us|them)|yes or|oh|mean|means|meant|simply|"
     r"definitely|absolutely|(?:a|an|the) (?:firm|clear|flat|resounding|definite|polite|simple|"
     r"loud|quiet|big|final|short|hard))) [\"']?\Z"
 )
-_IS = re.compile(r"\b(?:is|was|are|were|be|been|remains|remained) (?:still |always |again )?\Z")
+_IS = r"(?:is|was|are|were|be|been|remains|remained) (?:still |always |again )?\Z"
+_REPLY_IS = re.compile(rf"\b(?i:answer|reply|response|vote|verdict|decision|result)s? {_IS}")
+_IS_NO = re.compile(rf"\b{_IS}|\b(?:[Aa]|[Hh]ell) \Z|[:!?] \Z")
+_PEOPLE = r"\s+\d[\d,.]*\s+(?!(?:was|is|as|has|does|this)\b)(?:people|men|women|children|[a-z]+s)\b"
+_COUNT_AHEAD, _PEOPLE_AHEAD = re.compile(_COUNT), re.compile(_PEOPLE)
 _REFERENCE_BEHIND = re.compile(
     r"(?:\A|[(\[,;:]\s*|\b(?i:see|in|cf|of|and|or|to|from|under|by|per|with|also|the) )\Z"
 )
@@ -274,8 +279,9 @@ def _expand_abbreviation(match: re.Match) -> str:
 def _is_word(word: str, before: str, text: str, end: int) -> bool:
     """Tell if the 'no.' of "he said no. 5 men left" is a word that ends a sentence."""
     if word == "no":
-        is_count = _IS.search(before) and re.compile(_COUNT).match(text, end)
-        return bool(_SAID.search(before) or is_count)
+        is_count = _REPLY_IS.search(before) and _COUNT_AHEAD.match(text, end)
+        is_people = _IS_NO.search(before) and _PEOPLE_AHEAD.match(text, end)
+        return bool(_SAID.search(before) or is_count or is_people)
     return word in WORDS_BEFORE_NUMBERS and not _REFERENCE_BEHIND.search(before)
 
 
@@ -300,7 +306,8 @@ def _spell_letters(match: re.Match) -> str:
     if letters.lower() in ("a m", "p m"):
         is_first = _TIME_FIRST.search(_before(match))
         after = _TEXT_END if is_first else _SENTENCE_AFTER_TIME
-        ends = (ends and not is_first) or after.match(match.string, match.end())
+        is_end = ends and not (is_first and _I_AHEAD.match(match.string, match.end()))
+        ends = is_end or after.match(match.string, match.end())
     if ends:
         return f"{letters}."
     return letters + _space(match)

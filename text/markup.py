@@ -16,7 +16,22 @@ _INLINE = (  # a word goes on after these
     "a|abbr|b|big|code|del|em|emphasis|font|i|ins|kbd|mark|phoneme|prosody|say-as|samp|small|span|"
     "strong|sub|sup|tt|u|var|w|word"
 )
-_TAG = re.compile(r"</?(?P<name>[A-Za-z][\w:-]*)(?:\s[^<>]*|/)?>")
+# Attributes have a =, or are one word: "a<b and c>d" has no tag.
+_TAG = re.compile(r"</?(?P<name>[A-Za-z][\w:-]*)(?:\s[^<>]*=[^<>]*|\s+[\w-]+|)\s*/?>")
+_TARGET = (  # of a link
+    r"\([ \t]*(?:<[^<>\n]*>|(?:[^()\s]|\([^()\s]*\))*)(?:\s+[\"'(][^()\n]*[\"')])?\s*\)"
+)
+_RULE = r"[ \t]*:?-+:?[ \t]*"  # under a column's name
+
+
+def _write_cells(match: re.Match) -> str:
+    """Write the rows of a table as "a, b", each a paragraph."""
+    rows = [[cell.strip() for cell in row.split("|")] for row in match["rows"].split("\n")]
+    rows = [[cell for cell in row if cell] for row in rows]
+    texts = [", ".join(row) for row in rows if not all(re.fullmatch(_RULE, cell) for cell in row)]
+    return "\n\n" + "\n\n".join(texts) + "\n\n"
+
+
 _RULES = [
     (r"\A---\n(?:[\w-]+:.*\n|[ \t].*\n)*---[ \t]*(?:\n|\Z)", ""),  # settings above a page
     (r"(?is)<!--.*?-->|<!\[CDATA\[|\]\]>|<!doctype[^>]*>|<\?.*?\?>", ""),
@@ -28,30 +43,33 @@ _RULES = [
     (r"(?m)^[ \t]*=[= \t]+$", "\n"),
     (r"(?m)(?<=\n)[ \t]*(?:-[ \t]*){3,}$|(?<=\n)[ \t]*(?:\*[ \t]*){3,}$|(?<=\n)[ \t]*_{3,}$", "\n"),
     (r"(?m)^(?:[ \t]*>)+[ \t]?", ""),
-    (r"(?m)^[ \t]*[-*+\u2022][ \t]+(?:\[[ xX]\][ \t]+)?(?=\S)", "\n\n"),
-    (r"(?m)^[ \t]*\|?(?:[ \t]*:?-+:?[ \t]*\|)+(?:[ \t]*:?-+:?[ \t]*)?$", ""),
-    (r"(?m)^[ \t]*\|(.*)\|[ \t]*$", lambda m: ", ".join(map(str.strip, m[1].split("|"))) + "\n\n"),
+    (rf"(?m)^(?P<rows>.*\|.*\n{_RULE}\|(?:{_RULE}\|)*(?:{_RULE})?(?:\n.*\|.*)*)$", _write_cells),
+    (r"(?m)^(?P<rows>[ \t]*\|.*\|[ \t]*)$", _write_cells),
+    (
+        r"(?m)^[ \t]*[-*+\u00b7\u2022\u2023\u25a0\u25aa\u25ab\u25cb\u25cf\u25e6][ \t]+"
+        r"(?:\[[ xX]\][ \t]+)?(?=\S)",
+        "\n\n",
+    ),
+    (r"(?m)^[ \t]*(?=\d{1,3}[.)][ \t]+\S)", "\n\n"),
+    (r"(?m)^\[!(\w+)\]", r"\1."),
     (r"(?m)^ {0,3}\[[^\]\n]+\]:[ \t]*<?(?:\w+:|[/.#])\S*.*$", ""),
     # Links, pictures, code, emphasis, escapes
-    (
-        r"!?\[([^\[\]]*)\]\([ \t]*<?(?:[^()\s]|\([^()\s]*\))*>?(?:\s+[\"'(][^()\n]*[\"')])?\s*\)",
-        r"\1",
-    ),
-    (r"\[([^\[\]]*[^\W\d_][^\[\]]*)\]\[[^\[\]]*\]", r"\1"),
+    (rf"!\[([^\[\]]*)\]{_TARGET}", r"\1"),
+    (rf"\[([^\[\]]*)\]{_TARGET}", r"\1"),
+    (r"!?\[([^\[\]]*[^\W\d_][^\[\]]*)\]\[[^\[\]]*\]", r"\1"),
     (r"\[\^[^\[\]\s]+\]:?", ""),
-    (r"(?<![`\w])(`{1,2})(?!`)([^`\n]+)\1(?![`\w])", r"\2"),
+    (r"(?<![`\w])(`+)(?!`)([^\n]+?)(?<!`)\1(?![`\w])", r"\2"),
     (r"(?<![\w*\\])(\*{1,3})(?=\S)([^*]+?)(?<=\S)\1(?![\d*])", r"\2"),
+    (r"(?<![\d*\\])(\*\*)(?=\S)([^*\n]+?)(?<=\S)\1(?![\d*])", r"\2"),
     (r"(?<![\w_\\])(_{1,3})(?=\S)(.+?)(?<=\S)\1(?![\w_])", r"\2"),
     (r"~~(?=\S)(.+?)(?<=\S)~~", r"\1"),
-    (r"\\([\\`*_{}\[\]()#+.!|>~-])", r"\1"),
+    (r"\\([\\`*_{}\[\]()#+.!|>~-])|(?m:\\$)", r"\1"),
 ]
 _COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _RULES]
 
 
 def strip_markup(text: str) -> tuple[str, list[str]]:
     """Remove the marks and tags of a text; return it and the tags, each once, in order."""
-    if not re.search(r"[#*_`~<>\[=|\\-]", text):
-        return text, []
     for pattern, replacement in _COMPILED:
         text = pattern.sub(replacement, text)
     tags = dict.fromkeys(match[0] for match in _TAG.finditer(text))

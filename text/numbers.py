@@ -241,7 +241,7 @@ def _write_money(match: re.Match) -> str:
     one, several = (NATIONS.get(found.get("nation") or "", "") + name for name in names[:2])
     if re.search(r"\b[Aa]n? \Z", match.string[max(0, match.start() - 4) : match.start()]):
         several = one  # "a $20 bill"
-    number = re.sub(r",(?=\d\d$)", ".", found["number"])
+    number = re.sub(r",(?=\d\d?$)", ".", found["number"])
     divisor = _name_divisor(found["divisor"])
     if found["magnitude"]:
         return f"{number} {MAGNITUDES[found['magnitude'].lower()]} {several}{divisor}"
@@ -265,9 +265,9 @@ _MEASURES = {
 }
 _MEASURES |= {"feet", "inches", "day", "week", "month", "year", "time", "point", "per cent"}
 _MEASURES |= {"hundred", "thousand", "million", "billion", "trillion", "bn"}
-_MEASURE_AHEAD = rf"(?=\s?(?:{any_of(_MEASURES)})s?(?![\w^]))"
+_MEASURE_AHEAD = rf"(?=\s?(?:{any_of(_MEASURES)})s?(?:\^[23])?(?![\w^]))"
 _SIGN = rf"[{''.join(sign for sign in CURRENCIES if len(sign) == 1)}]"
-_PRICE = rf"(?P<number>\d+,\d\d(?!\d)|{_NUMBER}|\.\d+)"
+_PRICE = rf"(?P<number>\d+,\d\d?(?![\d,])|{_NUMBER}|\.\d+)"
 _PRICE += rf"(?:\s?(?P<magnitude>(?i:{any_of(MAGNITUDES)}))(?![\w^]))?"
 _DIVISOR = r"(?P<divisor>/[A-Za-z\u03bc]+(?:\^[23])?)?"
 _HOUR = r"(?<![\w.,:])(?P<hour>\d{1,2})"
@@ -291,7 +291,7 @@ _RULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
     (r"(?<![\w.,])\d{1,3}(?:\.\d{3}){2,}(?![.,]?\d)", _write_dotted),
     (rf"(?<!\w){_EURO}\s?\d{{1,3}}(?:\.\d{{3}})+(?![\d.,]\d)", lambda m: _swap_separators(m[0])),
     (
-        rf"(?<![\w.,])\d{{1,3}}(?:\.\d{{3}})+(?=\s?(?:{_EURO}|euros?\b))",
+        rf"(?<![\w.,])\d{{1,3}}(?:\.\d{{3}})+(?=\s?(?:{_EURO}|[Ee]uros?\b))",
         lambda m: _swap_separators(m[0]),
     ),
     (
@@ -304,13 +304,23 @@ _RULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
         lambda m: m[1] + m[2].replace(" ", ","),
     ),
     (r"(?<![\w.,'])\d{1,3}(?:'\d{3})+(?![\d'])", lambda m: m[0].replace("'", ",")),
+    (r"(?<![\w.,])\d{1,3}(?:_\d{3})+(?!\w)", lambda m: m[0].replace("_", ",")),
+    (
+        r"(?<![\w.,])\d{1,2}(?:,\d\d)+,\d{3}(?![\d,])",  # 12,34,567, as in India
+        lambda m: f"{int(m[0].replace(',', '')):,}",
+    ),
     (
         rf"(?<![\w.,])(\d+|\d{{1,3}}(?:,\d{{3}})+),(\d{{1,2}}|\d{{4,}})"
         rf"(?=(?:\s?[-\u2013x\u00d7]\s?\d+(?:[.,]\d+)?)?{_MEASURE_AHEAD})",
         r"\1.\2",
     ),
     (r"(?<![\w.,])(0|\d{1,3}(?:,\d{3})+),(\d\d?|\d{4,})(?![\d,])", r"\1.\2"),
+    (r"(?<![\w.,])(\d+),(?=\d+[eE][+-]?\d{1,3}(?!\w))", r"\1."),
     (rf"(?<![\w.,])({_NUMBER})[eE]([+-]?)(\d{{1,3}})(?!\w|\.\d)", _write_power),
+    (
+        rf"(?<![\w.,])({_NUMBER})[eE]([+-])(\d{{1,3}})(?=(?:{any_of(UNITS)})(?!\w))",
+        lambda m: _write_power(m) + " ",
+    ),
     # Dates, telephone numbers, versions, ranges, times
     (r"\b(\d{4})-(\d\d)-(\d\d)\b", lambda m: _write_date(m[1], m[2], m[3], m[0])),
     (r"(?<![\w/])(\d{1,2})/(\d{1,2})/(\d{4}|\d\d)(?![\w/])", _write_slashed_date),

@@ -8,6 +8,7 @@ lines end a paragraph.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,23 +19,30 @@ PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n\s*")
 # Brackets and quotes that close a sentence belong to its end; but '"is it?" she said' goes on.
 SENTENCE_MARK, CLAUSE_MARK = "\U0010fffb", "\U0010fffc"  # private characters, which cleaning keeps
 SENTENCE_END = re.compile(
-    r"""(?<=[.!?])\s+|(?<=[.])["')\]]+\s+|(?<=[!?])[)\]]+\s+"""
+    r"""(?<=[.!?])\s+|(?<=[.])["')\]\u00bb\u203a\u2018-\u201d]+\s+|(?<=[!?])[)\]]+\s+"""
     rf"|{SENTENCE_MARK}\s*"
 )
 CLAUSE_END = re.compile(rf"""[,;:!?]["')]*\s+|\s-+\s+|(?<=\w)--+\s*|\)\s+|{CLAUSE_MARK}\s*""")
-SPACE = re.compile(r"\s+")
-# Danda, Urdu, Arabic, Armenian, East Asian, Ethiopic, Khmer, Burmese, Tibetan, Greek ends; and
-# plain ones before an East Asian letter. A number may go on after a full-width comma or colon.
-_EAST_ASIAN = "(?=[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af])"
+SPACE = re.compile("\\s+|[\u1361\u0f0b\u200b]\\s*")  # with those of Ethiopic, Tibetan, Khmer
+# Danda (also typed as a bar), Urdu, Arabic, Syriac, Armenian, East Asian, Ethiopic, Khmer, Burmese,
+# Tibetan, Greek, N'Ko, Sinhala, Mongolian, Ol Chiki, Meetei ends; and plain ones before an East
+# Asian letter. A number may go on after an Arabic or full-width comma or colon.
 _CLOSING = (
     "(?:[\u201d\u2019\u00bb\u203a\u300d\u300f\uff09\u3011\u300b\u3009\u3015\uff3d\uff5d)\\]]"
     "|[\"'](?!\\w))*"
 )
+_EAST_ASIAN = (
+    "[\u201c\u2018\u300c\u300e\uff08\u3010\u300a]*[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+)
+_EAST_ASIAN = f"(?={_CLOSING}{_EAST_ASIAN})"
 _OTHER_ENDS = re.compile(
     "(?P<sentence>(?:[\u0964\u0965\u06d4\u061f\u0589\u3002\uff01\uff1f\uff61\u1362\u1367\u17d4\u17d5\u104b\u0f0d"
-    f"\u0f0e\u037e\u203c\u2047-\u2049]|(?<!\\d)\uff0e|[.!?]+{_EAST_ASIAN})+{_CLOSING})"
-    "|(?:[\u060c\u061b\u3001\uff64\u1363-\u1366\u104a\u055d]|(?<!\\d)[\uff0c\uff1a]"
-    f"|[\uff0c\uff1a](?!\\d)|\uff1b|[,;:]{_EAST_ASIAN}){_CLOSING}"
+    "\u0f0e\u037e\u203c\u203d\u2047-\u2049\u0700-\u0702\u07f9\u0df4\u1803\u1809\u1c7e\u1c7f\uabeb]"
+    f"|(?<!\\d)\uff0e|[.!?]+{_EAST_ASIAN}|(?<=[\u0900-\u0dff])[ ]?\\|+"
+    f"|\u2026+(?={_CLOSING}\\s))+{_CLOSING})"
+    "|(?:[\u061b\uff1b\u3001\uff64\u1363-\u1366\u104a\u055d\u07f8\u1802\u1808]"
+    "|(?<!\\d)[\u060c\uff0c\uff1a]|[\u060c\uff0c\uff1a](?!\\d)|[\u0387\u00b7](?=\\s)"
+    f"|\u2026+|\u2014{{2,}}|[,;:]{_EAST_ASIAN}){_CLOSING}"
 )
 
 
@@ -111,10 +119,20 @@ def _cut_at(text: str, ends: re.Pattern) -> list[str]:
 
 
 def _cut_word(word: str, max_characters: int, length: Callable[[str], int]) -> list[str]:
-    """Cut a word that is longer than the limit, unless it is in phonemes."""
+    """Cut a word that is longer than the limit into even parts, unless it is in phonemes.
+
+    No part begins with a sign, of a vowel or a sentence's end, that belongs to the letter before.
+    """
     if length(word) <= max_characters or "{" in word:
         return [word]
-    return [word[i : i + max_characters] for i in range(0, len(word), max_characters)]
+    parts = []
+    while word:
+        end = -(-len(word) // -(-len(word) // max_characters))
+        while end > 1 and unicodedata.category(word[end : end + 1] or " ")[0] in "MP":
+            end -= 1
+        parts.append(word[:end])
+        word = word[end:]
+    return parts
 
 
 def _join(parts: list[str], max_characters: int, length: Callable[[str], int]) -> list[str]:
