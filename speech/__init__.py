@@ -1,1 +1,1 @@
-"""The parts of synthesize.py: a voice on disk or the Hub, speaking, streaming, HiFi-GAN."""
+"""The parts of synthesize.py: voices on disk, on the Hub, of Coqui; speech, streams, HiFi-GAN."""

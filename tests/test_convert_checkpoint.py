@@ -69,60 +69,86 @@ def test_names_and_shapes_are_the_peers():
     assert converted == NVIDIA_SHAPES
 
 
-def coqui_state() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    floats = {n: torch.rand(s, generator=generator) - 0.5 for n, s in COQUI_SHAPES.items() if s}
-    return floats | {n: torch.tensor(9) for n, s in COQUI_SHAPES.items() if not s}
+def small_coqui(n_frames: int) -> dict[str, torch.Tensor]:
+    """Return small_peer's weights as Coqui's, of 29 symbols and n_frames a step."""
+    ours = model_from_peer(small_peer().state_dict(), "torchaudio", Path("peer.pt")).state_dict()
+    state = {peer_name(name, "coqui"): tensor for name, tensor in ours.items()}
+    shapes = {"linear_projection": (14 * n_frames, 44), "stopnet.1": (1, 20 + 14 * n_frames)}
+    for name, shape in shapes.items():
+        state[f"decoder.{name}.linear_layer.weight"] = torch.rand(shape)
+        state[f"decoder.{name}.linear_layer.bias"] = torch.rand(shape[0])
+    state["decoder.attention.v.linear_layer.bias"] = torch.ones(1)
+    state["coarse_decoder.attention.v.linear_layer.bias"] = torch.ones(1)
+    return state | {"embedding.weight": state["embedding.weight"][:29]}
 
 
-def test_coquis_names_and_stop_token():
+def test_coquis_names_and_shapes():
     with torch.device("meta"):
         ours = Tacotron2(Tacotron2Config(vocab_size=29, frames_per_step=2)).state_dict()
-    state = coqui_state()
-    folded = coqui.to_frames_per_step({**state, "coarse_decoder.x": torch.ones(1)}, 2, 80)
+        theirs = {name: torch.empty(shape) for name, shape in COQUI_SHAPES.items()}
+    folded = coqui.to_frames_per_step(theirs, 2, 80)
     names = {peer_name(name, "coqui"): tensor.shape for name, tensor in ours.items()}
     assert names == {name: tensor.shape for name, tensor in folded.items()}
 
-    hidden, context = torch.rand(1024), torch.rand(512)
-    linear = {
-        n: state[f"decoder.{n}.linear_layer.weight"] for n in ("linear_projection", "stopnet.1")
-    }
-    bias = {n: state[f"decoder.{n}.linear_layer.bias"] for n in linear}
-    read = torch.cat([hidden, context])
-    frames = linear["linear_projection"] @ read + bias["linear_projection"]
-    expected = linear["stopnet.1"] @ torch.cat([hidden, frames]) + bias["stopnet.1"]
+
+def test_coquis_stop_token_reads_the_frames():
+    state = small_coqui(3)
+    hidden_context = torch.rand(44)
+    projection, stop = (
+        [state[f"decoder.{name}.linear_layer.{kind}"] for kind in ("weight", "bias")]
+        for name in ("linear_projection", "stopnet.1")
+    )
+    frames = projection[0] @ hidden_context + projection[1]  # all 3, though 2 are returned
+    expected = stop[0] @ torch.cat([hidden_context[:20], frames]) + stop[1]
+    folded = coqui.to_frames_per_step(state, 2, 14)
     name = "decoder.stopnet.1.linear_layer."
-    logits = folded[name + "weight"] @ read + folded[name + "bias"]
+    logits = folded[name + "weight"] @ hidden_context + folded[name + "bias"]
     assert logits[0] == coqui.NEVER  # the first of a step's two frames cannot be the last
     assert torch.allclose(logits[1:], expected, rtol=1e-4)
 
 
-def test_a_voice_of_coquis_is_imported(tmp_path):
-    torch.save({"model": coqui_state(), "r": 1, "optimizer": {}}, tmp_path / "best_model.pth")
+COQUI_AUDIO = {**COQUI_CONFIG["audio"], "num_mels": 14}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("attention_norm", "sigmoid"),
+        ("use_gst", True),
+        ("use_forward_attn", True),
+        ("r", 4),
+        ("audio.signal_norm", True),
+    ],
+)
+def test_what_our_model_lacks_is_refused_by_coquis_name(tmp_path, field, value):
+    torch.save({"model": small_coqui(3)}, tmp_path / "best_model.pth")
     ends = ("--from", "coqui", tmp_path / "best_model.pth", "--to", tmp_path / "voice")
-    assert "config.json" in error_of(*ends)
-    bad = [("attention_norm", "sigmoid"), ("use_gst", True), ("use_forward_attn", True), ("r", 3)]
-    for name, value in bad:
-        (tmp_path / "config.json").write_text(json.dumps({**COQUI_CONFIG, name: value}))
-        if name == "r":
-            torch.save({"model": coqui_state()}, tmp_path / "best_model.pth")
-        assert f"{name} is {value!r}" in error_of(*ends)
-    audio = {**COQUI_CONFIG["audio"], "signal_norm": True}
-    (tmp_path / "config.json").write_text(json.dumps({**COQUI_CONFIG, "audio": audio}))
-    assert "audio.signal_norm is True" in error_of(*ends)
-    (tmp_path / "config.json").write_text(json.dumps({**COQUI_CONFIG, "r": 1}))
-    run_cli(*ends)
+    assert "config.json: cannot be read" in error_of(*ends)
+    config = {**COQUI_CONFIG, "audio": COQUI_AUDIO}
+    place = {**config, field: value}
+    if field.startswith("audio."):
+        place = {**config, "audio": {**COQUI_AUDIO, field.removeprefix("audio."): value}}
+    (tmp_path / "config.json").write_text(json.dumps(place))
+    assert f"{field} is {value!r}" in error_of(*ends)
+    assert not (tmp_path / "voice").exists()
+
+
+def test_a_voice_of_coquis_is_imported(tmp_path):
+    torch.save({"model": small_coqui(3), "r": 2, "optimizer": {}}, tmp_path / "best_model.pth")
+    (tmp_path / "config.json").write_text(json.dumps({**COQUI_CONFIG, "audio": COQUI_AUDIO}))
+    run_cli("--from", "coqui", tmp_path / "best_model.pth", "--to", tmp_path / "voice")
     voice = load_checkpoint(tmp_path / "voice")
-    assert voice.model.config == Tacotron2Config(vocab_size=29, decoder_prenet_dropout_p=0.0)
-    assert voice.audio_config == AudioConfig(mel_scaling="log")
-    # 4 special symbols, "Baabcd", "!'(),-.:;? ", then "abcdefgh", of which the last one counts
+    changed = {"vocab_size": 29, "frames_per_step": 2, "decoder_prenet_dropout_p": 0.0}
+    assert voice.model.config == Tacotron2Config(**{**vars(OUR_SIZES), **changed})
+    assert voice.audio_config == AudioConfig(num_mels=14, mel_scaling="log")
+    # 4 special symbols, "Baabcd", "!'(),-.:;? ", then "abcdefgh": the last of two equal ones counts
     assert voice.tokenizer.encode("Bad!").tolist() == [22, 21, 24, 10]
 
 
 @pytest.mark.parametrize("layout", ["nvidia", "speechbrain"])
 def test_a_prenet_of_several_frames_is_refused(layout):
-    state = {name: torch.ones(shape) for name, shape in NVIDIA_SHAPES.items()}
-    state["decoder.linear_projection.linear_layer.weight"] = torch.ones(240, 1536)
+    state = small_state("nvidia")
+    state["decoder.linear_projection.linear_layer.weight"] = torch.ones(42, 44)
     with pytest.raises(DataError, match="n_frames_per_step 3 cannot be converted"):
         model_from_peer(state, layout, Path("peer.pt"))
 
