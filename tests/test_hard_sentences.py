@@ -76,7 +76,7 @@ class Ear:
 def test_a_voice_is_counted_without_retries_and_with_them(voice, tmp_path, monkeypatch):
     """The voice never stops, so every sentence is wrong by its attention."""
     monkeypatch.setattr(hard_sentences, "load_recognizer", lambda *_: Ear())
-    monkeypatch.setattr(vocoder, "mel_to_audio", lambda mel, config: torch.zeros(500))
+    monkeypatch.setattr(vocoder, "mel_to_audio", lambda *_, **__: torch.zeros(500))
     hard_sentences.main(
         ["--checkpoint", str(voice), "--asr", "stub", "--n_retries", "1", "--device", "cpu",
          "--max_decoder_steps", "8", "--output_dir", str(tmp_path)]
