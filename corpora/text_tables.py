@@ -39,9 +39,9 @@ def is_table(path: str, lines: list[str]) -> bool:
             problem = "holds JSON"
     shapes = {re.sub(r"\d+", "0", line.split()[0]) for line in lines}
     first_words = {line.split()[0] for line in lines}
-    # Arrows and tags are read or left out; the times of subtitles are found without them.
+    # Arrows, tags and NUL are read or left out; the times of subtitles are found without them.
     markup = find_markup(strip_markup("\n".join(lines).replace("-->", "-"))[0])
-    if markup and not markup.startswith("HTML"):
+    if markup and not markup.startswith(("HTML", "NUL")):
         problem = f"holds {markup}"
     elif all(re.fullmatch(r'\(\s*\S+\s+".*"\s*\)', line) for line in lines):
         problem = "holds the prompts of Festival"
