@@ -1,6 +1,6 @@
 """Ask which score follows a recognizer's word errors over the checkpoints of several runs.
 
-    python benchmarks/text_match.py --asr openai/whisper-tiny.en --vocoder UNIVERSAL_V1 \
+    python benchmarks/text_match.py --asr openai/whisper-tiny.en --vocoder universal \
         --run demo demo/test_metadata.csv demo/work_dir/demo/checkpoint_* \
         --run voice my_voice/test_metadata.csv my_voice/work_dir/voice/checkpoint_*
 
@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import librosa
 import numpy as np
 import pandas as pd
 import torch
@@ -32,11 +31,11 @@ from model import Tacotron2Output
 from scoring.pictures import freeze_layout, new_figure, save_figure
 from scoring.recognition import (
     KINDS,
-    SAMPLING_RATE,
     Recognizer,
     count_errors,
     load_recognizer,
     plain_words,
+    resample,
 )
 from scoring.scores import (
     alignment_scores,
@@ -46,7 +45,7 @@ from scoring.scores import (
 )
 from scoring.text_match import compare
 from speech.speaking import MAX_DECODER_STEPS
-from speech.vocoder import load_vocoder, to_audio
+from speech.vocoder import choose_vocoder, to_audio
 from speech.voice import Voice, load_checkpoint
 
 SCORES = {  # column: what it is
@@ -123,10 +122,9 @@ def count_word_errors(
 ) -> Row:
     """Transcribe the mels' sounds, and divide the word errors by the words of the texts."""
     config = voice.audio_config
-    loaded = load_vocoder(vocoder, config) if vocoder else None
-    rate = {"orig_sr": config.sampling_rate, "target_sr": SAMPLING_RATE}
-    wavs = [librosa.resample(to_audio(mel, config, loaded).numpy(), **rate) for mel in mels]
-    transcripts = recognizer.transcribe([torch.from_numpy(wav) for wav in wavs])
+    loaded = choose_vocoder(vocoder, config)
+    wavs = [resample(to_audio(mel, config, loaded), config.sampling_rate) for mel in mels]
+    transcripts = recognizer.transcribe(wavs)
     n_errors = n_words = 0
     for text, transcript in zip(texts, transcripts, strict=True):
         reference, heard = (plain_words(x, voice.tokenizer) for x in (text, transcript))
@@ -186,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = "name, manifest and checkpoints of a run"
     parser.add_argument("--run", nargs="+", action="append", required=True, help=parts)
     parser.add_argument("--asr", required=True, help="speech recognizer of transformers")
-    parser.add_argument("--vocoder", help="folder of a HiFi-GAN; Griffin-Lim if unset")
+    parser.add_argument("--vocoder", help="HiFi-GAN, as synthesize.py takes it")
     args = parser.parse_args(argv)
     machine, path = print_device(torch.device("cpu")), args.output_dir / "text_match.csv"
     rows = pd.read_csv(path).drop(columns="machine").to_dict("records") if path.exists() else []

@@ -39,9 +39,8 @@ def fit_usual_lengths(letters: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     """
     by_length = np.argsort(letters, kind="stable")
     fitted = by_length[np.linspace(0, len(letters) - 1, min(len(letters), MAX_FITTED)).astype(int)]
-    more = np.subtract.outer(
-        letters[fitted], letters[fitted]
-    )  # letters of one clip than of another
+    # By how many letters, and seconds, one clip exceeds another
+    more = np.subtract.outer(letters[fitted], letters[fitted])
     longer = np.subtract.outer(seconds[fitted], seconds[fitted])
     # By hand: scipy.stats has this, and takes longer to import than LJSpeech takes to check.
     slope = np.median(longer[more > 0] / more[more > 0]) if more.any() else 0

@@ -27,7 +27,6 @@ import signal
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -62,12 +61,14 @@ Spoken = tuple[str, str, float, list[dict[str, Any]]]  # id, text, seconds, word
 
 
 def trim_silence(
-    wav: np.ndarray, starts: dict[int, int], engine: ModuleType
+    wav: np.ndarray, starts: dict[int, int], loud: np.ndarray, sampling_rate: int
 ) -> tuple[np.ndarray, dict[int, int]]:
-    """Leave at most MAX_LEAD_SECONDS of silence before the speech, and TAIL_SECONDS after it."""
-    loud = np.flatnonzero(np.abs(wav.astype(np.int32)) > engine.SILENCE_LEVEL)
-    first = max(0, int(loud[0]) - round(MAX_LEAD_SECONDS * engine.SAMPLING_RATE))
-    tail = np.zeros(round(TAIL_SECONDS * engine.SAMPLING_RATE), np.int16)
+    """Leave at most MAX_LEAD_SECONDS of silence before the speech, and TAIL_SECONDS after it.
+
+    `loud` has the places of the samples that are not silent.
+    """
+    first = max(0, int(loud[0]) - round(MAX_LEAD_SECONDS * sampling_rate))
+    tail = np.zeros(round(TAIL_SECONDS * sampling_rate), np.int16)
     trimmed = np.concatenate([wav[first : loud[-1] + 1], tail])
     return trimmed, {index: max(0, n - first) for index, n in starts.items()}
 
@@ -78,9 +79,10 @@ def speak_block(block: list[Sentence], wavs: Path, engine_name: str, voice: str)
     speaker, clips = engine.Speaker(voice), []
     for clip_id, text in block:
         wav, starts = speaker.speak(text)
-        if not (np.abs(wav.astype(np.int32)) > engine.SILENCE_LEVEL).any():
+        loud = np.flatnonzero(np.abs(wav.astype(np.int32)) > engine.SILENCE_LEVEL)
+        if not len(loud):
             raise DataError(f"{engine_name} spoke nothing for {text!r}")
-        wav, starts = trim_silence(wav, starts, engine)
+        wav, starts = trim_silence(wav, starts, loud, engine.SAMPLING_RATE)
         soundfile.write(wavs / f"{clip_id}.wav", wav, engine.SAMPLING_RATE, subtype="PCM_16")
         words = [(word[0], word.start()) for word in WORD.finditer(text) if word.start() in starts]
         seconds = {index: round(n / engine.SAMPLING_RATE, 5) for index, n in starts.items()}

@@ -212,9 +212,8 @@ class FastDecoder(Decoder):
             # Under autocast the cells, which hold nearly all the weights, run in its dtype. The
             # rest of a step is too small to gain from that and stays float32.
             with torch.autocast(device_type, enabled=False):
-                if (
-                    n_frames == n_at_once and n_steps > 1
-                ):  # the first chunk has compiled all kernels
+                # The first chunk has compiled all kernels.
+                if n_frames == n_at_once and n_steps > 1:
                     import fast.gpu as fast_gpu
 
                     run = fast_gpu.capture(run, carry)
@@ -267,10 +266,10 @@ class FastDecoder(Decoder):
             features = torch.cat([state.decoder_hidden, context], dim=1)
             frames, stop_logits = self.split(F.linear(features, *projection)[:, None])
             frame = frames[:, -1]  # (B, num_mels)
-            outputs.append((frames, stop_logits, alignment[:, None]))
-        parts = (torch.cat(x, dim=1) for x in zip(*outputs, strict=True))
-        n_frames = n_steps * self.config.frames_per_step
-        return self.per_frame(*parts, n_frames), (frame, *state)
+            alignments = alignment[:, None].expand(-1, frames.shape[1], -1)  # of each frame
+            outputs.append((frames, stop_logits, alignments))
+        parts = tuple(torch.cat(x, dim=1) for x in zip(*outputs, strict=True))
+        return parts, (frame, *state)
 
 
 # Switching

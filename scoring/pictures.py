@@ -38,14 +38,8 @@ COLOUR_MAP, PATH_COLOUR = "magma", "#4de3ff"  # PATH_COLOUR marks the arg-max; i
 PATH_BELOW = 6.0  # pixels; the arg-max is marked if the rows of an alignment are lower than this,
 PATH_SHARE = 0.1  # in frames that give it this much attention: a blur must not look sharp
 TRAIN_COLOUR, VAL_COLOUR, OTHER_COLOUR, FREE_COLOUR = "#3b6fb6", "#e07b39", "#555555", "#2f9e6e"
-SCORES = (
-    "score",
-    "match",
-    "focus",
-    "coverage",
-    "monotonicity",
-    "stopped_by_itself",
-)  # between 0 and 1
+# Ends of the names of numbers between 0 and 1
+SCORES = ("score", "match", "focus", "coverage", "monotonicity", "stopped_by_itself")
 FRAME_MS, LAST_FRAME_MS = 300, 2500  # of the film; viewers can look at the result
 
 

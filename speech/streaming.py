@@ -17,14 +17,7 @@ from torch import Tensor
 
 from dataset import clamp_mel
 from model import build_padding_mask
-from speech.speaking import (
-    PAUSES,
-    SpeakingOptions,
-    dropout_from,
-    encode,
-    make_generator,
-    to_wav,
-)
+from speech.speaking import PAUSES, SpeakingOptions, dropout_from, encode, make_generator, to_wav
 from speech.voice import Voice, inference_precision
 from text.splitting import MAX_CHARACTERS, split_text
 

@@ -1,5 +1,6 @@
 """Not a test: state dicts of torchaudio, NVIDIA, Coqui for tests of convert_checkpoint.py."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,14 +28,16 @@ OUR_SIZES = Tacotron2Config(
 )  # fmt: skip
 
 
-def convolution(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
-    """List the entries of a convolution and its batch norm."""
+def convolution(
+    name: str, *shape: int, conv: str = "0.conv", norm: str = "1"
+) -> dict[str, tuple[int, ...]]:
+    """List the entries of a convolution and its batch norm, whose names the peers differ in."""
     fields = ("weight", "bias", "running_mean", "running_var")
     return {
-        f"{name}.0.conv.weight": shape,
-        f"{name}.0.conv.bias": shape[:1],
-        **{f"{name}.1.{field}": shape[:1] for field in fields},
-        f"{name}.1.num_batches_tracked": (),
+        f"{name}.{conv}.weight": shape,
+        f"{name}.{conv}.bias": shape[:1],
+        **{f"{name}.{norm}.{field}": shape[:1] for field in fields},
+        f"{name}.{norm}.num_batches_tracked": (),
     }
 
 
@@ -70,17 +73,7 @@ NVIDIA_SHAPES = {
 }  # fmt: skip
 
 
-def coqui_convolution(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
-    """List the entries of Coqui's ConvBNBlock."""
-    fields = ("weight", "bias", "running_mean", "running_var")
-    return {
-        f"{name}.convolution1d.weight": shape,
-        f"{name}.convolution1d.bias": shape[:1],
-        **{f"{name}.batch_normalization.{field}": shape[:1] for field in fields},
-        f"{name}.batch_normalization.num_batches_tracked": (),
-    }
-
-
+coqui_convolution = partial(convolution, conv="convolution1d", norm="batch_normalization")
 # Coqui TTS 0.28's tts/models/tacotron2.py and tts/layers/tacotron/ with 29 symbols and r = 2,
 # written down name by name. Double decoder consistency adds a coarse_decoder, for training only.
 COQUI_SHAPES = {

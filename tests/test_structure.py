@@ -26,7 +26,7 @@ LEVELS = (  # a file imports its own room, and what stands on a lower level
     ("extras",),
     ("benchmarks",),
 )
-SCRIPTS = LEVELS[7]
+SCRIPTS = LEVELS[-3]
 ROOMS = (
     "command_line",
     "audio",

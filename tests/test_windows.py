@@ -7,19 +7,9 @@ import sys
 import pytest
 
 from conftest import REPO
+from test_structure import ROOMS
 
-FOLDERS = (
-    "",
-    "command_line",
-    "audio",
-    "text",
-    "fast",
-    "scoring",
-    "corpora",
-    "speech",
-    "training",
-    "extras",
-)
+FOLDERS = ("", *ROOMS)
 IMPORT_ALL = """
 import importlib, os, signal, sys
 import torch, accelerate, matplotlib.figure, huggingface_hub  # they know Windows by themselves

@@ -16,8 +16,8 @@ from text.tokenizer import Tokenizer
 
 MAX_CHARACTERS = 150  # of a piece, by default
 PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n\s*")
-# Brackets and quotes that close a sentence belong to its end; but '"is it?" she said' goes on.
 SENTENCE_MARK, CLAUSE_MARK = "\U0010fffb", "\U0010fffc"  # private characters, which cleaning keeps
+# Brackets and quotes that close a sentence belong to its end; but '"is it?" she said' goes on.
 SENTENCE_END = re.compile(
     r"""(?<=[.!?])\s+|(?<=[.])["')\]\u00bb\u203a\u2018-\u201d]+\s+|(?<=[!?])[)\]]+\s+"""
     rf"|{SENTENCE_MARK}\s*"

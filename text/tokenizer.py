@@ -16,14 +16,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from text.cleaning import (
-    CLEANERS,
-    clean_text,
-    compose,
-    lower_turkish,
-    make_plain,
-    match_case,
-)
+from text.cleaning import CLEANERS, clean_text, compose, lower_turkish, make_plain, match_case
 from text.english import has_capitals
 from text.phonemes import ARPABET, PHONEMES_IN_BRACES, find_odd_phoneme
 
