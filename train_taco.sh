@@ -39,7 +39,7 @@ arguments=(
     --guided_attention_weight 5.0
     --guided_attention_sigma 0.2
     --guided_attention_steps 300
-    --drop_frame_rate 0.0      # try 0.1 to 0.2 if attention does not align
+    --drop_frame_rate 0.0      # try 0.5 if the voice does not say its texts
     --stop_positive_weight 1.0 # try 5 to 10 if free running does not stop
     --short_first_epochs 1
     --alignment_warning_steps 2000

@@ -72,8 +72,8 @@ class TrainConfig:
     ] = 300
     drop_frame_rate: Annotated[
         float,
-        "share of teacher frames replaced by their mean, 0 to 1; 0.1 to 0.2 where attention does "
-        "not align",
+        "share of teacher frames replaced by their mean, 0 to 1; 0.5 where free running does not "
+        "say its texts",
     ] = 0.0
     stop_positive_weight: Annotated[
         float, "weight of the frames at which to stop; 5 to 10 where free running does not stop"

@@ -151,7 +151,7 @@ def describe_missing_speech(row: dict[str, float], config: TrainConfig) -> str |
 Its text_match is {row["text_match"]:.2f}, and {FAIR} where one understands some of it. The losses
 fall all the same, and the alignment may look well. What usually helps:
   a larger batch: --batch_size, now {config.batch_size}, or --gradient_accumulation_steps
-  less of the true previous frame: --drop_frame_rate 0.1, now {config.drop_frame_rate:g}
+  less of the true previous frame: --drop_frame_rate 0.5, now {config.drop_frame_rate:g}
   no silence at the edges of the clips: prep_splits.py --trim_db 40
   a learning rate near 1e-3: --learning_rate, now {config.learning_rate:g}
   {guide}
