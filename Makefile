@@ -27,13 +27,14 @@ DEMO_FLAGS := \
 	--working_directory $(DEMO)/work_dir --save_audio_gen $(DEMO)/validation \
 	--path_to_train_manifest $(DEMO)/train_metadata.csv \
 	--path_to_val_manifest $(DEMO)/test_metadata.csv \
-	--training_epochs 7 --batch_size 8 --learning_rate 0.002 --min_learning_rate 1e-4 \
+	--training_epochs 6 --batch_size 8 --learning_rate 0.003 --min_learning_rate 1e-4 \
 	--warmup_steps 50 --short_first_epochs 0 \
 	--guided_attention_weight 1 --guided_attention_sigma 0.4 --drop_frame_rate 0.5 \
 	--checkpoint_epochs 5 --console_out_iters 20 --num_workers 0 --alignment_warning_steps 500 \
 	--character_embed_dim 256 --encoder_embed_dim 256 --decoder_rnn_embed_dim 512 \
 	--decoder_prenet_dim 128 --attention_dim 64 --decoder_postnet_n_filters 256 \
-	--frames_per_step 3
+	--encoder_dropout_p 0.1 --decoder_postnet_dropout_p 0.1 --attention_dropout_p 0 \
+	--decoder_dropout_p 0 --frames_per_step 2
 # Half precision saves half the time, but only on a CPU that multiplies matrices in bfloat16.
 PRECISION := $(if $(shell grep -s amx_bf16 /proc/cpuinfo),bf16,no)
 
