@@ -55,6 +55,7 @@ from scoring.scores import (
     free_running_scores,
     indices_fit,
     mel_cepstral_distortion,
+    place_in_ipa,
     word_start_errors,
 )
 from scoring.summary import WORD_ERRORS, make_report
@@ -102,9 +103,12 @@ def score_batch(
             "mcd_db": mel_cepstral_distortion(mel, recording, voice.audio_config),
         }
         words = (word_times or {}).get(Path(path).stem, [])
-        cleaned = voice.tokenizer.clean(text)
-        if n_text != len(cleaned) or not indices_fit(words, text, cleaned):
-            words = []
+        if voice.tokenizer.language:
+            words = place_in_ipa(words, voice.tokenizer.decode(batch.tokens[i, :n_text]))
+        else:
+            cleaned = voice.tokenizer.clean(text)
+            fits = n_text == len(cleaned) and indices_fit(words, text, cleaned)
+            words = words if fits else []
         alignment = forced.alignments[i, :n_frames, :n_text].cpu()
         if word_times is not None:
             errors = word_start_errors(alignment, words, voice.audio_config.hop_seconds)

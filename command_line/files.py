@@ -82,6 +82,16 @@ def check_writable(flag: str, folder: str | Path) -> None:
         raise DataError(message) from None
 
 
+def read_text(flag: str, path: str) -> str:
+    """Read the UTF-8 text file that a flag names."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{flag} {path}: is not UTF-8 text") from None
+    except OSError as error:
+        raise DataError(f"{flag} {path}: cannot be read ({error})") from None
+
+
 def read_json(path: str | Path, name: str) -> Any:
     """Read a JSON file; a DataError begins with `name`."""
     try:

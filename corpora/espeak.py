@@ -6,13 +6,13 @@ The library and its voices come with `pip install espeakng-loader`.
 """
 
 import ctypes
-import os
 import re
 from typing import Any
 
 import numpy as np
 
 from command_line.files import DataError
+from text.espeak import CHARS_UTF8, choose_voice
 
 VOICE = "en-us"
 SAMPLING_RATE = 22050  # Hz, what espeak-ng's own synthesizer produces
@@ -24,9 +24,7 @@ SILENCE_LEVEL = 32  # of 32768: -60 dB of full scale; espeak-ng's pauses are exa
 WORD_SEPARATOR = "\u200b"
 
 # From speak_lib.h.
-AUDIO_OUTPUT_SYNCHRONOUS = 2
-INITIALIZE_PHONEME_EVENTS, INITIALIZE_DONT_EXIT = 0x0001, 0x8000
-POS_CHARACTER, CHARS_UTF8, ENDPAUSE = 1, 1, 0x1000
+POS_CHARACTER, ENDPAUSE = 1, 0x1000
 EVENT_LIST_TERMINATED, EVENT_WORD, EVENT_PHONEME = 0, 1, 7
 PARAMETER_RATE = 1
 
@@ -55,21 +53,7 @@ class Speaker:
     """Speaks with espeak-ng, in one voice. The library is global: one per process."""
 
     def __init__(self, voice: str) -> None:
-        try:
-            import espeakng_loader
-        except ImportError:
-            raise DataError("espeak-ng is not installed: pip install espeakng-loader") from None
-        data_path = espeakng_loader.get_data_path()
-        try:
-            self.library = ctypes.CDLL(espeakng_loader.get_library_path())
-        except OSError as error:
-            raise DataError(f"espeak-ng cannot be loaded: {error}") from None
-        options = INITIALIZE_PHONEME_EVENTS | INITIALIZE_DONT_EXIT
-        output = AUDIO_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data_path)
-        if self.library.espeak_Initialize(*output, options) != SAMPLING_RATE:
-            raise DataError(f"espeak-ng cannot read {data_path} (150 characters are its limit)")
-        if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise DataError(f"espeak-ng has no voice {voice!r}; {data_path}/lang has its voices")
+        self.library = choose_voice(voice)
         self.library.espeak_SetParameter(PARAMETER_RATE, WORDS_PER_MINUTE, 0)
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # espeak-ng seeds with the time
         self.chunks: list[np.ndarray] = []

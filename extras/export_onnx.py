@@ -235,6 +235,7 @@ def make_settings(voice: Voice, stop_threshold: float) -> dict[str, Any]:
         "format_version": 1,
         "symbols": list(voice.tokenizer.symbols),
         "token_ids": voice.tokenizer.character_ids,
+        "language": voice.tokenizer.language,
         **{k: v for k, v in asdict(voice.model.config).items() if "prenet" in k},
         "stop_threshold": stop_threshold,
         "audio": asdict(audio)

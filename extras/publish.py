@@ -260,7 +260,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--report", type=path_argument, help=f"report.json of evaluate.py {near}")
     add("--samples", type=path_argument, metavar="DIR", help=f"training's pictures {near}")
     add("--sounds", type=path_argument, metavar="DIR", help=f"wavs of synthesize.py {near}")
-    add("--language", default="en", help="the voice's, by ISO 639-1 (default: %(default)s)")
+    add("--language", help="the voice's, by ISO 639-1 (default: that of --phonemes espeak, or en)")
     add("--data", help="name of the recordings, such as LJSpeech")
     add("--license", help="the Hub's name of the voice's licence, such as cc-by-4.0")
     args = parser.parse_args(argv)
@@ -283,7 +283,9 @@ def main(argv: list[str] | None = None) -> None:
         if Path(args.output_dir).exists():
             raise DataError(f"--output_dir {args.output_dir}: is already there, choose another")
         check_writable("--output_dir", args.output_dir)
-    write = partial(write_folder, args, load_checkpoint(args.checkpoint), collect(args))
+    voice = load_checkpoint(args.checkpoint)
+    args.language = args.language or voice.tokenizer.language.split("-")[0] or "en"
+    write = partial(write_folder, args, voice, collect(args))
     if args.dry_run:
         write_whole(args.output_dir, write)
         say(f"{args.output_dir}: what would be published as {args.repo_id}")

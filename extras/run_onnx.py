@@ -4,7 +4,8 @@
 
 Needs only onnxruntime and numpy. The text is looked up letter by letter: write numbers and
 abbreviations as words, as in the .txt files of synthesize.py. Characters that the voice has no
-symbols for are skipped. --tokens takes token ids instead.
+symbols for are skipped. --tokens takes token ids instead. A voice of `--phonemes espeak` speaks the
+IPA of those .txt files, in braces: --text "{h\u0259l\u02c8o\u028a}".
 """
 
 import argparse
@@ -147,6 +148,8 @@ def main(argv: list[str] | None = None) -> None:
     speaker, rng = Speaker(args.folder, args.int8, args.threads), np.random.default_rng(args.seed)
     rate, n_symbols = speaker.settings["audio"]["sampling_rate"], len(speaker.settings["symbols"])
     tokens = np.array([args.tokens], np.int64) if args.tokens else speaker.encode(args.text)
+    if speaker.settings.get("language") and args.text and "{" not in args.text:
+        sys.exit("--text: this voice speaks IPA in braces, as in the .txt files of synthesize.py")
     has_letter = any(c.isalpha() and speaker.encode(c).size for c in args.text or "")
     if not (args.tokens or has_letter) or not 0 <= tokens.min() <= tokens.max() < n_symbols:
         sys.exit(f"nothing to say: {args.text or args.tokens!r} has no symbols of this voice")

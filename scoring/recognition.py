@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from command_line.files import DataError, import_extra, one_line
-from text.phonemes import PHONEMES_IN_BRACES
 from text.tokenizer import Tokenizer
 
 REQUIREMENTS = "requirements/asr.txt"
@@ -117,7 +116,7 @@ def load_recognizer(name: str, device: str, language: str | None = None) -> Reco
 
 def plain_words(text: str, tokenizer: Tokenizer) -> str:
     """Reduce a text to the words that are compared: cleaned, lower case, no punctuation."""
-    text = tokenizer.clean(text).lower()
+    text = tokenizer.to_letters(text).lower()
     kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in text)
     return " ".join(word for word in (word.strip("'") for word in kept.split()) if word)
 
@@ -142,7 +141,7 @@ def score_sounds(
 
     A text with phonemes in braces cannot be compared, so its clip has no columns.
     """
-    references = ["" if PHONEMES_IN_BRACES.search(x) else plain_words(x, tokenizer) for x in texts]
+    references = ["" if tokenizer.split(x)[1:] else plain_words(x, tokenizer) for x in texts]
     compared = [sounds for sounds, reference in zip(clips, references, strict=True) if reference]
     transcripts = iter(recognizer.transcribe([x for sounds in compared for x in sounds.values()]))
     rows: list[dict[str, Any]] = []

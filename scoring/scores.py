@@ -4,6 +4,8 @@ Focus, coverage and monotonicity show if an alignment is well formed, word_start
 is true, and mel_cepstral_distortion how far a mel is from the recording's.
 """
 
+import re
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -127,6 +129,14 @@ def word_start_errors(
         errors.append(frame * hop_seconds - word["start"])
         diagonal_errors.append(word["index"] / n_text * n_frames * hop_seconds - word["start"])
     return errors, diagonal_errors
+
+
+def place_in_ipa(words: list[dict], ipa: str) -> list[dict]:
+    """Move words of a text to where they begin in its IPA; [] if that has more or fewer of them."""
+    starts = [word.start() for word in re.finditer(r"[^\s.,;:!?]+", ipa)]
+    if len(starts) != len(words):
+        return []
+    return [word | {"index": start} for word, start in zip(words, starts, strict=True)]
 
 
 def indices_fit(words: list[dict], text: str, cleaned: str) -> bool:

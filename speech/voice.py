@@ -29,6 +29,7 @@ from text.tokenizer import Tokenizer
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT_VERSION = 1
+OF_SOME = {"language": "", "lexicon": {}}  # of the tokenizer, in config.json where not empty
 MAX_PARAMETERS = 10**9  # 4 GB in float32
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # for the matrix products
 
@@ -55,6 +56,7 @@ def write_config(
         "symbols": list(tokenizer.symbols),
         "cleaner": tokenizer.cleaner,
     }
+    config |= {name: getattr(tokenizer, name) for name in OF_SOME if getattr(tokenizer, name)}
     content = json.dumps(config, indent=2, ensure_ascii=False)
     (Path(directory) / CONFIG_FILE).write_text(content, encoding="utf-8")
 
@@ -100,9 +102,11 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
             message = f"format_version {found!r:.40} is not the {FORMAT_VERSION} read here"
             raise DataError(f"{path}: {message}")
         audio, symbols, cleaner = (config.pop(name) for name in ("audio", "symbols", "cleaner"))
+        of_some = {name: config.pop(name, empty) for name, empty in OF_SOME.items()}
         check_fields(path, config, Tacotron2Config)
         check_fields(path, audio, AudioConfig)
-        result = Tacotron2Config(**config), AudioConfig(**audio), Tokenizer(symbols, cleaner)
+        tokenizer = Tokenizer(symbols, cleaner, **of_some)
+        result = Tacotron2Config(**config), AudioConfig(**audio), tokenizer
     except DataError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -186,12 +190,19 @@ def list_differences(
     if saved_tokenizer.symbols != tokenizer.symbols:
         n_saved, n_given = saved_tokenizer.vocab_size, tokenizer.vocab_size
         differences.append(f"the symbols differ ({n_saved} were saved, {n_given} are given)")
-    return differences + compare_cleaners(saved_tokenizer, tokenizer)
+    return differences + compare_readings(saved_tokenizer, tokenizer)
 
 
-def compare_cleaners(saved: Tokenizer, given: Tokenizer) -> list[str]:
-    same = saved.cleaner == given.cleaner
-    return [] if same else [f"--cleaner was {saved.cleaner} and is now {given.cleaner}"]
+def compare_readings(saved: Tokenizer, given: Tokenizer) -> list[str]:
+    """List how two tokenizers differ in reading a text, a phrase for each."""
+    differences = []
+    for name in ("cleaner", "language"):
+        was, now = getattr(saved, name), getattr(given, name)
+        if was != now:
+            differences.append(f"--{name} was {was or 'unset'} and is now {now or 'unset'}")
+    if words := [w for w, x in given.lexicon.items() if saved.lexicon.get(w) != x]:
+        differences.append(f"--lexicon has other words than the checkpoint: {words[0]!r:.40}")
+    return differences
 
 
 def move_embeddings(
@@ -231,7 +242,7 @@ def warm_start(
     if saved[name].shape[1] == own[name].shape[1]:
         tables = voice.tokenizer.symbols, tokenizer.symbols
         saved[name], text_differences = move_embeddings(saved[name], own[name], *tables)
-    text_differences += compare_cleaners(voice.tokenizer, tokenizer)
+    text_differences += compare_readings(voice.tokenizer, tokenizer)
     fitting = {}
     for name, weight in own.items():
         if name not in saved:

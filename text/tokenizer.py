@@ -6,26 +6,48 @@
 
 cleaning.py makes text fit the table of symbols; characters that the table still lacks are left out.
 ARPAbet in braces, as in "{T ER1 N} left", is looked up as phonemes where the table has them.
+
+    tokenizer = Tokenizer(ESPEAK_SYMBOLS, language="de")
+    tokenizer.clean("Na, {v\u02c8\u025blt}!")     # "{na}, {v\u02c8\u025blt}!"
+
+With a language, espeak.py writes all words in IPA, and braces hold IPA. A lexicon replaces words of
+the text before anything else.
 """
 
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from text.cleaning import CLEANERS, clean_text, compose, lower_turkish, make_plain, match_case
+from text.cleaning import (
+    CLEANERS,
+    clean_text,
+    compose,
+    decode_entities,
+    lower_turkish,
+    make_plain,
+    match_case,
+)
 from text.english import has_capitals
+from text.espeak import IPA, PUNCTUATION, decompose, to_ipa
 from text.phonemes import ARPABET, PHONEMES_IN_BRACES, find_odd_phoneme
 
 PAD = "<pad>"
 DEFAULT_SYMBOLS = (PAD, *" !\"'(),-.:;?", *"abcdefghijklmnopqrstuvwxyz")
+ESPEAK_SYMBOLS = (PAD, " ", *PUNCTUATION, *IPA)  # of every language
 # A table has phonemes if it has one of these: ARPAbet as torchaudio and NVIDIA write it. Both turn
 # all text into lower case, so capitals in their tables are phonemes, or letters never trained.
 SIGNS_OF_PHONEMES = {"AA", "@AA"}
 PLACEHOLDER = "\U0010fffd"  # stands for a group in braces while the text around it is cleaned
+# Groups in braces, and the private characters with which splitting.py marks ends, which stay
+_GROUP = re.compile(r"\{[^{}]*\}")
+_IN_BRACES = re.compile(f"({_GROUP.pattern}|[\U0010fff0-\U0010ffff])")
+_IPA_WORD = re.compile(f"[^\\s{re.escape(PUNCTUATION)}\U0010fff0-\U0010ffff]+")
 MAX_NAMED = 20  # characters that one line names
 
 
@@ -33,16 +55,27 @@ class Tokenizer:
     """Text to token ids by a table of symbols; id 0, the first symbol, is padding.
 
     Symbols of several characters that are no phonemes keep their ids, but no text produces them.
-    `known` has the characters that text can be made of, `character_ids` their ids.
+    `known` has the characters that text can be made of, `character_ids` their ids. `language` is
+    espeak-ng's name of one whose words become IPA, "" for letters; `lexicon` has what replaces a
+    word, see lexicon.py.
     """
 
     pad_token_id = 0
 
-    def __init__(self, symbols: Sequence[str] = DEFAULT_SYMBOLS, cleaner: str = "english") -> None:
+    def __init__(
+        self,
+        symbols: Sequence[str] = DEFAULT_SYMBOLS,
+        cleaner: str = "english",
+        language: str = "",
+        lexicon: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         if cleaner not in CLEANERS:
             raise ValueError(f"cleaner must be {' or '.join(CLEANERS)}, found {cleaner!r:.40}")
         check_symbols(symbols)
         self.symbols, self.cleaner = tuple(symbols), cleaner
+        self.language, self.lexicon = language, dict(lexicon)
+        longest_first = map(re.escape, sorted(self.lexicon, key=len, reverse=True))
+        self._respelled = re.compile(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)", re.IGNORECASE)
         self.has_phonemes = not SIGNS_OF_PHONEMES.isdisjoint(self.symbols)
         ids = {symbol: i for i, symbol in enumerate(self.symbols)}
         self._phoneme_ids = {  # NVIDIA's table has a letter B beside the phoneme @B
@@ -79,16 +112,54 @@ class Tokenizer:
         return self._with(c for c in dict.fromkeys(characters) if c not in self.known)
 
     def _with(self, symbols: Iterable[str]) -> "Tokenizer":
-        more = [*symbols]
-        return Tokenizer([*self.symbols, *more], self.cleaner) if more else self
+        if not (more := [*symbols]):
+            return self
+        return Tokenizer([*self.symbols, *more], self.cleaner, self.language, self.lexicon)
 
-    def _split(self, text: str) -> list[str]:
-        """Split text at ARPAbet in braces: text, braces, text, ..., text."""
+    def with_lexicon(self, lexicon: Mapping[str, str]) -> "Tokenizer":
+        """Add words to the lexicon, or replace them in it; return the new tokenizer."""
+        return Tokenizer(self.symbols, self.cleaner, self.language, self.lexicon | lexicon)
+
+    def split(self, text: str) -> list[str]:
+        """Split text at phonemes in braces: text, braces, text, ..., text."""
+        if self.language:
+            return _IN_BRACES.split(text)
         return [text] if "{" in self.known else PHONEMES_IN_BRACES.split(text)
 
     def clean(self, text: str) -> str:
-        """Clean text for the table; ARPAbet in braces stays as it is."""
-        parts = self._split(text.replace(PLACEHOLDER, ""))
+        """Clean text for the table; phonemes in braces stay as they are.
+
+        With a language, words that are not yet in braces become IPA in braces.
+        """
+        clean = self._write_ipa if self.language else self._clean_letters
+        if self.lexicon:  # also the words that cleaning makes out of figures, for example
+            text = self.respell(clean(self.respell(text)))
+        return clean(text)
+
+    def to_letters(self, text: str) -> str:
+        """Clean text without the lexicon and without IPA, as a transcript is cleaned."""
+        if self.language:
+            return unicodedata.normalize("NFKC", decode_entities(text))
+        return self._clean_letters(text)
+
+    def respell(self, text: str) -> str:
+        """Replace the words of the lexicon, except in braces."""
+        parts = self.split(text)
+        parts[::2] = [
+            self._respelled.sub(lambda word: self.lexicon.get(word[0].casefold(), word[0]), part)
+            for part in parts[::2]
+        ]
+        return "".join(parts)
+
+    def _write_ipa(self, text: str) -> str:
+        """Write a text as words of IPA in braces, with plain punctuation between them."""
+        parts = self.split(decode_entities(text))
+        parts[::2] = [to_ipa(part, self.language) if part else "" for part in parts[::2]]
+        ipa = decompose("".join(parts).replace("{", "").replace("}", ""))
+        return " ".join(_IPA_WORD.sub(r"{\g<0>}", ipa).split())
+
+    def _clean_letters(self, text: str) -> str:
+        parts = self.split(text.replace(PLACEHOLDER, ""))
         cleaned = clean_text(PLACEHOLDER.join(parts[::2]), self.known, self.cleaner)
         for group in parts[1::2]:
             phonemes = " ".join(group[1:-1].split())
@@ -102,9 +173,11 @@ class Tokenizer:
         """
         if self.has_phonemes and (odd := find_odd_phoneme(text)):
             raise ValueError(f"{odd} is no phoneme of ARPAbet")
+        if self.language:
+            return self._encode_ipa(text)
         ids: list[int] = []
         is_spoken = False
-        for i, part in enumerate(self._split(self.clean(text))):
+        for i, part in enumerate(self.split(self.clean(text))):
             if i % 2:
                 ids += self._encode_phonemes(part)
                 is_spoken = True
@@ -116,6 +189,16 @@ class Tokenizer:
             letters = "".join(filter(str.isalpha, self.unknown_characters(text)))[:MAX_NAMED]
             lacking = f"that a symbol stands for, only {letters!r}" if letters else "to speak"
             raise ValueError(f"text has no letter {lacking}: {text[:80]!r}")
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def _encode_ipa(self, text: str) -> Tensor:
+        for group in filter(_GROUP.match, self.split(text)):
+            if odd := set(decompose(group)).difference(self.known, "{}\n"):
+                raise ValueError(f"{min(odd)!r} in {group[:60]} is no symbol of espeak-ng's IPA")
+        cleaned = self.clean(text)
+        if not any(map(str.isalpha, cleaned)):
+            raise ValueError(f"text has nothing that espeak-ng can speak: {text[:80]!r}")
+        ids = [self.character_ids[c] for c in cleaned if c in self.known]
         return torch.tensor(ids, dtype=torch.int64)
 
     def _encode_phonemes(self, group: str) -> list[int]:
@@ -140,12 +223,14 @@ class Tokenizer:
 
     def unknown_characters(self, text: str) -> str:
         """List the characters of the cleaned text that the table lacks, each once, in order."""
-        letters = "".join(self._split(self.clean(text))[::2])
+        letters = "".join(self.split(self.clean(text))[::2])
         return "".join(dict.fromkeys(c for c in letters if c not in self.known))
 
     def folded_letters(self, text: str) -> dict[str, str]:
         """Map the letters and accents that cleaning replaces to their replacements: \u00f6 to o."""
-        composed = compose("".join(self._split(text)[::2]), self.known)
+        if self.language:
+            return {}
+        composed = compose("".join(self.split(text)[::2]), self.known)
         if self.cleaner == "basic" and not has_capitals(self.known):
             composed = lower_turkish(composed, self.known)
         letters = (c for c in composed if not c.isascii() and unicodedata.category(c)[0] in "LM")

@@ -44,6 +44,7 @@ UNSAVED_FLAGS = (
     "resume_from_checkpoint",
     "overwrite",
     "path_to_symbols",
+    "lexicon",
     "warm_start",
     "warm_start_allow_mismatch",
     "working_directory",
@@ -255,6 +256,9 @@ def read_state_file(path: Path) -> dict[str, Any]:
             and isinstance(content["train_config"], dict)
         ):
             raise ValueError("a value has another type than what training writes")
+        flags = content["train_config"]
+        if isinstance(flags.get("phonemes"), bool):  # as it was before --phonemes espeak
+            flags["phonemes"] = "cmudict" if flags["phonemes"] else None
         return content
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read ({error})") from None

@@ -15,6 +15,7 @@ from model import Tacotron2Config
 from text.tokenizer import CLEANERS
 
 MAX_INT = 2**31 - 1  # numpy takes no seed above twice this
+PHONEMES = ("cmudict", "espeak", "none")  # where those of training come from
 MAX_WORKERS = 1024  # loader processes; more are a typo that would hang the machine
 
 
@@ -125,9 +126,19 @@ class TrainConfig:
         "english writes numbers and abbreviations as English words, basic leaves them alone; "
         "--warm_start uses the checkpoint's unless this is passed",
     ] = "english"
-    phonemes: Annotated[bool, "train on half the words of half the clips as CMUdict's phonemes"] = (
-        False
-    )
+    phonemes: Annotated[
+        str | None,
+        "cmudict, as if nothing follows: half the words of half the clips as CMUdict's phonemes; "
+        "espeak: all words as espeak-ng's, in --language; none, as if unset: all in letters",
+    ] = None
+    language: Annotated[
+        str | None, "espeak-ng's name of the language of --phonemes espeak, such as de"
+    ] = None
+    lexicon: Annotated[
+        str | None,
+        "UTF-8 file of words that are spoken otherwise, word<TAB>respelling or phonemes in braces; "
+        "kept in the checkpoint",
+    ] = None
     warm_start: Annotated[
         str | None, "checkpoint to take only the weights from, for another voice"
     ] = None
@@ -165,6 +176,15 @@ class TrainConfig:
         if self.cleaner not in CLEANERS:
             raise ValueError(
                 f"--cleaner must be {' or '.join(CLEANERS)}, found {self.cleaner!r:.40}"
+            )
+        if (self.phonemes == "espeak") != bool(self.language):
+            raise ValueError(
+                "--phonemes espeak and --language, such as de, go together, found "
+                f"--phonemes {self.phonemes or 'none'} and --language {self.language or 'unset'}"
+            )
+        if self.language and (given := self.extra_symbols or self.path_to_symbols):
+            raise ValueError(
+                f"--phonemes espeak has its own symbols, found {given!r:.40} beside it"
             )
         if self.num_workers > MAX_WORKERS:
             raise ValueError(
@@ -211,13 +231,14 @@ class Configs(NamedTuple):
 
 CONFIG_CLASSES = {"training": TrainConfig, "audio": AudioConfig, "model": Tacotron2Config}
 FROM_TOKENIZER = ("vocab_size", "pad_token_id")  # fields that are no flags
-CHOICES = {"mel_scaling": MEL_SCALINGS, "cleaner": CLEANERS}
+CHOICES = {"mel_scaling": MEL_SCALINGS, "cleaner": CLEANERS, "phonemes": PHONEMES}
 PATHS = (
     "working_directory",
     "save_audio_gen",
     "path_to_train_manifest",
     "path_to_val_manifest",
     "path_to_symbols",
+    "lexicon",
     "warm_start",
     "resume_from_checkpoint",
     "vocoder",
@@ -257,6 +278,8 @@ def add_field(group: Any, field: Field, kind: type, help_line: str) -> None:
         options["action"] = argparse.BooleanOptionalAction
     elif field.name in CHOICES:
         options["choices"] = CHOICES[field.name]
+        if field.name == "phonemes":
+            options |= {"nargs": "?", "const": PHONEMES[0]}
     else:
         is_path = field.name in PATHS
         is_name = field.name in ("experiment_name", "run_name")

@@ -23,8 +23,10 @@ from model import Tacotron2
 from speech.hub import find_checkpoint
 from speech.vocoder import choose_vocoder
 from speech.voice import outline_model, read_config, warm_start
+from text.espeak import choose_voice
+from text.lexicon import read_lexicon
 from text.phonemes import load_dictionary
-from text.tokenizer import Tokenizer
+from text.tokenizer import DEFAULT_SYMBOLS, ESPEAK_SYMBOLS, Tokenizer
 from training.checkpoints import (
     choose_checkpoint,
     clear_remains,
@@ -67,6 +69,8 @@ def set_up(
         parser.set_defaults(**asdict(model_config) | asdict(audio_config))
         if not resumed:
             parser.set_defaults(cleaner=tokenizer.cleaner)
+        if tokenizer.language and args.phonemes in (None, "espeak"):
+            parser.set_defaults(phonemes="espeak", language=tokenizer.language)
     configs = make_configs(parser, parser.parse_args(argv))
     run = build_run(configs, accelerator, begun_with, is_new=resumed is None)
     set_seed(run.config.seed, device_specific=True)  # each process draws its own dropout
@@ -97,20 +101,25 @@ def clear_folders(run: Run, is_new: bool) -> None:
 def choose_tokenizer(config: TrainConfig, begun_with: Path | None, is_new: bool) -> Tokenizer:
     """Choose the table of symbols: the checkpoint's, --path_to_symbols, or the built-in one.
 
-    --extra_symbols adds its symbols, and --phonemes those of ARPAbet.
+    --extra_symbols adds its symbols, and --phonemes cmudict those of ARPAbet. --phonemes espeak has
+    a table of its own. The checkpoint's lexicon stays, unless it is of letters and this of IPA.
 
     Raises:
         DataError: when a file cannot be used, or a resumed run lacks symbols that are asked for.
     """
-    symbols = read_config(begun_with)[2].symbols if begun_with else Tokenizer().symbols
+    saved, language = read_config(begun_with)[2] if begun_with else None, config.language or ""
+    if not saved or (is_new and bool(saved.language) != bool(language)):
+        saved = Tokenizer(ESPEAK_SYMBOLS if language else DEFAULT_SYMBOLS)
+    symbols = saved.symbols
     if is_new and (path := config.path_to_symbols):
         symbols = read_json(path, f"--path_to_symbols {path}")
     try:
-        tokenizer = Tokenizer(symbols, config.cleaner)
+        cleaner = "basic" if language else config.cleaner
+        tokenizer = Tokenizer(symbols, cleaner, language, saved.lexicon)
     except ValueError as error:
         raise DataError(f"--path_to_symbols {config.path_to_symbols}: {error}") from None
     extended = tokenizer.with_characters(config.extra_symbols or "")
-    extended = extended.with_phonemes() if config.phonemes else extended
+    extended = extended.with_phonemes() if config.phonemes == "cmudict" else extended
     if not is_new and extended.vocab_size > tokenizer.vocab_size:
         missing = extended.symbols[tokenizer.vocab_size :]
         flag = "phonemes" if len(missing[-1]) > 1 else "extra_symbols"
@@ -118,6 +127,10 @@ def choose_tokenizer(config: TrainConfig, begun_with: Path | None, is_new: bool)
             f"--{flag}: the symbols of {begun_with} lack {' '.join(missing)[:40]}, and cannot "
             "change in the course of a run; --warm_start takes its weights into a new one"
         )
+    if language:
+        choose_voice(language)  # refuses one that espeak-ng lacks
+    if config.lexicon:
+        extended = extended.with_lexicon(read_lexicon(config.lexicon, extended))
     return extended
 
 
@@ -190,7 +203,7 @@ def open_data(
     Raises:
         DataError: naming the manifest and what is wrong with it.
     """
-    dictionary = load_dictionary() if config.phonemes else None
+    dictionary = load_dictionary() if config.phonemes == "cmudict" else None
     train_set = TTSDataset(
         config.path_to_train_manifest, audio_config, tokenizer, dictionary, config.seed
     )
