@@ -1,4 +1,5 @@
 # make demo       build a voice from nothing, on a CPU: corpus, training, pictures, wavs, scores
+#                 LANGUAGE=de (or es, fr, it) speaks that language, PHONEMES=espeak trains on phonemes
 # make my_voice RECORDINGS=DIR   fine-tune the demo's voice on your own recordings
 # make rehearsal  train the reference recipe at full size, on sentences as long as LJSpeech's
 # make test       run the tests; LJSPEECH_DIR=... adds those on real speech
@@ -19,14 +20,29 @@ LOCKED := yes
 # SVOX Pico speaks the corpora, espeak-ng where there is no Pico; ENGINE=espeak chooses it.
 SPEAKER := $(if $(ENGINE),--engine $(ENGINE))
 
-DEMO := demo
+# LANGUAGE counts only where it is given to make: systems set it to the language of their menus.
+DEMO_LANGUAGE := $(if $(filter command,$(origin LANGUAGE)),$(filter-out en,$(LANGUAGE)))
+DEMO_CORPUS := demo$(addprefix _,$(DEMO_LANGUAGE))
+DEMO := $(DEMO_CORPUS)$(addprefix _,$(PHONEMES))
+LETTERS_de := äöüßé
+LETTERS_es := áéíóúüñ
+LETTERS_fr := àâæçèéêëîïôœùûüÿ
+LETTERS_it := àèéìíîòóùú
+DEMO_TEXT_FLAGS := $(if $(PHONEMES),--phonemes $(PHONEMES) \
+	$(if $(filter espeak,$(PHONEMES)),--language $(or $(DEMO_LANGUAGE),en-us)),$(if \
+	$(DEMO_LANGUAGE),--cleaner basic --extra_symbols $(LETTERS_$(DEMO_LANGUAGE))))
+TEXTS := "Can you hear my new voice?" "The quick fox naps." "Hello, I learned to speak."
+TEXTS_de := "Hörst du meine neue Stimme?" "Der flinke Fuchs schläft." "Hallo, ich kann jetzt sprechen."
+TEXTS_es := "¿Oyes mi nueva voz?" "El zorro rápido duerme." "Hola, he aprendido a hablar."
+TEXTS_fr := "Tu entends ma nouvelle voix?" "Le renard rapide dort." "Bonjour, j'ai appris à parler."
+TEXTS_it := "Senti la mia nuova voce?" "La volpe veloce dorme." "Ciao, ho imparato a parlare."
 DEMO_CHECKPOINT := $(DEMO)/work_dir/demo/final_checkpoint
 # On sentences this short, the default's heavier guide would straighten the alignment.
 DEMO_FLAGS := \
 	--experiment_name demo --run_name demo \
 	--working_directory $(DEMO)/work_dir --save_audio_gen $(DEMO)/validation \
-	--path_to_train_manifest $(DEMO)/train_metadata.csv \
-	--path_to_val_manifest $(DEMO)/test_metadata.csv \
+	--path_to_train_manifest $(DEMO_CORPUS)/train_metadata.csv \
+	--path_to_val_manifest $(DEMO_CORPUS)/test_metadata.csv \
 	--training_epochs 7 --batch_size 16 --learning_rate 0.004 --min_learning_rate 1e-4 \
 	--warmup_steps 50 --short_first_epochs 0 \
 	--guided_attention_weight 1 --guided_attention_sigma 0.4 --drop_frame_rate 0.5 \
@@ -53,29 +69,30 @@ demo: $(DEMO)/report.json
 
 $(DEMO)/report.json: $(DEMO)/spoken/done
 	$(BIN)/python evaluate.py --checkpoint $(DEMO_CHECKPOINT) \
-		--path_to_manifest $(DEMO)/test_metadata.csv \
-		--word_times $(DEMO)/corpus/word_times.json --output_json $@ \
+		--path_to_manifest $(DEMO_CORPUS)/test_metadata.csv \
+		--word_times $(DEMO_CORPUS)/corpus/word_times.json --output_json $@ \
 		--output_csv $(DEMO)/clips.csv --save_worst $(DEMO)/worst > $(DEMO)/report.txt
 
 $(DEMO)/spoken/done: $(DEMO_CHECKPOINT)/model.safetensors
 	$(BIN)/python synthesize.py --checkpoint $(DEMO_CHECKPOINT) --output_dir $(DEMO)/spoken --overwrite \
-		--vocoder auto --text \
-		"Can you hear my new voice?" "The quick fox naps." "Hello, I learned to speak." || test $$? = 2
+		--vocoder auto --text $(TEXTS$(addprefix _,$(DEMO_LANGUAGE))) || test $$? = 2
 	@touch $@
 
 # On a CPU, two processes of one thread are faster than one process of two threads. Accelerate
 # starts them only with --multi_gpu.
-$(DEMO_CHECKPOINT)/model.safetensors: $(DEMO)/train_metadata.csv
+$(DEMO_CHECKPOINT)/model.safetensors: $(DEMO_CORPUS)/train_metadata.csv
 	OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --quiet --multi_gpu \
 		--num_processes 2 --num_machines 1 --mixed_precision $(PRECISION) --dynamo_backend no \
-		train_taco.py $(DEMO_FLAGS) --overwrite
+		train_taco.py $(DEMO_FLAGS) $(DEMO_TEXT_FLAGS) --overwrite
 
-$(DEMO)/train_metadata.csv: $(DEMO)/corpus/metadata.csv
-	$(BIN)/python prep_splits.py --path_to_ljspech $(DEMO)/corpus --path_to_save $(DEMO) \
-		--test_split_pct 0.0204
+# 100 of the English 4,900 sentences are kept to measure with, or of the 3,000 in other languages.
+$(DEMO_CORPUS)/train_metadata.csv: $(DEMO_CORPUS)/corpus/metadata.csv
+	$(BIN)/python prep_splits.py --path_to_ljspech $(DEMO_CORPUS)/corpus \
+		--path_to_save $(DEMO_CORPUS) --test_split_pct $(if $(DEMO_LANGUAGE),0.0333,0.0204)
 
-$(DEMO)/corpus/metadata.csv: | $(BIN)/installed
-	$(BIN)/python -m corpora.make_demo_corpus --path_to_save $(DEMO)/corpus $(SPEAKER)
+$(DEMO_CORPUS)/corpus/metadata.csv: | $(BIN)/installed
+	$(BIN)/python -m corpora.make_demo_corpus --path_to_save $(DEMO_CORPUS)/corpus $(SPEAKER) \
+		$(addprefix --language ,$(DEMO_LANGUAGE))
 
 my_voice: | $(BIN)/installed
 	PATH="$(abspath $(BIN)):$$PATH" bash my_voice.sh
@@ -139,4 +156,4 @@ $(BIN)/installed: requirements.lock requirements.txt $(wildcard requirements/*.t
 	@touch $@
 
 clean:
-	rm -rf $(DEMO)
+	rm -rf $(DEMO) $(DEMO_CORPUS)

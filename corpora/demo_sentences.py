@@ -4,8 +4,9 @@
     make_sentences(12, 187, seed=42)  # as long as LJSpeech's
     read_sentences("book.txt", n_sentences=None)  # its lines, checked
 
-demo_grammar.ini has the words, and the templates that they fill. A sentence of more than
-LONGEST_SENTENCE characters is several parts joined, with quotes, years and numbers in words.
+demo_grammar.ini has the words, and the templates that they fill; demo_grammar_de.ini and its like
+do so for other languages. A sentence of more than LONGEST_SENTENCE characters, in English only, is
+several parts joined, with quotes, years and numbers in words.
 """
 
 import random
@@ -17,7 +18,7 @@ from pathlib import Path
 from command_line.files import DataError, file_errors
 from corpora.layouts import read_text
 
-GRAMMAR = Path(__file__).with_name("demo_grammar.ini")
+LANGUAGES = ("en", "de", "es", "fr", "it")
 LENGTH_SLACK = 2  # characters by which a sentence may miss the drawn length
 LONGEST_SENTENCE = 44  # characters; longer ones are joined
 JOINS = (", and ", ", and ", ", but ", ", while ", "; ", "; ", ". ", ". ")
@@ -46,14 +47,15 @@ def conjugate(verb: str) -> dict[str, str]:
     }
 
 
-def read_grammar() -> Slots:
+def read_grammar(language: str = "en") -> Slots:
     """Read the words and templates that can fill each slot of a template."""
     grammar = ConfigParser(delimiters=("=",), comment_prefixes=("#",), interpolation=None)
-    grammar.read(GRAMMAR, encoding="utf-8")
+    name = "demo_grammar.ini" if language == "en" else f"demo_grammar_{language}.ini"
+    grammar.read(Path(__file__).with_name(name), encoding="utf-8")
     slots = {name: split_templates(text) for name, text in grammar["templates"].items()}
     for name, text in grammar["words"].items():
         slots[name] = [word.replace("_", " ") for word in text.split()]
-    for verb, text in grammar["verbs"].items():
+    for verb, text in grammar["verbs"].items() if language == "en" else ():
         for form, word in conjugate(verb).items():
             slots.setdefault(form, []).extend(f"{word} {rest}" for rest in split_templates(text))
     return slots
@@ -85,6 +87,15 @@ def draw_sentence(slots: Slots, rng: random.Random) -> str:
     return text[0].upper() + text[1:]
 
 
+def draw_foreign_sentence(slots: Slots, rng: random.Random) -> str:
+    """Draw a sentence of another language; "" if it would have a word of four letters twice."""
+    text = fill("{sentence}", slots, rng)
+    words = re.findall(r"\w{4,}", text.lower())
+    if len(set(words)) < len(words):
+        return ""
+    return re.sub(r"[^\W\d_]", lambda m: m[0].upper(), text, count=1)  # after a Spanish sign
+
+
 def draw_long_sentence(slots: Slots, rng: random.Random, n_chars: int) -> str:
     """Join parts until there are about n_chars characters or more."""
     text = fill("{part}", slots, rng)
@@ -95,21 +106,24 @@ def draw_long_sentence(slots: Slots, rng: random.Random, n_chars: int) -> str:
     return re.sub(r'^"?[a-z]|(?<=\. )"?[a-z]', lambda m: m[0].upper(), text)
 
 
-def make_sentences(min_chars: int, max_chars: int, seed: int) -> Iterator[str]:
+def make_sentences(
+    min_chars: int, max_chars: int, seed: int, language: str = "en"
+) -> Iterator[str]:
     """Yield sentences of min_chars to max_chars characters, no two of which have the same letters.
 
     Ends when GIVE_UP_AFTER draws in a row give nothing new.
     """
-    rng, slots = random.Random(seed), read_grammar()
+    rng, slots = random.Random(seed), read_grammar(language)
+    draw = draw_sentence if language == "en" else draw_foreign_sentence
     seen, misses = set(), 0
     while misses < GIVE_UP_AFTER:
         if misses % 100 == 0:  # draw the length first, or short and long ones would be rare
             target = rng.randint(min_chars, max_chars)
         if target <= LONGEST_SENTENCE:
-            text = draw_sentence(slots, rng)
+            text = draw(slots, rng)
         else:
             text = draw_long_sentence(slots, rng, target)
-        letters = re.sub(r"[^a-z]", "", text.lower())
+        letters = "".join(filter(str.isalpha, text.lower()))
         fits = min_chars <= len(text) <= max_chars and abs(len(text) - target) <= LENGTH_SLACK
         if fits and letters not in seen:
             seen.add(letters)

@@ -3,8 +3,9 @@
     python -m corpora.make_demo_corpus --path_to_save demo/corpus
     python -m corpora.make_demo_corpus --path_to_save demo/book --sentences book.txt
 
-The first command speaks short English sentences of the seeded grammar in demo_sentences.py, the
-second any text file, one sentence a line. Both write, at 22,050 Hz:
+The first command speaks short English sentences of the seeded grammar in demo_sentences.py, and
+with `--language de`, es, fr or it those of that language; the second any text file, one sentence a
+line. Both write, at 22,050 Hz:
 
     metadata.csv     id|text|text, as in LJSpeech
     wavs/ID.wav      mono, 16 bit
@@ -44,9 +45,9 @@ from command_line.files import (
 from command_line.flags import FlagParser
 from command_line.main import say, script
 from corpora import espeak, pico
-from corpora.demo_sentences import WORD, make_sentences, read_sentences
+from corpora.demo_sentences import LANGUAGES, LONGEST_SENTENCE, WORD, make_sentences, read_sentences
 
-N_SENTENCES = 4900
+N_SENTENCES, N_FOREIGN_SENTENCES = 4900, 3000
 ENGINES = {"pico": pico, "espeak": espeak}
 MAX_LEAD_SECONDS = 0.05  # of silence before the speech
 TAIL_SECONDS = 0.1  # of silence after it
@@ -141,8 +142,9 @@ def choose_sentences(args: argparse.Namespace) -> list[str]:
     """Return the sentences to speak: the lines of --sentences, or the grammar's."""
     if args.sentences is not None:
         return read_sentences(args.sentences, args.n_sentences)
-    n_sentences = args.n_sentences or N_SENTENCES
-    supply = make_sentences(args.min_chars, args.max_chars, args.seed)
+    default = N_SENTENCES if args.language == "en" else N_FOREIGN_SENTENCES
+    n_sentences = args.n_sentences or default
+    supply = make_sentences(args.min_chars, args.max_chars, args.seed, args.language)
     sentences = list(itertools.islice(supply, n_sentences))
     if len(sentences) < n_sentences:
         only = f"the grammar gives only {len(sentences)} sentences of such lengths"
@@ -172,9 +174,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--path_to_save", type=path_argument, required=True, help="folder to make")
     add("--sentences", type=path_argument, help="text to speak, one sentence a line")
-    add(
-        "--n_sentences", type=count_argument, help=f"{N_SENTENCES}, or all of --sentences, if unset"
-    )
+    add("--language", choices=LANGUAGES, default="en", help="of grammar, voice (%(default)s)")
+    numbers = f"{N_SENTENCES} in English, else {N_FOREIGN_SENTENCES}, or all of --sentences"
+    add("--n_sentences", type=count_argument, help=f"{numbers}, if unset")
     add(
         "--min_chars",
         type=count_argument,
@@ -189,12 +191,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--seed", type=int, default=42, help="of the grammar's sentences (default: %(default)s)")
     add("--engine", choices=ENGINES, default=default_engine(), help="speaker (%(default)s)")
-    add("--voice", help="of the engine: en-US of pico, en-us of espeak, if unset")
+    add("--voice", help="of the engine: en-US of pico, en-us of espeak, or of --language, if unset")
     add("--overwrite", action="store_true", help="replace another corpus at path_to_save")
     args = parser.parse_args(argv)
     if args.min_chars > args.max_chars:
         parser.error(f"--min_chars {args.min_chars} exceeds --max_chars {args.max_chars}")
-    args.voice = ENGINES[args.engine].VOICE if args.voice is None else args.voice
+    if args.language != "en" and args.max_chars > LONGEST_SENTENCE:
+        most = f"--max_chars {LONGEST_SENTENCE} is the most in other languages than English"
+        parser.error(f"{most}, found {args.max_chars}")
+    args.voice = args.voice or ENGINES[args.engine].VOICES.get(args.language, args.language)
     return args
 
 

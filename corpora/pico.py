@@ -14,7 +14,7 @@ import numpy as np
 from command_line.files import DataError
 from corpora.demo_sentences import WORD
 
-VOICE = "en-US"
+VOICES = {"en": "en-US", "de": "de-DE", "es": "es-ES", "fr": "fr-FR", "it": "it-IT"}
 SAMPLING_RATE = 22050  # Hz, to which the 16,000 Hz of Pico are resampled
 PICO_RATE = 16_000
 SILENCE_LEVEL = 160  # of 32768: -46 dB of full scale; Pico's pauses have a faint noise
