@@ -292,6 +292,8 @@ def export_voice(source: Path, layout: str, target: Path) -> None:
     write_target(target, lambda temporary: torch.save(content, temporary))
     if voice.audio_config.mel_scaling != "log":
         say(f"warning: the mels are {voice.audio_config.mel_scaling}, {layout} expects log mels")
+    if voice.tokenizer.language:
+        say("warning: the voice reads IPA as espeak-ng writes it, no letters")
     say(f"{target}: a {layout} state dict")
 
 

@@ -176,7 +176,12 @@ def test_text_becomes_the_tokenizers_ids_or_is_refused(speaker, voice, exported,
     flags = ["--folder", str(exported), "--output", str(tmp_path / "a.wav"), "--text", "\u2603 9"]
     with pytest.raises(SystemExit, match=r"^nothing to say: .+ of this voice$"):
         run_onnx.main(flags)
-    assert not any(tmp_path.iterdir())
+    folder = shutil.copytree(exported, tmp_path / "german")
+    settings = json.loads((folder / "settings.json").read_text()) | {"language": "de"}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(SystemExit, match="this voice speaks IPA in braces"):
+        run_onnx.main(["--folder", str(folder), *flags[2:-1], "Hallo"])
+    assert not (tmp_path / "a.wav").exists()
 
 
 def test_a_second_export_replaces_the_first(checkpoint, exported, tmp_path):

@@ -74,6 +74,8 @@ class Tokenizer:
         check_symbols(symbols)
         self.symbols, self.cleaner = tuple(symbols), cleaner
         self.language, self.lexicon = language, dict(lexicon)
+        if not all(isinstance(text, str) for text in (language, *self.lexicon.values())):
+            raise ValueError("language and what replaces the words of the lexicon must be strings")
         longest_first = map(re.escape, sorted(self.lexicon, key=len, reverse=True))
         self._respelled = re.compile(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)", re.IGNORECASE)
         self.has_phonemes = not SIGNS_OF_PHONEMES.isdisjoint(self.symbols)
