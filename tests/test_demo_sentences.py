@@ -2,19 +2,24 @@
 
 import hashlib
 import itertools
+import os
 import re
+import shutil
 import string
+import subprocess
 from collections import Counter
 
 import pytest
 
-from corpora.demo_sentences import make_sentences, read_sentences
+from conftest import REPO
+from corpora.demo_sentences import LANGUAGES, make_sentences, read_sentences
 
+MAKEFILE = (REPO / "Makefile").read_text(encoding="utf-8")
 N_SENTENCES = 4900  # of the embedded corpus
 
 
-def first(n, seed):
-    return list(itertools.islice(make_sentences(16, 42, seed), n))
+def first(n, seed, language="en"):
+    return list(itertools.islice(make_sentences(16, 42, seed, language), n))
 
 
 def test_sentences_are_unique_ordinary_english_of_every_length_letter_and_mark():
@@ -38,6 +43,36 @@ def test_the_corpus_of_the_demo_does_not_change(min_chars, max_chars, digest):
     sentences = list(itertools.islice(make_sentences(min_chars, max_chars, 42), 500))
     assert hashlib.sha256("\n".join(sentences).encode()).hexdigest()[:16] == digest
     assert len(set(sentences) & set(first(500, 1))) < 100, "another seed, other sentences"
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_sentences_of_other_languages_have_the_letters_that_training_gets(language):
+    (letters,) = re.findall(rf"^LETTERS_{language} := (.+)$", MAKEFILE, re.MULTILINE)
+    sentences = first(400, 42, language)
+    assert len({text.lower() for text in sentences}) == 400
+    for text in sentences:
+        assert re.fullmatch(r"[\u00bf\u00a1]?[^\W\d_a-z][^{}_|]*[.?!]", text), text
+        assert set(text.lower()) <= {*string.ascii_lowercase, *letters, *" .,?!'-\u00bf\u00a1"}, (
+            text
+        )
+        assert "  " not in text and 16 <= len(text) <= 42
+
+
+def test_make_keeps_the_demos_apart():
+    """The system's own LANGUAGE, in the environment, changes nothing."""
+    if not shutil.which("make"):
+        pytest.skip("make is not installed")
+
+    def folders(*flags, **environment):
+        done = subprocess.run(
+            ["make", "--dry-run", "demo", *flags], cwd=REPO, env=os.environ | environment,
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return {x.rstrip("/") for x in re.findall(r"\bdemo(?:_[a-z]+)*/", done.stdout)}
+
+    assert folders() == folders(LANGUAGE="de_DE:en") == {"demo"}
+    assert folders("LANGUAGE=de") == {"demo_de"}
+    assert folders("LANGUAGE=de", "PHONEMES=espeak") == {"demo_de", "demo_de_espeak"}
 
 
 def test_n_sentences_takes_the_first_lines_of_a_file(tmp_path):
