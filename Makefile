@@ -22,6 +22,7 @@ SPEAKER := $(if $(ENGINE),--engine $(ENGINE))
 
 # LANGUAGE counts only where it is given to make: systems set it to the language of their menus.
 DEMO_LANGUAGE := $(if $(filter command,$(origin LANGUAGE)),$(filter-out en,$(LANGUAGE)))
+DEMO_SPEAKER := $(SPEAKER) $(addprefix --language ,$(DEMO_LANGUAGE))
 DEMO_CORPUS := demo$(addprefix _,$(DEMO_LANGUAGE))
 DEMO := $(DEMO_CORPUS)$(addprefix _,$(PHONEMES))
 LETTERS_de := äöüßé
@@ -91,8 +92,7 @@ $(DEMO_CORPUS)/train_metadata.csv: $(DEMO_CORPUS)/corpus/metadata.csv
 		--path_to_save $(DEMO_CORPUS) --test_split_pct $(if $(DEMO_LANGUAGE),0.0333,0.0204)
 
 $(DEMO_CORPUS)/corpus/metadata.csv: | $(BIN)/installed
-	$(BIN)/python -m corpora.make_demo_corpus --path_to_save $(DEMO_CORPUS)/corpus $(SPEAKER) \
-		$(addprefix --language ,$(DEMO_LANGUAGE))
+	$(BIN)/python -m corpora.make_demo_corpus --path_to_save $(DEMO_CORPUS)/corpus $(DEMO_SPEAKER)
 
 my_voice: | $(BIN)/installed
 	PATH="$(abspath $(BIN)):$$PATH" bash my_voice.sh

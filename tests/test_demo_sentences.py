@@ -68,7 +68,7 @@ def test_make_keeps_the_demos_apart():
             ["make", "--dry-run", "demo", *flags], cwd=REPO, env=os.environ | environment,
             capture_output=True, text=True, check=True,
         )  # fmt: skip
-        return {x.rstrip("/") for x in re.findall(r"\bdemo(?:_[a-z]+)*/", done.stdout)}
+        return {x.rstrip("/") for x in re.findall(r"(?<![/\w])demo(?:_[a-z]+)*/", done.stdout)}
 
     assert folders() == folders(LANGUAGE="de_DE:en") == {"demo"}
     assert folders("LANGUAGE=de") == {"demo_de"}

@@ -170,22 +170,7 @@ class TrainConfig:
             if value is not None and not bound <= value <= MAX_INT:
                 bounds = f"at most {MAX_INT}" if value > MAX_INT else f"at least {bound}"
                 raise ValueError(f"--{name} must be {bounds}, found {value}")
-        extra = self.extra_symbols
-        if extra is not None and not (extra.strip() and extra.isprintable()):
-            raise ValueError(f"--extra_symbols must be visible characters, found {extra!r:.40}")
-        if self.cleaner not in CLEANERS:
-            raise ValueError(
-                f"--cleaner must be {' or '.join(CLEANERS)}, found {self.cleaner!r:.40}"
-            )
-        if (self.phonemes == "espeak") != bool(self.language):
-            raise ValueError(
-                "--phonemes espeak and --language, such as de, go together, found "
-                f"--phonemes {self.phonemes or 'none'} and --language {self.language or 'unset'}"
-            )
-        if self.language and (given := self.extra_symbols or self.path_to_symbols):
-            raise ValueError(
-                f"--phonemes espeak has its own symbols, found {given!r:.40} beside it"
-            )
+        self._check_text_flags()
         if self.num_workers > MAX_WORKERS:
             raise ValueError(
                 f"--num_workers must be at most {MAX_WORKERS}, found {self.num_workers}"
@@ -213,6 +198,24 @@ class TrainConfig:
             raise ValueError(
                 f"--min_learning_rate must not exceed --learning_rate, found "
                 f"{self.min_learning_rate} > {self.learning_rate}"
+            )
+
+    def _check_text_flags(self) -> None:
+        extra = self.extra_symbols
+        if extra is not None and not (extra.strip() and extra.isprintable()):
+            raise ValueError(f"--extra_symbols must be visible characters, found {extra!r:.40}")
+        if self.cleaner not in CLEANERS:
+            raise ValueError(
+                f"--cleaner must be {' or '.join(CLEANERS)}, found {self.cleaner!r:.40}"
+            )
+        if (self.phonemes == "espeak") != bool(self.language):
+            raise ValueError(
+                "--phonemes espeak and --language, such as de, go together, found "
+                f"--phonemes {self.phonemes or 'none'} and --language {self.language or 'unset'}"
+            )
+        if self.language and (given := self.extra_symbols or self.path_to_symbols):
+            raise ValueError(
+                f"--phonemes espeak has its own symbols, found {given!r:.40} beside it"
             )
 
     @property
