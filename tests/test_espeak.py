@@ -83,7 +83,9 @@ def test_the_ends_of_clauses_stay(text, marks):
 
 
 def test_there_is_no_such_language():
-    with pytest.raises(DataError, match=r"espeak-ng has no language 'xx'; it has af am .* de "):
+    with pytest.raises(
+        DataError, match=r"espeak-ng has no voice 'xx'; its languages: af am .* de "
+    ):
         to_ipa("Hallo", "xx")
 
 
@@ -275,7 +277,7 @@ def test_phonemes_and_language_go_together(begin, capsys):
         with pytest.raises(SystemExit):
             begin(*flags)
         assert says in capsys.readouterr().err
-    with pytest.raises(DataError, match="has no language 'xx'"):
+    with pytest.raises(DataError, match="has no voice 'xx'"):
         begin("--phonemes", "espeak", "--language", "xx")
 
 

@@ -74,7 +74,7 @@ def choose_voice(voice: str) -> ctypes.CDLL:
     library = load_library()
     if library.espeak_SetVoiceByName(voice.encode()) != 0:
         names = sorted(path.name for path in library.data_path.glob("lang/**/*") if path.is_file())
-        raise DataError(f"espeak-ng has no language {voice!r:.40}; it has {' '.join(names)}")
+        raise DataError(f"espeak-ng has no voice {voice!r:.40}; its languages: {' '.join(names)}")
     return library
 
 
