@@ -68,7 +68,7 @@ LONG_PAUSE = 0.6  # seconds; is cut where both sides are long enough
 MAX_PAUSE = 1.5  # seconds; is always cut
 MARGIN = 0.2  # seconds of a pause that a piece keeps at each end
 NOISE_DB = 6.0  # above the softest frames is no pause
-MIN_RANGE_DB = 25.0  # from the softest to the loudest frames of a clean piece
+MIN_RANGE_DB = 20.0  # from the softest to the loudest frames of a clean piece
 PEAK_DB, MIN_PEAKS = 10.0, 3  # above the spectrum around them, of music or voices
 VOICED_DB = 10.0  # below the loudest frames, where pitch is measured
 PITCHES = {"fmin": 60.0, "fmax": 500.0}  # Hz, of a voice
@@ -162,24 +162,26 @@ def measure_piece(piece: Piece, wav: np.ndarray) -> Piece:
     import librosa  # slow to import
     from scipy.ndimage import median_filter
 
-    levels, hop = measure_levels(wav, SAMPLING_RATE), round(FRAME_SECONDS * SAMPLING_RATE)
+    hop, edge = round(FRAME_SECONDS * SAMPLING_RATE), round(MARGIN / FRAME_SECONDS)
+    if len(wav) > 3 * edge * hop:
+        wav = wav[edge * hop : -edge * hop]  # its margins may be silent where it is not
+    levels = measure_levels(wav, SAMPLING_RATE)
     soft, loud = np.percentile(levels, [2, 95])
     pitches = librosa.yin(wav, **PITCHES, sr=SAMPLING_RATE, frame_length=1024, hop_length=hop)
-    voiced = levels[: len(pitches)] > loud - VOICED_DB
-    pitch = float(np.median(pitches[: len(levels)][voiced]))
+    pitch = float(np.median(pitches[: len(levels)][levels > loud - VOICED_DB]))
     piece = piece._replace(range_db=round(float(loud - soft), 1), pitch=round(pitch, 1))
     if piece.range_db >= MIN_RANGE_DB:
         return piece
     spectrum = librosa.stft(wav, n_fft=2 * hop, hop_length=hop, center=False)
-    softest = levels[: spectrum.shape[1]].argsort()[: max(5, len(levels) // 10)]
+    softest = np.flatnonzero(levels[: spectrum.shape[1]] <= soft + 2)
     decibels = 10 * np.log10(np.square(np.abs(spectrum[:, softest])).mean(axis=1) + 1e-12)
     n_peaks = (decibels - median_filter(decibels, 21) > PEAK_DB).sum()  # of 525 Hz
     return piece._replace(why="music" if n_peaks >= MIN_PEAKS else "noise")
 
 
-def write_json(content: dict, path: Path) -> None:
-    """Write JSON to a file, in UTF-8."""
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=0), encoding="utf-8")
+def write_text(path: Path, content: str) -> None:
+    """Write a UTF-8 file, whole or not at all."""
+    write_whole(path, partial(Path.write_text, data=content, encoding="utf-8"))
 
 
 def transcribe_pieces(
@@ -196,7 +198,7 @@ def transcribe_pieces(
         if new:
             texts = recognizer.transcribe(list(new.values()))
             heard |= {key: one_line(text, None) for key, text in zip(new, texts, strict=True)}
-            write_whole(folder / HEARD, partial(write_json, heard))
+            write_text(folder / HEARD, json.dumps(heard, ensure_ascii=False, indent=0))
         for piece, sound, key in zip(pieces[i:], sounds, keys, strict=False):
             done.append(measure_piece(piece, sound.numpy())._replace(heard=heard[key]))
         bar.update(len(files))
@@ -309,7 +311,7 @@ def main(argv: list[str] | None = None) -> None:
     asr = " ".join(filter(None, (args.asr, args.asr_language)))
     with file_errors():
         if not (folder / HEARD).exists():
-            write_whole(folder / HEARD, partial(write_json, {}))
+            write_text(folder / HEARD, "{}")
         write_whole(folder / "wavs", lambda new: pieces.extend(write_pieces(new, args.recordings)))
         pieces = choose_texts(transcribe_pieces(pieces, folder, recognizer, asr), text)
         write_whole(folder / "pieces.csv", partial(pd.DataFrame(pieces).to_csv, index=False))
@@ -317,8 +319,7 @@ def main(argv: list[str] | None = None) -> None:
         rows = "".join(f"{piece.name}|{piece.text}\n" for piece in pieces if not piece.why)
         if not rows:
             raise DataError(f"no piece can be used: {folder}/pieces.csv says why")
-        write = partial(Path.write_text, data=rows, encoding="utf-8")
-        write_whole(folder / "metadata.csv", write)
+        write_text(folder / "metadata.csv", rows)
     say(f"Written to {folder}: metadata.csv, pieces.csv, wavs/")
 
 
