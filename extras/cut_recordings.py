@@ -6,19 +6,8 @@
 It cuts in pauses, into pieces of 2 to 12 s. A recogniser (requirements/asr.txt) transcribes them;
 with --text, each gets the words of your transcript that match what the recogniser heard. The folder
 gets wavs/ with every piece, 16-bit at its recording's rate, metadata.csv with the pieces to train
-on, and pieces.csv with all of them and why some are left out:
-
-- "shorter than 2 s", "longer than 12 s": the pauses leave no other piece.
-- "noise", "music": the softest 2 % of the frames of 20 ms are less than 20 dB softer than
-  the loudest 5 %, so something sounds in the pauses too. Music and voices have peaks in its
-  spectrum. Music that itself has silent pauses is not noticed here.
-- "another voice": the median pitch is 7 semitones or more from that of all pieces. A second speaker
-  of the same pitch, or for a part of a piece, is not noticed.
-- "no words": the recogniser heard none. "the transcript differs": by more than 30 % of its
-  characters from what was heard, or it has words beside the piece's that were not heard.
-- "the text is too long", "too short": for the piece's length, see corpora/lengths.py.
-
-heard.json keeps what was heard, so the same command goes on after an interruption.
+on, and pieces.csv with all of them and why some are left out; docs/your_voice.md says what the
+reasons mean. heard.json keeps what was heard, so an interrupted run goes on.
 """
 
 import argparse
@@ -94,8 +83,8 @@ def measure_levels(wav: np.ndarray, sampling_rate: int) -> np.ndarray:
     """Measure the level of each frame of FRAME_SECONDS, (n_frames,) in dB."""
     frame = round(FRAME_SECONDS * sampling_rate)
     starts = np.arange(0, len(wav), frame)
-    powers = np.add.reduceat(np.square(wav - wav.mean()), starts, dtype=np.float64) / frame
-    return 10 * np.log10(powers + 1e-12)
+    sums = np.add.reduceat(np.square(wav - wav.mean()), starts, dtype=np.float64)
+    return 10 * np.log10(sums / np.diff([*starts, len(wav)]) + 1e-12)
 
 
 def find_speech(levels: np.ndarray) -> np.ndarray:
@@ -172,9 +161,10 @@ def measure_piece(piece: Piece, wav: np.ndarray) -> Piece:
     piece = piece._replace(range_db=round(float(loud - soft), 1), pitch=round(pitch, 1))
     if piece.range_db >= MIN_RANGE_DB:
         return piece
-    spectrum = librosa.stft(wav, n_fft=2 * hop, hop_length=hop, center=False)
-    softest = np.flatnonzero(levels[: spectrum.shape[1]] <= soft + 2)
-    decibels = 10 * np.log10(np.square(np.abs(spectrum[:, softest])).mean(axis=1) + 1e-12)
+    padded = np.pad(wav, (0, 2 * hop))
+    spectrum = librosa.stft(padded, n_fft=2 * hop, hop_length=hop, center=False)
+    softest = np.abs(spectrum[:, : len(levels)][:, levels <= soft + 2])  # (hop + 1, n_softest)
+    decibels = 10 * np.log10(np.square(softest).mean(axis=1) + 1e-12)
     n_peaks = (decibels - median_filter(decibels, 21) > PEAK_DB).sum()  # of 525 Hz
     return piece._replace(why="music" if n_peaks >= MIN_PEAKS else "noise")
 
