@@ -1,8 +1,10 @@
 """Training as a user runs it: flags, files, warm starts, and what a run leaves."""
 
 import json
+import re
 from dataclasses import asdict, replace
 
+import librosa
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,8 @@ from dataset import TTSCollator, TTSDataset
 from forked_run import train
 from model import Tacotron2, Tacotron2Config, tacotron2_loss
 from runs import launch, launcher_words, run_flags
-from speech.voice import load_checkpoint
+from speech.speaking import synthesize as synthesize_text
+from speech.voice import Voice, load_checkpoint
 from test_model import NO_DROPOUT
 from text.tokenizer import Tokenizer
 from train_taco import guided_attention_weight, learning_rate
@@ -26,6 +29,12 @@ from training.checkpoints import list_checkpoints
 from training.config import TrainConfig, make_configs, make_parser
 
 __all__ = ["REPO", "launch", "launcher_words", "run_flags"]
+AUDIO_FLAGS = ("--sampling_rate", "--hop_size", "--window_size", "--n_fft", "--num_mels", "--fmax")
+TRAINING_PAGE = (REPO / "docs/training.md").read_text(encoding="utf-8")
+RATES = [  # the rows of docs/training.md with audio settings, as flags
+    [f"{flag}={value}" for flag, value in zip(AUDIO_FLAGS, row, strict=True)]
+    for row in re.findall(r"^\| [\d.]+ " + 6 * r"\| (\d+) ", TRAINING_PAGE, re.MULTILINE)
+]
 PATHS = [f"--{name}=x" for name in ("working_directory", "save_audio_gen", "path_to_train_manifest",
                                     "path_to_val_manifest")]  # fmt: skip
 
@@ -259,3 +268,25 @@ def test_training_on_real_clips(ljspeech_dir, tmp_path, capsys):
     assert "001.wav" in capsys.readouterr().out
     mel = np.load(tmp_path / "spoken" / "001.npy")
     assert mel.shape[0] == 80 and mel.dtype == np.float32
+
+
+def test_the_documents_settings_begin_with_the_flags_that_are_tried():
+    header = next(line for line in TRAINING_PAGE.splitlines() if line.startswith("| kHz |"))
+    assert re.findall(r"`(--\w+)`", header) == [*AUDIO_FLAGS] and len(RATES) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", RATES, ids=lambda flags: flags[0])
+def test_the_documents_settings_train_and_speak(flags, begin):
+    run, state = begin(*flags)
+    audio = run.audio_config
+    batch = next(iter(run.train_loader))
+    longest = max(librosa.get_duration(path=path) for path in batch.paths)
+    assert batch.mels.shape[1:] == (
+        int(longest * audio.sampling_rate) // audio.hop_size,
+        audio.num_mels,
+    )
+    assert np.isfinite(train_taco.train_step(run, [batch], state.step)["loss"])
+    voice = Voice(run.model.eval(), audio, run.tokenizer)
+    spoken = synthesize_text("Go home.", voice, seed=0, max_decoder_steps=40)
+    assert len(spoken.wav) == len(spoken.mel) * audio.hop_size and spoken.wav.abs().max() > 0
