@@ -2,7 +2,7 @@
 # Make a voice from your own recordings: inspect and split them, fine-tune a checkpoint on them,
 # score the result and let it speak.
 #   make my_voice RECORDINGS=DIR      starts from the checkpoint of `make demo`
-#   make my_voice RECORDINGS=DIR CHECKPOINT=voices/other VOICE=anna EPOCHS=80
+#   make my_voice RECORDINGS=DIR CHECKPOINT=voices/other VOICE=anna EPOCHS=150
 # RECORDINGS is a folder that prep_splits.py reads, at any sampling rate. The folder VOICE gets:
 #   recordings/        a report on the recordings, and pairs of sound and text that look wrong
 #   samples/voice/     pictures and sounds of every validation, alignment.gif, loss.png
@@ -17,7 +17,7 @@ cd "$(dirname "$0")"
 RECORDINGS=${RECORDINGS:?names the folder of your recordings: make my_voice RECORDINGS=DIR}
 CHECKPOINT=${CHECKPOINT:-demo/work_dir/demo/final_checkpoint}
 VOICE=${VOICE:-my_voice}
-EPOCHS=${EPOCHS:-50}
+EPOCHS=${EPOCHS:-80}
 WORD_TIMES=${WORD_TIMES:-} # word_times.json of the recordings, if you have one
 ASR=${ASR:-} # speech recognizer that counts word errors, such as openai/whisper-tiny.en
 PREP_FLAGS=${PREP_FLAGS:-}
@@ -48,11 +48,11 @@ fi
 # On a CPU, two processes of one thread are faster than one process of two threads; each needs a
 # validation clip.
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    launch=(env ACCELERATE_MIXED_PRECISION=bf16 python) batch_size=16
+    launch=(env ACCELERATE_MIXED_PRECISION=bf16 python) batch_size=32
 elif [ "$(wc -l <"$VOICE/test_metadata.csv")" -lt 3 ]; then # the header and one clip
-    launch=(env ACCELERATE_USE_CPU=true python) batch_size=16
+    launch=(env ACCELERATE_USE_CPU=true python) batch_size=32
 else
-    launch=(env OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true accelerate launch) batch_size=8
+    launch=(env OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true accelerate launch) batch_size=16
     launch+=(--multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0)
     # Half precision pays only on a CPU that multiplies matrices in bfloat16.
     precision=$(grep -qs amx_bf16 /proc/cpuinfo && echo bf16 || echo no)
@@ -66,7 +66,7 @@ touch "$VOICE/training_began"
     --path_to_train_manifest "$VOICE/train_metadata.csv" \
     --path_to_val_manifest "$VOICE/test_metadata.csv" \
     --warm_start "$CHECKPOINT" --training_epochs "$EPOCHS" --batch_size $batch_size \
-    --learning_rate 2e-3 --warmup_steps 50 --min_learning_rate 1e-4 --short_first_epochs 0 \
+    --learning_rate 3e-3 --warmup_steps 50 --min_learning_rate 1e-4 --short_first_epochs 0 \
     --guided_attention_weight 0 --drop_frame_rate 0.5 --validation_epochs 10 \
     --checkpoint_epochs 1000 --checkpoint_minutes 5 --keep_checkpoints 1 \
     --console_out_iters 20 --num_workers 0 --alignment_warning_steps 500 \
