@@ -64,7 +64,7 @@ arguments=(
     # --extra_symbols 'äöüß'          # add symbols to the table
     # --cleaner basic                 # for languages other than English
     # --phonemes cmudict              # half the words of half the clips as CMUdict's phonemes
-    # --phonemes espeak --language de # all words as espeak-ng's phonemes, of any language
+    #   or --phonemes espeak --language de   # all words as espeak-ng's phonemes, of any language
     # --lexicon words.tsv             # word<TAB>respelling or phonemes, kept in the checkpoint
     # --warm_start voices/anna        # start from a checkpoint's weights, with its sizes below
     # --warm_start_allow_mismatch     # load only the weights that fit

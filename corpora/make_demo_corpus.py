@@ -199,7 +199,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.language != "en" and args.max_chars > LONGEST_SENTENCE:
         most = f"--max_chars {LONGEST_SENTENCE} is the most in other languages than English"
         parser.error(f"{most}, found {args.max_chars}")
-    args.voice = args.voice or ENGINES[args.engine].VOICES.get(args.language, args.language)
+    if args.voice is None:
+        args.voice = ENGINES[args.engine].VOICES.get(args.language, args.language)
     return args
 
 

@@ -17,6 +17,7 @@ import soundfile
 from conftest import REPO
 from corpora import make_demo_corpus as demo
 from corpora import pico
+from text import espeak
 from world import run
 
 COMMAND = [sys.executable, "-m", "corpora.make_demo_corpus"]
@@ -227,6 +228,7 @@ def test_bad_input_gets_one_sentence(flags, text, sentence, tmp_path, capsys):
 @pytest.mark.parametrize("engine", PACKAGES)
 def test_without_a_speaker_it_says_what_to_install(engine, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, PACKAGES[engine], None)
+    espeak.load_library.cache_clear()  # another test may have loaded it
     flags = ("--path_to_save", tmp_path / "out", "--n_sentences", 2, "--engine", engine)
     code, message = run("corpora.make_demo_corpus", *flags, capsys=capsys)
     assert code == 1 and f"pip install {PACKAGES[engine].replace('_', '-')}" in message
