@@ -13,9 +13,9 @@ import numpy as np
 
 from command_line.files import DataError
 from text.espeak import CHARS_UTF8, choose_voice
+from text.espeak import SAMPLING_RATE as SAMPLING_RATE  # as every engine has one
 
 VOICES = {"en": "en-us"}  # those of other languages have the language's name
-SAMPLING_RATE = 22050  # Hz, what espeak-ng's own synthesizer produces
 WORDS_PER_MINUTE = 160
 SILENCE_LEVEL = 32  # of 32768: -60 dB of full scale; espeak-ng's pauses are exact zeros
 

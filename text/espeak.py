@@ -22,6 +22,7 @@ AUDIO_OUTPUT_SYNCHRONOUS = 2
 INITIALIZE_PHONEME_EVENTS, INITIALIZE_DONT_EXIT = 0x0001, 0x8000
 CHARS_UTF8, PHONEMES_IPA = 1, 2
 
+SAMPLING_RATE = 22050  # Hz, what espeak-ng's own synthesizer produces
 PUNCTUATION = ".,;:!?"
 # All that espeak-ng's tables of phonemes write in any language, so that each sound has a symbol,
 # also one that no recording has: letters, Unicode's IPA extensions, signs after and on a letter
@@ -61,7 +62,7 @@ def load_library() -> ctypes.CDLL:
         raise DataError(f"espeak-ng cannot be loaded: {error}") from None
     options = INITIALIZE_PHONEME_EVENTS | INITIALIZE_DONT_EXIT
     output = AUDIO_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data_path)
-    if library.espeak_Initialize(*output, options) <= 0:  # else its sampling rate
+    if library.espeak_Initialize(*output, options) != SAMPLING_RATE:
         raise DataError(f"espeak-ng cannot read {data_path} (150 characters are its limit)")
     library.data_path = Path(data_path)
     library.espeak_TextToPhonemes.argtypes = ctypes.c_void_p, ctypes.c_int, ctypes.c_int
