@@ -1,6 +1,7 @@
 # make demo       build a voice from nothing, on a CPU: corpus, training, pictures, wavs, scores
 #                 LANGUAGE=de (or es, fr, it) speaks that language, PHONEMES=espeak trains on phonemes
-# make my_voice RECORDINGS=DIR   fine-tune the demo's voice on your own recordings
+# make my_voice RECORDINGS=DIR   fine-tune the demo's voice on your own recordings; LANGUAGE and
+#                 PHONEMES choose which demo's
 # make rehearsal  train the reference recipe at full size, on sentences as long as LJSpeech's
 # make test       run the tests; LJSPEECH_DIR=... adds those on real speech
 # make test_latest   run the tests on the newest versions that requirements.txt allows
@@ -55,7 +56,7 @@ DEMO_FLAGS := \
 	--encoder_dropout_p 0.1 --decoder_postnet_dropout_p 0.1 --attention_dropout_p 0 \
 	--decoder_dropout_p 0 --frames_per_step 2
 # Half precision saves half the time, but only on a CPU that multiplies matrices in bfloat16.
-PRECISION := $(if $(shell grep -s amx_bf16 /proc/cpuinfo),bf16,no)
+PRECISION := $(if $(shell grep -sE "amx_bf16|avx512_bf16" /proc/cpuinfo),bf16,no)
 
 REHEARSAL := rehearsal
 REHEARSAL_STEPS ?= 1000
@@ -97,7 +98,7 @@ $(DEMO_CORPUS)/corpus/metadata.csv: | $(BIN)/installed
 	$(BIN)/python -m corpora.make_demo_corpus --path_to_save $(DEMO_CORPUS)/corpus $(DEMO_SPEAKER)
 
 my_voice: | $(BIN)/installed
-	PATH="$(abspath $(BIN)):$$PATH" bash my_voice.sh
+	CHECKPOINT="$${CHECKPOINT:-$(DEMO_CHECKPOINT)}" PATH="$(abspath $(BIN)):$$PATH" bash my_voice.sh
 
 rehearsal: $(REHEARSAL)/train_metadata.csv
 	$(BIN)/python -m extras.rehearsal --folder $(REHEARSAL) --steps $(REHEARSAL_STEPS) \

@@ -55,7 +55,7 @@ else
     launch=(env OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true accelerate launch) batch_size=16
     launch+=(--multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0)
     # Half precision pays only on a CPU that multiplies matrices in bfloat16.
-    precision=$(grep -qs amx_bf16 /proc/cpuinfo && echo bf16 || echo no)
+    precision=$(grep -qsE "amx_bf16|avx512_bf16" /proc/cpuinfo && echo bf16 || echo no)
     launch+=(--mixed_precision "$precision" --dynamo_backend no)
 fi
 touch "$VOICE/training_began"
