@@ -1,5 +1,5 @@
 # make demo       build a voice from nothing, on a CPU: corpus, training, pictures, wavs, scores
-#                 LANGUAGE=de (or es, fr, it) speaks that language, PHONEMES=espeak trains on phonemes
+#                 LANGUAGE=de (or es, fr, it) speaks that language, PHONEMES=none trains on letters
 # make my_voice RECORDINGS=DIR   fine-tune the demo's voice on your own recordings; LANGUAGE and
 #                 PHONEMES choose which demo's
 # make rehearsal  train the reference recipe at full size, on sentences as long as LJSpeech's
@@ -25,14 +25,16 @@ SPEAKER := $(if $(ENGINE),--engine $(ENGINE))
 DEMO_LANGUAGE := $(if $(filter command,$(origin LANGUAGE)),$(filter-out en,$(LANGUAGE)))
 DEMO_SPEAKER := $(SPEAKER) $(addprefix --language ,$(DEMO_LANGUAGE))
 DEMO_CORPUS := demo$(addprefix _,$(DEMO_LANGUAGE))
-DEMO := $(DEMO_CORPUS)$(addprefix _,$(PHONEMES))
+# A voice of this few minutes is easier to understand if it need not learn to read letters.
+PHONEMES := espeak
+DEMO := $(DEMO_CORPUS)$(addprefix _,$(filter-out espeak,$(PHONEMES)))
 LETTERS_de := äöüßé
 LETTERS_es := áéíóúüñ
 LETTERS_fr := àâæçèéêëîïôœùûüÿ
 LETTERS_it := àèéìíîòóùú
-DEMO_TEXT_FLAGS := $(if $(PHONEMES),--phonemes $(PHONEMES) \
-	$(if $(filter espeak,$(PHONEMES)),--language $(or $(DEMO_LANGUAGE),en-us)),$(if \
-	$(DEMO_LANGUAGE),--cleaner basic --extra_symbols $(LETTERS_$(DEMO_LANGUAGE))))
+DEMO_TEXT_FLAGS := --phonemes $(PHONEMES) $(if $(filter espeak,$(PHONEMES)),\
+	--language $(or $(DEMO_LANGUAGE),en-us),$(if $(DEMO_LANGUAGE),\
+	--cleaner basic --extra_symbols $(LETTERS_$(DEMO_LANGUAGE))))
 TEXTS := "Can you hear my new voice?" "The quick fox naps." "Hello, I learned to speak."
 TEXTS_de := "Hörst du meine neue Stimme?" "Der flinke Fuchs schläft." "Hallo, ich kann jetzt sprechen."
 TEXTS_es := "¿Oyes mi nueva voz?" "El zorro rápido duerme." "Hola, he aprendido a hablar."

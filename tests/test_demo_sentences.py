@@ -72,7 +72,7 @@ def test_make_keeps_the_demos_apart():
 
     assert folders() == folders(LANGUAGE="de_DE:en") == {"demo"}
     assert folders("LANGUAGE=de") == {"demo_de"}
-    assert folders("LANGUAGE=de", "PHONEMES=espeak") == {"demo_de", "demo_de_espeak"}
+    assert folders("LANGUAGE=de", "PHONEMES=none") == {"demo_de", "demo_de_none"}
 
 
 def test_n_sentences_takes_the_first_lines_of_a_file(tmp_path):

@@ -25,7 +25,7 @@ from scoring.recognition import (
     load_recognizer,
     plain_words,
 )
-from text.tokenizer import Tokenizer
+from text.tokenizer import ESPEAK_SYMBOLS, Tokenizer
 
 
 def edits_by_hand(reference, transcript):
@@ -50,8 +50,8 @@ def test_kinds_of_errors_are_counted_apart(transcript, insertions, deletions, su
     assert characters == edits_by_hand("a dog barks", transcript)
 
 
-def test_texts_are_compared_as_they_are_spoken():
-    tokenizer = Tokenizer()
+@pytest.mark.parametrize("tokenizer", [Tokenizer(), Tokenizer(ESPEAK_SYMBOLS, language="en-us")])
+def test_texts_are_compared_as_they_are_spoken(tokenizer):
     spoken = plain_words('"Don\'t!" - Dr. Smith paid $3.50 at 10:30.', tokenizer)
     assert spoken == "don't doctor smith paid three dollars and fifty cents at ten thirty"
     assert plain_words("Twenty-one 'tis CAFÉ", tokenizer) == "twenty one tis cafe"

@@ -140,6 +140,8 @@ class Tokenizer:
 
     def to_letters(self, text: str) -> str:
         """Clean text without the lexicon and without IPA, as a transcript is cleaned."""
+        if self.language.split("-")[0] == "en":  # a recognizer writes some numbers in figures
+            return Tokenizer()._clean_letters(text)
         if self.language:
             return unicodedata.normalize("NFKC", decode_entities(text))
         return self._clean_letters(text)
