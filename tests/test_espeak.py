@@ -53,6 +53,16 @@ def test_figures_are_read_in_the_language(language, figures, words):
     assert sounds(figures) == sounds(words)
 
 
+def test_english_is_read_as_for_letters():
+    """What espeak-ng alone reads as "doctor. Smith" and "dollar three point five zero"."""
+    english = Tokenizer(ESPEAK_SYMBOLS, "basic", "en-us")
+    spoken = english.clean("Dr. Smith's cafe took $3.50 from {k\u02c8iːn} FBI men at 10:30.")
+    assert spoken == english.clean(
+        "Doctor Smith's cafe took three dollars and fifty cents from {k\u02c8iːn} FBI men at ten thirty."
+    )
+    assert english.clean(spoken) == spoken
+
+
 @pytest.mark.parametrize(
     ("language", "text", "sounds"),
     [  # as dictionaries have it, without stress, which espeak-ng writes before the vowel
