@@ -56,9 +56,9 @@ def test_figures_are_read_in_the_language(language, figures, words):
 def test_english_is_read_as_for_letters():
     """What espeak-ng alone reads as "doctor. Smith" and "dollar three point five zero"."""
     english = Tokenizer(ESPEAK_SYMBOLS, "basic", "en-us")
-    spoken = english.clean("Dr. Smith's cafe took $3.50 from {k\u02c8iːn} FBI men at 10:30.")
+    spoken = english.clean("Dr. Smith's cafe took $3.50 from {k\u02c8iːn} FBI men.")
     assert spoken == english.clean(
-        "Doctor Smith's cafe took three dollars and fifty cents from {k\u02c8iːn} FBI men at ten thirty."
+        "Doctor Smith's cafe took three dollars and fifty cents from {k\u02c8iːn} FBI men."
     )
     assert english.clean(spoken) == spoken
 
