@@ -32,9 +32,9 @@ LETTERS_de := äöüßé
 LETTERS_es := áéíóúüñ
 LETTERS_fr := àâæçèéêëîïôœùûüÿ
 LETTERS_it := àèéìíîòóùú
-DEMO_TEXT_FLAGS := --phonemes $(PHONEMES) $(if $(filter espeak,$(PHONEMES)),\
-	--language $(or $(DEMO_LANGUAGE),en-us),$(if $(DEMO_LANGUAGE),\
-	--cleaner basic --extra_symbols $(LETTERS_$(DEMO_LANGUAGE))))
+DEMO_TEXT_FLAGS := $(strip --phonemes $(PHONEMES) $(if $(filter espeak,$(PHONEMES)), \
+	--language $(or $(DEMO_LANGUAGE),en-us),$(if $(DEMO_LANGUAGE), \
+	--cleaner basic --extra_symbols $(LETTERS_$(DEMO_LANGUAGE)))))
 TEXTS := "Can you hear my new voice?" "The quick fox naps." "Hello, I learned to speak."
 TEXTS_de := "Hörst du meine neue Stimme?" "Der flinke Fuchs schläft." "Hallo, ich kann jetzt sprechen."
 TEXTS_es := "¿Oyes mi nueva voz?" "El zorro rápido duerme." "Hola, he aprendido a hablar."
