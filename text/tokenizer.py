@@ -40,7 +40,8 @@ from text.phonemes import ARPABET, PHONEMES_IN_BRACES, find_odd_phoneme
 
 PAD = "<pad>"
 DEFAULT_SYMBOLS = (PAD, *" !\"'(),-.:;?", *"abcdefghijklmnopqrstuvwxyz")
-ENGLISH = frozenset(" !\"'(),-.:;?" + string.ascii_letters)  # espeak-ng spells FBI by itself
+LETTERS = frozenset(DEFAULT_SYMBOLS[1:])
+WITH_CAPITALS = LETTERS.union(string.ascii_uppercase)  # which stay: espeak-ng spells FBI by itself
 ESPEAK_SYMBOLS = (PAD, " ", *PUNCTUATION, *IPA)  # of every language
 # A table has phonemes if it has one of these: ARPAbet as torchaudio and NVIDIA write it. Both turn
 # all text into lower case, so capitals in their tables are phonemes, or letters never trained.
@@ -76,7 +77,6 @@ class Tokenizer:
         check_symbols(symbols)
         self.symbols, self.cleaner = tuple(symbols), cleaner
         self.language, self.lexicon = language, dict(lexicon)
-        self.is_english = str(language).split("-")[0] == "en"  # and becomes IPA
         if not all(isinstance(text, str) for text in (language, *self.lexicon.values())):
             raise ValueError("language and what replaces the words of the lexicon must be strings")
         longest_first = map(re.escape, sorted(self.lexicon, key=len, reverse=True))
@@ -103,6 +103,10 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Return the number of symbols, padding included."""
         return len(self.symbols)
+
+    @property
+    def _is_english_ipa(self) -> bool:
+        return self.language.split("-")[0] == "en"
 
     def with_phonemes(self) -> "Tokenizer":
         """Add the phonemes that the table lacks at its end; return the new tokenizer."""
@@ -143,8 +147,8 @@ class Tokenizer:
 
     def to_letters(self, text: str) -> str:
         """Clean text without the lexicon and without IPA, as a transcript is cleaned."""
-        if self.is_english:  # a recognizer writes some numbers in figures
-            return Tokenizer()._clean_letters(text)
+        if self._is_english_ipa:  # a recognizer writes some numbers in figures
+            return clean_text(text, LETTERS)
         if self.language:
             return unicodedata.normalize("NFKC", decode_entities(text))
         return self._clean_letters(text)
@@ -161,8 +165,8 @@ class Tokenizer:
     def _write_ipa(self, text: str) -> str:
         """Write a text as words of IPA in braces, with plain punctuation between them."""
         parts = self.split(decode_entities(text))
-        if self.is_english:  # espeak-ng reads "$3.50" as "dollar three point five zero"
-            parts[::2] = [to_words(part, ENGLISH) for part in parts[::2]]
+        if self._is_english_ipa:  # espeak-ng reads "$3.50" as "dollar three point five zero"
+            parts[::2] = [to_words(part, WITH_CAPITALS) for part in parts[::2]]
         parts[::2] = [to_ipa(part, self.language) if part else "" for part in parts[::2]]
         ipa = decompose("".join(parts).replace("{", "").replace("}", ""))
         return " ".join(_IPA_WORD.sub(r"{\g<0>}", ipa).split())
