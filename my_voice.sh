@@ -29,7 +29,8 @@ fail() {
     exit 1
 }
 if [ ! -f "$CHECKPOINT/config.json" ]; then
-    fail "no checkpoint in $CHECKPOINT: \`make demo\` trains one, CHECKPOINT=DIR names another"
+    fail "no checkpoint in $CHECKPOINT: \`make demo\` trains one (with the" \
+        "same LANGUAGE and PHONEMES, if you gave any), CHECKPOINT=DIR names another"
 fi
 split_from="$RECORDINGS $PREP_FLAGS"
 # shellcheck disable=SC2086 # flags are words
