@@ -59,7 +59,7 @@ def test_long_numbers_are_read_figure_by_figure():
     ("table", "text", "cleaned"),
     [
         (" ." + string.ascii_letters, "The FBI of Henry VIII paid $5.",
-         "The FBI of Henry VIII paid five dollars."),
+         "The FBI of Henry the eighth paid five dollars."),
         (" .-" + string.ascii_lowercase + string.digits,
          "No. 5, 1990s and 10-20 in the U.S. in Nov. 1963 by Henry VIII",
          "number 5, 1990s and 10-20 in the u s in november 1963 by henry the 8th"),

@@ -214,9 +214,9 @@ def to_words(text: str, known: frozenset[str]) -> str:
     if not known.issuperset("=<>"):
         text = _OPERATOR.sub(lambda m: OPERATORS[m[0]], text)
     is_shouted = text.isupper() and len(text.split()) > 2
-    text = expand_abbreviations(text)
+    text = expand_roman_numerals(expand_abbreviations(text))
     if not has_capitals(known):
-        text = expand_codes(text)
+        text = spell_codes(text)
     if not has_figures(known):
         text = spell_numerals(text)
     if not has_capitals(known):
@@ -320,11 +320,10 @@ def _spell_initials(match: re.Match) -> str:
     return match[0] if match[0] == "I." and not is_initial else _spell_letters(match)
 
 
-def expand_codes(text: str) -> str:
-    """Write Roman numerals in figures, and the letters of codes such as MP3 one by one."""
+def expand_roman_numerals(text: str) -> str:
+    """Write the Roman numerals of kings, wars and chapters in figures."""
     text = _WORLD_WAR.sub(lambda m: f"World War {2 if m[1] in ('II', '2') else 1}", text)
-    text = _ROMAN.sub(_write_roman, text)
-    return _CODE.sub(lambda m: " ".join(m[0].lower()) + " ", text)
+    return _ROMAN.sub(_write_roman, text)
 
 
 def _write_roman(match: re.Match) -> str:
@@ -335,6 +334,11 @@ def _write_roman(match: re.Match) -> str:
     if len(roman) == 1 and word not in NUMBERED and not (is_king and roman != "I"):
         return match[0]
     return f"{word} the {num2words(number, to='ordinal_num')}" if is_king else f"{word} {number}"
+
+
+def spell_codes(text: str) -> str:
+    """Spell the letters of codes such as MP3 one by one."""
+    return _CODE.sub(lambda m: " ".join(m[0].lower()) + " ", text)
 
 
 def spell_capitals(text: str, is_shouted: bool = False) -> str:
