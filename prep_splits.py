@@ -8,8 +8,9 @@ corpora/layouts.py. --download fetches LJSpeech first. The script checks all row
 anything: it lists bad ones with their line number and stops, unless --skip_bad leaves them out.
 
 The manifests have the columns file_path,normalized_transcript,duration: absolute paths and
-seconds, longest clip first. Only the seed and the ids decide which clips are held out, so the split
-is the same on every machine. --val_split_pct holds out more clips, on which to choose a checkpoint.
+seconds, longest clip first. Only the seed, the ids and repeated texts decide which clips are held
+out, so the split is the same on every machine. Clips whose words another clip repeats are trained
+on. --val_split_pct holds out more clips, on which to choose a checkpoint.
 Read a manifest with pandas.read_csv(path, keep_default_na=False), or the text "NA" gets lost.
 """
 
@@ -21,6 +22,7 @@ import os
 import re
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from tqdm import tqdm
@@ -71,18 +73,33 @@ def leave_out_lengths(clips: list[Clip], min_seconds: float, max_seconds: float)
     return kept
 
 
+def spoken_words(clip: Clip) -> str:
+    """Reduce a text to what tells its words from others: its letters and figures."""
+    return "".join(c for c in clip.transcript.casefold() if c.isalnum())
+
+
 def split_clips(
     clips: list[Clip], seed: int, test_fraction: float, val_fraction: float
 ) -> dict[str, list[Clip]]:
-    """Split clips into "train", "test" and, unless its fraction is 0, "val", longest first."""
+    """Split clips into "train", "test" and, unless its fraction is 0, "val", longest first.
+
+    Clips with the same words are trained on while there are others to hold out: a voice is measured
+    on sentences that it never heard.
+    """
     n_test = max(1, round(test_fraction * len(clips)))
     n_val = max(1, round(val_fraction * len(clips))) if val_fraction else 0
     if n_test + n_val >= len(clips):
         flags = f"--test_split_pct {test_fraction:g} and --val_split_pct {val_fraction:g}"
         raise DataError(f"{flags} of {len(clips)} usable clips leave none to train on.")
 
-    # Random generators differ between libraries and their versions; a hash does not.
-    ranked = sorted(clips, key=lambda c: hashlib.sha256(f"{seed}:{c.clip_id}".encode()).digest())
+    repeated = Counter(spoken_words(clip) for clip in clips)
+
+    def rank(clip: Clip) -> tuple[bool, bytes]:
+        # Random generators differ between libraries and their versions; a hash does not.
+        number = hashlib.sha256(f"{seed}:{clip.clip_id}".encode()).digest()
+        return repeated[spoken_words(clip)] > 1, number
+
+    ranked = sorted(clips, key=rank)
     splits = {"train": ranked[n_test + n_val :], "test": ranked[:n_test]}
     if n_val:
         splits["val"] = ranked[n_test : n_test + n_val]

@@ -7,6 +7,7 @@ test_prep_splits_download.py, --report in test_recordings_report.py.
 import hashlib
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,24 @@ def test_split_follows_from_seed_and_ids_alone(tmp_path):
 
     other = run(corpus, tmp_path / "other", *flags, "--seed", "43")
     assert set(ids(other["test"])) != set(ids(here["test"]))
+
+
+def test_no_sentence_that_is_trained_on_is_held_out(tmp_path):
+    """Clips that share their words are trained on; among the others the split stays the same."""
+    corpus, flags = make_corpus(tmp_path / "lj", 30), ("--test_split_pct", "0.19")
+    before = ids(run(corpus, tmp_path / "before", *flags)["test"])
+    repeated = [*before[:2], "clip7"]
+    path = corpus / "metadata.csv"
+    text = path.read_text()
+    for name, words in zip(repeated, ("Go on!", "go on.", "Go, on?"), strict=True):
+        text = re.sub(rf"(?m)^{name}\|.*$", f"{name}|{words}|{words}", text)
+    path.write_text(text)
+    found = run(corpus, tmp_path / "after", *flags)
+    held_out = ids(found["test"])
+    assert len(held_out) == 6 and not {*repeated} & {*held_out}
+    assert {*before} - {*repeated} <= {*held_out}
+    path.write_text(re.sub(r"(?m)\|.*$", "|Go on|Go on", text))
+    assert {*ids(run(corpus, tmp_path / "all", *flags)["test"])} == {*before}, "nothing else is there"
 
 
 def test_a_validation_set_leaves_the_test_set_as_it_was(tmp_path, capsys):
