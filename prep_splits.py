@@ -73,9 +73,9 @@ def leave_out_lengths(clips: list[Clip], min_seconds: float, max_seconds: float)
     return kept
 
 
-def spoken_words(clip: Clip) -> str:
+def spoken_words(text: str) -> str:
     """Reduce a text to what tells its words from others: its letters and figures."""
-    return "".join(c for c in clip.transcript.casefold() if c.isalnum())
+    return "".join(c for c in text.casefold() if c.isalnum())
 
 
 def split_clips(
@@ -92,12 +92,12 @@ def split_clips(
         flags = f"--test_split_pct {test_fraction:g} and --val_split_pct {val_fraction:g}"
         raise DataError(f"{flags} of {len(clips)} usable clips leave none to train on.")
 
-    repeated = Counter(spoken_words(clip) for clip in clips)
+    repeated = Counter(spoken_words(clip.transcript) for clip in clips)
 
     def rank(clip: Clip) -> tuple[bool, bytes]:
         # Random generators differ between libraries and their versions; a hash does not.
         number = hashlib.sha256(f"{seed}:{clip.clip_id}".encode()).digest()
-        return repeated[spoken_words(clip)] > 1, number
+        return repeated[spoken_words(clip.transcript)] > 1, number
 
     ranked = sorted(clips, key=rank)
     splits = {"train": ranked[n_test + n_val :], "test": ranked[:n_test]}

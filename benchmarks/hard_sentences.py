@@ -29,6 +29,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -139,7 +140,8 @@ def judge_voice(
         options = SpeakingOptions(
             args.max_decoder_steps, seed=args.seed, n_retries=n_retries, vocoder=vocoder
         )
-        spoken = [*speak((sentence.text for sentence in sentences), voice, options)]
+        speaking = speak((sentence.text for sentence in sentences), voice, options)
+        spoken = [*tqdm(speaking, total=len(sentences), unit="sentence", disable=None)]
         wavs = [resample(result.wav, audio.sampling_rate) for result in spoken]
         judged = judge(sentences, wavs, recognizer, voice.tokenizer, spoken)
         rows += [{"voice": f"retries: {n_retries}", **row} for row in judged]

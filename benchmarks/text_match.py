@@ -184,11 +184,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = "name, manifest and checkpoints of a run"
     parser.add_argument("--run", nargs="+", action="append", required=True, help=parts)
     parser.add_argument("--asr", required=True, help="speech recognizer of transformers")
+    parser.add_argument("--asr_language", help="de, where the recognizer knows several languages")
     parser.add_argument("--vocoder", help="HiFi-GAN, as synthesize.py takes it")
     args = parser.parse_args(argv)
     machine, path = print_device(torch.device("cpu")), args.output_dir / "text_match.csv"
     rows = pd.read_csv(path).drop(columns="machine").to_dict("records") if path.exists() else []
-    recognizer = load_recognizer(args.asr, "cpu")
+    recognizer = load_recognizer(args.asr, "cpu", args.asr_language)
     for name, manifest, *checkpoints in args.run:
         for checkpoint in checkpoints:
             if any(row["checkpoint"] == checkpoint for row in rows):

@@ -3,12 +3,14 @@
 import csv
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import common, griffin_lim, inference, loader, throughput, train_step
+from benchmarks import common, griffin_lim, inference, loader, minutes, throughput, train_step
 from benchmarks.common import MODELS, OURS, PLAIN, TORCHAUDIO, forward_flops
+from command_line.files import DataError
 from dataset import AudioConfig, BatchSampler, TTSDataset
 from model import Tacotron2, Tacotron2Config
 from speech.voice import DTYPES
@@ -226,3 +228,25 @@ def test_griffin_lim_is_measured_on_recordings(tiny_corpus, tmp_path, monkeypatc
     assert all(float(row["real-time factor"]) > 0 and float(row["peak"]) > 0.1 for row in rows)
     with pytest.raises(SystemExit, match="no wav or flac"):
         griffin_lim.main(["--recordings", str(tmp_path)])
+
+
+def test_voices_of_few_minutes_share_their_sentences(tmp_path):
+    """The sentences held out are neighbours that nobody trains on; smaller sets are parts."""
+    clips = pd.DataFrame(
+        {
+            "file_path": [f"{tmp_path}/{i:03}.wav" for i in range(200)],
+            "normalized_transcript": [f"Sentence {i % 190}." for i in range(200)],
+            "duration": 6.0,
+        }
+    )
+    splits = minutes.hold_out(clips, n_places=2)
+    assert len(splits["train"]) == 200 - 2 * minutes.IN_A_ROW
+    held_out = pd.concat((splits["val"], splits["test"]))
+    assert {*held_out.index} == {*range(50, 64), *range(150, 164)}
+    clips.loc[60, "normalized_transcript"] = "sentence 3"
+    held_out = pd.concat([*minutes.hold_out(clips, n_places=2).values()][1:])
+    assert {*held_out.index} == {*range(50, 64), *range(150, 164)} - {60}
+    few, more = (minutes.take_minutes(splits["train"], n) for n in (2, 5))
+    assert (len(few), len(more)) == (20, 50) and {*few.index} < {*more.index}
+    with pytest.raises(DataError, match=r"there are 17\.2 minutes"):
+        minutes.take_minutes(splits["train"], 18)

@@ -169,7 +169,9 @@ def test_no_sentence_that_is_trained_on_is_held_out(tmp_path):
     assert len(held_out) == 6 and not {*repeated} & {*held_out}
     assert {*before} - {*repeated} <= {*held_out}
     path.write_text(re.sub(r"(?m)\|.*$", "|Go on|Go on", text))
-    assert {*ids(run(corpus, tmp_path / "all", *flags)["test"])} == {*before}, "nothing else is there"
+    assert {*ids(run(corpus, tmp_path / "all", *flags)["test"])} == {*before}, (
+        "nothing else is there"
+    )
 
 
 def test_a_validation_set_leaves_the_test_set_as_it_was(tmp_path, capsys):
