@@ -100,7 +100,8 @@ $(DEMO_CORPUS)/corpus/metadata.csv: | $(BIN)/installed
 	$(BIN)/python -m corpora.make_demo_corpus --path_to_save $(DEMO_CORPUS)/corpus $(DEMO_SPEAKER)
 
 my_voice: | $(BIN)/installed
-	CHECKPOINT="$${CHECKPOINT:-$(DEMO_CHECKPOINT)}" PATH="$(abspath $(BIN)):$$PATH" bash my_voice.sh
+	CHECKPOINT="$${CHECKPOINT:-$(DEMO_CHECKPOINT)}" PATH="$(abspath $(BIN)):$$PATH" \
+		bash my_voice.sh $(TEXTS$(addprefix _,$(DEMO_LANGUAGE)))
 
 rehearsal: $(REHEARSAL)/train_metadata.csv
 	$(BIN)/python -m extras.rehearsal --folder $(REHEARSAL) --steps $(REHEARSAL_STEPS) \

@@ -2,13 +2,14 @@
 # Make a voice from your own recordings: inspect and split them, fine-tune a checkpoint on them,
 # score the result and let it speak.
 #   make my_voice RECORDINGS=DIR      starts from the checkpoint of `make demo`
+#   make my_voice RECORDINGS=DIR LANGUAGE=de      starts from that of `make demo LANGUAGE=de`
 #   make my_voice RECORDINGS=DIR CHECKPOINT=voices/other VOICE=anna EPOCHS=150
 # RECORDINGS is a folder that prep_splits.py reads, at any sampling rate. The folder VOICE gets:
 #   recordings/        a report on the recordings, and pairs of sound and text that look wrong
 #   samples/voice/     pictures and sounds of every validation, alignment.gif, loss.png
 #   report.txt, worst/ scores on the sentences held out, and pictures of the worst
 #   suspects/          the five training clips with the worst scores: check their texts
-#   spoken/            new sentences in the new voice
+#   spoken/            new sentences in the new voice: the script's arguments, or two English ones
 # Run it again to resume; the recordings stay split as they were. prep_splits.py and train_taco.py
 # get PREP_FLAGS and TRAIN_FLAGS, which override the flags below.
 set -euo pipefail
@@ -19,7 +20,8 @@ CHECKPOINT=${CHECKPOINT:-demo/work_dir/demo/final_checkpoint}
 VOICE=${VOICE:-my_voice}
 EPOCHS=${EPOCHS:-80}
 WORD_TIMES=${WORD_TIMES:-} # word_times.json of the recordings, if you have one
-ASR=${ASR:-} # speech recognizer that counts word errors, such as openai/whisper-tiny.en
+ASR=${ASR:-} # speech recogniser that counts word errors, such as openai/whisper-tiny.en
+ASR_LANGUAGE=${ASR_LANGUAGE:-} # de, where the recogniser knows several languages
 PREP_FLAGS=${PREP_FLAGS:-}
 TRAIN_FLAGS=${TRAIN_FLAGS:-}
 VOCODER=${VOCODER:-auto} # of all sounds, as synthesize.py takes it
@@ -80,14 +82,17 @@ fi
 judges=()
 if [ -n "$WORD_TIMES" ]; then judges+=(--word_times "$WORD_TIMES"); fi
 if [ -n "$ASR" ]; then judges+=(--asr "$ASR"); fi
+if [ -n "$ASR_LANGUAGE" ]; then judges+=(--asr_language "$ASR_LANGUAGE"); fi
 python evaluate.py --checkpoint "$checkpoint" --path_to_manifest "$VOICE/test_metadata.csv" \
     ${judges[@]+"${judges[@]}"} --vocoder "$VOCODER" --output_json "$VOICE/report.json" \
     --output_csv "$VOICE/clips.csv" --save_worst "$VOICE/worst" | tee "$VOICE/report.txt"
 python evaluate.py --checkpoint "$checkpoint" --path_to_manifest "$VOICE/train_metadata.csv" \
     --output_csv "$VOICE/suspects.csv" --save_worst "$VOICE/suspects" >/dev/null
+if [ $# = 0 ]; then
+    set -- "Can you hear my new voice?" "Please hold the line, I will be with you in a moment."
+fi
 python synthesize.py --checkpoint "$checkpoint" --output_dir "$VOICE/spoken" --overwrite \
-    --vocoder "$VOCODER" --text \
-    "Can you hear my new voice?" "Please hold the line, I will be with you in a moment." ||
+    --vocoder "$VOCODER" --text "$@" ||
     test $? = 2 # a sentence failed, and synthesize.py has named it
 echo
 echo "Look at    $VOICE/recordings/recordings.png, $VOICE/samples/voice/alignment.gif, $VOICE/worst/*.png"

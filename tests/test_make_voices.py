@@ -111,13 +111,16 @@ def stubbed_voice(tmp_path):
         (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (tmp_path / "bin" / name).chmod(0o755)
 
-    def run(train: str = f"sleep 0.01; touch {final}", **variables: str):
+    def run(train: str = f"sleep 0.01; touch {final}", arguments=(), **variables: str):
         environment = {
             "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "RECORDINGS": str(recordings),
             "TRAIN": train, "VOICE": str(voice), "CHECKPOINT": str(tmp_path / "base"), **variables,
         }  # fmt: skip
         return subprocess.run(
-            ["bash", REPO / "my_voice.sh"], env=environment, capture_output=True, text=True
+            ["bash", REPO / "my_voice.sh", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
         )
 
     run.voice, run.recordings = voice, recordings
@@ -152,3 +155,11 @@ def test_what_is_missing_is_one_sentence():
     assert "make my_voice RECORDINGS=DIR" in make("my_voice").stderr
     done = make("my_voice", RECORDINGS="x", CHECKPOINT="/nowhere")
     assert "my_voice.sh: no checkpoint in /nowhere" in done.stderr
+
+
+def test_a_voice_speaks_its_language(stubbed_voice):
+    command = ["make", "--dry-run", "my_voice", "LANGUAGE=de"]
+    recipe = subprocess.run(command, cwd=REPO, capture_output=True, text=True).stdout
+    assert "demo_de/work_dir" in recipe and 'my_voice.sh "Hörst du meine neue Stimme?"' in recipe
+    spoken = stubbed_voice(arguments=["Hörst du mich?"], ASR="x", ASR_LANGUAGE="de").stdout
+    assert "--asr x --asr_language de" in spoken and "--text Hörst du mich?" in spoken
