@@ -129,13 +129,6 @@ def forward_flops(config: Tacotron2Config, batch_size: int, n_text: int, n_mel: 
     return 2 * sum(forward_macs(config, batch_size, n_text, n_mel).values())
 
 
-def decoder_step_weights(config: Tacotron2Config) -> int:
-    """Count the weights that one decoder step has to read, at any batch size."""
-    one = forward_macs(config, batch_size=1, n_text=1, n_mel=1)
-    parts = ("prenet", "attention LSTM", "attention query", "decoder LSTM", "projections")
-    return sum(one[part] for part in parts)  # one multiply-add each
-
-
 def timed(function: Callable[[], Any], device: torch.device) -> float:
     """Measure the seconds until the device has finished the work of `function`."""
     wait = (torch.cpu if device.type == "cpu" else torch.accelerator).synchronize
@@ -154,13 +147,6 @@ def matmul_rate(device: torch.device, dtype: str) -> float:
     rate = 2 * size**3 / min(timed(lambda: torch.mm(a, b, out=out), device) for _ in range(2 + 5))
     print(f"large matrix product, {dtype}: {rate / 1e9:,.0f} GFLOP/s")
     return rate
-
-
-def read_rate(device: torch.device, n_bytes: int) -> float:
-    """Measure the bytes/s of reading the same n_bytes again and again, the best of 5."""
-    x, passes = torch.randn(max(n_bytes // 4, 1), device=device), 10
-    seconds = [timed(lambda: [torch.dot(x, x) for _ in range(passes)], device) for _ in range(6)]
-    return 4 * len(x) * passes / min(seconds)
 
 
 def print_device(device: torch.device) -> str:

@@ -16,7 +16,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import librosa
 import numpy as np
 import torch
 import torchaudio
@@ -37,56 +36,23 @@ MELS = {  # by column: the mel, and the samples that it leaves out at the start
     "window of 2048": (replace(CONFIG, n_fft=2048, window_size=2048), 0),
     "window of 512": (replace(CONFIG, n_fft=512, window_size=512, hop_size=128, num_mels=40), 0),
 }
-Invert = Callable[[Tensor, Tensor], Tensor]  # mel (num_mels, T_mel), filters -> magnitudes
 
 
-def pseudo_inverse(mel: Tensor, filters: Tensor) -> Tensor:
-    """Solve for least-squares magnitudes (n_fft // 2 + 1, T_mel), and set negative ones to 0."""
-    return (torch.linalg.pinv(filters) @ mel).clamp_min(0.0)
-
-
-def librosa_nnls(mel: Tensor, filters: Tensor) -> Tensor:
-    """Solve for the least-squares magnitudes that are not negative, by L-BFGS-B."""
-    return torch.from_numpy(librosa.util.nnls(filters.numpy(), mel.numpy())).float()
-
-
-def multiplicative(mel: Tensor, filters: Tensor, divergence: str) -> Tensor:
-    """Update magnitudes 20 times by factors that lower one of two divergences."""
-    magnitude = torch.ones(filters.shape[1], mel.shape[1])
-    for _ in range(20):
-        found = (filters @ magnitude).clamp_min(1e-10)
-        if divergence == "Kullback-Leibler":
-            gain = (filters.t() @ (mel / found)) / filters.sum(dim=0)[:, None].clamp_min(1e-10)
-        else:
-            gain = filters.t() @ (mel / found**2) / (filters.t() @ (1 / found)).clamp_min(1e-10)
-            gain = gain.sqrt()  # which is sure to lower the divergence
-        magnitude = magnitude * gain
-    return magnitude
-
-
-def fixed_magnitudes(
-    mel: Tensor, invert: Invert, n_iter: int = 60, momentum: float = 0.99
-) -> Tensor:
-    """Run torchaudio's Griffin-Lim with magnitudes that `invert` makes of the mel."""
+def pseudo_inverse(mel: Tensor) -> Tensor:
+    """Run torchaudio's Griffin-Lim with the least-squares magnitudes, negative ones set to 0."""
     c = CONFIG
     edge = c.n_fft // c.hop_size + 1  # as in mel_to_audio
     longer = torch.cat([mel[:1].expand(edge, -1), mel, mel[-1:].expand(edge, -1)])
     filters = mel_filters(c, mel.device)
-    magnitude = invert(to_log_mel(longer, c).exp().t(), filters)
-    sizes = c.n_fft, n_iter, c.window_size, c.hop_size
-    griffin_lim = torchaudio.transforms.GriffinLim(*sizes, power=1.0, momentum=momentum)
+    magnitude = (torch.linalg.pinv(filters) @ to_log_mel(longer, c).exp().t()).clamp_min(0.0)
+    griffin_lim = torchaudio.transforms.GriffinLim(
+        c.n_fft, 60, c.window_size, c.hop_size, power=1.0
+    )
     return griffin_lim(magnitude)[edge * c.hop_size - c.hop_size // 2 :][: len(mel) * c.hop_size]
 
 
-kullback = partial(multiplicative, divergence="Kullback-Leibler")
-itakura = partial(multiplicative, divergence="Itakura-Saito")
 WAYS: dict[str, Callable[[Tensor], Tensor]] = {
-    "pseudo-inverse, 60 iterations": partial(fixed_magnitudes, invert=pseudo_inverse),
-    "the same, 120 iterations": partial(fixed_magnitudes, invert=pseudo_inverse, n_iter=120),
-    "librosa.util.nnls, 60": partial(fixed_magnitudes, invert=librosa_nnls),
-    "20 Kullback-Leibler updates, 60": partial(fixed_magnitudes, invert=kullback),
-    "20 Itakura-Saito updates, 60": partial(fixed_magnitudes, invert=itakura),
-    "Itakura-Saito, 60, no momentum": partial(fixed_magnitudes, invert=itakura, momentum=0.0),
+    "pseudo-inverse, 60 iterations": pseudo_inverse,
     **{
         f"magnitudes fitted in each of {n}": partial(mel_to_audio, audio_config=CONFIG, n_iter=n)
         for n in (16, 32, 48, 60)

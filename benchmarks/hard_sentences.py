@@ -2,7 +2,6 @@
 
     python benchmarks/hard_sentences.py --checkpoint demo/work_dir/demo/final_checkpoint \
         --asr openai/whisper-base.en
-    python benchmarks/hard_sentences.py --recordings peer --asr openai/whisper-base.en
 
 The 50 sentences of hard_sentences.txt are of the kinds that FastSpeech (Ren et al. 2019) was tried
 on. There, listeners found 24 % of Tacotron 2's sentences wrong; those were other sentences. Each is
@@ -12,9 +11,6 @@ A recognizer finds a skip where it misses a word, a repeat where it hears a word
 more, and a sentence wrong if it hears anything but the text. The attention skips a word if no
 character of it is attended to, repeats if it goes back for a while, and gets a sentence wrong if it
 does one of these or does not stop. A sentence counts once in each column.
-
---recordings judges the sound of another voice, for the errors that are the recognizer's own: a
-folder with 50 wavs, which sorted by name are in the order of hard_sentences.txt.
 
 Writes hard_sentences.csv, with a row for each sentence, and hard_sentences_counts.csv.
 """
@@ -34,10 +30,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import Row, make_parser, print_device, report
-from command_line.files import DataError, count_argument, path_argument, seed_argument
+from command_line.files import count_argument, path_argument, seed_argument
 from command_line.main import script
-from dataset import load_wav
-from scoring.recognition import SAMPLING_RATE, Recognizer, load_recognizer, plain_words, resample
+from scoring.recognition import Recognizer, load_recognizer, plain_words, resample
 from scoring.scores import COVERED
 from speech.speaking import MAX_DECODER_STEPS, SpeakingOptions, Synthesis, speak
 from speech.vocoder import choose_vocoder
@@ -99,34 +94,24 @@ def judge(
     wavs: Sequence[Tensor],
     recognizer: Recognizer,
     tokenizer: Tokenizer,
-    spoken: Sequence[Synthesis] = (),
+    spoken: Sequence[Synthesis],
 ) -> list[Row]:
-    """Make a row for each sentence, with the errors of its sound and, where spoken, its attention.
+    """Make a row for each sentence, with the errors of its sound and of its attention.
 
     wavs are (n_samples,) at the recognizer's SAMPLING_RATE.
     """
     rows = []
-    for sentence, transcript in zip(sentences, recognizer.transcribe(wavs), strict=True):
+    transcripts = recognizer.transcribe(wavs)
+    for sentence, transcript, result in zip(sentences, transcripts, spoken, strict=True):
         reference, heard = (plain_words(x, tokenizer) for x in (sentence.text, transcript))
-        errors = {"recognizer": find_heard_errors(reference, heard)}
-        if spoken:
-            written = tokenizer.decode(tokenizer.encode(sentence.text))
-            errors["attention"] = find_attention_errors(spoken[len(rows)], written)
+        written = tokenizer.decode(tokenizer.encode(sentence.text))
+        errors = {
+            "recognizer": find_heard_errors(reference, heard),
+            "attention": find_attention_errors(result, written),
+        }
         named = {f"{who} {k}": x for who, e in errors.items() for k, x in e._asdict().items()}
         rows.append({**sentence._asdict(), "heard": heard, **named})
     return rows
-
-
-def judge_recordings(folder: Path, sentences: list[Sentence], recognizer: Recognizer) -> list[Row]:
-    """Judge the wavs of another voice."""
-    paths = sorted(folder.glob("*.wav"))
-    if len(paths) != len(sentences):
-        found = f"found {len(paths)} wavs, expected {len(sentences)}, one for each sentence"
-        raise DataError(f"--recordings {folder}: {found}")
-    wavs = [load_wav(path, SAMPLING_RATE) for path in paths]
-    return [
-        {"voice": folder.name, **row} for row in judge(sentences, wavs, recognizer, Tokenizer())
-    ]
 
 
 def judge_voice(
@@ -153,8 +138,6 @@ def count(rows: list[Row]) -> list[Row]:
     table, counts = pd.DataFrame(rows), []
     for voice, of_voice in table.groupby("voice", sort=False):
         for who in ("recognizer", "attention"):
-            if f"{who} wrong" not in table:
-                continue
             found = {name: int(of_voice[f"{who} {name}"].sum()) for name in Errors._fields}
             share = {"share wrong": found["wrong"] / len(of_voice)}
             kinds = of_voice.groupby("kind", sort=False)[f"{who} wrong"].sum().to_dict()
@@ -166,9 +149,7 @@ def count(rows: list[Row]) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Judge with these flags."""
     parser = make_parser(__doc__)
-    group = parser.add_mutually_exclusive_group(required=True)
-    group.add_argument("--checkpoint", type=path_argument, help="checkpoint folder")
-    group.add_argument("--recordings", type=Path, help="folder with the wavs of another voice")
+    parser.add("--checkpoint", "checkpoint folder", type=path_argument, required=True)
     parser.add("--asr", "recognizer of transformers, by folder or Hub name", required=True)
     parser.add("--asr_language", "en, where the recognizer knows several languages")
     vocoder = "HiFi-GAN for the sounds, as synthesize.py takes it"
@@ -182,10 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sentences = read_sentences()
     recognizer = load_recognizer(args.asr, args.device, args.asr_language)
     machine = print_device(torch.device(args.device))
-    if args.recordings:
-        rows = judge_recordings(args.recordings, sentences, recognizer)
-    else:
-        rows = judge_voice(args, sentences, recognizer)
+    rows = judge_voice(args, sentences, recognizer)
     report(args.output_dir / "hard_sentences_counts.csv", count(rows), machine)
     pd.DataFrame(rows).to_csv(args.output_dir / "hard_sentences.csv", index=False)
     print(f"{recognizer.speed:.1f} seconds of sound transcribed a second")

@@ -5,8 +5,7 @@
 
 The weights are random and the stop token is ignored: every run makes --n_steps frames. The time is
 that of the whole call, encoder and postnet included, divided by --n_steps. "x_real_time" is seconds
-of audio over seconds of computing. A step has two floors, of which the table has the higher:
-"compute" (see common.py) and "weights", the bytes a step must read over the rate of reading them.
+of audio over seconds of computing.
 
 Writes inference.csv to --output_dir.
 """
@@ -72,24 +71,16 @@ def measure(args: argparse.Namespace, config: Tacotron2Config) -> None:
     """Measure every batch size; print and write."""
     n_text, n_steps, device = args.n_text, args.n_steps, args.device
     machine, rows, lines = common.print_device(device), [], []
-    rates = {dtype: common.matmul_rate(device, dtype) for dtype in args.dtype}
-    reading = {}  # seconds for the weights of a step
-    for dtype in rates:
-        n_bytes = common.decoder_step_weights(config) * DTYPES[dtype].itemsize
-        reading[dtype] = n_bytes / common.read_rate(device, n_bytes)
     speakers = {name: make_speaker(name, config, n_steps, device) for name in args.models}
     for batch_size in dict.fromkeys(args.batch_size):
         tokens = torch.randint(1, config.vocab_size, (batch_size, n_text), device=device)
-        seconds = time_runs(speakers, tokens, n_steps, [*rates], args.repeats)
-        flops = common.forward_flops(config, batch_size, n_text, n_steps) / n_steps
+        seconds = time_runs(speakers, tokens, n_steps, args.dtype, args.repeats)
         for (name, dtype), times in seconds.items():
             row = {"model": name, "dtype": dtype, "batch_size": batch_size}
             row |= {"n_text": n_text, "n_steps": n_steps}
             row |= common.step_columns([1e3 * time / n_steps for time in times])
             row["x_real_time"] = 1e3 * batch_size * AudioConfig().hop_seconds / row["step_ms"]
-            floor, limit = max((flops / rates[dtype], "compute"), (reading[dtype], "weights"))
-            row |= {"floor_ms": 1e3 * floor, "floor_is": limit}
-            rows.append(row | {"of_floor": row["floor_ms"] / row["step_ms"]})
+            rows.append(row)
             for peer_dtype in dict.fromkeys([dtype, "float32"]) if name == OURS else []:
                 if peer := seconds.get((TORCHAUDIO, peer_dtype)):
                     label = f"batch {batch_size}: torchaudio {peer_dtype} / ours {dtype}"

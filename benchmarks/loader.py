@@ -15,13 +15,11 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -77,29 +75,6 @@ def open_corpus(args: argparse.Namespace) -> Iterator[Path]:
         yield args.manifest or write_corpus(Path(folder), args.n_clips)
 
 
-def time_parts(manifest: Path, batch_size: int) -> dict[str, float]:
-    """Time one pass over the manifest in this process; return the seconds by part."""
-    seconds: dict[str, float] = {}
-
-    def clock(part: str, function: Callable, *arguments: Any) -> Any:
-        start = time.perf_counter()
-        result = function(*arguments)
-        seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - start
-        return result
-
-    audio_config, tokenizer = AudioConfig(), Tokenizer()
-    clips = clock("read manifest", TTSDataset, manifest, audio_config, tokenizer)
-    for batch in BatchSampler(clips.n_frames, batch_size):
-        utterances = []
-        for path, text in [(clips.paths[i], clips.texts[i]) for i in batch]:
-            wav = clock("read wav", dataset.load_wav, path, audio_config.sampling_rate)
-            mel = clock("wav to mel", dataset.audio_to_mel, wav, audio_config)
-            tokens = clock("encode text", tokenizer.encode, text)
-            utterances.append(dataset.Utterance(tokens, mel, text, path))
-        clock("collate", dataset.TTSCollator(audio_config, tokenizer), utterances)
-    return seconds
-
-
 def loader_row(num_workers: int, n_clips: int, audio_seconds: float, times: list[float]) -> Row:
     """Make a line of the table."""
     n_cores, median = max(num_workers, 1), statistics.median(times)
@@ -120,20 +95,12 @@ def padding_share(lengths: Sequence[float], batches: Sequence[Sequence[int]]) ->
 
 
 def measure(args: argparse.Namespace, manifest: Path) -> None:
-    """Measure parts, loaders, padding; print and write."""
+    """Measure loaders and padding; print and write."""
     machine, folder = common.print_device(CPU), args.output_dir
     hop_seconds = AudioConfig().hop_seconds
     clips = TTSDataset(manifest, AudioConfig(), Tokenizer())
     n_clips, audio_seconds = len(clips), sum(clips.n_frames) * hop_seconds
     print(f"{n_clips:,} clips, {audio_seconds / n_clips:.2f} s on average")
-    time_parts(manifest, args.batch_size)  # fills caches
-    seconds = time_parts(manifest, args.batch_size)
-    parts = [
-        {"part": part, "ms_per_clip": 1e3 * s / n_clips, "share": s / sum(seconds.values())}
-        for part, s in seconds.items()
-    ]
-    common.report(folder / "loader_parts.csv", parts, machine)
-
     rows = []
     for num_workers in dict.fromkeys([0, *args.num_workers]):
         batches = BatchSampler(clips.n_frames, args.batch_size)

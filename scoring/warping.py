@@ -16,24 +16,20 @@ def find_path(distances: np.ndarray) -> np.ndarray:
         by one.
     """
     n_left, n_right = distances.shape
-    sums = np.empty_like(distances)  # the smallest sum on the way to each pair
+    sums = np.full((n_left + 1, n_right + 1), np.inf)  # the smallest sum on the way to each pair
+    sums[0, 0] = 0.0
     for i in range(n_left):
         for j in range(n_right):
-            best = 0.0 if i == j == 0 else np.inf
-            if i > 0 and j > 0:
-                best = min(best, sums[i - 1, j - 1])
-            if i > 0:
-                best = min(best, sums[i - 1, j])
-            if j > 0:
-                best = min(best, sums[i, j - 1])
-            sums[i, j] = distances[i, j] + best
+            best = min(sums[i, j], sums[i, j + 1], sums[i + 1, j])
+            sums[i + 1, j + 1] = distances[i, j] + best
     path = np.empty((n_left + n_right - 1, 2), dtype=np.int64)
     i, j, start = n_left - 1, n_right - 1, n_left + n_right - 2
     path[start] = i, j
     while i > 0 or j > 0:
-        if i > 0 and j > 0 and sums[i - 1, j - 1] <= min(sums[i - 1, j], sums[i, j - 1]):
+        both, left, right = sums[i, j], sums[i, j + 1], sums[i + 1, j]  # the ways to this pair
+        if both <= min(left, right):
             i, j = i - 1, j - 1
-        elif j == 0 or (i > 0 and sums[i - 1, j] <= sums[i, j - 1]):
+        elif left <= right:
             i -= 1
         else:
             j -= 1

@@ -63,14 +63,6 @@ def test_counted_flops_are_those_of_the_plain_model():
     assert with_backward == pytest.approx(common.TRAINING_PASSES * counted, rel=0.02)
 
 
-def test_decoder_step_weights():
-    decoder = Tacotron2(Tacotron2Config()).decoder
-    read = [decoder.prenet, decoder.attention_rnn, decoder.attention.query_layer]
-    read += [decoder.decoder_rnn, decoder.mel_projection, decoder.stop_projection]
-    n_weights = sum(p.numel() for part in read for p in part.parameters() if p.ndim == 2)
-    assert common.decoder_step_weights(Tacotron2Config()) == n_weights
-
-
 def test_both_models_have_the_same_sizes():
     config = Tacotron2Config(**SMALL)
     shapes = [
@@ -163,7 +155,6 @@ def test_inference_tables(tmp_path):
         audio_ms_per_step = int(row["batch_size"]) * 256 / 22050 * 1e3
         real_time = audio_ms_per_step / float(row["step_ms"])
         assert float(row["x_real_time"]) == pytest.approx(real_time)
-        assert float(row["floor_ms"]) > 0 and row["floor_is"] in ("compute", "weights")
 
 
 @pytest.mark.slow
@@ -175,11 +166,6 @@ def test_loader_tables(tmp_path, capsys):
     rows = read_rows(tmp_path / "loader.csv")
     assert [row["num_workers"] for row in rows] == ["0", "1"]
     assert all(float(row["clips_per_s"]) > 0 for row in rows)
-    parts = read_rows(tmp_path / "loader_parts.csv")
-    assert {row["part"] for row in parts} == {
-        "read manifest", "read wav", "wav to mel", "encode text", "collate"
-    }  # fmt: skip
-    assert sum(float(row["share"]) for row in parts) == pytest.approx(1.0)
     printed = capsys.readouterr().out.splitlines()
     padding = {line.split("  ")[0]: float(line.split()[-1]) for line in printed if "13100" in line}
     assert 0 < padding["BatchSampler"] < 0.1 < padding["random order"] < 0.5
@@ -215,16 +201,15 @@ def test_throughput_tables(tmp_path, monkeypatch):
 
 
 def test_griffin_lim_is_measured_on_recordings(tiny_corpus, tmp_path, monkeypatch, capsys):
-    """Compare two ways of the benchmark with the repository's, which comes closer to the mel."""
-    names = ("pseudo-inverse, 60 iterations", "20 Itakura-Saito updates, 60",
-             "magnitudes fitted in each of 48")  # fmt: skip
+    """Compare the other way with the repository's, which comes closer to the mel."""
+    names = ("pseudo-inverse, 60 iterations", "magnitudes fitted in each of 48")
     monkeypatch.setattr(griffin_lim, "WAYS", {name: griffin_lim.WAYS[name] for name in names})
     flags = ["--recordings", str(tiny_corpus.wavs), "--n_clips", "1"]
     griffin_lim.main([*flags, "--output_dir", str(tmp_path)])
     rows = read_rows(tmp_path / "griffin_lim.csv")
     assert [row["way"] for row in rows] == list(names)
     errors = [float(row["mel"]) for row in rows]
-    assert errors[0] > errors[1] > errors[2] > 0
+    assert errors[0] > errors[1] > 0
     assert all(float(row["real-time factor"]) > 0 and float(row["peak"]) > 0.1 for row in rows)
     with pytest.raises(SystemExit, match="no wav or flac"):
         griffin_lim.main(["--recordings", str(tmp_path)])

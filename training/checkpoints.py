@@ -12,7 +12,6 @@ import re
 import shutil
 import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -162,13 +161,16 @@ def find_checkpoint_folders(folder: Path) -> list[Path]:
 
 
 @file_errors()
-def list_checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path, warns: bool = False) -> list[Path]:
     """List the checkpoints of a run that can be read, in the order in which they were written."""
     found = []
     for path in find_checkpoint_folders(folder):
-        with suppress(DataError):  # find_latest warns
+        try:
             content = read_state_file(path)
             found.append((content["written_at"], content["step"], path.name, path))
+        except DataError as error:
+            if warns:
+                warn(f"checkpoint skipped: {error}")
     return [path for *_, path in sorted(found)]
 
 
@@ -187,16 +189,6 @@ def prune_checkpoints(folder: Path, keep: int | None) -> None:
             warn(f"an old checkpoint stays: {error}")
 
 
-def find_latest(folder: Path) -> Path | None:
-    """Find the checkpoint that was written last; warn of those that cannot be read."""
-    for path in find_checkpoint_folders(folder):
-        try:
-            read_state_file(path)
-        except DataError as error:
-            warn(f"checkpoint skipped: {error}")
-    return next(reversed(list_checkpoints(folder)), None)
-
-
 def find_run_checkpoint(folder: Path, name: str) -> Path | None:
     """Find `latest`, `latest_or_new`, the name of a checkpoint in `folder`, or a path.
 
@@ -207,7 +199,8 @@ def find_run_checkpoint(folder: Path, name: str) -> Path | None:
         DataError: when there is none.
     """
     if name in ("latest", "latest_or_new"):
-        latest, is_empty = find_latest(folder), not find_checkpoint_folders(folder)
+        latest = next(reversed(list_checkpoints(folder, warns=True)), None)
+        is_empty = not find_checkpoint_folders(folder)
         if latest is None and not (is_empty and name == "latest_or_new"):
             what = "no checkpoint in" if is_empty else "no checkpoint that can be read in"
             raise DataError(f"--resume_from_checkpoint {name}: {what} {folder}")
