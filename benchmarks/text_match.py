@@ -8,7 +8,7 @@ Each --run is a name, a manifest and checkpoints. The clips of the manifest are 
 scored in the ways of SCORES. text_match.csv has a row for each checkpoint; a row that is there
 already is not measured again, so that the script can go on. text_match.png draws the word errors
 over each score, with Spearman's rank correlation, which is -1 for a score that orders all
-checkpoints as the recognizer does. A clip counts at most as many errors as its text has words.
+checkpoints as the recognizer does. text_gain and val_loss are those of training's own validation.
 """
 
 import sys
@@ -18,16 +18,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import spearmanr
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import evaluate
 from benchmarks.common import Row, make_parser, print_device, report
 from command_line.files import DataError, read_json
 from command_line.main import script
-from dataset import Batch, TTSCollator, TTSDataset
-from model import Tacotron2Output
+from dataset import TTSCollator, TTSDataset
+from evaluate import ScoredClip
 from scoring.pictures import freeze_layout, new_figure, save_figure
 from scoring.recognition import (
     KINDS,
@@ -37,126 +36,70 @@ from scoring.recognition import (
     plain_words,
     resample,
 )
-from scoring.scores import (
-    alignment_scores,
-    free_running_limit,
-    free_running_scores,
-    mel_cepstral_distortion,
-)
-from scoring.text_match import compare
+from scoring.text_match import text_match
 from speech.speaking import MAX_DECODER_STEPS
 from speech.vocoder import choose_vocoder, to_audio
 from speech.voice import Voice, load_checkpoint
+from training.checkpoints import STATE_FILE
 
 SCORES = {  # column: what it is
     "text_match": "half seconds nearest to their own recording",
-    "clips_matched": "clips nearest to their own recording",
-    "rank": "share of the other recordings that are farther",
-    "margin": "1 - distance to the own / mean distance to others",
-    "near_margin": "1 - distance to the own / least distance to others",
-    "text_gain": "rise of the mels' loss with another text",
     "mcd_db": "mel-cepstral distortion",
-    "mel_loss": "mels' loss, teacher forced",
     "free_running_score": "free-running score",
     "focus": "focus, teacher forced",
     "stopped_by_itself": "stopped by itself",
+    "text_gain": "rise of the mels' loss with another text",
+    "val_loss": "validation loss",
+    "step": "steps of training",
 }
 BATCH_SIZE = 16
 
 
-def rate_distances(distances: np.ndarray) -> Row:
-    """Rate a clip by its windows' distances to each recording, see `compare`."""
-    own, others = distances[0], distances[1:]
-    whole, other_wholes = own.mean(), others.mean(axis=1)
-    return {
-        "text_match": (own < others.min(axis=0)).mean(),
-        "clips_matched": float(whole < other_wholes.min()),
-        "rank": (whole < other_wholes).mean(),
-        "margin": 1 - whole / other_wholes.mean(),
-        "near_margin": 1 - whole / other_wholes.min(),
-    }
-
-
-def mel_losses(output: Tacotron2Output, batch: Batch) -> list[float]:
-    """Compute each clip's loss of both mels, a mean over its frames."""
-    losses = []
-    for i, n in enumerate(batch.mel_lengths.tolist()):
-        pairs = [(x[i, :n], batch.mels[i, :n]) for x in (output.mels_before, output.mels_after)]
-        losses.append(sum((a - b).square().mean().item() for a, b in pairs))
-    return losses
-
-
-@torch.no_grad()
-def score_batch(
-    voice: Voice, clips: TTSDataset, indices: list[int]
-) -> tuple[list[Row], list[Tensor]]:
-    """Speak clips freely and teacher forced, with their texts and with each other's.
-
-    Returns:
-        A row for each clip, and the mels of free running, (T_mel, num_mels) each.
-    """
-    batch = TTSCollator(clips.audio_config, clips.tokenizer)([clips[i] for i in indices])
-    texts = batch.tokens, batch.token_lengths
-    limit = free_running_limit(batch.mels.shape[1], MAX_DECODER_STEPS)
-    free = voice.model.infer(*texts, limit)
-    forced = voice.model(*texts, batch.mels, batch.mel_lengths)
-    swapped = voice.model(*(x.roll(1, 0) for x in texts), batch.mels, batch.mel_lengths)
-    mels = [mel[:n] for mel, n in zip(free.mels, free.mel_lengths, strict=True)]
-    scores = {
-        **alignment_scores(forced.alignments, batch.token_lengths, batch.mel_lengths),
-        **free_running_scores(free, batch.token_lengths),
-        "mel_loss": mel_losses(forced, batch),
-        "other_loss": mel_losses(swapped, batch),
-    }
-    rows = []
-    for i, (index, mel) in enumerate(zip(indices, mels, strict=True)):
-        recording = batch.mels[i, : batch.mel_lengths[i]]
-        row = {name: float(values[i]) for name, values in scores.items()}
-        row["mcd_db"] = mel_cepstral_distortion(mel, recording, clips.audio_config)
-        rows.append(row | rate_distances(compare(clips, index, mel)))
-    return rows, mels
-
-
 def count_word_errors(
-    voice: Voice, texts: list[str], mels: list[Tensor], recognizer: Recognizer, vocoder: str | None
-) -> Row:
-    """Transcribe the mels' sounds, and divide the word errors by the words of the texts."""
+    voice: Voice, spoken: list[ScoredClip], recognizer: Recognizer, vocoder: str | None
+) -> float:
+    """Transcribe the sounds of free running; divide the word errors by the words of the texts."""
     config = voice.audio_config
     loaded = choose_vocoder(vocoder, config)
-    wavs = [resample(to_audio(mel, config, loaded), config.sampling_rate) for mel in mels]
+    wavs = [resample(to_audio(x.mel, config, loaded), config.sampling_rate) for x in spoken]
     transcripts = recognizer.transcribe(wavs)
     n_errors = n_words = 0
-    for text, transcript in zip(texts, transcripts, strict=True):
-        reference, heard = (plain_words(x, voice.tokenizer) for x in (text, transcript))
-        errors, words = count_errors(reference, heard), len(reference.split())
-        n_errors += min(sum(errors[f"word_{kind}"] for kind in KINDS), words)
-        n_words += words
-    return {"word_errors": n_errors / n_words}
+    for clip, transcript in zip(spoken, transcripts, strict=True):
+        reference, heard = (plain_words(x, voice.tokenizer) for x in (clip.row["text"], transcript))
+        errors = count_errors(reference, heard)
+        n_errors += sum(errors[f"word_{kind}"] for kind in KINDS)
+        n_words += len(reference.split())
+    return n_errors / n_words
 
 
 def measure(
     checkpoint: str, manifest: str, n_clips: int, recognizer: Recognizer, vocoder: str | None
 ) -> Row:
-    """Speak up to n_clips clips of the manifest; return scores and word errors."""
-    voice = load_checkpoint(checkpoint)
+    """Speak up to n_clips clips of the manifest freely; return their scores and word errors."""
+    voice, state = load_checkpoint(checkpoint), read_json(f"{checkpoint}/{STATE_FILE}", checkpoint)
     clips = TTSDataset(manifest, voice.audio_config, voice.tokenizer)
+    collate = TTSCollator(voice.audio_config, voice.tokenizer)
     places = np.linspace(0, len(clips) - 1, min(n_clips, len(clips))).round().astype(int)
-    places = sorted(places.tolist(), key=lambda i: clips.n_frames[i])
     torch.manual_seed(0)
-    rows, mels = [], []
+    spoken: list[ScoredClip] = []
     for indices in np.array_split(places, -(-len(places) // BATCH_SIZE)):
-        more_rows, more_mels = score_batch(voice, clips, indices.tolist())
-        rows, mels = rows + more_rows, mels + more_mels
-    means = pd.DataFrame(rows).mean().to_dict()
-    means["text_gain"] = means["other_loss"] / means["mel_loss"] - 1
-    texts = [clips.texts[i] for i in places]
-    return means | count_word_errors(voice, texts, mels, recognizer, vocoder)
+        batch = collate([clips[int(i)] for i in indices])
+        scored = evaluate.score_batch(voice, batch, MAX_DECODER_STEPS, word_times=None)
+        for index, clip in zip(indices, scored, strict=True):
+            clip.row["text_match"] = text_match(clips, int(index), clip.mel)
+        spoken += scored
+    means = pd.DataFrame([clip.row for clip in spoken]).mean(numeric_only=True)
+    row = {name: means.get(name) for name in SCORES} | {"step": state["step"]}
+    validated = {**state["history"][-1]} if state["history"] else {}
+    if validated.get("step") == state["step"]:  # otherwise the checkpoint was not validated
+        row |= {name: validated.get(name) for name in ("text_gain", "val_loss")}
+    return row | {"word_errors": count_word_errors(voice, spoken, recognizer, vocoder)}
 
 
 def correlate(rows: Sequence[Row]) -> dict[str, float]:
     """Correlate each score's order of all checkpoints with that by word errors (Spearman)."""
     table = pd.DataFrame(rows)
-    return {name: spearmanr(table[name], table["word_errors"]).statistic for name in SCORES}
+    return {name: table[name].corr(table["word_errors"], "spearman") for name in SCORES}
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -194,10 +137,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for checkpoint in checkpoints:
             if any(row["checkpoint"] == checkpoint for row in rows):
                 continue
-            state = read_json(Path(checkpoint) / "trainer_state.json", checkpoint)
-            head = {"run": name, "checkpoint": checkpoint, "step": state["step"]}
             scores = measure(checkpoint, manifest, args.n_clips, recognizer, args.vocoder)
-            rows.append(head | scores)
+            rows.append({"run": name, "checkpoint": checkpoint, **scores})
             report(path, rows, machine)
     report(path, rows, machine)
     if len(rows) < 3:

@@ -26,6 +26,7 @@ REQUIREMENTS = "requirements/asr.txt"
 SAMPLING_RATE = 16_000  # Hz, on which recognizers are trained
 WHISPER_SECONDS = 30  # that Whisper hears at once
 BATCH_SIZE = 16  # sounds that Whisper transcribes at once
+TOKENS_PER_SECOND, MAX_TOKENS = 30, 400  # of a transcript; English has about 5, Hindi up to 30
 PAD_SECONDS = 0.5  # of silence at both ends; without it, recognizers miss an early first word
 SOUNDS = {  # transcribed of each clip: name, label
     "free_running": "free running",
@@ -44,8 +45,10 @@ class Recognizer:
 
     def __init__(self, pipe: Any, language: str | None = None) -> None:
         self.pipe = pipe
-        spoken = {"language": language, "task": "transcribe"}
-        self.options = {"generate_kwargs": spoken} if language else {}
+        # The five beams that the pipeline searches by default cost a CPU more than all the rest.
+        greedy = {"num_beams": 1} if pipe.type == "seq2seq_whisper" else {}
+        spoken = {"language": language, "task": "transcribe"} if language else {}
+        self.options = greedy | spoken
         self.seconds_heard = self.seconds_taken = 0.0
 
     @property
@@ -70,14 +73,19 @@ class Recognizer:
 
     def _transcribe(self, sounds: list[np.ndarray]) -> list[str]:
         is_whisper = self.pipe.type == "seq2seq_whisper"
-        is_long = [is_whisper and len(x) > WHISPER_SECONDS * SAMPLING_RATE for x in sounds]
         inputs = [{"raw": sound, "sampling_rate": SAMPLING_RATE} for sound in sounds]
-        if is_whisper and sounds and not any(is_long):
-            heard = self.pipe(inputs, batch_size=BATCH_SIZE, **self.options)
+        seconds = [len(sound) / SAMPLING_RATE for sound in sounds]
+        if is_whisper and 0 < max(seconds, default=0) <= WHISPER_SECONDS:
+            # Now and then Whisper repeats a word until a limit, and the batch has to wait for it.
+            n_tokens = min(round(TOKENS_PER_SECOND * max(seconds)), MAX_TOKENS)
+            options = {**self.options, "max_new_tokens": n_tokens}
+            heard = self.pipe(inputs, batch_size=BATCH_SIZE, generate_kwargs=options)
         else:
+            options = {"generate_kwargs": self.options} if self.options else {}
+            is_long = [is_whisper and x > WHISPER_SECONDS for x in seconds]
             timestamps = [{"return_timestamps": True} if long else {} for long in is_long]
             pairs = zip(inputs, timestamps, strict=True)
-            heard = [self.pipe(sound, **more, **self.options) for sound, more in pairs]
+            heard = [self.pipe(sound, **more, **options) for sound, more in pairs]
         return [found["text"] for found in heard]
 
 

@@ -88,7 +88,7 @@ def test_rates_are_those_of_the_transcripts(voice, tiny_corpus, tmp_path, monkey
     class Pipe:
         type = "seq2seq_whisper"
 
-        def __call__(self, inputs, batch_size):
+        def __call__(self, inputs, batch_size, generate_kwargs):
             sounds.extend(sound["raw"] for sound in inputs)
             return [{"text": next(answers)} for _ in inputs]
 
@@ -139,11 +139,16 @@ class Echo:
         return {"text": str(len(inputs["raw"]) // 16000 - 1)}
 
 
+def greedy(**options):
+    return {"generate_kwargs": {"num_beams": 1, **options}}
+
+
 @pytest.mark.parametrize(
     ("kind", "seconds", "calls"),
     [
-        ("seq2seq_whisper", (3, 1, 2), [(3, {"batch_size": recognition.BATCH_SIZE})]),
-        ("seq2seq_whisper", (3, 40), [(1, {}), (1, {"return_timestamps": True})]),
+        ("seq2seq_whisper", (3, 1, 2), [(3, {"batch_size": 16, **greedy(max_new_tokens=120)})]),
+        ("seq2seq_whisper", (28, 1), [(2, {"batch_size": 16, **greedy(max_new_tokens=400)})]),
+        ("seq2seq_whisper", (3, 40), [(1, greedy()), (1, greedy() | {"return_timestamps": True})]),
         ("ctc", (3, 40), [(1, {}), (1, {})]),
         ("seq2seq_whisper", (), []),
     ],
@@ -166,8 +171,8 @@ def test_a_language_is_for_recognizers_that_know_it(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "transformers", transformers)
     load_recognizer("many", "cpu", "de").transcribe([torch.zeros(16000)])
-    spoken = {"language": "de", "task": "transcribe"}
-    assert pipes["many"].calls[0][1].items() >= {"generate_kwargs": spoken}.items()
+    options = pipes["many"].calls[0][1]["generate_kwargs"]
+    assert options.items() >= {"language": "de", "task": "transcribe"}.items()
     with pytest.raises(DataError, match=r"--asr_language xx: --asr many does not .* only en, de$"):
         load_recognizer("many", "cpu", "xx")
     for name in ("tiny.en", "wav2vec"):
