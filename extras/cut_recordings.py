@@ -126,7 +126,9 @@ def cut(levels: np.ndarray) -> np.ndarray:
         else:
             waiting += [speech[at + 1 :], speech[: at + 1]]
     ends = np.array([*edges, (len(levels), len(levels))])
-    margins = np.minimum(MARGIN / FRAME_SECONDS, (ends[1:, 0] - ends[:-1, 1]) / 2)
+    room = (ends[1:, 0] - ends[:-1, 1]) / 2  # each piece has half of a pause
+    room[[0, -1]] *= 2  # but all of the recording's edges
+    margins = np.minimum(MARGIN / FRAME_SECONDS, room)
     pieces = np.column_stack([ends[1:-1, 0] - margins[:-1], ends[1:-1, 1] + margins[1:]])
     return (pieces * FRAME_SECONDS).round(3)
 

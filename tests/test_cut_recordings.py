@@ -90,6 +90,13 @@ def test_a_folder_for_training_comes_out(has_text, tmp_path, capsys):
         assert len(sound) == pytest.approx((float(row["end"]) - float(row["start"])) * RATE, abs=1)
 
 
+def test_soft_sounds_at_the_edges_of_a_recording_are_kept():
+    """The "s" of "Sam" may be too soft to count, so its recording is not cut where it begins."""
+    levels = np.full(160, -80.0)  # dB, of 3.2 s
+    levels[5:155] = -20.0
+    assert cut_recordings.cut(levels).tolist() == [[0.0, 3.2]]
+
+
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(cut_recordings, "BATCH_SIZE", 2)
     wavs = {"talk.wav": join([speak(text) for text in SENTENCES])[0]}
