@@ -4,11 +4,11 @@
     python benchmarks/loader.py --manifest data/train_metadata.csv --batch_size 32
 
 Without --manifest the clips are noise of LJSpeech's lengths. They are read from the page cache; a
-slow disk would come on top. There are three tables: where one core's time goes; clips per second
-through training's loader, in this process and with workers of one thread each; and the padding in
-training's batches and in random ones, without --manifest for LJSpeech's 13,100 lengths.
+slow disk would come on top. There are two tables: clips per second through training's loader, in
+this process and with workers of one thread each; and the padding in training's batches and in
+random ones, without --manifest for LJSpeech's 13,100 lengths.
 
-Writes loader.csv, loader_parts.csv and loader_padding.csv to --output_dir.
+Writes loader.csv and loader_padding.csv to --output_dir.
 """
 
 import argparse

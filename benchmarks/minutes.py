@@ -6,13 +6,13 @@
 
 It holds out the same sentences from all voices: recordings that follow each other by name, so by
 story if they are named in order, from --n_places of the corpus, half of them to choose a checkpoint
-by and half to measure with. my_voice.sh makes each voice from some of the others, chosen by a hash,
+by and half to measure with. my_voice.sh makes each voice from some of the others, drawn at random,
 and a smaller set is part of each larger one. minutes.csv gets a row for each voice; one that is
-made already is not made again, and one that is half made goes on.
+made already is not made again, and one that is half made goes on, but then its minutes_taken are
+those of the last call alone.
 """
 
 import argparse
-import hashlib
 import os
 import subprocess
 import sys
@@ -50,20 +50,19 @@ def hold_out(clips: pd.DataFrame, n_places: int) -> dict[str, pd.DataFrame]:
     held = {start + i for start in starts for i in range(IN_A_ROW) if start + i < len(clips)}
     train = clips.iloc[[i for i in range(len(clips)) if i not in held]]
     words = clips["normalized_transcript"].map(prep_splits.spoken_words)
-    new = [i for i in sorted(held) if words[i] not in {*words[train.index]}]
+    known = {*words[train.index]}
+    new = [i for i in sorted(held) if words[i] not in known]
     return {"train": train, "val": clips.iloc[new[::2]], "test": clips.iloc[new[1::2]]}
 
 
 def take_minutes(clips: pd.DataFrame, minutes: float) -> pd.DataFrame:
-    """Take clips in the order of a hash of their names, until they last so long."""
-    names = [Path(path).name for path in clips["file_path"]]
-    order = sorted(range(len(clips)), key=lambda i: hashlib.sha256(names[i].encode()).digest())
-    ranked = clips.iloc[order]
-    ends = ranked["duration"].cumsum()
+    """Take clips at random, always in the same order, until they last so long."""
+    shuffled = clips.sample(frac=1, random_state=0)
+    ends = shuffled["duration"].cumsum()
     if ends.iloc[-1] < 60 * minutes:
         have = f"there are {ends.iloc[-1] / 60:.1f} minutes to train on"
         raise DataError(f"--minutes {minutes:g}: {have}")
-    return ranked[ends <= 60 * minutes].sort_values("duration", ascending=False)
+    return shuffled[ends <= 60 * minutes].sort_values("duration", ascending=False)
 
 
 def make_voice(args: argparse.Namespace, splits: dict[str, pd.DataFrame], run: int) -> Row:

@@ -28,14 +28,7 @@ from command_line.main import script
 from dataset import TTSCollator, TTSDataset
 from evaluate import ScoredClip
 from scoring.pictures import freeze_layout, new_figure, save_figure
-from scoring.recognition import (
-    KINDS,
-    Recognizer,
-    count_errors,
-    load_recognizer,
-    plain_words,
-    resample,
-)
+from scoring.recognition import KINDS, Recognizer, load_recognizer, resample, score_sounds
 from scoring.text_match import text_match
 from speech.speaking import MAX_DECODER_STEPS
 from speech.vocoder import choose_vocoder, to_audio
@@ -62,14 +55,10 @@ def count_word_errors(
     config = voice.audio_config
     loaded = choose_vocoder(vocoder, config)
     wavs = [resample(to_audio(x.mel, config, loaded), config.sampling_rate) for x in spoken]
-    transcripts = recognizer.transcribe(wavs)
-    n_errors = n_words = 0
-    for clip, transcript in zip(spoken, transcripts, strict=True):
-        reference, heard = (plain_words(x, voice.tokenizer) for x in (clip.row["text"], transcript))
-        errors = count_errors(reference, heard)
-        n_errors += sum(errors[f"word_{kind}"] for kind in KINDS)
-        n_words += len(reference.split())
-    return n_errors / n_words
+    sounds, texts = [{"free_running": wav} for wav in wavs], [x.row["text"] for x in spoken]
+    counts = pd.DataFrame(score_sounds(recognizer, sounds, texts, voice.tokenizer))
+    errors = counts[[f"free_running_word_{kind}" for kind in KINDS]]
+    return errors.sum().sum() / counts["asr_words"].sum()
 
 
 def measure(
@@ -98,8 +87,8 @@ def measure(
 
 def correlate(rows: Sequence[Row]) -> dict[str, float]:
     """Correlate each score's order of all checkpoints with that by word errors (Spearman)."""
-    table = pd.DataFrame(rows)
-    return {name: table[name].corr(table["word_errors"], "spearman") for name in SCORES}
+    table = pd.DataFrame(rows)[[*SCORES, "word_errors"]].astype(float)
+    return table.corr("spearman")["word_errors"][[*SCORES]].to_dict()
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
