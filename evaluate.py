@@ -163,6 +163,7 @@ def describe_evaluation(args: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": os.path.abspath(args.checkpoint) if is_folder else args.checkpoint,
         "step": state.get("step"),
         "manifest": os.path.abspath(args.path_to_manifest),
+        "vocoder": args.vocoder,
         "seed": args.seed,
         "precision": "float32",
         "device": args.device,

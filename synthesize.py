@@ -269,6 +269,9 @@ def write_files(
         if args.timings:
             typed = sentence.typed or sentence.text
             write_timings(restore_words(typed, spoken.words, clean), output_dir / stem)
+        elif args.overwrite:  # the times of the sound that stood here
+            for suffix in (".json", ".srt"):
+                (output_dir / stem).with_suffix(suffix).unlink(missing_ok=True)
         all_spoken = all_spoken and not any(result.failed for result in spoken.results)
     bar.close()
     return all_spoken

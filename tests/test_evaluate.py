@@ -366,7 +366,7 @@ def test_files_hold_the_report_of_their_table_and_follow_from_the_seed(
     assert reports[0] == reports[1]
     report = reports[2]
     assert reports[0]["focus"] != report["focus"]
-    described = {"checkpoint": str(tmp_path), "step": 1234, "seed": 2, "precision": "float32"}
+    described = {"checkpoint": str(tmp_path), "step": 1234, "seed": 2, "vocoder": None}
     assert report.items() >= described.items()
     clips, manifest = pd.read_csv(table), pd.read_csv(tmp_path / "manifest.csv")
     assert {*TABLE, "recording_frames", "spoken_frames"} < {*clips.columns}

@@ -236,7 +236,9 @@ def test_recorded_steps_speak_as_single_steps_do(
     assert single.mels.abs().max() > 0.1
     for name, ours, theirs in zip(single._fields, recorded, single, strict=True):
         assert ours.shape == theirs.shape, name
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6, msg=name)
+        # 20 times as loud a stop token has 20 times the rounding error, 1e-6 on some CPUs.
+        atol = 2e-5 if name == "stop_logits" else 1e-6
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=atol, msg=name)
     if max_decoder_steps == 40:
         assert len(set(single.mel_lengths.tolist())) > 1 and not single.reached_limit.all()
         assert single.reached_limit.any() != all_stop

@@ -83,13 +83,15 @@ def test_numbers_continue_after_those_in_the_folder(checkpoint, tmp_path):
     def spoken():
         return {path.stem: path.read_text() for path in sorted(out.glob("*.txt"))}
 
-    speak(checkpoint, out, "--text", "One.", "Two.")
+    speak(checkpoint, out, "--text", "One.", "Two.", "--timings")
     (out / "007.npy").touch()  # of another call
     (out / "2023.txt.bak").touch()
     speak(checkpoint, out, "--text", "Three.")
     assert spoken() == {"001": "one.\n", "002": "two.\n", "008": "three.\n"}
     speak(checkpoint, out, "--text", "Four.", "--overwrite")
     assert spoken() == {"001": "four.\n", "002": "two.\n", "008": "three.\n"}
+    timed = {path.name for path in out.iterdir() if path.suffix in (".json", ".srt")}
+    assert timed == {"002.json", "002.srt"}  # those of "One." would be read as those of "Four."
 
 
 @pytest.mark.usefixtures("no_pictures")
