@@ -12,7 +12,7 @@ import io
 import os
 import re
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -71,30 +71,26 @@ class _Stream(soundfile.SoundFile):
 def find_sample_size(path: str | Path) -> SampleSize | None:
     """Find the size of the samples in a wav's header; None if the file is no such wav."""
     with open(path, "rb") as file:
-        return _find_sample_size(file)
-
-
-def _find_sample_size(file: BinaryIO) -> SampleSize | None:
-    n_bytes = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    header, size_64 = file.read(12), None
-    if header[:4] not in (b"RIFF", b"RF64") or header[8:] != b"WAVE":
-        return None
-    while len(chunk := file.read(8)) == 8:
-        start, size = file.tell(), int.from_bytes(chunk[4:], "little")
-        if chunk[:4] == b"ds64":  # of RF64: the sizes of the file and of its samples
-            size_64 = slice(start + 8, start + 16)
-            promised_64 = int.from_bytes(file.read(16)[8:], "little")
-        elif chunk[:4] == b"data":
-            held, follows = n_bytes - start, file.read(8)
-            # An empty recording may have another chunk, such as a title, behind it.
-            follows_size = int.from_bytes(follows[4:], "little")
-            if size == 0 and re.match(rb"[ -~]{4}", follows) and 8 + follows_size <= held:
-                held = 0
-            if size_64:
-                return SampleSize(promised_64, held, size_64)
-            return SampleSize(size, held, slice(start - 4, start))
-        file.seek(start + size + size % 2)
+        n_bytes = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        header, size_64 = file.read(12), None
+        if header[:4] not in (b"RIFF", b"RF64") or header[8:] != b"WAVE":
+            return None
+        while len(chunk := file.read(8)) == 8:
+            start, size = file.tell(), int.from_bytes(chunk[4:], "little")
+            if chunk[:4] == b"ds64":  # of RF64: the sizes of the file and of its samples
+                size_64 = slice(start + 8, start + 16)
+                promised_64 = int.from_bytes(file.read(16)[8:], "little")
+            elif chunk[:4] == b"data":
+                held, follows = n_bytes - start, file.read(8)
+                # An empty recording may have another chunk, such as a title, behind it.
+                follows_size = int.from_bytes(follows[4:], "little")
+                if size == 0 and re.match(rb"[ -~]{4}", follows) and 8 + follows_size <= held:
+                    held = 0
+                if size_64:
+                    return SampleSize(promised_64, held, size_64)
+                return SampleSize(size, held, slice(start - 4, start))
+            file.seek(start + size + size % 2)
     return None
 
 

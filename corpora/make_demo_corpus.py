@@ -177,19 +177,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--language", choices=LANGUAGES, default="en", help="of grammar, voice (%(default)s)")
     numbers = f"{N_SENTENCES} in English, else {N_FOREIGN_SENTENCES}, or all of --sentences"
     add("--n_sentences", type=count_argument, help=f"{numbers}, if unset")
-    add(
-        "--min_chars",
-        type=count_argument,
-        default=16,
-        help="of the grammar's sentences (%(default)s)",
-    )
-    add(
-        "--max_chars",
-        type=count_argument,
-        default=42,
-        help="of the grammar's sentences (%(default)s)",
-    )
-    add("--seed", type=int, default=42, help="of the grammar's sentences (default: %(default)s)")
+    grammar = "of the grammar's sentences (%(default)s)"
+    add("--min_chars", type=count_argument, default=16, help=grammar)
+    add("--max_chars", type=count_argument, default=42, help=grammar)
+    add("--seed", type=int, default=42, help=grammar)
     add("--engine", choices=ENGINES, default=default_engine(), help="speaker (%(default)s)")
     add("--voice", help="of the engine: en-US of pico, en-us of espeak, or of --language, if unset")
     add("--overwrite", action="store_true", help="replace another corpus at path_to_save")

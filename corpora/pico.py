@@ -7,7 +7,6 @@ The library and its voices come with `pip install py-nanotts`, for Linux on x86-
 
 import ctypes
 import re
-from math import gcd
 
 import numpy as np
 
@@ -107,6 +106,5 @@ def resample(wav: np.ndarray) -> np.ndarray:
     """Resample (n_samples,) int16 from PICO_RATE to SAMPLING_RATE."""
     from scipy.signal import resample_poly  # slow to import
 
-    divisor = gcd(SAMPLING_RATE, PICO_RATE)
-    wav = resample_poly(wav.astype(float), SAMPLING_RATE // divisor, PICO_RATE // divisor)
+    wav = resample_poly(wav.astype(float), SAMPLING_RATE, PICO_RATE)
     return np.clip(np.rint(wav), -32768, 32767).astype(np.int16)

@@ -2,7 +2,7 @@
 
 Such a run takes as long as its training does, without the ten seconds in which a new Python imports
 torch, accelerate, librosa and matplotlib. It draws nothing unless asked to. What the start of a
-Python, the launcher or the pictures do is tested where `launch` of test_train_taco.py is called.
+Python, the launcher or the pictures do is tested where `launch` of runs.py is called.
 """
 
 import atexit
@@ -19,15 +19,9 @@ from subprocess import CompletedProcess
 import torch
 
 import train_taco
+from mutants import PRELOADED
 from runs import draw_nothing
 
-PRELOADED = (  # slow to import
-    "pytest", "hypothesis", "torch", "torch._dynamo", "torchaudio", "accelerate", "pandas",
-    "huggingface_hub.hub_mixin",
-    "scipy.fft", "soundfile", "librosa.core.audio", "librosa.filters", "librosa.sequence",
-    "matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.Image", "num2words",
-    "safetensors.torch",
-)  # fmt: skip
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(list(PRELOADED))
 LONGEST_SECONDS = 300.0

@@ -1,8 +1,12 @@
 """Not a test: how the tests train. In this process, or as a user does, through the launcher."""
 
 import os
+import random
 import subprocess
 import sys
+
+import numpy as np
+import torch
 
 import train_taco
 import training.checkpoints as checkpoints
@@ -74,6 +78,11 @@ class StopAt:
         return self.state.step >= self.step
 
 
+def random_states() -> list:
+    numpy_state = np.random.get_state()[1]  # noqa: NPY002
+    return [torch.get_rng_state().tolist(), numpy_state.tolist(), random.getstate()]
+
+
 def launcher_words(processes: int, mixed_precision: str = "no") -> list[str]:
     """accelerate's launcher, between python and the script."""
     # It starts several processes only with --multi_gpu, also where they are on the CPU.
@@ -85,12 +94,11 @@ def launcher_words(processes: int, mixed_precision: str = "no") -> list[str]:
     ]  # fmt: skip
 
 
-def launch(flags, processes=1, check=True, launcher=False, mixed_precision="no"):
-    """train_taco.py in a Python of its own: by itself, which is quicker, or by the launcher."""
-    words = launcher_words(processes, mixed_precision) if launcher or processes > 1 else []
+def launch(flags, mixed_precision="no"):
+    """train_taco.py by accelerate's launcher, in a Python of its own."""
+    words = launcher_words(1, mixed_precision)
     command = [sys.executable, *words, str(REPO / "train_taco.py"), *flags]
     environment = os.environ | ON_CPU
     done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
-    if check:
-        assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
     return done

@@ -1,7 +1,6 @@
 """Several processes and accumulated batches all take the same step."""
 
 import os
-import socket
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import torch
 
 import one_step
 from conftest import REPO
-from runs import ON_CPU, run_flags
+from runs import ON_CPU, launcher_words, run_flags
 
 N_CLIPS = 5  # uneven for two processes, and for two accumulated batches
 NO_DROPOUT = [
@@ -19,15 +18,6 @@ NO_DROPOUT = [
     for name in ("encoder_dropout_p", "decoder_dropout_p", "decoder_prenet_dropout_p",
                  "decoder_postnet_dropout_p", "attention_dropout_p")
 ]  # fmt: skip
-
-
-@pytest.fixture
-def port():
-    """A free port, kept from others: bound here with SO_REUSEADDR, which lets one more listen."""
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(("127.0.0.1", 0))
-        yield str(holder.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -39,34 +29,25 @@ def one_batch(tiny_corpus, tmp_path_factory):
     corpus = tiny_corpus._replace(train_manifest=folder / "train.csv")
     environment = {**os.environ, **ON_CPU, "GLOO_SOCKET_IFNAME": "lo"}
 
-    def take_step(name, batch_size, accumulated=1, launchers=()):
+    def take_step(name, batch_size, accumulated=1, processes=1):
         output = folder / f"{name}.pt"
         flags = [str(output), *run_flags(corpus, folder / name), *NO_DROPOUT,
                  "--batch_size", str(batch_size),
                  "--gradient_accumulation_steps", str(accumulated)]  # fmt: skip
-        if not launchers:
+        if processes == 1:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("ACCELERATE_USE_CPU", "true")
                 one_step.main(*flags)
-        commands = [
-            [sys.executable, *launcher, str(REPO / "tests" / "one_step.py"), *flags]
-            for launcher in launchers
-        ]
-        running = [
-            subprocess.Popen(command, cwd=REPO, env=environment, stderr=subprocess.PIPE, text=True)
-            for command in commands
-        ]
-        for process in running:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors[-3000:]
+        else:
+            script = str(REPO / "tests/one_step.py")
+            command = [sys.executable, *launcher_words(processes), script, *flags]
+            done = subprocess.run(
+                command, cwd=REPO, env=environment, stderr=subprocess.PIPE, text=True, timeout=300
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
         return torch.load(output, weights_only=True)
 
     return take_step
-
-
-def accelerate(*flags):
-    return ["-m", "accelerate.commands.launch", "--multi_gpu", "--mixed_precision", "no",
-            "--dynamo_backend", "no", "--num_processes", "2", *flags]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +65,8 @@ def assert_same_step(step, reference):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_twice_the_batch(one_batch, alone, port):
-    launcher = accelerate("--num_machines", "1", "--main_process_port", port)
-    assert_same_step(one_batch("two_processes", 3, launchers=[launcher]), alone)
+def test_two_processes_are_one_with_twice_the_batch(one_batch, alone):
+    assert_same_step(one_batch("two_processes", 3, processes=2), alone)
 
 
 def test_accumulated_batches_are_one_large_batch(one_batch, alone):

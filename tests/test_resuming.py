@@ -21,7 +21,7 @@ from command_line.files import DataError
 from conftest import REPO
 from forked_run import ForkedRun, hold, train
 from kill_and_resume import differences
-from runs import ON_CPU, StopAt, run_flags
+from runs import StopAt, run_flags
 from training.checkpoints import (
     STATE_FILE,
     checkpoint_is_due,
@@ -454,16 +454,3 @@ def test_processes_that_do_not_see_the_folder_are_refused(tmp_path, monkeypatch)
     with pytest.raises(DataError, match="1 of 2 processes do not see"):
         refuse_separate_disks(make_accelerator(), tmp_path)
     assert names_in(tmp_path) == []
-
-
-@pytest.mark.slow
-def test_training_that_cannot_write_ends_with_one_sentence(tiny_corpus, tmp_path):
-    flags = run_flags(tiny_corpus, tmp_path, "--checkpoint_minutes", 1e-7)
-    command = [sys.executable, str(REPO / "train_taco.py"), *flags]
-    done = subprocess.run(
-        ["bash", "-c", 'ulimit -f 16; exec "$@"', "bash", *command],
-        cwd=REPO, env=os.environ | ON_CPU, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert "cannot be written" in done.stderr.strip().split("\n")[-1]
-    assert "Traceback" not in done.stderr

@@ -1,6 +1,5 @@
 """The pictures, sounds and films that a training run leaves, and the clip that they show."""
 
-import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +11,7 @@ import training.pictures as pictures
 from conftest import SENTENCES, speak
 from dataset import AudioConfig, Utterance, audio_to_mel
 from model import Tacotron2Output
+from runs import random_states
 from stub_model import StubModel, free_running
 from text.tokenizer import Tokenizer
 from training.pictures import (
@@ -113,11 +113,6 @@ def test_the_film_begins_before_the_first_step_and_training_goes_on_as_if_it_did
     state.epoch, state.epoch_step = 1, 0
     film_first_epoch(run, state)
     assert len(list(run.pictures.iterdir())) == 8
-
-
-def random_states() -> list:
-    numpy_state = np.random.get_state()[1]  # noqa: NPY002
-    return [torch.get_rng_state().tolist(), numpy_state.tolist(), random.getstate()]
 
 
 def test_files_of_old_epochs_thin_out(tmp_path):

@@ -1,6 +1,5 @@
 """A validation's numbers against numbers worked out by hand, and what it must leave alone."""
 
-import random
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 import train_taco
 import training.validation as validation
 from model import InferenceOutput
+from runs import random_states
 from scoring.scores import FREE_RUNNING_SCORES
 from test_processes import NO_DROPOUT
 from training.checkpoints import list_checkpoints, read_state
@@ -158,11 +158,6 @@ def test_the_best_epoch_says_its_texts_and_ties_go_by_the_validation_loss(epochs
         if is_new_best(history, best):
             best = epoch
     assert best == kept
-
-
-def random_states() -> list:
-    numpy_state = np.random.get_state()[1]  # noqa: NPY002
-    return [torch.get_rng_state().tolist(), numpy_state.tolist(), random.getstate()]
 
 
 def test_a_validation_gives_the_same_twice_and_leaves_training_alone(validating, monkeypatch):
