@@ -163,7 +163,6 @@ def describe_evaluation(args: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": os.path.abspath(args.checkpoint) if is_folder else args.checkpoint,
         "step": state.get("step"),
         "manifest": os.path.abspath(args.path_to_manifest),
-        "vocoder": args.vocoder,
         "seed": args.seed,
         "precision": "float32",
         "device": args.device,
@@ -259,7 +258,12 @@ def read_word_times(path: str, clips: TTSDataset) -> dict[str, list[dict]]:
                 float(word["start"]), word["index"] >= 0
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"--word_times {path}: cannot be read ({error!r})") from None
-    if not any(word_times.get(Path(clip).stem, [])[1:] for clip in clips.paths):
+    stems = [Path(clip).stem for clip in clips.paths]
+    if twice := [stem for stem in stems if stem in word_times and stems.count(stem) > 1]:
+        raise DataError(
+            f"--word_times {path}: several clips of the manifest are named {twice[0]!r}"
+        )
+    if not any(word_times.get(stem, [])[1:] for stem in stems):
         raise DataError(f"--word_times {path}: knows no word of these clips")
     return word_times
 
@@ -321,7 +325,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise DataError("--word_times knows no word of these clips")
     if recognizer and not any("asr_words" in row for row in rows):
         raise DataError("--asr: no clip has a text without phonemes in braces")
-    report = {**description, **make_report(rows, args.seed)}
+    report = {**description, "vocoder": vocoder and args.vocoder, **make_report(rows, args.seed)}
     if recognizer:
         report |= {"asr": args.asr, "asr_language": args.asr_language}
         report["asr_speed"] = recognizer.speed

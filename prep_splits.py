@@ -27,7 +27,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from command_line.files import DataError, check_writable, file_errors, path_argument
+from command_line.files import (
+    DataError,
+    check_writable,
+    file_errors,
+    path_argument,
+    write_whole,
+)
 from command_line.flags import FlagParser
 from command_line.main import say, script
 from corpora.download import LJSPEECH_SHA256, LJSPEECH_URL, download_corpus
@@ -53,14 +59,12 @@ def leave_out_bad(clips: list[Clip], skip_bad: bool) -> list[Clip]:
     return good
 
 
-def trim_clips(clips: list[Clip], folder: Path, trim_db: float) -> list[Clip]:
-    """Write trimmed copies of all clips to a folder, which must not be the recordings' own."""
+def refuse_recordings(folder: Path, clips: list[Clip]) -> None:
+    """Raise a DataError if the folder for trimmed copies is that of the recordings."""
     trimmed = Path(os.path.realpath(folder))
     for parent in {Path(os.path.realpath(clip.path.parent)) for clip in clips}:
         if trimmed in (parent, *parent.parents):
             raise DataError(f"{folder} is the corpus' own wavs folder; use another --path_to_save.")
-    bar = tqdm(clips, desc="trimming", unit="clip", disable=None)
-    return [trim_clip(clip, folder, trim_db) for clip in bar]
 
 
 def leave_out_lengths(clips: list[Clip], min_seconds: float, max_seconds: float) -> list[Clip]:
@@ -221,13 +225,24 @@ def check_outputs(args: argparse.Namespace) -> None:
             )
 
 
+def save_trimmed_splits(args: argparse.Namespace, clips: list[Clip]) -> None:
+    """Trim the clips and save their splits; an error leaves earlier copies and manifests whole."""
+    folder = Path(os.path.abspath(args.path_to_save)) / "trimmed_wavs"
+    refuse_recordings(folder, clips)
+
+    def write(scratch: Path) -> None:
+        bar = tqdm(clips, desc="trimming", unit="clip", disable=None)
+        cut = [trim_clip(clip, scratch, args.trim_db) for clip in bar]
+        cut = leave_out_bad(cut, args.skip_bad)
+        save_splits(args, [x._replace(path=folder / x.path.relative_to(scratch)) for x in cut])
+
+    with file_errors():
+        write_whole(folder, write)
+
+
 def save_splits(args: argparse.Namespace, clips: list[Clip]) -> None:
-    """Trim, filter and split the clips, and write the manifests."""
+    """Filter and split the clips, and write the manifests."""
     folder = Path(os.path.abspath(args.path_to_save))
-    clips = leave_out_bad(clips, args.skip_bad)
-    if args.trim_db:
-        clips = trim_clips(clips, folder / "trimmed_wavs", args.trim_db)
-        clips = leave_out_bad(clips, args.skip_bad)
     clips = leave_out_lengths(clips, args.min_seconds, args.max_seconds)
     splits = split_clips(clips, args.seed, args.test_split_pct, args.val_split_pct)
     warn_odd(clips)
@@ -251,7 +266,8 @@ def main(argv: list[str] | None = None) -> None:
 
         write_report(clips, Path(args.report))
     if args.path_to_save:
-        save_splits(args, clips)
+        clips = leave_out_bad(clips, args.skip_bad)
+        (save_trimmed_splits if args.trim_db else save_splits)(args, clips)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ from text.phonemes import load_dictionary, to_phonemes
 from text.splitting import MAX_CHARACTERS, PARAGRAPH_END, split_text
 
 __all__ = ["load_checkpoint", "main", "synthesize"]
-NUMBERED_FILE = re.compile(r"(\d{3,})\.(?:wav|png|npy|txt|json|srt)")
+SUFFIXES = ("wav", "png", "npy", "txt", "json", "srt")  # of a sentence's files
+NUMBERED_FILE = re.compile(rf"(\d{{3,}})\.(?:{'|'.join(SUFFIXES)})")
 HELP = {
     "checkpoint": "checkpoint folder, or USER/NAME of the Hub",
     "text": "one or several sentences, each in quotes",
@@ -173,9 +174,19 @@ def name_files(args: argparse.Namespace, sentences: list[Sentence]) -> list[str]
     for i, stem in enumerate(stems):
         if stem in stems[:i]:
             raise DataError(f"--text_file: two texts would be written to {stem}.wav")
-        if not args.overwrite and os.path.lexists(output_dir / f"{stem}.wav"):
-            raise DataError(f"--output_dir {output_dir}: has {stem}.wav; --overwrite replaces it")
+        for name in (f"{stem}.{suffix}" for suffix in SUFFIXES):
+            if not args.overwrite and os.path.lexists(output_dir / name):
+                raise DataError(f"--output_dir {output_dir}: has {name}; --overwrite replaces it")
     return stems
+
+
+def text_argument(value: str) -> str:
+    """Parse a text (an argparse type): refuse bytes that are no UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"must be UTF-8, found {value!a}") from None
+    return value
 
 
 def number_between(value: str, least: float, most: float) -> float:
@@ -197,7 +208,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.add(f"--{name}", HELP[name], **options)
 
     add("checkpoint", type=path_argument, required=True)
-    add("text", nargs="+")
+    add("text", type=text_argument, nargs="+")
     add("text_file", type=path_argument)
     add("long_text", type=path_argument)
     add("output_dir", type=path_argument)
@@ -270,8 +281,8 @@ def write_files(
             typed = sentence.typed or sentence.text
             write_timings(restore_words(typed, spoken.words, clean), output_dir / stem)
         elif args.overwrite:  # the times of the sound that stood here
-            for suffix in (".json", ".srt"):
-                (output_dir / stem).with_suffix(suffix).unlink(missing_ok=True)
+            for suffix in ("json", "srt"):
+                (output_dir / f"{stem}.{suffix}").unlink(missing_ok=True)
         all_spoken = all_spoken and not any(result.failed for result in spoken.results)
     bar.close()
     return all_spoken

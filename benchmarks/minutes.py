@@ -80,7 +80,8 @@ def make_voice(args: argparse.Namespace, splits: dict[str, pd.DataFrame], run: i
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "EPOCHS": str(epochs)}
     environment |= {name: os.path.abspath(value) for name, value in flags.items()}
-    subprocess.run(["bash", MY_VOICE], env=environment, check=True)
+    if subprocess.run(["bash", MY_VOICE], env=environment).returncode:
+        raise DataError(f"{folder}: my_voice.sh failed, as it says above")
     taken = (time.perf_counter() - start) / 60
     argv = ["--checkpoint", folder / "work_dir/voice/final_checkpoint", "--asr", args.asr]
     argv += ["--path_to_manifest", folder / "held_out_metadata.csv"]

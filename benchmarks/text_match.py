@@ -119,12 +119,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--asr_language", help="de, where the recognizer knows several languages")
     parser.add_argument("--vocoder", help="HiFi-GAN, as synthesize.py takes it")
     args = parser.parse_args(argv)
+    if short := [run for run in args.run if len(run) < 3]:
+        parser.error(f"--run {' '.join(short[0])}: expected a name, a manifest and checkpoints")
     machine, path = print_device(torch.device("cpu")), args.output_dir / "text_match.csv"
     rows = pd.read_csv(path).drop(columns="machine").to_dict("records") if path.exists() else []
     recognizer = load_recognizer(args.asr, "cpu", args.asr_language)
     for name, manifest, *checkpoints in args.run:
         for checkpoint in checkpoints:
-            if any(row["checkpoint"] == checkpoint for row in rows):
+            if any((row["run"], row["checkpoint"]) == (name, checkpoint) for row in rows):
                 continue
             scores = measure(checkpoint, manifest, args.n_clips, recognizer, args.vocoder)
             rows.append({"run": name, "checkpoint": checkpoint, **scores})

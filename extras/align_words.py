@@ -11,6 +11,7 @@ Clips with a word in neither are skipped with a warning.
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +134,10 @@ def main(argv: list[str] | None = None) -> None:
     check_writable("--output_json", Path(args.output_json).absolute().parent)
     manifest = read_manifest(args.path_to_manifest)
     recordings = list(zip(manifest["file_path"], manifest["normalized_transcript"], strict=True))
+    stems = Counter(Path(path).stem for path, _ in recordings)
+    if max(stems.values()) > 1:  # word_times.json has a recording's words by its name
+        name = stems.most_common(1)[0][0]
+        raise DataError(f"--path_to_manifest: several recordings are named {name!r}; rename them")
     aligned, skipped = align_all(recordings)
     for reason in skipped[:MAX_WARNINGS]:
         warn(f"skipped {reason}")

@@ -115,8 +115,11 @@ def choose_cut(speech: np.ndarray) -> int | None:
     return int(np.where(allowed, pauses, 0).argmax())
 
 
-def cut(levels: np.ndarray) -> np.ndarray:
-    """Cut a recording at its pauses; return the start and end of each piece, (n, 2) in seconds."""
+def cut(levels: np.ndarray, frame_seconds: float = FRAME_SECONDS) -> np.ndarray:
+    """Cut a recording at its pauses; return the start and end of each piece, (n, 2) in seconds.
+
+    At some rates, such as 11,025 Hz, a frame of whole samples is not quite FRAME_SECONDS.
+    """
     waiting, edges = [find_speech(levels)], [(0, 0)]
     while waiting:
         speech = waiting.pop()
@@ -130,7 +133,12 @@ def cut(levels: np.ndarray) -> np.ndarray:
     room[[0, -1]] *= 2  # but all of the recording's edges
     margins = np.minimum(MARGIN / FRAME_SECONDS, room)
     pieces = np.column_stack([ends[1:-1, 0] - margins[:-1], ends[1:-1, 1] + margins[1:]])
-    return (pieces * FRAME_SECONDS).round(3)
+    return (pieces * frame_seconds).round(3)
+
+
+def name_clips(path: str) -> str:
+    """Name a recording's pieces: its name, less what cannot stand in a column of metadata.csv."""
+    return re.sub(r"[|\\]", "_", Path(path).stem).strip()
 
 
 def write_pieces(folder: Path, recordings: list[str]) -> list[Piece]:
@@ -138,10 +146,11 @@ def write_pieces(folder: Path, recordings: list[str]) -> list[Piece]:
     pieces = []
     for path in tqdm(recordings, desc="cutting", unit="recording", disable=None):
         wav, _, rate, _ = read_recording(path)
-        for number, (start, end) in enumerate(cut(measure_levels(wav, rate)), 1):
+        edges = cut(measure_levels(wav, rate), round(FRAME_SECONDS * rate) / rate)
+        for number, (start, end) in enumerate(edges, 1):
             why = f"shorter than {MIN_SECONDS:g} s" if end - start < MIN_SECONDS else ""
             why = f"longer than {MAX_SECONDS:g} s" if end - start > MAX_SECONDS else why
-            piece = Piece(f"{Path(path).stem}_{number:04d}", path, start, end, why)
+            piece = Piece(f"{name_clips(path)}_{number:04d}", path, start, end, why)
             part = torch.from_numpy(wav[round(start * rate) : round(end * rate)])
             write_wav(folder / f"{piece.name}.wav", part, rate)
             pieces.append(piece)
@@ -212,7 +221,10 @@ def divide_text(text: str, heard: list[str], tokenizer: Tokenizer) -> list[tuple
     sounds = [plain_words(part, tokenizer) + " " for part in heard]
     owners = np.repeat(np.arange(len(sounds)), [*map(len, sounds)])
     found = np.full(sum(map(len, spoken)), -1)  # the piece that each character is heard in
-    for part in jiwer.process_characters("".join(spoken), "".join(sounds)).alignments[0]:
+    kept = jiwer.ReduceToListOfListOfChars()  # jiwer would strip the ends, and shift all indices
+    for part in jiwer.process_characters("".join(spoken), "".join(sounds), kept, kept).alignments[
+        0
+    ]:
         if part.type in ("equal", "substitute"):
             heard_in = owners[part.hyp_start_idx : part.hyp_end_idx]
             found[part.ref_start_idx : part.ref_end_idx] = heard_in
@@ -268,7 +280,7 @@ def report(pieces: list[Piece]) -> list[str]:
 
 def check_arguments(args: argparse.Namespace) -> str | None:
     """Check the flags, and return the transcript of --text."""
-    stems = Counter(Path(path).stem for path in args.recordings)
+    stems = Counter(map(name_clips, args.recordings))
     if max(stems.values()) > 1:
         raise DataError(f"--recordings: two are named {stems.most_common(1)[0][0]!r}; rename one")
     folder = Path(args.output_dir)
@@ -302,9 +314,9 @@ def main(argv: list[str] | None = None) -> None:
     recognizer = load_recognizer(args.asr, args.device, args.asr_language)
     asr = " ".join(filter(None, (args.asr, args.asr_language)))
     with file_errors():
+        write_whole(folder / "wavs", lambda new: pieces.extend(write_pieces(new, args.recordings)))
         if not (folder / HEARD).exists():
             write_text(folder / HEARD, "{}")
-        write_whole(folder / "wavs", lambda new: pieces.extend(write_pieces(new, args.recordings)))
         pieces = choose_texts(transcribe_pieces(pieces, folder, recognizer, asr), text)
         write_whole(folder / "pieces.csv", partial(pd.DataFrame(pieces).to_csv, index=False))
         say(*report(pieces))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from command_line.files import DataError, import_extra, one_line
+from text.cleaning import TYPOGRAPHIC
 from text.tokenizer import Tokenizer
 
 REQUIREMENTS = "requirements/asr.txt"
@@ -124,8 +125,10 @@ def load_recognizer(name: str, device: str, language: str | None = None) -> Reco
 
 def plain_words(text: str, tokenizer: Tokenizer) -> str:
     """Reduce a text to the words that are compared: cleaned, lower case, no punctuation."""
-    text = tokenizer.to_letters(text).lower()
-    kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in text)
+    text = "".join("'" if TYPOGRAPHIC.get(c) == "'" else c for c in tokenizer.to_letters(text))
+    kept = "".join(
+        c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in text.lower()
+    )
     return " ".join(word for word in (word.strip("'") for word in kept.split()) if word)
 
 

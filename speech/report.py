@@ -103,7 +103,7 @@ def print_report(
     if unknown := voice.tokenizer.unknown_characters(text):
         warnings.append(f"left out {unknown!r}, which the checkpoint has no symbols for")
     if len(pieces) == 1:
-        tokens = encode(text, voice)
+        tokens = encode(pieces[0].text, voice)  # a paragraph without a letter is not in it
         say(f"{path}: {describe_result(worst, spoken.seconds)}")
         say(f"    as spoken: {printable(voice.tokenizer.decode(tokens))}")
         warnings += find_faults(worst, tokens, voice)

@@ -45,6 +45,18 @@ def test_words_are_aligned_where_they_are_spoken(spoken, tmp_path, capsys):
     assert np.median(np.abs(errors)) < 0.03 and np.abs(errors).max() < 0.15
 
 
+def test_recordings_of_one_name_are_refused(tmp_path):
+    """word_times.json has the words of a recording by its name."""
+    for part in ("a", "b"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "01.wav").touch()
+    rows = "".join(f"{tmp_path}/{part}/01.wav,It rained.,2\n" for part in ("a", "b"))
+    (tmp_path / "m.csv").write_text(f"file_path,normalized_transcript,duration\n{rows}")
+    flags = ["--path_to_manifest", str(tmp_path / "m.csv"), "--output_json", f"{tmp_path}/x.json"]
+    with pytest.raises(SystemExit, match="several recordings are named '01'"):
+        align_words.main(flags)
+
+
 def test_unknown_words_are_looked_up_or_their_clips_skipped(spoken, tmp_path, capsys, monkeypatch):
     wavs = sorted(spoken.glob("wavs/*"))
     rows = [

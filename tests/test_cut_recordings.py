@@ -74,7 +74,7 @@ def test_a_folder_for_training_comes_out(has_text, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("\n".join(texts).replace(". ", ".\n\n"), encoding="utf-8")
     flags = ["--text", str(tmp_path / "text.txt")] if has_text else []
     end = round(times[1][1] * RATE) + RATE // 4
-    wavs = {"one.wav": wav, "two.flac": wav[:end]}
+    wavs = {"part 1 | one.wav": wav, "two.flac": wav[:end]}  # a bar ends a column
     rows = run(tmp_path, wavs, Recogniser(HEARD + HEARD[:2]), *flags)
     assert "kept: 7 pieces" in capsys.readouterr().out
     clips = read_clips(tmp_path / "out")
@@ -95,6 +95,18 @@ def test_soft_sounds_at_the_edges_of_a_recording_are_kept():
     levels = np.full(160, -80.0)  # dB, of 3.2 s
     levels[5:155] = -20.0
     assert cut_recordings.cut(levels).tolist() == [[0.0, 3.2]]
+
+
+def test_cuts_do_not_drift_where_a_frame_is_no_whole_number_of_samples(tmp_path):
+    """At 11,025 Hz, 20 ms are 220.5 samples."""
+    rate = 11_025
+    tone, pause = np.sin(np.arange(3 * rate)), np.zeros(rate)
+    soundfile.write(tmp_path / "talk.wav", np.concatenate([pause, tone] * 40 + [pause]), rate)
+    pieces = cut_recordings.write_pieces(tmp_path, [str(tmp_path / "talk.wav")])
+    margin = cut_recordings.MARGIN
+    assert [x.start for x in pieces] == pytest.approx(
+        [4 * i + 1 - margin for i in range(40)], abs=0.04
+    )
 
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
@@ -169,6 +181,8 @@ def test_words_go_to_the_piece_that_says_them():
         ("It rained. A lot of it. We left.", ["it rained", "we left"],
          [("It rained.", True), ("We left.", True)]),
         ("It rained.", ["read by me", "it rained"], [("", False), ("It rained.", False)]),
+        ("I am here. A cat sat.", ["", "\u266a", "i am here", "a cat sat", ""],
+         [("", False), ("", False), ("I am here.", False), ("A cat sat.", False), ("", False)]),
     ],
 )  # fmt: skip
 def test_a_transcript_is_divided(text, heard, expected):
@@ -212,4 +226,4 @@ def test_what_cannot_be_used_is_one_sentence(files, flags, message, tmp_path, mo
     with pytest.raises(SystemExit) as stop:
         cut_recordings.main([*flags, "--asr", "x", "--output_dir", "out"])
     assert message in str(stop.value) and "\n" not in str(stop.value)
-    assert not (tmp_path / "out/metadata.csv").exists()
+    assert not [*(tmp_path / "out").glob("*.*")]

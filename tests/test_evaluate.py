@@ -377,6 +377,19 @@ def test_files_hold_the_report_of_their_table_and_follow_from_the_seed(
     assert clips["word_start_median_ms"].notna().tolist() == known and report["words"] == 2
 
 
+def test_word_times_of_clips_of_one_name_are_refused(flags, tmp_path):
+    (tmp_path / "words.json").write_text('{"one": [{"index": 0, "start": 0}]}')
+    frame = pd.read_csv(tmp_path / "manifest.csv")
+    for i in (0, 1):
+        (tmp_path / str(i)).mkdir()
+        frame.loc[i, "file_path"] = str(
+            shutil.copy(frame["file_path"][i], tmp_path / f"{i}/one.wav")
+        )
+    frame.to_csv(tmp_path / "manifest.csv", index=False)
+    with pytest.raises(SystemExit, match="several clips of the manifest are named 'one'"):
+        evaluate.main([*flags, "--word_times", str(tmp_path / "words.json")])
+
+
 def test_the_worst_clips_are_drawn_worst_first(flags, tmp_path, monkeypatch):
     """By text match, then by distortion; older pictures in the folder are replaced."""
     drawn = []

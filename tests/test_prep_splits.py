@@ -300,6 +300,18 @@ def test_trimming_writes_copies_and_comes_before_the_limits(tmp_path, capsys):
     assert "--max_seconds: 1\n" in capsys.readouterr().out
 
 
+def test_a_refused_run_leaves_the_trimmed_copies_of_before(tmp_path, capsys):
+    corpus, out = make_corpus(tmp_path / "lj", 3), tmp_path / "out"
+    make_quiet_edges(corpus, "edges", 1.0)
+    run(corpus, out, "--trim_db", "60")
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    flags = ("--path_to_ljspech", corpus, "--path_to_save", out)
+    fail(capsys, *flags, "--trim_db", "10", "--max_seconds", "0.01")
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+    run(corpus, out, "--trim_db", "10")
+    assert (out / "trimmed_wavs/edges.wav").read_bytes() != before[out / "trimmed_wavs/edges.wav"]
+
+
 def test_a_constant_offset_is_no_sound_that_keeps_the_edges(tmp_path):
     corpus = make_corpus(tmp_path / "lj", 2)
     speech = 0.3 * np.sin(np.arange(RATE))

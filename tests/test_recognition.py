@@ -57,6 +57,11 @@ def test_texts_are_compared_as_they_are_spoken(tokenizer):
     assert plain_words("Twenty-one 'tis CAFÉ", tokenizer) == "twenty one tis cafe"
 
 
+def test_an_apostrophe_is_one_however_it_is_typed():
+    tokenizer = Tokenizer(ESPEAK_SYMBOLS, language="fr")
+    assert plain_words("L\u2019homme d\u2019ici.", tokenizer) == "l'homme d'ici"
+
+
 def run_evaluate(voice, manifest, folder, *flags):
     evaluate.main([
         "--checkpoint", str(voice), "--path_to_manifest", str(manifest), "--device", "cpu",

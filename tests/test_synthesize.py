@@ -95,6 +95,12 @@ def test_numbers_continue_after_those_in_the_folder(checkpoint, tmp_path):
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_a_paragraph_without_a_letter_is_not_reported_as_spoken(checkpoint, tmp_path, capsys):
+    speak(checkpoint, tmp_path / "out", "--text", "It rained.\n\n...\n\n\u263a", "--seed", "1")
+    assert "    as spoken: it rained.\n" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_lines_with_nothing_to_speak_are_skipped_with_a_warning(checkpoint, tmp_path, capsys):
     """And a text that names a file is spoken, with a hint. A line of *** is Markdown's."""
     text_file = tmp_path / "story.txt"
@@ -130,7 +136,8 @@ def test_a_table_is_spoken_by_its_text_and_names_the_files(checkpoint, tmp_path,
     speak(checkpoint, out, "--text", "One.", "--text_file", str(table))
     spoken = {path.stem: path.read_text() for path in out.glob("*.txt")}
     assert spoken == {"001": "one.\n", "s01": "it rained.\n", "s02": "it snowed.\n"}
-    with pytest.raises(SystemExit, match=r"has s01.wav; --overwrite replaces it"):
+    (out / "s01.wav").unlink()
+    with pytest.raises(SystemExit, match=r"has s01.npy; --overwrite replaces it"):
         speak(checkpoint, out, "--text_file", str(table))
 
 
