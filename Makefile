@@ -49,7 +49,7 @@ DEMO_FLAGS := \
 	--working_directory $(DEMO)/work_dir --save_audio_gen $(DEMO)/validation \
 	--path_to_train_manifest $(DEMO_CORPUS)/train_metadata.csv \
 	--path_to_val_manifest $(DEMO_CORPUS)/test_metadata.csv \
-	--training_epochs $(if $(DEMO_LANGUAGE),11,7) --batch_size 16 --learning_rate 0.004 --min_learning_rate 1e-4 \
+	--training_epochs $(if $(DEMO_LANGUAGE),11,6) --batch_size 16 --learning_rate 0.004 --min_learning_rate 1e-4 \
 	--warmup_steps 50 --short_first_epochs 0 \
 	--guided_attention_weight 1 --guided_attention_sigma 0.4 --drop_frame_rate 0.5 \
 	--checkpoint_epochs 5 --console_out_iters 20 --num_workers 0 --alignment_warning_steps 500 \
