@@ -10,7 +10,8 @@ spoken whole, first without retries, then with up to --n_retries of them.
 A recognizer finds a skip where it misses a word, a repeat where it hears a word of the text once
 more, and a sentence wrong if it hears anything but the text. The attention skips a word if no
 character of it is attended to, repeats if it goes back for a while, and gets a sentence wrong if it
-does one of these or does not stop. A sentence counts once in each column.
+does one of these or does not stop. A sentence counts once in each column, but in the share of wrong
+words.
 
 Writes hard_sentences.csv, with a row for each sentence, and hard_sentences_counts.csv.
 """
@@ -32,7 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import Row, make_parser, print_device, report
 from command_line.files import count_argument, path_argument, seed_argument
 from command_line.main import script
-from scoring.recognition import Recognizer, load_recognizer, plain_words, resample
+from scoring.recognition import (
+    KINDS,
+    Recognizer,
+    count_errors,
+    load_recognizer,
+    plain_words,
+    resample,
+)
 from scoring.scores import COVERED
 from speech.speaking import MAX_DECODER_STEPS, SpeakingOptions, Synthesis, speak
 from speech.vocoder import choose_vocoder
@@ -110,7 +118,10 @@ def judge(
             "attention": find_attention_errors(result, written),
         }
         named = {f"{who} {k}": x for who, e in errors.items() for k, x in e._asdict().items()}
-        rows.append({**sentence._asdict(), "heard": heard, **named})
+        counted = count_errors(reference, heard) if errors["recognizer"].wrong else {}
+        n_errors = sum(counted[f"word_{kind}"] for kind in KINDS if counted)
+        words = {"words": len(reference.split()), "word errors": n_errors}
+        rows.append({**sentence._asdict(), "heard": heard, **named, **words})
     return rows
 
 
@@ -134,15 +145,13 @@ def judge_voice(
 
 
 def count(rows: list[Row]) -> list[Row]:
-    """Count the sentences with errors of each voice by each judge, and the wrong ones by kind."""
-    table, counts = pd.DataFrame(rows), []
-    for voice, of_voice in table.groupby("voice", sort=False):
-        for who in ("recognizer", "attention"):
-            found = {name: int(of_voice[f"{who} {name}"].sum()) for name in Errors._fields}
-            share = {"share wrong": found["wrong"] / len(of_voice)}
-            kinds = of_voice.groupby("kind", sort=False)[f"{who} wrong"].sum().to_dict()
-            counts.append({"voice": voice, "by": who, **found, **share, **kinds})
-    return counts
+    """Count the sentences with errors of each voice and kind; divide word errors by words."""
+    table = pd.DataFrame(rows)
+    groups = pd.concat([table, table.assign(kind="all")]).groupby(["voice", "kind"], sort=False)
+    counts = groups.sum(numeric_only=True).astype(int)
+    counts["word errors"] = counts["word errors"] / counts.pop("words")
+    counts.insert(0, "sentences", groups.size())
+    return counts.reset_index().sort_values("voice", kind="stable").to_dict("records")
 
 
 @script

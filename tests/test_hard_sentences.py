@@ -80,10 +80,12 @@ def test_a_voice_is_counted_without_retries_and_with_them(voice, tmp_path, monke
          "--max_decoder_steps", "8", "--output_dir", str(tmp_path)]
     )  # fmt: skip
     counts = [*csv.DictReader((tmp_path / "hard_sentences_counts.csv").open())]
-    assert [row["voice"] for row in counts] == ["retries: 0"] * 2 + ["retries: 1"] * 2
-    for heard, attended in (counts[:2], counts[2:]):
-        assert (heard["repeats"], heard["skips"], heard["wrong"]) == ("1", "1", "2")
-        assert (heard["tongue twisters"], heard["numbers"]) == ("1", "0")
-        assert (attended["wrong"], float(attended["share wrong"])) == ("50", 1.0)
+    assert [row["voice"] for row in counts] == ["retries: 0"] * 7 + ["retries: 1"] * 7
+    for whole in (counts[6], counts[13]):
+        heard = [whole[f"recognizer {name}"] for name in ("repeats", "skips", "wrong")]
+        assert (whole["kind"], whole["sentences"], heard) == ("all", "50", ["1", "1", "2"])
+        assert whole["attention wrong"] == "50"
+    wrong = {row["kind"]: row["word errors"] for row in counts[:6]}
+    assert float(wrong["single letters and words"]) == 1 / 10 and float(wrong["numbers"]) == 0
     rows = [*csv.DictReader((tmp_path / "hard_sentences.csv").open())]
     assert len(rows) == 100 and rows[0]["heard"] == "b b"
