@@ -95,12 +95,21 @@ def write_clip(mel: Tensor, path: str, audio_config: AudioConfig, output_dir: Pa
     write_whole(mel_path(path, output_dir), lambda file: file.write_bytes(content.getvalue()))
 
 
+def is_exported(recording: str, n_frames: int, output_dir: Path) -> bool:
+    """Tell if a clip's files are there, and are of this recording: as long, and not older."""
+    mel, wav = mel_path(recording, output_dir), wav_path(recording, output_dir)
+    if not (mel.is_file() and wav.is_file()):
+        return False
+    is_older = mel.stat().st_mtime < Path(recording).stat().st_mtime
+    return not is_older and abs(np.load(mel, mmap_mode="r").shape[1] - n_frames) <= 1
+
+
 def export_manifest(
     clips: TTSDataset, voice: Voice, output_dir: Path, args: argparse.Namespace
 ) -> None:
     """Write the mels and wavs of a manifest's clips that are not there yet."""
-    files = [(mel_path(path, output_dir), wav_path(path, output_dir)) for path in clips.paths]
-    missing = [i for i, pair in enumerate(files) if not all(map(Path.is_file, pair))]
+    pairs = enumerate(zip(clips.paths, clips.n_frames, strict=True))
+    missing = [i for i, clip in pairs if not is_exported(*clip, output_dir)]
     missing.sort(key=lambda i: clips.n_frames[i], reverse=True)  # little padding, peak memory first
     with (
         ThreadPoolExecutor(max(1, args.num_workers)) as pool,

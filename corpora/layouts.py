@@ -97,7 +97,7 @@ def read_pairs(folder: Path) -> list[Clip]:
                 problem = "empty transcript"
         except DataError as error:
             problem = str(error)
-        clips.append(Clip(f"{name}.txt", name, transcript, Path(recording), problem=problem))
+        clips.append(Clip(f"{name}.txt", name, transcript, folder / recording, problem=problem))
     texts = [name for name in list_files(folder) if name.lower().endswith(".txt")]
     if alone := [
         name for name in texts if not {Path(name).stem, name_recording(name)} & set(pairs)

@@ -109,6 +109,9 @@ def split_rows(lines: list[str], separator: str, path: Path) -> list[Row]:
     rows, start = [], 1
     try:
         for cells in reader:
+            for line in lines[start : reader.line_num]:  # a cell may have several, but no row
+                if names_recording(trim(line.split(separator)[0]), path.parent):
+                    raise csv.Error("a quote does not end before the next row")
             if any(map(str.strip, cells)):
                 rows.append((start, list(map(trim, cells))))
             start = reader.line_num + 1

@@ -11,6 +11,7 @@ from corpora.recordings import remove_suffix
 from corpora.tables import (
     AUDIO_COLUMNS,
     HOW_TO_NAME,
+    NAME,
     OUTSIDE,
     TEXT_COLUMNS,
     find_named,
@@ -64,16 +65,22 @@ def is_table(path: str, lines: list[str]) -> bool:
     return bool(lines) and (
         path.lower().endswith((".csv", ".tsv"))
         or any(2 * sum(s in line.strip("|") for line in lines) >= len(lines) for s in "|\t")
-        or HEADER.fullmatch(lines[0]) is not None
+        or is_header(lines[0])
         or 2 * sum(bool(re.match(FILE_FIRST, line)) for line in lines) >= len(lines)
         or (
             len(lines) == len(ids) > 1
             and all(
-                re.match(r"\d+[,;][^\s\d]|(?!\d+\s?[,;])[\w./-]*\d[\w./-]*\s?[,;]\s?\D", line)
+                re.match(r"\d+[,;][^\s\d]|(?!\d+\s?[,;])[\w./-]*\d[\w./-]*\s?[,;][^\s\d]", line)
                 for line in lines
             )
         )
     )
+
+
+def is_header(line: str) -> bool:
+    """Return True for names of columns, False for a sentence such as "Your name, then a text."."""
+    cells = [cell.strip(' "') for cell in re.split("[,;]", line)]
+    return bool(HEADER.fullmatch(line)) and all(NAME.fullmatch(cell) for cell in cells if cell)
 
 
 def read_rows(path: str) -> list[tuple[str, str, str]]:

@@ -118,17 +118,24 @@ def find_files(checkpoint: Path, given: str | None, names: tuple[str, ...], patt
     """List files in the given folder, or in the nearest one of these names above the checkpoint."""
     near = checkpoint.absolute().parents[:N_PARENTS]
     folders = [Path(given)] if given else [parent / name for parent in near for name in names]
-    return next(filter(None, (sorted(folder.glob(pattern)) for folder in folders)), [])
+    found = (
+        sorted(folder.glob(pattern), key=lambda path: (len(path.name), path.name))
+        for folder in folders
+    )  # epoch_1000 comes after epoch_999
+    return next(filter(None, found), [])
 
 
-def read_report(path: Path, step: int | None) -> dict[str, Any]:
-    """Read report.json, which must be evaluate.py's, and of the checkpoint's step."""
+def read_report(path: Path, step: int | None, experiment: str | None) -> dict[str, Any]:
+    """Read report.json, which must be evaluate.py's, and of the checkpoint's step, experiment."""
     report = read_json(path, f"--report {path}")
     if not isinstance(report, dict) or not isinstance(report.get("clips"), int):
         raise DataError(f"--report {path}: is not a report of evaluate.py --output_json")
     if step is not None and report.get("step") not in (None, step):
         problem = f"is of step {report['step']!r:.20}, the checkpoint of step {step}"
         raise DataError(f"--report {path}: {problem}")
+    measured = str(report.get("checkpoint", ""))
+    if experiment and measured and Path(measured).parent.name != experiment:
+        raise DataError(f"--report {path}: is of another checkpoint, {measured}")
     return report
 
 
@@ -137,15 +144,15 @@ def collect(args: argparse.Namespace) -> Material:
     checkpoint = Path(args.checkpoint)
     find, report = partial(find_files, checkpoint), {}
     state = find(args.checkpoint, (), "trainer_state.json")
+    experiment = checkpoint.absolute().parent.name
     step = read_json(state[0], str(state[0])).get("step") if state else None
     found = [Path(args.report)] if args.report else find(None, ("",), "report.json")
     try:
-        report = read_report(found[0], step) if found else {}
+        report = read_report(found[0], step, None if args.report else experiment) if found else {}
     except DataError as error:
         if args.report:
             raise
         warn(f"left out of the card: {error}")
-    experiment = checkpoint.absolute().parent.name
     samples = f"validation/{experiment}", f"samples/{experiment}"
     material = Material(
         report,

@@ -145,11 +145,18 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"--folder {args.folder}: holds no settings.json, as export_onnx.py writes it")
     if args.int8 and not (Path(args.folder) / "step.int8.onnx").is_file():
         sys.exit("--int8: step.int8.onnx is missing, export_onnx.py --int8 writes it")
+    if not Path(args.output).absolute().parent.is_dir():
+        sys.exit(f"--output {args.output}: there is no such folder")
+    if args.seed < 0 or args.max_decoder_steps < 1:
+        sys.exit("--seed must be at least 0, and --max_decoder_steps at least 1")
     speaker, rng = Speaker(args.folder, args.int8, args.threads), np.random.default_rng(args.seed)
     rate, n_symbols = speaker.settings["audio"]["sampling_rate"], len(speaker.settings["symbols"])
     tokens = np.array([args.tokens], np.int64) if args.tokens else speaker.encode(args.text)
-    if speaker.settings.get("language") and args.text and "{" not in args.text:
+    has_language, has_braces = speaker.settings.get("language"), "{" in (args.text or "")
+    if has_language and args.text and not has_braces:
         sys.exit("--text: this voice speaks IPA in braces, as in the .txt files of synthesize.py")
+    if has_braces and not has_language:
+        sys.exit("--text: phonemes in braces cannot be looked up letter by letter: give --tokens")
     has_letter = any(c.isalpha() and speaker.encode(c).size for c in args.text or "")
     if not (args.tokens or has_letter) or not 0 <= tokens.min() <= tokens.max() < n_symbols:
         sys.exit(f"nothing to say: {args.text or args.tokens!r} has no symbols of this voice")

@@ -183,6 +183,9 @@ def test_words_of_a_lexicon_are_spoken_as_it_says(tmp_path):
     assert letters.clean(cleaned) == cleaned
     german = make_lexicon(tmp_path, "Dr.\tDoktor\nQuinoa\t{kiːnˈoːa}\n", GERMAN)
     assert german.clean("Dr. Weiß isst Quinoa.") == GERMAN.clean("Doktor Weiß isst {kiːnˈoːa}.")
+    german = make_lexicon(tmp_path, "Straße\tGasse\nCafé\tBar\ngeht's\tgeht es\n", GERMAN)
+    assert german.respell("Geht\u2019s im Cafe\u0301?") == "geht es im Bar?"
+    assert german.respell("Straße, straße") == "Gasse, Gasse"
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,22 @@ def test_a_second_call_makes_what_is_missing_and_nothing_else(flags, tmp_path, c
     assert again == expected and (folder / "tiny-03.npy").stat().st_mtime_ns == kept
 
 
+def test_mels_of_recordings_that_changed_are_made_anew(flags, tiny_corpus, tmp_path, capsys):
+    """Trimmed since, or of another corpus with the same names."""
+    manifest = pd.read_csv(tiny_corpus.test_manifest)
+    samples, rate = soundfile.read(manifest["file_path"][0])
+    manifest.loc[0, "file_path"] = path = str(tmp_path / Path(manifest["file_path"][0]).name)
+    lengths = []
+    for n_samples in (len(samples), len(samples) - 2000):
+        soundfile.write(path, samples[:n_samples], rate)
+        manifest.loc[0, "duration"] = n_samples / rate
+        manifest.to_csv(tmp_path / "changed.csv", index=False)
+        more = ["--path_to_manifest", tmp_path / "changed.csv", "--source", "recording"]
+        assert run("export_mels", *flags, *more, capsys=capsys) == (0, "")
+        lengths.append(len(soundfile.read(tmp_path / "mels/wavs" / Path(path).name)[0]))
+    assert lengths == [len(samples), len(samples) - 2000]
+
+
 def test_a_clip_that_cannot_be_read_ends_it_and_the_next_call_continues(
     flags, tiny_corpus, tmp_path, capsys
 ):

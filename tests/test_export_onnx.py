@@ -181,6 +181,10 @@ def test_text_becomes_the_tokenizers_ids_or_is_refused(speaker, voice, exported,
     (folder / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(SystemExit, match="this voice speaks IPA in braces"):
         run_onnx.main(["--folder", str(folder), *flags[2:-1], "Hallo"])
+    with pytest.raises(SystemExit, match="phonemes in braces cannot be looked up"):
+        run_onnx.main([*flags[:-1], "{T ER1 N} left"])
+    with pytest.raises(SystemExit, match="there is no such folder"):
+        run_onnx.main([*flags[:-1], "hello", "--output", str(tmp_path / "new/a.wav")])
     assert not (tmp_path / "a.wav").exists()
 
 

@@ -451,3 +451,26 @@ def test_a_mistake_is_one_sentence(tmp_path, capsys, kind):
     lines = [line for line in message.split("\n") if not line.startswith("metadata.csv line")]
     assert len(lines) == 1, "a sentence, after the bad rows if there are any"
     assert listing(tmp_path) == before
+
+
+def test_a_quotation_over_several_clips_is_refused(tmp_path):
+    """A CSV's quote would join their rows, and training would hear one clip with all texts."""
+    corpus = make_corpus(tmp_path / "lj", 4)
+    texts = ['"I came home late', "I ate some bread", 'and then I left"', "It rained all day"]
+    rows = "".join(f"clip{i},{text}\n" for i, text in enumerate(texts))
+    (corpus / "metadata.csv").write_text(rows)
+    with pytest.raises(DataError, match=r"line 1 on .*a quote does not end before the next row"):
+        read_clips(corpus)
+    quoted = 'clip0,"I came\nhome ""late"""\nclip1,I ate some bread\nclip2,It rained all day\n'
+    (corpus / "metadata.csv").write_text(quoted)
+    assert read_clips(corpus)[0].transcript.split() == ["I", "came", "home", '"late"']
+
+
+def test_a_text_belongs_to_the_recording_beside_it(tmp_path):
+    """Not to one of the same name in wavs/, such as a raw take."""
+    corpus = make_corpus(tmp_path / "lj", 2)
+    (corpus / "metadata.csv").unlink()
+    for i in range(2):
+        write_wav(corpus / f"clip{i}.wav", 1)
+        (corpus / f"clip{i}.txt").write_text(f"number {i}")
+    assert {clip.path.parent for clip in read_clips(corpus) if not clip.problem} == {corpus}

@@ -17,7 +17,7 @@ TOKEN = "hf_secretsecretsecret"
 NAME = "someone/a-voice"
 REPORT = {
     "clips": 3, "step": 7, "manifest": "/home/someone/data/test_metadata.csv",
-    "checkpoint": "/home/someone/final_checkpoint", "asr": "/home/someone/ear",
+    "checkpoint": "/home/someone/demo/final_checkpoint", "asr": "/home/someone/ear",
     "stopped_by_itself": 1.0,
     "free_running_score": 0.5939, "mcd_db_median": float("nan"), "focus": 0.61,
     "intervals": {"free_running_score": [0.55, 0.65]},
@@ -41,8 +41,8 @@ def run(voice, tmp_path):
         checkpoint / "optimizer.bin": "not to be published",
         checkpoint / "trainer_state.json": '{"step": 7, "flags": "/home/someone"}',
         demo / "report.json": json.dumps(REPORT),
-        demo / "validation/demo/epoch_009_free_running.png": "picture of 009",
-        demo / "validation/demo/epoch_010_free_running.png": "picture of 010",
+        demo / "validation/demo/epoch_999_free_running.png": "picture of 999",
+        demo / "validation/demo/epoch_1000_free_running.png": "picture of 1000",
         demo / "validation/demo/loss.png": "losses",
         **{demo / f"spoken/00{i}.wav": f"sound 00{i}" for i in (1, 2, 3)},
         demo / "spoken/001.txt": "hear me.\n",
@@ -72,7 +72,7 @@ def test_a_voice_is_published_and_loaded_again(hub, run, capsys):
         "README.md", "config.json", "model.safetensors", "alignment.png", "loss.png",
         "sound_1.wav", "sound_2.wav",
     }  # fmt: skip
-    assert files["alignment.png"] == b"picture of 010" and files["sound_2.wav"] == b"sound 002"
+    assert files["alignment.png"] == b"picture of 1000" and files["sound_2.wav"] == b"sound 002"
     assert not any(b"/home/someone" in file or TOKEN.encode() in file for file in files.values())
     uploads = [token for method, _, token in hub.asked if method == "POST"]
     assert uploads and set(uploads) == {f"Bearer {TOKEN}"}

@@ -279,6 +279,8 @@ def _expand_abbreviation(match: re.Match) -> str:
 def _is_word(word: str, before: str, text: str, end: int) -> bool:
     """Tell if the 'no.' of "he said no. 5 men left" is a word that ends a sentence."""
     if word == "no":
+        if re.search(r"\d[^.!?]*, \Z", before):  # "vol. 2, no. 3"
+            return False
         is_count = _REPLY_IS.search(before) and _COUNT_AHEAD.match(text, end)
         is_people = _IS_NO.search(before) and _PEOPLE_AHEAD.match(text, end)
         return bool(_SAID.search(before) or is_count or is_people)

@@ -7,7 +7,7 @@ difference. A respelling cannot contain a word of the lexicon, so that it is nev
 """
 
 from command_line.files import DataError, read_text
-from text.tokenizer import Tokenizer
+from text.tokenizer import Tokenizer, plain_spelling
 
 
 def read_lexicon(path: str, tokenizer: Tokenizer) -> dict[str, str]:
@@ -16,7 +16,7 @@ def read_lexicon(path: str, tokenizer: Tokenizer) -> dict[str, str]:
     lexicon, places = {}, {}
     for number, line in enumerate(lines, start=1):
         place, (word, _, spoken) = f"--lexicon {path}, line {number}", line.partition("\t")
-        word, spoken = word.strip().casefold(), spoken.strip()
+        word, spoken = plain_spelling(word.strip()).lower(), spoken.strip()
         if not line.strip():
             continue
         if not (word and spoken) or "\t" in spoken or "{" in word:

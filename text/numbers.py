@@ -86,7 +86,6 @@ def _spell_figures(figures: str) -> str:
 def spell_number(number: str) -> str:
     """Spell '1465' as 'fourteen sixty-five', '1,465' as 'one thousand, ...', '2.5' as a decimal."""
     whole, _, decimals = number.replace(",", "").partition(".")
-    decimals = decimals.rstrip("0")
     if len(whole) > MAX_FIGURES or (len(whole) > 1 and whole[0] == "0"):
         words = _spell_figures(whole)
     else:

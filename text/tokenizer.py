@@ -54,6 +54,11 @@ _IPA_WORD = re.compile(f"[^\\s{re.escape(PUNCTUATION)}\U0010fff0-\U0010ffff]+")
 MAX_NAMED = 20  # characters that one line names
 
 
+def plain_spelling(text: str) -> str:
+    """Spell accents and apostrophes in one way, so that a lexicon's words are found."""
+    return unicodedata.normalize("NFC", text).replace("\u2019", "'")
+
+
 class Tokenizer:
     """Text to token ids by a table of symbols; id 0, the first symbol, is padding.
 
@@ -157,8 +162,8 @@ class Tokenizer:
         """Replace the words of the lexicon, except in braces."""
         parts = self.split(text)
         parts[::2] = [
-            self._respelled.sub(lambda word: self.lexicon.get(word[0].casefold(), word[0]), part)
-            for part in parts[::2]
+            self._respelled.sub(lambda word: self.lexicon.get(word[0].lower(), word[0]), part)
+            for part in map(plain_spelling, parts[::2])
         ]
         return "".join(parts)
 

@@ -142,7 +142,8 @@ def thin_out(folder: Path, epoch: int, n_kept: int) -> None:
 
 def remove_pictures(folder: Path) -> None:
     """Remove the pictures and sounds that an earlier run of the same name has left."""
-    for path in filter(Path.is_file, folder.glob(EPOCH_FILES)):
+    summaries = (folder / name for name in ("alignment.gif", "loss.png"))
+    for path in filter(Path.is_file, [*folder.glob(EPOCH_FILES), *summaries]):
         path.unlink()
 
 
