@@ -101,6 +101,15 @@ def test_the_card_has_what_the_hub_and_people_read(run, tmp_path, monkeypatch):
         assert part in text
 
 
+def test_the_numbers_of_another_voice_stay_off_the_card(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    report = REPORT | {"checkpoint": "/home/someone/work_dir/first/final_checkpoint"}
+    (tmp_path / "demo/report.json").write_text(json.dumps(report))
+    publish_it(run, "--dry_run", "--output_dir", tmp_path / "card")
+    assert "is of another checkpoint" in capsys.readouterr().err
+    assert "0.594" not in (tmp_path / "card/README.md").read_text()
+
+
 def test_what_cannot_be_published_is_refused(hub, run, tmp_path, monkeypatch):
     assert "is already there" in refused(run, "--dry_run", "--output_dir", run)
     assert "no such checkpoint folder" in refused(tmp_path / "gone")
