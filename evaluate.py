@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -259,7 +260,7 @@ def read_word_times(path: str, clips: TTSDataset) -> dict[str, list[dict]]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"--word_times {path}: cannot be read ({error!r})") from None
     stems = [Path(clip).stem for clip in clips.paths]
-    if twice := [stem for stem in stems if stem in word_times and stems.count(stem) > 1]:
+    if twice := [x for x, n in Counter(stems).items() if n > 1 and x in word_times]:
         raise DataError(
             f"--word_times {path}: several clips of the manifest are named {twice[0]!r}"
         )

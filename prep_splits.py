@@ -267,7 +267,10 @@ def main(argv: list[str] | None = None) -> None:
         write_report(clips, Path(args.report))
     if args.path_to_save:
         clips = leave_out_bad(clips, args.skip_bad)
-        (save_trimmed_splits if args.trim_db else save_splits)(args, clips)
+        if args.trim_db:
+            save_trimmed_splits(args, clips)
+        else:
+            save_splits(args, clips)
 
 
 if __name__ == "__main__":

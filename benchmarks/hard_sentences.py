@@ -10,8 +10,8 @@ spoken whole, first without retries, then with up to --n_retries of them.
 A recognizer finds a skip where it misses a word, a repeat where it hears a word of the text once
 more, and a sentence wrong if it hears anything but the text. The attention skips a word if no
 character of it is attended to, repeats if it goes back for a while, and gets a sentence wrong if it
-does one of these or does not stop. A sentence counts once in each column, but in the share of wrong
-words.
+does one of these or does not stop. A sentence counts once in each column. The last column divides
+the words that the recognizer finds wrong by those of the texts.
 
 Writes hard_sentences.csv, with a row for each sentence, and hard_sentences_counts.csv.
 """
@@ -118,8 +118,8 @@ def judge(
             "attention": find_attention_errors(result, written),
         }
         named = {f"{who} {k}": x for who, e in errors.items() for k, x in e._asdict().items()}
-        counted = count_errors(reference, heard) if errors["recognizer"].wrong else {}
-        n_errors = sum(counted[f"word_{kind}"] for kind in KINDS if counted)
+        counted = count_errors(reference, heard)
+        n_errors = errors["recognizer"].wrong * sum(counted[f"word_{kind}"] for kind in KINDS)
         words = {"words": len(reference.split()), "word errors": n_errors}
         rows.append({**sentence._asdict(), "heard": heard, **named, **words})
     return rows

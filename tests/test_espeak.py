@@ -186,6 +186,7 @@ def test_words_of_a_lexicon_are_spoken_as_it_says(tmp_path):
     german = make_lexicon(tmp_path, "Straße\tGasse\nCafé\tBar\ngeht's\tgeht es\n", GERMAN)
     assert german.respell("Geht\u2019s im Cafe\u0301?") == "geht es im Bar?"
     assert german.respell("Straße, straße") == "Gasse, Gasse"
+    assert german.respell("Anna\u2019s Straße") == "Anna\u2019s Gasse"  # other words stay as typed
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,7 @@ _COUNT_AHEAD, _PEOPLE_AHEAD = re.compile(_COUNT), re.compile(_PEOPLE)
 _REFERENCE_BEHIND = re.compile(
     r"(?:\A|[(\[,;:]\s*|\b(?i:see|in|cf|of|and|or|to|from|under|by|per|with|also|the) )\Z"
 )
+_FIGURE_BEHIND = re.compile(r"\d[^.!?]*, \Z")  # as in "vol. 2, no. 3"
 _ORDINAL_BEHIND = re.compile(r"\d(?:st|nd|rd|th)[ -]\Z")
 _BRITISH_TITLE = re.compile(r"\b(?:Mr|Mrs|Ms|Dr)(?=\s+[A-Z])")
 _LETTERS = re.compile(r"(?<![\w.'])(?:(?:[A-Za-z]\.){2,}(?:[A-Z](?![\w.]))?|[A-Z]\.[A-Z](?![\w.]))")
@@ -279,7 +280,7 @@ def _expand_abbreviation(match: re.Match) -> str:
 def _is_word(word: str, before: str, text: str, end: int) -> bool:
     """Tell if the 'no.' of "he said no. 5 men left" is a word that ends a sentence."""
     if word == "no":
-        if re.search(r"\d[^.!?]*, \Z", before):  # "vol. 2, no. 3"
+        if _FIGURE_BEHIND.search(before):
             return False
         is_count = _REPLY_IS.search(before) and _COUNT_AHEAD.match(text, end)
         is_people = _IS_NO.search(before) and _PEOPLE_AHEAD.match(text, end)

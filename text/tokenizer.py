@@ -84,7 +84,10 @@ class Tokenizer:
         self.language, self.lexicon = language, dict(lexicon)
         if not all(isinstance(text, str) for text in (language, *self.lexicon.values())):
             raise ValueError("language and what replaces the words of the lexicon must be strings")
-        longest_first = map(re.escape, sorted(self.lexicon, key=len, reverse=True))
+        forms = {unicodedata.normalize(form, x) for x in self.lexicon for form in ("NFC", "NFD")}
+        longest_first = (  # with either apostrophe
+            re.escape(x).replace("'", "['\u2019]") for x in sorted(forms, key=len, reverse=True)
+        )
         self._respelled = re.compile(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)", re.IGNORECASE)
         self.has_phonemes = not SIGNS_OF_PHONEMES.isdisjoint(self.symbols)
         ids = {symbol: i for i, symbol in enumerate(self.symbols)}
@@ -162,8 +165,10 @@ class Tokenizer:
         """Replace the words of the lexicon, except in braces."""
         parts = self.split(text)
         parts[::2] = [
-            self._respelled.sub(lambda word: self.lexicon.get(word[0].lower(), word[0]), part)
-            for part in map(plain_spelling, parts[::2])
+            self._respelled.sub(
+                lambda word: self.lexicon.get(plain_spelling(word[0]).lower(), word[0]), part
+            )
+            for part in parts[::2]
         ]
         return "".join(parts)
 
