@@ -116,7 +116,8 @@ $(REHEARSAL)/corpus/metadata.csv: | $(BIN)/installed
 		--n_sentences $(REHEARSAL_SENTENCES) --min_chars 12 --max_chars 187 $(SPEAKER)
 
 test: $(BIN)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		--max-worker-restart 0
 
 test_latest:
 	rm -f .venv-latest/bin/installed

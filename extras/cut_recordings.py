@@ -60,7 +60,7 @@ NOISE_DB = 6.0  # above the softest frames is no pause
 MIN_RANGE_DB = 20.0  # from the softest to the loudest frames of a clean piece
 PEAK_DB, MIN_PEAKS = 10.0, 3  # above the spectrum around them, of music or voices
 VOICED_DB = 10.0  # below the loudest frames, where pitch is measured
-PITCHES = {"fmin": 60.0, "fmax": 500.0}  # Hz, of a voice
+PITCHES = (60, 500)  # Hz, of a voice
 MAX_SEMITONES = 5.0  # from the median pitch of all pieces; women and men often differ by more
 MAX_DIFFERENT = 0.3  # share of characters
 
@@ -161,14 +161,18 @@ def measure_piece(piece: Piece, wav: np.ndarray) -> Piece:
     """Measure the level range and the pitch of a piece, (n_samples,) at SAMPLING_RATE."""
     import librosa  # slow to import
     from scipy.ndimage import median_filter
+    from torchaudio.functional import detect_pitch_frequency
 
     hop, edge = round(FRAME_SECONDS * SAMPLING_RATE), round(MARGIN / FRAME_SECONDS)
     if len(wav) > 3 * edge * hop:
         wav = wav[edge * hop : -edge * hop]  # its margins may be silent where it is not
     levels = measure_levels(wav, SAMPLING_RATE)
     soft, loud = np.percentile(levels, [2, 95])
-    pitches = librosa.yin(wav, **PITCHES, sr=SAMPLING_RATE, frame_length=1024, hop_length=hop)
-    pitch = float(np.median(pitches[: len(levels)][levels > loud - VOICED_DB]))
+    # librosa's own pitch trackers crash where two processes have compiled numba's functions at once
+    # (numba issue 10128).
+    padded = torch.from_numpy(np.pad(wav, (0, 2 * hop)))  # a median of five frames loses two
+    pitches = detect_pitch_frequency(padded, SAMPLING_RATE, FRAME_SECONDS, 5, *PITCHES)
+    pitch = float(np.median(pitches.numpy()[: len(levels)][levels > loud - VOICED_DB]))
     piece = piece._replace(range_db=round(float(loud - soft), 1), pitch=round(pitch, 1))
     if piece.range_db >= MIN_RANGE_DB:
         return piece

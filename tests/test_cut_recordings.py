@@ -3,12 +3,14 @@
 import csv
 import itertools
 import random
+import re
 
 import numpy as np
 import pytest
 import soundfile
 
-from conftest import RATE, speak
+import conftest
+from conftest import RATE
 from corpora.layouts import read_clips
 from extras import cut_recordings
 from extras.cut_recordings import divide_text
@@ -29,6 +31,11 @@ HEARD = (
     "It rained all day, so we stayed at home to reed.",
     "No body answered. So the house seemed to be empty.",
 )
+
+
+def speak(text, pitch="a"):
+    """Speak as `conftest.speak` does, but with one pitch for all letters, as one voice has."""
+    return conftest.speak(re.sub("[a-z]", pitch, text.lower()))
 
 
 class Recogniser:
@@ -126,7 +133,7 @@ WAV = speak(SENTENCES[0])
 TIME = np.arange(len(WAV)) / RATE
 NOISE = np.random.default_rng(1).standard_normal(len(WAV))
 CHORD = sum(np.sin(2 * np.pi * pitch * TIME) for pitch in (220, 277, 330, 440))
-LOWER = speak("a bad cab, " * 4)  # `speak` has a pitch for each letter
+HIGHER = speak(SENTENCES[0], "h")
 
 
 @pytest.mark.parametrize(
@@ -135,10 +142,10 @@ LOWER = speak("a bad cab, " * 4)  # `speak` has a pitch for each letter
         (WAV, HEARD[0], ""),
         (np.concatenate([WAV] * 8), HEARD[0], "longer than 12 s"),
         (speak("Come in."), "Come in.", "shorter than 2 s"),
-        (WAV + 0.05 * NOISE, HEARD[0], "noise"),
+        (conftest.speak(SENTENCES[0]) + 0.05 * NOISE, HEARD[0], "noise"),
         (WAV + 0.05 * CHORD, HEARD[0], "music"),
         (0.1 * CHORD, HEARD[0], "music"),
-        (LOWER, HEARD[0], "another voice"),
+        (HIGHER, HEARD[0], "another voice"),
         (WAV, "...", "no words"),
         (WAV, "Yes.", "the text is too short"),
         (WAV, " ".join(HEARD), "the text is too long"),
