@@ -4,14 +4,14 @@
 #                 PHONEMES choose which demo's
 # make rehearsal  train the reference recipe at full size, on sentences as long as LJSpeech's
 # make test       run the tests; LJSPEECH_DIR=... adds those on real speech
-# make test_latest   run the tests on the newest versions that requirements.txt allows
+# make test_latest   run the tests on the newest versions that requirements/dev.txt allows
 # make mutants    break the code in 200 places, one at a time; list the breaks that no test notices
 # make lint       run ruff
 # make bench      compare speed and memory with torchaudio's Tacotron2
 # make bench_gpu  do the same at a GPU's sizes, and measure training from loader to optimizer
-# make lock       update requirements.lock to the newest versions that requirements.txt allows
+# make lock       update requirements.lock to the newest versions that requirements/dev.txt allows
 # Each sets up .venv first if it is missing: from requirements.lock where that is known to work
-# (Linux, Python 3.10 to 3.13), otherwise, or with LOCKED=no, from the ranges of requirements.txt.
+# (Linux, Python 3.10 to 3.13), otherwise, or with LOCKED=no, from the ranges of requirements/dev.txt.
 
 PYTHON ?= python3
 VENV := .venv
@@ -57,7 +57,7 @@ DEMO_FLAGS := \
 	--decoder_prenet_dim 128 --attention_dim 64 --decoder_postnet_n_filters 256 \
 	--encoder_dropout_p 0.1 --decoder_postnet_dropout_p 0.1 --attention_dropout_p 0 \
 	--decoder_dropout_p 0 --frames_per_step 2
-# Half precision saves half the time, but only on a CPU that multiplies matrices in bfloat16.
+# Half precision saves a third of the time or more, on CPUs that multiply matrices in bfloat16.
 PRECISION := $(if $(shell grep -sE "amx_bf16|avx512_bf16" /proc/cpuinfo),bf16,no)
 
 REHEARSAL := rehearsal

@@ -231,7 +231,7 @@ def read_coqui(source: Path, symbols: str | None) -> tuple[Tacotron2, AudioConfi
     content = read_file(source)
     state = find_state_dict(content, "coqui", source)
     path = source.with_name(CONFIG_FILE)
-    config = read_json(path, str(path))
+    config = read_json(path)
     try:
         audio_config = coqui.check_config(config)
         trained = content.get("config") or config

@@ -185,6 +185,14 @@ def import_librosa() -> None:
     import soxr  # noqa: F401
 
 
+def resample(wav: Tensor, from_rate: int, to_rate: int) -> Tensor:
+    """Change the sampling rate of a sound (n_samples,)."""
+    import librosa  # slow to import, see import_librosa
+
+    # By soxr: torchaudio's kernel takes gigabytes when the two rates share no divisor.
+    return torch.from_numpy(librosa.resample(wav.numpy(), orig_sr=from_rate, target_sr=to_rate))
+
+
 def load_wav(path: str | Path, sampling_rate: int) -> Tensor:
     """Read a wav or flac file of any rate and channel count.
 
@@ -197,11 +205,7 @@ def load_wav(path: str | Path, sampling_rate: int) -> Tensor:
     recording = read_recording(path)
     wav, file_rate = torch.from_numpy(recording.wav), recording.sampling_rate
     if file_rate != sampling_rate:
-        import librosa  # slow to import, see import_librosa
-
-        # By soxr: torchaudio's kernel takes gigabytes when the two rates share no divisor.
-        resampled = librosa.resample(wav.numpy(), orig_sr=file_rate, target_sr=sampling_rate)
-        wav = torch.from_numpy(resampled)
+        wav = resample(wav, file_rate, sampling_rate)
     return wav.clamp(-1.0, 1.0)
 
 
@@ -231,11 +235,6 @@ def mel_filters(audio_config: AudioConfig, device: torch.device) -> Tensor:
     return torch.from_numpy(filters).to(device)
 
 
-@lru_cache(maxsize=16)
-def _window(window_size: int, device: torch.device) -> Tensor:
-    return torch.hann_window(window_size, device=device)
-
-
 def audio_to_mel(wav: Tensor, audio_config: AudioConfig) -> Tensor:
     """Turn wav (n_samples,) or (B, n_samples) into a scaled mel, (T_mel, num_mels) or (B, ...).
 
@@ -256,7 +255,7 @@ def audio_to_mel(wav: Tensor, audio_config: AudioConfig) -> Tensor:
         a.n_fft,
         hop_length=a.hop_size,
         win_length=a.window_size,
-        window=_window(a.window_size, wav.device),
+        window=torch.hann_window(a.window_size, device=wav.device),
         center=False,
         return_complex=True,
     )  # (B, n_fft // 2 + 1, T_mel)
@@ -355,7 +354,8 @@ def mel_to_audio(
     edge = a.n_fft // a.hop_size + 1
     longer = torch.cat([mel[:1].expand(edge, -1), mel, mel[-1:].expand(edge, -1)]).float()
     target = to_log_mel(longer, a).exp().t()  # (num_mels, T_mel + 2 edge)
-    filters, window = mel_filters(a, mel.device), _window(a.window_size, mel.device)
+    filters = mel_filters(a, mel.device)
+    window = torch.hann_window(a.window_size, device=mel.device)
     flat = torch.ones(a.n_fft // 2 + 1, target.shape[1], device=mel.device)
     magnitude = _fit_to_mel(flat, target, filters)  # (n_fft // 2 + 1, T_mel + 2 edge)
     # torch centres frame t on sample t * hop_size, our framing on (t + 1/2) * hop_size.

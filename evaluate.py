@@ -34,11 +34,12 @@ from command_line.files import (
     path_argument,
     read_json,
     seed_argument,
+    write_text,
     write_whole,
 )
 from command_line.flags import FlagParser
 from command_line.main import say, script
-from dataset import Batch, BatchSampler, TTSCollator, TTSDataset, load_wav, write_wav
+from dataset import Batch, BatchSampler, TTSCollator, TTSDataset, load_wav, resample, write_wav
 from scoring.mos import PredictMos, load_mos_predictor, mos_table
 from scoring.recognition import (
     SAMPLING_RATE,
@@ -46,7 +47,6 @@ from scoring.recognition import (
     Sounds,
     load_recognizer,
     recognition_table,
-    resample,
     score_sounds,
 )
 from scoring.scores import (
@@ -130,8 +130,8 @@ def make_sounds(clip: ScoredClip, voice: Voice, vocoder: Vocoder | None) -> Soun
     with torch.random.fork_rng(devices=[]):
         free, vocoded = (to_audio(x, config, vocoder).cpu() for x in (clip.mel, clip.recording))
     return {
-        "free_running": resample(free, config.sampling_rate),
-        "vocoded": resample(vocoded, config.sampling_rate),
+        "free_running": resample(free, config.sampling_rate, SAMPLING_RATE),
+        "vocoded": resample(vocoded, config.sampling_rate, SAMPLING_RATE),
         "recording": load_wav(clip.row["path"], SAMPLING_RATE),
     }
 
@@ -158,7 +158,7 @@ def judge_sounds(
 def describe_evaluation(args: argparse.Namespace) -> dict[str, Any]:
     """Describe what was evaluated, on what and how, so that the numbers can be reproduced."""
     path = Path(args.checkpoint) / "trainer_state.json"  # a converted checkpoint has none
-    state = read_json(path, str(path)) if os.path.isfile(path) else {}
+    state = read_json(path) if os.path.isfile(path) else {}
     is_folder = os.path.isdir(args.checkpoint)  # otherwise it is a name on the Hub
     return {
         "checkpoint": os.path.abspath(args.checkpoint) if is_folder else args.checkpoint,
@@ -284,8 +284,7 @@ def check_outputs(args: argparse.Namespace) -> None:
 def write_files(args: argparse.Namespace, report: dict, rows: list[dict]) -> None:
     """Write --output_json and --output_csv."""
     if args.output_json:
-        text = json.dumps(report, indent=2)
-        write_whole(args.output_json, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(args.output_json, json.dumps(report, indent=2))
     if args.output_csv:
         import pandas as pd
 

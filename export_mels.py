@@ -39,6 +39,7 @@ from command_line.files import (
     path_argument,
     read_json,
     seed_argument,
+    write_text,
     write_whole,
 )
 from command_line.flags import FlagParser
@@ -132,7 +133,7 @@ def write_filelist(clips: TTSDataset, output_dir: Path, name: str) -> None:
         if n_frames > -(-SEGMENT_SAMPLES // clips.audio_config.hop_size):
             lines.append(f"{Path(path).stem}|{' '.join(text.split())}\n")
     filelist = output_dir / f"{name}.txt"
-    write_whole(filelist, lambda path: path.write_text("".join(lines), encoding="utf-8"))
+    write_text(filelist, "".join(lines))
     summary = f"{filelist}: {len(lines)} of {len(clips)} clips"
     if n_short := len(clips) - len(lines):
         summary += f"; {n_short} are not longer than {SEGMENT_SAMPLES} samples, HiFi-GAN's segment"
@@ -155,14 +156,13 @@ def claim_folder(output_dir: Path, settings: dict[str, object]) -> None:
     """Note in a new folder where its mels come from; refuse a folder with other mels."""
     path = output_dir / SETTINGS_FILE
     if os.path.isfile(path):
-        found = read_json(path, str(path))
+        found = read_json(path)
         if found != settings:
             message = f"holds mels of {found}, and these would be of {settings}"
             raise DataError(f"--output_dir {output_dir}: {message}; give another one")
         return
     check_writable("--output_dir", output_dir)
-    content = json.dumps(settings, indent=2)
-    write_whole(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    write_text(path, json.dumps(settings, indent=2))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -9,9 +9,8 @@ Shen et al. 2018, arXiv 1712.05884. Read section 2.2 beside this file, which fol
     Tacotron2                   the whole: `forward` is teacher forcing, `infer` free running
     tacotron2_loss              what training minimises
 
-`forward` and `infer` are plain loops over `Decoder.step`, and nothing in this file is there for
-speed. fast/decoder.py computes the same numbers faster; if you change something here, it notices
-and steps aside.
+`forward` and `infer` are plain loops over `Decoder.step`. fast/decoder.py computes the same numbers
+faster; if you change something here, it notices and steps aside.
 """
 
 from collections.abc import Iterator
@@ -253,9 +252,7 @@ class LocationSensitiveAttention(nn.Module):
         f = self.location_conv(locations).transpose(1, 2)  # (B, T_text, n_filters)
         hidden = torch.tanh(self.query_layer(query)[:, None] + keys + self.location_layer(f))
         energies = self.v(hidden).squeeze(2).to(alignment.dtype)  # (B, T_text)
-        # The lowest number instead of -inf keeps a row that is all padding finite.
-        energies = energies.masked_fill(padding_mask, torch.finfo(energies.dtype).min)
-        return F.softmax(energies, dim=1)  # (B, T_text)
+        return F.softmax(energies.masked_fill(padding_mask, -torch.inf), dim=1)  # (B, T_text)
 
 
 class Decoder(nn.Module):
@@ -534,7 +531,8 @@ def tacotron2_loss(
         stop_targets: (B, T_mel), 1 from the last valid frame on, 0 before it.
         guided_attention_weight: factor of the guided attention loss; 0 leaves it out.
         guided_attention_sigma: width of the diagonal, as a share of the clip.
-        n_frames: valid frames of the whole optimizer step, if that has more than this batch.
+        n_frames: what to divide by instead of this batch's valid frames: those of the whole
+            optimizer step, over the number of processes, whose gradients are averaged.
         stop_positive_weight: factor of the stop loss on the one valid frame of each clip whose
             target is 1.
     """

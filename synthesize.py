@@ -126,7 +126,7 @@ def strip_all(sentences: list[Sentence]) -> list[Sentence]:
             stripped.append(sentence._replace(text=part.strip()))
     if tags:
         more = f" and {len(tags) - 5} more" if len(tags) > 5 else ""
-        warn(f"tags are left out, no voice here obeys them: {' '.join([*tags][:5])}{more}")
+        warn(f"skipped tags, which no voice here obeys: {' '.join([*tags][:5])}{more}")
     return [sentence for sentence in stripped if sentence.text]
 
 
@@ -161,7 +161,7 @@ def skip_unspeakable(sentences: list[Sentence], voice: Voice) -> list[Sentence]:
     if not spoken:
         raise DataError(f"nothing to say: {skipped[0]}")
     for line in skipped:
-        warn(f"{line}; the line is left out")
+        warn(f"{line}; the line is skipped")
     return spoken
 
 
@@ -246,9 +246,14 @@ def make_options(args: argparse.Namespace, voice: Voice) -> SpeakingOptions:
     n_steps = args.max_decoder_steps
     if args.max_seconds:
         n_steps = min(n_steps, max(1, round(args.max_seconds / audio.hop_seconds)))
-    threshold, dtype = args.stop_threshold, DTYPES[args.dtype]
     return SpeakingOptions(
-        n_steps, threshold, args.seed, dtype, args.n_retries, args.speed, vocoder
+        max_decoder_steps=n_steps,
+        stop_threshold=args.stop_threshold,
+        seed=args.seed,
+        dtype=DTYPES[args.dtype],
+        n_retries=args.n_retries,
+        speed=args.speed,
+        vocoder=vocoder,
     )
 
 

@@ -33,13 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import Row, make_parser, print_device, report
 from command_line.files import count_argument, path_argument, seed_argument
 from command_line.main import script
+from dataset import resample
 from scoring.recognition import (
     KINDS,
+    SAMPLING_RATE,
     Recognizer,
     count_errors,
     load_recognizer,
     plain_words,
-    resample,
 )
 from scoring.scores import COVERED
 from speech.speaking import MAX_DECODER_STEPS, SpeakingOptions, Synthesis, speak
@@ -138,7 +139,7 @@ def judge_voice(
         )
         speaking = speak((sentence.text for sentence in sentences), voice, options)
         spoken = [*tqdm(speaking, total=len(sentences), unit="sentence", disable=None)]
-        wavs = [resample(result.wav, audio.sampling_rate) for result in spoken]
+        wavs = [resample(x.wav, audio.sampling_rate, SAMPLING_RATE) for x in spoken]
         judged = judge(sentences, wavs, recognizer, voice.tokenizer, spoken)
         rows += [{"voice": f"retries: {n_retries}", **row} for row in judged]
     return rows

@@ -25,10 +25,16 @@ import evaluate
 from benchmarks.common import Row, make_parser, print_device, report
 from command_line.files import DataError, read_json
 from command_line.main import script
-from dataset import TTSCollator, TTSDataset
+from dataset import TTSCollator, TTSDataset, resample
 from evaluate import ScoredClip
 from scoring.pictures import freeze_layout, new_figure, save_figure
-from scoring.recognition import KINDS, Recognizer, load_recognizer, resample, score_sounds
+from scoring.recognition import (
+    KINDS,
+    SAMPLING_RATE,
+    Recognizer,
+    load_recognizer,
+    score_sounds,
+)
 from scoring.text_match import text_match
 from speech.speaking import MAX_DECODER_STEPS
 from speech.vocoder import choose_vocoder, to_audio
@@ -54,7 +60,8 @@ def count_word_errors(
     """Transcribe the sounds of free running; divide the word errors by the words of the texts."""
     config = voice.audio_config
     loaded = choose_vocoder(vocoder, config)
-    wavs = [resample(to_audio(x.mel, config, loaded), config.sampling_rate) for x in spoken]
+    rates = config.sampling_rate, SAMPLING_RATE
+    wavs = [resample(to_audio(x.mel, config, loaded), *rates) for x in spoken]
     sounds, texts = [{"free_running": wav} for wav in wavs], [x.row["text"] for x in spoken]
     counts = pd.DataFrame(score_sounds(recognizer, sounds, texts, voice.tokenizer))
     errors = counts[[f"free_running_word_{kind}" for kind in KINDS]]

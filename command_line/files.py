@@ -92,8 +92,9 @@ def read_text(flag: str, path: str) -> str:
         raise DataError(f"{flag} {path}: cannot be read ({error})") from None
 
 
-def read_json(path: str | Path, name: str) -> Any:
-    """Read a JSON file; a DataError begins with `name`."""
+def read_json(path: str | Path, name: str = "") -> Any:
+    """Read a JSON file; a DataError begins with `name`, or with the path."""
+    name = name or str(path)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError:
@@ -113,6 +114,11 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # ignores a file
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a UTF-8 file, whole or not at all."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def put_in_place(temporary: Path, path: Path, replaced: Path) -> None:

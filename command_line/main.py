@@ -47,7 +47,7 @@ def script(main: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> Any:
         for stream in ("stdout", "stderr"):
-            if getattr(sys, stream) is None:  # closed: no file of ours shall get its number
+            if getattr(sys, stream) is None:  # closed: the next opened file would get its number
                 setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
             if hasattr(getattr(sys, stream), "reconfigure"):  # a notebook's cannot fail
                 getattr(sys, stream).reconfigure(errors="backslashreplace")

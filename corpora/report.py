@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from audio.recording import FRAME_SECONDS, SILENCE_DB, read_recording
-from command_line.files import DataError, file_errors, write_whole
+from command_line.files import DataError, file_errors, write_text, write_whole
 from command_line.main import say
 from corpora.lengths import Row, count_letters, mark_suspects
 from corpora.recordings import (
@@ -199,8 +199,7 @@ def write_report(clips: list[Clip], folder: Path) -> None:
     report = summarize(measured, clips, unusable)
     panels = {SHOWN[c][0]: [SHOWN[c][1] * row[c] for row in measured] for c in DRAWN}
     with file_errors():
-        text = json.dumps(report, indent=2)
-        write_whole(folder / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(folder / "report.json", json.dumps(report, indent=2))
         table = pd.DataFrame(rows, columns=list(measured[0]), dtype=object)
         write_whole(folder / "clips.csv", partial(table.to_csv, index=False))
         save_figure(histogram_figure(panels), folder / "recordings.png")

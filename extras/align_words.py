@@ -24,7 +24,7 @@ from command_line.files import (
     file_errors,
     import_extra,
     path_argument,
-    write_whole,
+    write_text,
 )
 from command_line.flags import FlagParser
 from command_line.main import say, script, warn
@@ -146,9 +146,8 @@ def main(argv: list[str] | None = None) -> None:
     if not aligned:
         raise DataError("none of the recordings could be aligned")
     lines = ",\n".join(f"{json.dumps(i)}: {json.dumps(words)}" for i, words in aligned.items())
-    text = f"{{\n{lines}\n}}\n"
     with file_errors():
-        write_whole(args.output_json, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(args.output_json, f"{{\n{lines}\n}}\n")
     n_words = sum(map(len, aligned.values()))
     say(f"{args.output_json}: {n_words} words of {len(aligned)} clips; {len(skipped)} skipped")
 

@@ -3,8 +3,8 @@
     python -m extras.cut_recordings --recordings talk.wav more/*.mp3 --asr openai/whisper-base.en \
         --output_dir recordings
 
-It cuts in pauses, into pieces of 2 to 12 s. A recogniser (requirements/asr.txt) transcribes them;
-with --text, each gets the words of your transcript that match what the recogniser heard. The folder
+It cuts in pauses, into pieces of 2 to 12 s. A recognizer (requirements/asr.txt) transcribes them;
+with --text, each gets the words of your transcript that match what the recognizer heard. The folder
 gets wavs/ with every piece, 16-bit at its recording's rate, metadata.csv with the pieces to train
 on, and pieces.csv with all of them and why some are left out; docs/your_voice.md says what the
 reasons mean. heard.json keeps what was heard, so an interrupted run goes on.
@@ -32,6 +32,7 @@ from command_line.files import (
     one_line,
     path_argument,
     read_json,
+    write_text,
     write_whole,
 )
 from command_line.flags import FlagParser
@@ -50,7 +51,7 @@ from scoring.recognition import (
 from speech.voice import add_device_flag
 from text.tokenizer import Tokenizer
 
-HEARD = "heard.json"  # {recogniser and digest of a piece: its text}
+HEARD = "heard.json"  # {recognizer and digest of a piece: its text}
 MIN_SECONDS, MAX_SECONDS = 2.0, 12.0  # of a piece
 MIN_PAUSE = 0.25  # seconds; the closure of a "p" or "t" within a word is shorter than 0.2
 LONG_PAUSE = 0.6  # seconds; is cut where both sides are long enough
@@ -184,16 +185,11 @@ def measure_piece(piece: Piece, wav: np.ndarray) -> Piece:
     return piece._replace(why="music" if n_peaks >= MIN_PEAKS else "noise")
 
 
-def write_text(path: Path, content: str) -> None:
-    """Write a UTF-8 file, whole or not at all."""
-    write_whole(path, partial(Path.write_text, data=content, encoding="utf-8"))
-
-
 def transcribe_pieces(
     pieces: list[Piece], folder: Path, recognizer: Recognizer, asr: str
 ) -> list[Piece]:
     """Measure and transcribe the pieces in batches, except those that heard.json has."""
-    heard, done = read_json(folder / HEARD, str(folder / HEARD)), []
+    heard, done = read_json(folder / HEARD), []
     bar = tqdm(total=len(pieces), desc="transcribing", unit="piece", disable=None)
     for i in range(0, len(pieces), BATCH_SIZE):
         files = [folder / f"wavs/{piece.name}.wav" for piece in pieces[i : i + BATCH_SIZE]]
@@ -308,8 +304,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = FlagParser(description=__doc__.split("\n")[0])
     add = parser.add
     add("--recordings", "wav, flac, mp3 or ogg files", type=path_argument, nargs="+", required=True)
-    add("--asr", "recogniser of transformers, by name or folder", required=True)
-    add("--asr_language", "language of a recogniser that knows several, such as de")
+    add("--asr", "recognizer of transformers, by name or folder", required=True)
+    add("--asr_language", "language of a recognizer that knows several, such as de")
     add("--text", "what is said in all recordings, in their order (UTF-8)", type=path_argument)
     add("--output_dir", "folder to write", type=path_argument, required=True)
     add_device_flag(parser)

@@ -145,7 +145,7 @@ def collect(args: argparse.Namespace) -> Material:
     find, report = partial(find_files, checkpoint), {}
     state = find(args.checkpoint, (), "trainer_state.json")
     experiment = checkpoint.absolute().parent.name
-    step = read_json(state[0], str(state[0])).get("step") if state else None
+    step = read_json(state[0]).get("step") if state else None
     found = [Path(args.report)] if args.report else find(None, ("",), "report.json")
     try:
         report = read_report(found[0], step, None if args.report else experiment) if found else {}

@@ -31,7 +31,7 @@ from command_line.files import (
     file_errors,
     path_argument,
     read_json,
-    write_whole,
+    write_text,
 )
 from command_line.flags import FlagParser
 from command_line.main import say, script
@@ -100,7 +100,7 @@ def evaluate(folder: Path) -> dict[str, float]:
          "--output_json", str(report), "--save_worst", str(folder / "worst")],
         {},
     )  # fmt: skip
-    return read_json(report, str(report))
+    return read_json(report)
 
 
 def checkpoint(folder: Path) -> Path:
@@ -111,13 +111,13 @@ def checkpoint(folder: Path) -> Path:
 def read_state(folder: Path) -> dict[str, Any]:
     """Read trainer_state.json of the last finished epoch; before the first one, return zeros."""
     path = checkpoint(folder) / "trainer_state.json"
-    return read_json(path, str(path)) if path.is_file() else {"epoch": 0, "step": 0, "history": []}
+    return read_json(path) if path.is_file() else {"epoch": 0, "step": 0, "history": []}
 
 
 def count_steps(folder: Path) -> int:
     """Count the steps trained so far, including those of an unfinished epoch."""
     paths = checkpoint(folder).parent.glob("[!.]*/trainer_state.json")
-    return max((read_json(path, str(path))["step"] for path in paths), default=0)
+    return max((read_json(path)["step"] for path in paths), default=0)
 
 
 def write_table(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -128,8 +128,7 @@ def write_table(folder: Path, rows: list[dict[str, Any]]) -> None:
     from scoring.pictures import save_figure
 
     table = pd.DataFrame(rows)
-    content = json.dumps(rows, indent=2)
-    write_whole(folder / "table.json", lambda path: path.write_text(content, encoding="utf-8"))
+    write_text(folder / "table.json", json.dumps(rows, indent=2))
     shown = table[["step", "hours", *COLUMNS, "val_loss"]].rename(columns=COLUMNS)
     text = shown.to_string(index=False, float_format=lambda x: f"{x:.3g}" if x < 10 else f"{x:.0f}")
     (folder / "table.txt").write_text(text + "\n", encoding="utf-8")
@@ -153,7 +152,7 @@ def rehearse(folder: Path, steps: int, extra_flags: list[str]) -> None:
     with open(folder / "train_metadata.csv", encoding="utf-8") as file:
         steps_per_epoch = -(-(sum(1 for _ in file) - 1) // CLIPS_PER_STEP)
     table = folder / "table.json"
-    rows = read_json(table, str(table)) if table.is_file() else []
+    rows = read_json(table) if table.is_file() else []
     n_left = max(steps - count_steps(folder), 0)
     speed = rows[-1]["seconds_per_step"] if rows else SECONDS_PER_STEP
     time_left = f"about {n_left * speed / 3600:.1f} hours at {speed:.1f} s a step"

@@ -139,7 +139,12 @@ def main(argv: list[str] | None = None) -> None:
     add("--int8", action="store_true", help="with the quantised LSTMs")
     add("--max_decoder_steps", type=int, default=2000, help="most frames (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of dropout and phases (default: %(default)s)")
-    add("--threads", type=int, default=0, help="threads of onnxruntime (default: all cores)")
+    add(
+        "--threads",
+        type=int,
+        default=0,
+        help="threads of onnxruntime (default: all cores, 1 with --int8)",
+    )
     args = parser.parse_args(argv)
     if not (Path(args.folder) / "settings.json").is_file():
         sys.exit(f"--folder {args.folder}: holds no settings.json, as export_onnx.py writes it")

@@ -194,7 +194,7 @@ def context_kernel(
     place = row * n_text + characters
     energy = tl.load(energies + place, inside, float("-inf"))
     padding = tl.load(padding_mask + place, inside, 0)
-    energy = tl.where(padding != 0, -3.4028234663852886e38, energy)  # float32's lowest
+    energy = tl.where(padding != 0, float("-inf"), energy)
     weights = tl.exp(energy - tl.max(energy, axis=0))
     weights = weights / tl.sum(weights, axis=0)
     if tl.program_id(1) == 0:

@@ -247,7 +247,7 @@ class Attention:
     def align(self, location: Tensor, query: Tensor, padding_mask: Tensor, dtype) -> Tensor:
         """Compute a_t, (B, T_text), in dtype."""
         energies = (self.sigmoid(location, query)[0] @ self.v).view_as(padding_mask).to(dtype)
-        return torch.softmax(energies.masked_fill_(padding_mask, torch.finfo(dtype).min), dim=1)
+        return torch.softmax(energies.masked_fill_(padding_mask, -torch.inf), dim=1)
 
     def backward(
         self, location: Tensor, query: Tensor, d_energies: Tensor

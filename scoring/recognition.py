@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from command_line.files import DataError, import_extra, one_line
@@ -88,15 +87,6 @@ class Recognizer:
             pairs = zip(inputs, timestamps, strict=True)
             heard = [self.pipe(sound, **more, **options) for sound, more in pairs]
         return [found["text"] for found in heard]
-
-
-def resample(wav: Tensor, sampling_rate: int) -> Tensor:
-    """Resample a sound (n_samples,) to SAMPLING_RATE."""
-    import librosa  # slow to import
-
-    return torch.from_numpy(
-        librosa.resample(wav.numpy(), orig_sr=sampling_rate, target_sr=SAMPLING_RATE)
-    )
 
 
 def load_recognizer(name: str, device: str, language: str | None = None) -> Recognizer:

@@ -125,7 +125,7 @@ def find_faults(result: Synthesis, tokens: Tensor, voice: Voice) -> list[str]:
     """List what looks wrong with a spoken text of these tokens (T_text,), a phrase for each."""
     faults = []
     if result.reached_limit:
-        faults.append(f"it did not stop, and was cut at the limit of {len(result.mel)} steps")
+        faults.append(f"it did not stop, and was cut at the limit of {len(result.mel)} frames")
     alignment = result.alignment.float()
     missed = alignment.sum(dim=0) < COVERED  # (T_text,)
     if missed.any():
@@ -137,7 +137,7 @@ def find_faults(result: Synthesis, tokens: Tensor, voice: Voice) -> list[str]:
     if n_back and (-int(steps.min()) > MAX_BACK or 1 - n_back / len(steps) < MIN_MONOTONICITY):
         seconds = (int(steps.argmin()) + 1) * voice.audio_config.hop_seconds
         faults.append(
-            f"attention goes back at {n_back} of {len(steps)} steps, furthest at {seconds:.2f} s "
+            f"attention goes back at {n_back} of {len(steps)} frames, furthest at {seconds:.2f} s "
             f"by {-int(steps.min())} characters, and may repeat something"
         )
     return faults

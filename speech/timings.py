@@ -12,14 +12,13 @@ import math
 import re
 from collections.abc import Callable
 from difflib import SequenceMatcher
-from functools import partial
 from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from command_line.files import file_errors, write_whole
+from command_line.files import file_errors, write_text
 from dataset import to_log_mel
 from speech.speaking import Synthesis, encode
 from speech.voice import Voice
@@ -124,8 +123,7 @@ def write_timings(words: list[Word], path: Path) -> None:
         for number, word in enumerate(words, start=1)
     ]
     for suffix, text in (("json", "[" + ",\n ".join(lines) + "]\n"), ("srt", "\n".join(cues))):
-        write = partial(Path.write_text, data=text, encoding="utf-8")
-        write_whole(f"{path}.{suffix}", write)
+        write_text(f"{path}.{suffix}", text)
 
 
 def format_time(seconds: float) -> str:

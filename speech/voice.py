@@ -89,7 +89,7 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
         raise DataError(f"{directory}: no such checkpoint folder")
     if not os.path.isfile(path):
         raise DataError(f"{directory}: not a checkpoint folder, {CONFIG_FILE} is missing")
-    config = read_json(path, str(path))
+    config = read_json(path)
     try:
         if not {"format_version", "audio", "symbols"} & set(config):
             raise DataError(

@@ -200,7 +200,7 @@ def test_throughput_tables(tmp_path, monkeypatch):
         assert 3 * float(row["floor_ms"]) == pytest.approx(3 * flops / 1e6)
 
 
-def test_griffin_lim_is_measured_on_recordings(tiny_corpus, tmp_path, monkeypatch, capsys):
+def test_griffin_lim_is_measured_on_recordings(tiny_corpus, tmp_path, monkeypatch):
     """Compare the other way with the repository's, which comes closer to the mel."""
     names = ("pseudo-inverse, 60 iterations", "magnitudes fitted in each of 48")
     monkeypatch.setattr(griffin_lim, "WAYS", {name: griffin_lim.WAYS[name] for name in names})

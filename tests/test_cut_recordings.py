@@ -1,4 +1,4 @@
-"""extras/cut_recordings.py: made sounds, and a recogniser that is told what they say."""
+"""extras/cut_recordings.py: made sounds, and a recognizer that is told what they say."""
 
 import csv
 import itertools
@@ -38,7 +38,7 @@ def speak(text, pitch="a"):
     return conftest.speak(re.sub("[a-z]", pitch, text.lower()))
 
 
-class Recogniser:
+class Recognizer:
     """Gives its answers in turn, and is interrupted after `limit` sounds."""
 
     def __init__(self, answers, limit=1000):
@@ -61,12 +61,12 @@ def join(sounds, pause=0.8, noise=1e-4):
     return wav, list(zip(ends[::2], ends[1::2], strict=True))
 
 
-def run(folder, wavs, recogniser, *flags):
-    """Cut recordings, with a stand-in for the recogniser; return the rows of pieces.csv."""
+def run(folder, wavs, recognizer, *flags):
+    """Cut recordings, with a stand-in for the recognizer; return the rows of pieces.csv."""
     for name, wav in wavs.items():
         soundfile.write(folder / name, wav, RATE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cut_recordings, "load_recognizer", lambda *_: recogniser)
+        patch.setattr(cut_recordings, "load_recognizer", lambda *_: recognizer)
         paths = [str(folder / name) for name in wavs]
         flags = ["--asr", "x", "--output_dir", str(folder / "out"), *flags]
         cut_recordings.main(["--recordings", *paths, *flags])
@@ -82,7 +82,7 @@ def test_a_folder_for_training_comes_out(has_text, tmp_path, capsys):
     flags = ["--text", str(tmp_path / "text.txt")] if has_text else []
     end = round(times[1][1] * RATE) + RATE // 4
     wavs = {"part 1 | one.wav": wav, "two.flac": wav[:end]}  # a bar ends a column
-    rows = run(tmp_path, wavs, Recogniser(HEARD + HEARD[:2]), *flags)
+    rows = run(tmp_path, wavs, Recognizer(HEARD + HEARD[:2]), *flags)
     assert "kept: 7 pieces" in capsys.readouterr().out
     clips = read_clips(tmp_path / "out")
     assert [clip.problem for clip in clips] == [""] * 7
@@ -120,13 +120,13 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(cut_recordings, "BATCH_SIZE", 2)
     wavs = {"talk.wav": join([speak(text) for text in SENTENCES])[0]}
     with pytest.raises(SystemExit):
-        run(tmp_path, wavs, Recogniser(HEARD, limit=3))
+        run(tmp_path, wavs, Recognizer(HEARD, limit=3))
     assert not (tmp_path / "out/metadata.csv").exists()
-    recogniser = Recogniser(HEARD[2:])
-    rows = run(tmp_path, wavs, recogniser)
-    assert recogniser.n_heard == 3 and [row["text"] for row in rows] == list(HEARD)
+    recognizer = Recognizer(HEARD[2:])
+    rows = run(tmp_path, wavs, recognizer)
+    assert recognizer.n_heard == 3 and [row["text"] for row in rows] == list(HEARD)
     with pytest.raises(SystemExit, match="has metadata"):
-        run(tmp_path, wavs, recogniser)
+        run(tmp_path, wavs, recognizer)
 
 
 WAV = speak(SENTENCES[0])
@@ -156,13 +156,13 @@ def test_pieces_are_left_out_for_a_reason(sound, heard, why, tmp_path):
     good, _ = join([WAV] * 10)
     wav = np.concatenate([good, np.zeros(RATE), sound, np.zeros(2 * RATE)])
     wav += 1e-4 * np.random.default_rng(0).standard_normal(len(wav))
-    rows = run(tmp_path, {"talk.wav": wav}, Recogniser([HEARD[0]] * 10 + [heard]))
+    rows = run(tmp_path, {"talk.wav": wav}, Recognizer([HEARD[0]] * 10 + [heard]))
     assert [row["why"] for row in rows] == [""] * 10 + [why]
     assert len(read_clips(tmp_path / "out")) == 10 + (not why)
 
 
 def test_words_go_to_the_piece_that_says_them():
-    """With a recogniser that mishears a letter of each word, in pieces of any size."""
+    """With a recognizer that mishears a letter of each word, in pieces of any size."""
     rng = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ["".join(rng.choices(letters, k=rng.randint(4, 9))) for _ in range(300)]
@@ -200,7 +200,7 @@ def test_a_transcript_of_something_else_is_noticed(tmp_path):
     texts = [*SENTENCES[:3], "This is not at all what you hear.", SENTENCES[4]]
     (tmp_path / "text.txt").write_text(" ".join(texts))
     wavs = {"talk.wav": join([speak(text) for text in SENTENCES])[0]}
-    rows = run(tmp_path, wavs, Recogniser(HEARD), "--text", str(tmp_path / "text.txt"))
+    rows = run(tmp_path, wavs, Recognizer(HEARD), "--text", str(tmp_path / "text.txt"))
     assert [row["why"] for row in rows][3] == "the transcript differs"
     kept = {row["heard"]: row["text"] for row in rows if not row["why"]}
     assert kept.items() <= dict(zip(HEARD, SENTENCES, strict=True)).items() and len(kept) >= 3
@@ -228,7 +228,7 @@ def test_what_cannot_be_used_is_one_sentence(files, flags, message, tmp_path, mo
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     soundfile.write("talk.wav", WAV, RATE)
-    monkeypatch.setattr(cut_recordings, "load_recognizer", lambda *_: Recogniser([]))
+    monkeypatch.setattr(cut_recordings, "load_recognizer", lambda *_: Recognizer([]))
     flags = flags if "--recordings" in flags else ["--recordings", "talk.wav", *flags]
     with pytest.raises(SystemExit) as stop:
         cut_recordings.main([*flags, "--asr", "x", "--output_dir", "out"])

@@ -153,7 +153,7 @@ def test_long_texts_are_cut_at_sentences():
     assert GERMAN.clean(joined) == GERMAN.clean(text)
 
 
-def test_a_recogniser_is_compared_in_letters():
+def test_a_recognizer_is_compared_in_letters():
     spoken = GERMAN.with_lexicon({"straße": "{a}"})
     assert plain_words("Die STRASSE, 42!", spoken) == "die strasse 42"
     assert plain_words("Die Straße.", spoken) == "die straße"

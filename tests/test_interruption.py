@@ -309,7 +309,7 @@ def test_what_only_shows_can_never_end_a_run(tiny_corpus, tmp_path, monkeypatch,
 
 
 @pytest.mark.slow
-def test_nothing_is_left_open_from_epoch_to_epoch(tiny_corpus, tmp_path, monkeypatch, begin):
+def test_nothing_is_left_open_from_epoch_to_epoch(monkeypatch, begin):
     run, state = begin("--num_workers", 6)
     monkeypatch.undo()  # with pictures
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

@@ -70,7 +70,7 @@ def test_files_of_each_sentence(checkpoint, tmp_path, capsys):
         verdict = "did not stop, free-running score 0.00"
         assert blocks[i - 1][:2] == [f"00{i}.wav: 0.35 s, {verdict}", f"    as spoken: {text}"]
         assert (out / f"00{i}.txt").read_text() == f"{text}\n"
-        assert "it did not stop, and was cut at the limit of 30 steps" in "".join(blocks[i - 1])
+        assert "it did not stop, and was cut at the limit of 30 frames" in "".join(blocks[i - 1])
         assert blocks[i - 1][-1] == "    failed in 1 tries"
     assert printed.count("left out") == 1
     assert blocks[2][2].startswith("    warning: left out '\u2603'")
@@ -112,7 +112,7 @@ def test_lines_with_nothing_to_speak_are_skipped_with_a_warning(checkpoint, tmp_
     hint, second, fourth = capsys.readouterr().err.splitlines()
     assert f"--text_file {text_file} speaks the lines of that file" in hint
     place = f"--text_file {text_file}"
-    reason = "text has no letter to speak: '?!'; the line is left out"
+    reason = "text has no letter to speak: '?!'; the line is skipped"
     assert second.endswith(f": {place}: {reason}")
     assert f"{place}: text has no letter that a symbol stands for, only" in fourth
 
@@ -266,9 +266,9 @@ def test_the_stop_threshold_ends_a_sentence(checkpoint, tmp_path, capsys):
     change_weights(checkpoint, change)
     for flags, ending, n_frames in (
         (["--stop_threshold", "0.25"], "stopped by itself", 1),
-        (["--stop_threshold", "0.35"], "cut at the limit of 30 steps", 30),
-        ([], "cut at the limit of 30 steps", 30),
-        (["--max_seconds", "0.1"], "cut at the limit of 9 steps", 9),
+        (["--stop_threshold", "0.35"], "cut at the limit of 30 frames", 30),
+        ([], "cut at the limit of 30 frames", 30),
+        (["--max_seconds", "0.1"], "cut at the limit of 9 frames", 9),
     ):
         speak(checkpoint, tmp_path / "out", "--overwrite", "--text", "Hello.", *flags)
         assert ending in capsys.readouterr().out

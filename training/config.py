@@ -92,7 +92,8 @@ class TrainConfig:
     ] = 30.0
     keep_checkpoints: Annotated[
         int | None,
-        "number of latest checkpoints to keep; all if unset, 340 MB each at the default sizes",
+        "number of the latest numbered checkpoints to keep; all if unset, 340 MB each at the "
+        "default sizes",
     ] = None
     keep_pictures: Annotated[
         int, "number of epochs whose pictures and sounds are kept, more of them early ones"
@@ -128,8 +129,8 @@ class TrainConfig:
     ] = "english"
     phonemes: Annotated[
         str | None,
-        "cmudict, as if nothing follows: half the words of half the clips as CMUdict's phonemes; "
-        "espeak: all words as espeak-ng's, in --language; none, as if unset: all in letters",
+        "cmudict (also a bare --phonemes): half the words of half the clips as CMUdict's phonemes; "
+        "espeak: all words as espeak-ng's, in --language; none (also unset): all in letters",
     ] = None
     language: Annotated[
         str | None, "espeak-ng's name of the language of --phonemes espeak, such as de"

@@ -47,7 +47,7 @@ from training.state import TrainerState
 from training.tracking import Tracking, remove_events
 from training.validation import count_free_running_clips
 
-VALIDATION_WORKERS = 4  # at most; each reads some 200 clips a second (benchmarks/loader.py)
+VALIDATION_WORKERS = 4  # at most; each reads some 300 clips a second (benchmarks/loader.py)
 
 
 def set_up(
