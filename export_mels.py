@@ -102,7 +102,10 @@ def is_exported(recording: str, n_frames: int, output_dir: Path) -> bool:
     if not (mel.is_file() and wav.is_file()):
         return False
     is_older = mel.stat().st_mtime < Path(recording).stat().st_mtime
-    return not is_older and abs(np.load(mel, mmap_mode="r").shape[1] - n_frames) <= 1
+    try:
+        return not is_older and abs(np.load(mel, mmap_mode="r").shape[1] - n_frames) <= 1
+    except (EOFError, ValueError):  # cut short, as by a power failure
+        return False
 
 
 def export_manifest(

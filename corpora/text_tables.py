@@ -44,7 +44,7 @@ def is_table(path: str, lines: list[str]) -> bool:
     markup = find_markup(strip_markup("\n".join(lines).replace("-->", "-"))[0])
     if markup and not markup.startswith(("HTML", "NUL")):
         problem = f"holds {markup}"
-    elif all(re.fullmatch(r'\(\s*\S+\s+".*"\s*\)', line) for line in lines):
+    elif lines and all(re.fullmatch(r'\(\s*\S+\s+".*"\s*\)', line) for line in lines):
         problem = "holds the prompts of Festival"
     elif any(re.fullmatch(rf"(?i){AUDIO_NAME}(?:\s[^,;|\t]*)?", line) for line in lines):
         problem = "names recordings, and no | or tab stands between them and a text"

@@ -51,6 +51,9 @@ METRICS = {  # numbers of report.json that the card shows: name, label, format
     "vocoded_wer": ("word error rate of the recordings through the same vocoder", "{:.1%}"),
     "recording_wer": ("word error rate of the recordings themselves", "{:.1%}"),
     "recording_cer": ("character error rate of the recordings themselves", "{:.1%}"),
+    "free_running_mos": ("predicted opinion score, 1 to 5", "{:.2f}"),
+    "vocoded_mos": ("predicted opinion score of the recordings through the same vocoder", "{:.2f}"),
+    "recording_mos": ("predicted opinion score of the recordings themselves", "{:.2f}"),
 }
 CARD = """---
 {{ card_data }}

@@ -65,6 +65,30 @@ def test_english_is_read_as_for_letters():
 
 
 @pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("We waited. 20 people came.", "We waited. Twenty people came."),
+        ("hello there. how are you?", "Hello there. How are you?"),
+        ("Smith et al. say it.", "Smith et al say it."),
+        ("He said — quietly — no.", "He said, quietly, no."),
+        ("The plan--it failed--was his - not mine.", "The plan, it failed, was his, not mine."),
+        ("20 ℃ and 1½ kg of ﬁsh", "Twenty degrees Celsius and one and a half kilograms of fish"),
+        (
+            "He is 6’2” tall, and she 10 m².",
+            "He is six feet two inches tall, and she ten square meters.",
+        ),
+        ("7 a.m. in the U.S.A. now; it's a dog", "seven eigh m in the u s eigh now; it's a dog"),
+        ("You and/or he", "You and or he"),
+        ("CHAPTER II. CAN YOU HELP US?", "Chapter two. Can you help us?"),
+        ("I ❤️ you", "I red heart you"),
+    ],
+)
+def test_english_is_written_so_that_espeak_reads_it_right(typed, read):
+    english = Tokenizer(ESPEAK_SYMBOLS, "basic", "en-us")
+    assert english.clean(typed) == english.clean(read)
+
+
+@pytest.mark.parametrize(
     ("language", "text", "sounds"),
     [  # as dictionaries have it, without stress, which espeak-ng writes before the vowel
         ("de", "Straße", "ʃtɾɑːsə"),

@@ -9,12 +9,13 @@ HTML's entities, such as &amp;, become the characters that they stand for.
 """
 
 import re
+import string
 import unicodedata
 from functools import lru_cache
 from html import unescape
 from html.entities import html5
 
-from text.english import has_capitals, to_words
+from text.english import has_capitals, is_shouted, spell_capitals, to_words
 
 CLEANERS = ("english", "basic")  # basic: for all other languages
 # Characters that Unicode's equivalents (NFKC) leave as they are, or turn into something misread
@@ -24,7 +25,7 @@ TYPOGRAPHIC = {
     **dict.fromkeys("\u2010\u2011\u2043\ufe63\uff0d", "-"),
     **dict.fromkeys("\u22ef\u2025", "..."),
     "\u00b2": "^2", "\u00b3": "^3", "\u2044": "/", "\u2116": "No. ", "\u2122": " ",
-    "\u2032": "\u2032", "\u2033": "\u2033", "\u00bf": "", "\u00a1": "",
+    "\u2033": "\u2033", "\u00bf": "", "\u00a1": "",
     # The ends of sentences and clauses in other scripts
     **dict.fromkeys("\u0964\u0965\u06d4\u0589\u3002\uff61\u1362\u17d4\u17d5\u104b", "."),
     **dict.fromkeys("\u0f0d\u0f0e", "."),
@@ -41,9 +42,16 @@ PLAIN = {
     "\u2033": '"', "/": " ", "\u00df": "ss", "\u00e6": "ae", "\u0153": "oe", "\u00f8": "o",
     "\u0142": "l", "\u0111": "d", "\u00f0": "d", "\u00fe": "th", "\u0131": "i",
 }  # fmt: skip
+KNOWN_TO_ESPEAK = frozenset(string.ascii_letters + " !\"'(),-.:;?")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z]\w{1,30});")
 _POWER = re.compile("(?<=\\d)([\u207a\u207b]?)([\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+)")
 _TURKISH = str.maketrans("I\u0130", "\u0131i")
+_DASH = re.compile(r"\s*\u2014\s*|\s*(?<!-)--+(?![->])\s*|(?<=[^\W\d]) - (?=[^\W\d])")
+_SENTENCE = re.compile(r"(\.['\")\]]*\s+)([a-z]\w*)")
+_LETTER_A = re.compile(  # beside another letter that stands alone
+    r"\ba(?= [b-z](?![\w'-]))|(?<=(?<![\w'])[b-z] )a(?![\w'-])"
+    r"|\bA(?= [B-Z](?![\w'-]))|(?<=(?<![\w'])[B-Z] )A(?![\w'-])"
+)
 _THOUSANDS = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")  # 10 000
 
 
@@ -51,10 +59,7 @@ def clean_text(text: str, known: frozenset[str], cleaner: str = "english") -> st
     """Clean text for a table of the characters `known`; characters still unknown stay."""
     text = compose(decode_entities(text), known)
     if cleaner == "english":
-        text = _POWER.sub(_write_power, text)
-        text = _THOUSANDS.sub(",", text)
-        text = "".join(c if c.isascii() or c in known else _replace_character(c) for c in text)
-        text = to_words(text, known)
+        text = to_words(as_typed(text, known), known)
     else:
         text = "".join(c if c in known else TYPOGRAPHIC.get(c) or c for c in text)
     if not text.isascii():
@@ -66,6 +71,31 @@ def clean_text(text: str, known: frozenset[str], cleaner: str = "english") -> st
         text = match_case(text, known)
         text = match_case("".join(make_plain(c, known) for c in text), known)
     return re.sub(r"\s+", " ", text).strip()
+
+
+def as_typed(text: str, known: frozenset[str]) -> str:
+    """Write variants of characters as a keyboard has them; accents stay."""
+    text = _THOUSANDS.sub(",", _POWER.sub(_write_power, text))
+    return "".join(c if c.isascii() or c in known else _replace_character(c) for c in text)
+
+
+def write_for_espeak(text: str) -> str:
+    """Write English as words and marks that espeak-ng reads as people do.
+
+    espeak-ng alone reads "$3.50" as "dollar three point five zero" and spells US in shouted text.
+    It pauses at an en dash but not at "--", and neither at a full stop before a small letter, such
+    as that of a number in words. The A of "7 a.m." is "eigh" here, because "a m" has an article.
+    """
+    text = _DASH.sub(" \u2013 ", as_typed(text, KNOWN_TO_ESPEAK))
+    words = to_words(text, KNOWN_TO_ESPEAK)
+    if is_shouted(text):
+        words = spell_capitals(words, True).lower()
+
+    def begin(match: re.Match) -> str:
+        is_typed = match[0] in text and not text.islower()  # as in "et al. say"
+        return match[0] if is_typed else match[1] + match[2].capitalize()
+
+    return _LETTER_A.sub("eigh", _SENTENCE.sub(begin, words))
 
 
 def decode_entities(text: str) -> str:

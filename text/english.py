@@ -78,7 +78,7 @@ SIGNS = {
     "\u00b1": " plus or minus ", "<": " less than ", ">": " greater than ",
     "\u2264": " at most ", "\u2265": " at least ", "\u2248": " about ", "~": " about ",
     "\u2260": " is not equal to ", "\u00a7": " section ", "\u00a9": " copyright ", "|": " ",
-    "\\": " backslash ", "*": " ", "\u2022": " ", "\u2122": " ", "\u00ae": " ", "^": " ",
+    "/": " ", "\\": " backslash ", "*": " ", "\u2022": " ", "\u2122": " ", "\u00ae": " ", "^": " ",
     "\u2192": " to ", "\u221e": " infinity ", "\u221a": " square root of ", "\u00a2": " cents ",
     "\u2014": " - ", "\u2015": " - ", "$": " dollars ", "\u00a3": " pounds ",
     "\u20ac": " euros ", "\u00a5": " yen ",
@@ -140,7 +140,7 @@ _OPERATOR = re.compile(any_of(OPERATORS))
 _STARTER = rf"(?:{any_of(STARTERS)})\b(?!\.)"
 _SENTENCE_END = re.compile(rf"[\"')\]]*(?:\s*\Z|\s*\n\s*\n|\s+[\"'(]*{_STARTER})|\.\.")
 _TEXT_END = re.compile(r"[\"')\]]*\s*\Z|\.\.")
-_ABBREVIATION = re.compile(r"(?<![\w.'])((?i:ph\. ?d|ll\.d)|[A-Za-z]{1,6}|&c)\.")
+_ABBREVIATION = re.compile(r"(?<![\w.])(?<!\w')((?i:ph\. ?d|ll\.d)|[A-Za-z]{1,6}|&c)\.")
 _NUMBER_AHEAD = re.compile(r"\s*#?(?:\d|[IVX]{2,}\b)")
 _NUMBER_BEHIND = re.compile(r"\d[ -]?\Z")
 _NAME_AHEAD = re.compile(rf"\s*(?!{_STARTER})[A-Z]")
@@ -178,9 +178,16 @@ _REFERENCE_BEHIND = re.compile(
 )
 _FIGURE_BEHIND = re.compile(r"\d[^.!?]*, \Z")  # as in "vol. 2, no. 3"
 _ORDINAL_BEHIND = re.compile(r"\d(?:st|nd|rd|th)[ -]\Z")
+_MONTH = re.compile(  # without a full stop: "Dec 25", "25 Dec"
+    r"\b(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\b(?:(?= \d)|(?<=\d \w{3})|(?<=\d \w{4}))"
+)
+_VERSUS = re.compile(r"\bvs\b(?!\.)")
 _BRITISH_TITLE = re.compile(r"\b(?:Mr|Mrs|Ms|Dr)(?=\s+[A-Z])")
-_LETTERS = re.compile(r"(?<![\w.'])(?:(?:[A-Za-z]\.){2,}(?:[A-Z](?![\w.]))?|[A-Z]\.[A-Z](?![\w.]))")
-_INITIALS = re.compile(r"(?<![\w.'])[A-Z]\.(?:\s[A-Z]\.)*(?=\s+[A-Z\"'(]|[A-Z]|\s+[a-z])")
+_LETTERS = re.compile(
+    r"(?<![\w.])(?<!\w')(?:(?:[A-Za-z]\.){2,}(?:[A-Z](?![\w.]))?|[A-Z]\.[A-Z](?![\w.]))"
+)
+_INITIALS = re.compile(r"(?<![\w.])(?<!\w')[A-Z]\.(?:\s[A-Z]\.)*(?=\s+[A-Z\"'(]|[A-Z]|\s+[a-z])")
+_NUMBERED_BEHIND = re.compile(rf"\b(?i:{any_of(NUMBERED)}) \Z")
 _JOINED_SENTENCES = re.compile(r"(?<=[a-z][.!?])(?=[A-Z][a-z])")
 _ADDRESS = re.compile(
     r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
@@ -189,8 +196,12 @@ _ADDRESS = re.compile(
     r"(?:/[\w./?=&#%~+-]*[\w/])?"
 )
 _WORLD_WAR = re.compile(r"\bWW ?(I{1,2}|[12])\b")
-_ROMAN = re.compile(rf"\b([A-Z][a-z]+)( the)? ({any_of(ROMAN.split())})\b")
-_CAPITALS = re.compile(r"(?<![A-Za-z'])([A-Z]{2,})('s|s)?(?![A-Za-z])(?!')")  # not ISN'T
+_ROMAN = re.compile(
+    rf"\b([A-Z][a-z]+|{any_of(map(str.upper, NUMBERED))})( the)? ({any_of(ROMAN.split())})\b"
+)
+_CAPITALS = re.compile(  # not ISN'T
+    r"(?<![A-Za-z])(?<![A-Za-z]')([A-Z]{2,})('s|s)?(?![A-Za-z])(?!'[A-Za-z])"
+)
 _CODE = re.compile(r"(?<![A-Za-z])(?!USD|GBP|EUR|JPY|INR|CHF)[A-Z]{2,3}(?=\d)")
 _ELLIPSIS = re.compile(r"\.(?:\s\.){2,}|\.{4,}")
 _DOUBLE_QUOTE = re.compile("``|''|,,(?=\\w)")
@@ -210,18 +221,23 @@ def has_figures(known: frozenset[str]) -> bool:
     return any(c.isdecimal() for c in known)
 
 
+def is_shouted(text: str) -> bool:
+    """Tell if a text is all capitals, and not just a name."""
+    return text.isupper() and len(text.split()) > 2
+
+
 def to_words(text: str, known: frozenset[str]) -> str:
     """Spell out abbreviations, addresses and signs, and numbers and capitals that `known` lacks."""
     if not known.issuperset("=<>"):
         text = _OPERATOR.sub(lambda m: OPERATORS[m[0]], text)
-    is_shouted = text.isupper() and len(text.split()) > 2
+    shouted = is_shouted(text)
     text = expand_roman_numerals(expand_abbreviations(text))
     if not has_capitals(known):
         text = spell_codes(text)
     if not has_figures(known):
         text = spell_numerals(text)
     if not has_capitals(known):
-        text = spell_capitals(text, is_shouted)
+        text = spell_capitals(text, shouted)
     return spell_signs(text, known)
 
 
@@ -233,6 +249,8 @@ def expand_abbreviations(text: str) -> str:
         text = _LETTERS.sub(_spell_letters, text)
         text = _INITIALS.sub(_spell_initials, text)
         text = _JOINED_SENTENCES.sub(" ", text)
+    text = _MONTH.sub(lambda m: BEFORE_NUMBERS[m[0].lower()].capitalize(), text)
+    text = _VERSUS.sub("versus", text)
     return _BRITISH_TITLE.sub(lambda m: TITLES[m[0].lower()].capitalize(), text)
 
 
@@ -319,6 +337,8 @@ def _spell_letters(match: re.Match) -> str:
 def _spell_initials(match: re.Match) -> str:
     """Spell the 'J. D.' of 'J. D. Tippit', but not the "I." that ends a sentence."""
     before = _before(match)
+    if _NUMBERED_BEHIND.search(before):
+        return match[0]  # Chapter I. The Beginning
     is_initial = _NAME_BEHIND.search(before) or _ORDINAL_BEHIND.search(before) or not before
     return match[0] if match[0] == "I." and not is_initial else _spell_letters(match)
 
@@ -334,8 +354,10 @@ def _write_roman(match: re.Match) -> str:
     word, roman = match[1], match[3]
     number = ROMAN.split().index(roman) + 1
     is_king = word in KINGS or bool(match[2])
-    if len(roman) == 1 and word not in NUMBERED and not (is_king and roman != "I"):
+    if len(roman) == 1 and word.capitalize() not in NUMBERED and not (is_king and roman != "I"):
         return match[0]
+    if word.isupper() and roman == "I" and re.match(r"\s*\w", match.string[match.end() :]):
+        return match[0]  # THE PART I LIKE
     return f"{word} the {num2words(number, to='ordinal_num')}" if is_king else f"{word} {number}"
 
 

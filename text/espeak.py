@@ -45,6 +45,8 @@ _GERMAN_DATE = re.compile(
     r"(?<=\d\. )(?:J\u00e4nner|Januar|Februar|M\u00e4rz|April|Mai|Juni|Juli|August|September"
     r"|Oktober|November|Dezember)\b"
 )
+# Ligatures, and degrees of temperature, which espeak-ng spells or skips
+_COMPATIBLE = re.compile("[\ufb00-\ufb06\u2103\u2109]")
 _LOCK = threading.Lock()  # the library has one language at a time
 
 
@@ -86,6 +88,8 @@ def to_ipa(text: str, language: str) -> str:
     Spaces and punctuation around the text stay, so that it can be a part of another.
     """
     text = unicodedata.normalize("NFC", re.sub(r"[\s\x00-\x1f]+", " ", text))
+    text = text.replace("\ufe0f", "")  # would make a sign colourful, and its name shorter
+    text = _COMPATIBLE.sub(lambda c: unicodedata.normalize("NFKC", c[0]), text)
     if language.startswith("de"):
         text = _GERMAN_DATE.sub(lambda month: month[0].lower(), text)
     if not any(unicodedata.category(c)[0] in "LNS" for c in text):

@@ -31,7 +31,10 @@ CURRENCIES = {  # singular and plural, and those of the hundredths where people 
 }
 CODES = {"USD": "$", "GBP": "\u00a3", "EUR": "\u20ac", "JPY": "\u00a5", "INR": "\u20b9"}
 CODES["CHF"] = "CHF"
-NATIONS = {"US": "", "A": "Australian ", "AU": "Australian ", "C": "Canadian ", "CA": "Canadian "}
+NATIONS = {
+    "US": "", "A": "Australian ", "AU": "Australian ", "C": "Canadian ", "CA": "Canadian ",
+    "HK": "Hong Kong ", "NZ": "New Zealand ", "S": "Singapore ",
+}  # fmt: skip
 MAGNITUDES = {
     "k": "thousand", "m": "million", "mn": "million", "bn": "billion", "b": "billion",
     "tn": "trillion", "hundred": "hundred", "thousand": "thousand", "million": "million",
@@ -339,9 +342,14 @@ _RULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
         rf"({_END_OF_RANGE})(?![-\d])",
         _write_range,
     ),
+    (r"(:\d\d) [-\u2013] (?=\d\d?:\d\d)", r"\1 to "),
     (rf"{_HOUR}(?:[:.]{_MINUTE})?\s?(?P<half>[AaPp])[. ]?[Mm](?!\w)", _spell_time),
     (rf"{_HOUR}:{_MINUTE}(?P<half>)(?![\d:])", _spell_time),
     (r"(?<=\d):(?=\d)", " to "),
+    (
+        r"\b(\d+) ?h(?:rs?)? ?(\d\d?) ?m(?:ins?)?(?: ?(\d\d?) ?s)?\b",
+        lambda m: f"{m[1]} h {m[2]} min" + f" {m[3]} sec" * bool(m[3]),
+    ),
     # Money, units, fractions
     (
         rf"(?<!\w)(?:(?P<nation>{any_of(NATIONS)}) ?)?(?P<sign>{_SIGN}|{any_of(CODES)})\s?"

@@ -15,7 +15,6 @@ the text before anything else.
 """
 
 import re
-import string
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,15 +32,15 @@ from text.cleaning import (
     lower_turkish,
     make_plain,
     match_case,
+    write_for_espeak,
 )
-from text.english import has_capitals, to_words
+from text.english import has_capitals
 from text.espeak import IPA, PUNCTUATION, decompose, to_ipa
 from text.phonemes import ARPABET, PHONEMES_IN_BRACES, find_odd_phoneme
 
 PAD = "<pad>"
 DEFAULT_SYMBOLS = (PAD, *" !\"'(),-.:;?", *"abcdefghijklmnopqrstuvwxyz")
 LETTERS = frozenset(DEFAULT_SYMBOLS[1:])
-WITH_CAPITALS = LETTERS.union(string.ascii_uppercase)  # which stay: espeak-ng spells FBI by itself
 ESPEAK_SYMBOLS = (PAD, " ", *PUNCTUATION, *IPA)  # of every language
 # A table has phonemes if it has one of these: ARPAbet as torchaudio and NVIDIA write it. Both turn
 # all text into lower case, so capitals in their tables are phonemes, or letters never trained.
@@ -175,8 +174,8 @@ class Tokenizer:
     def _write_ipa(self, text: str) -> str:
         """Write a text as words of IPA in braces, with plain punctuation between them."""
         parts = self.split(decode_entities(text))
-        if self._is_english_ipa:  # espeak-ng reads "$3.50" as "dollar three point five zero"
-            parts[::2] = [to_words(part, WITH_CAPITALS) for part in parts[::2]]
+        if self._is_english_ipa:
+            parts[::2] = [write_for_espeak(part) for part in parts[::2]]
         parts[::2] = [to_ipa(part, self.language) if part else "" for part in parts[::2]]
         ipa = decompose("".join(parts).replace("{", "").replace("}", ""))
         return " ".join(_IPA_WORD.sub(r"{\g<0>}", ipa).split())
