@@ -108,10 +108,11 @@ class AudioConfig:
                 "0 <= --fmin < --fmax <= half of --sampling_rate must hold, found "
                 f"{self.fmin}, {self.fmax}, {self.sampling_rate / 2}"
             )
-        if not -1000 <= self.min_db < 0:
-            raise ValueError(f"--min_db must be below 0 and at least -1000, found {self.min_db}")
-        if not 0 < self.max_scaled_abs < math.inf:
-            raise ValueError(f"--max_scaled_abs must be above 0, found {self.max_scaled_abs}")
+        if not -750 <= self.min_db < 0:  # at -760, float32 cannot hold a magnitude so small
+            raise ValueError(f"--min_db must be below 0 and at least -750, found {self.min_db}")
+        if not 0 < self.max_scaled_abs <= 1e6:
+            found = f"found {self.max_scaled_abs:g}"
+            raise ValueError(f"--max_scaled_abs must be above 0 and at most 1e6, {found}")
         if self.mel_scaling not in MEL_SCALINGS:
             raise ValueError(f"--mel_scaling must be scaled_db or log, found {self.mel_scaling}")
 
@@ -395,7 +396,9 @@ def read_manifest(path: str | Path) -> "pd.DataFrame":
     if not os.path.isfile(path):  # unlike Path.is_file, False for any unusable name
         raise DataError(f"{path}: no such manifest; prep_splits.py writes one")
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        frame = pd.read_csv(
+            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", compression=None
+        )
     except UnicodeError:
         raise DataError(f"{path}: cannot be read as CSV (it is not UTF-8 text)") from None
     except (OSError, ValueError) as error:
@@ -415,6 +418,11 @@ def read_manifest(path: str | Path) -> "pd.DataFrame":
     for line, (file_path, text, duration) in enumerate(rows, start=2):
         if not text.strip():
             raise DataError(f"{path}: line {line} has an empty normalized_transcript")
+        later = (part.split(",")[0] for part in text.split("\n")[1:])
+        if any(os.path.isfile(path.parent.absolute() / name) for name in later if name):
+            raise DataError(
+                f"{path}: line {line} has a quote that does not end before the next row"
+            )
         if not 0 < duration < math.inf:
             raise DataError(f"{path}: line {line} has no duration above 0 seconds")
         if not os.path.isfile(file_path):

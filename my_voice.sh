@@ -34,15 +34,19 @@ if [ ! -f "$CHECKPOINT/config.json" ]; then
     fail "no checkpoint in $CHECKPOINT: \`make demo\` trains one (with the" \
         "same LANGUAGE and PHONEMES, if you gave any), CHECKPOINT=DIR names another"
 fi
-split_from="$RECORDINGS $PREP_FLAGS"
+split_from="${RECORDINGS%/} $PREP_FLAGS"
 # shellcheck disable=SC2086 # flags are words
 if [ ! -f "$VOICE/train_metadata.csv" ]; then
     python prep_splits.py --path_to_ljspech "$RECORDINGS" --path_to_save "$VOICE" \
         --report "$VOICE/recordings" --test_split_pct 0.1 $PREP_FLAGS
     echo "$split_from" >"$VOICE/split_from.txt"
+    echo "$CHECKPOINT" >"$VOICE/begun_with.txt"
 elif [ -f "$VOICE/split_from.txt" ] && [ "$(cat "$VOICE/split_from.txt")" != "$split_from" ]; then
     fail "$VOICE was made from RECORDINGS and PREP_FLAGS '$(cat "$VOICE/split_from.txt")'," \
         "not '$split_from': name another VOICE, or remove the folder"
+elif [ -f "$VOICE/begun_with.txt" ] && [ "$(cat "$VOICE/begun_with.txt")" != "$CHECKPOINT" ]; then
+    fail "$VOICE was begun with CHECKPOINT '$(cat "$VOICE/begun_with.txt")', not '$CHECKPOINT':" \
+        "name another VOICE, or remove the folder"
 elif [ -n "$(find "$RECORDINGS" -newer "$VOICE/train_metadata.csv" -print -quit)" ]; then
     echo "my_voice.sh: $RECORDINGS has changed, but $VOICE keeps the texts and the split that it" \
         "started with; name another VOICE to use the changes" >&2

@@ -168,7 +168,8 @@ def train(run: Run, state: TrainerState) -> None:
     """Train from the current state to the final checkpoint."""
     epoch = state.epoch + state.epoch_step / run.steps_per_epoch
     before, now = state.learning_rate, learning_rate(state.step, epoch, run.config)
-    if before and run.accelerator.is_main_process and not 0.8 < now / before < 1.25:
+    goes_on = before and state.epoch < run.config.training_epochs
+    if goes_on and run.accelerator.is_main_process and not 0.8 < now / before < 1.25:
         say(f"learning rate: {before:.3g} in the last step before this, {now:.3g} from here on")
     while state.epoch < run.config.training_epochs:
         train_epoch(run, state)

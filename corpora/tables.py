@@ -92,7 +92,7 @@ def split_lines(lines: list[str], separator: str) -> list[Row]:
         cells = re.compile(rf'(?:^|{edge})( *"(?:[^"]|"")*" *(?={edge}|$)|[^{edge}]*)')
         rows = [cells.findall(line.removesuffix("\r")) for line in lines]
         rows = [[unquote(trim(cell)) for cell in row] for row in rows]
-    return list(enumerate(rows, 1))
+    return [(number, row) for number, row in enumerate(rows, 1) if any(row)]
 
 
 def trim(cell: str) -> str:

@@ -100,7 +100,6 @@ for name, text, words in (
     row(f"text: {name}", say("--text", text), words)
 row("text: bytes that are no UTF-8", say("--text", "caf\udce9"), "--text", "UTF-8")
 row("text: no file", say("--text_file", "/nowhere.txt"), "--text_file", "/nowhere.txt")
-row("text: blank lines", say("--text_file", lambda w: w.file("t", b"\n \n")), "nothing to say")
 row("text: a folder", say("--text_file", lambda w: w.folder), "--text_file", "ünïque")
 row("text: Latin-1", say("--text_file", lambda w: w.file("t", b"caf\xe9")), "--text_file", "UTF-8")
 

@@ -41,6 +41,7 @@ def manifest(tmp_path):
         (HEADER + "clip.wav,hello,1\nclip.wav,hello,nan\n", "line 3 has no duration"),
         (HEADER + "clip.wav,hello,0\n", "line 2 has no duration above 0"),
         (HEADER + "clip.wav,hello,inf\n", "line 2 has no duration"),
+        (HEADER + 'clip.wav,"I will,1\nclip.wav,go",1\n', "line 2 has a quote that does not end"),
         (HEADER + 'clip.wav,"  ",1\n', "line 2 has an empty normalized_transcript"),
         (HEADER + "x" * 5000 + ".wav,hello,1\n", "line 2 names .* which is not a file"),
     ],

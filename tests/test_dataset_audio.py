@@ -262,6 +262,8 @@ def test_peaks_are_lowered_smoothly_and_all_else_keeps_its_level():
         ({"sampling_rate": 8000}, "--fmax"),
         ({"fmax": math.nan}, "--fmax"),
         ({"min_db": 0.0}, "--min_db"),
+        ({"min_db": -800.0}, "--min_db"),
+        ({"max_scaled_abs": 1e300}, "--max_scaled_abs"),
         ({"mel_scaling": "db"}, "--mel_scaling"),
     ],
 )

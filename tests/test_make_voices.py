@@ -1,6 +1,7 @@
 """Test `make rehearsal` and `make my_voice` as a user runs them, at a tiny size."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,13 @@ def test_a_voice_keeps_to_one_folder_of_recordings(stubbed_voice):
     assert again.returncode == 0 and "prep_splits.py" not in again.stdout and not again.stderr
     other = stubbed_voice(RECORDINGS=str(stubbed_voice.voice), PREP_FLAGS="--trim_db 40")
     assert other.returncode == 1 and not other.stdout and "another VOICE" in other.stderr
+    assert stubbed_voice(
+        RECORDINGS=f"{stubbed_voice.recordings}/", PREP_FLAGS="--trim_db 40"
+    ).stdout
+    base = stubbed_voice.voice.with_name("base")
+    shutil.copytree(base, base.with_name("other"))
+    begun = stubbed_voice(CHECKPOINT=str(base.with_name("other")), PREP_FLAGS="--trim_db 40")
+    assert begun.returncode == 1 and not begun.stdout and "another VOICE" in begun.stderr
     (stubbed_voice.recordings / "metadata.csv").touch()
     changed = stubbed_voice(PREP_FLAGS="--trim_db 40")
     assert changed.returncode == 0 and "has changed" in changed.stderr

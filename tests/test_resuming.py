@@ -242,6 +242,42 @@ def test_best_checkpoint_is_believed_only_if_it_is_this_runs(begin, capsys, foun
     assert ("best_checkpoint is not this run's" in said) == (not state.best_epoch)
 
 
+@pytest.mark.parametrize("flag", ["--path_to_val_manifest", "--free_running_clips"])
+def test_best_checkpoint_is_replaced_when_others_clips_judge(begin, tiny_corpus, capsys, flag):
+    run, state = begin()
+    state.epoch = state.best_epoch = 3
+    state.history = [{"epoch": 3, "step": 15, "val_loss": 0.5, "free_running_score": 0.4}]
+    for name in ("checkpoint_3", "best_checkpoint"):
+        save_checkpoint(run, state, name)
+    value = tiny_corpus.train_manifest if flag == "--path_to_val_manifest" else 1
+    _, state = begin("--resume_from_checkpoint", "checkpoint_3", flag, value)
+    assert state.best_epoch == 0
+    assert "best_checkpoint was the best on other clips" in capsys.readouterr().out
+
+
+def test_another_runs_checkpoints_are_not_overwritten(begin, run_folder):
+    """Nor those that someone has kept without what only resuming needs."""
+    run, state = begin()
+    save_checkpoint(run, state, "checkpoint_1")
+    other = run_folder / "work" / "tiny" / "checkpoint_0"
+    with pytest.raises(DataError, match="holds checkpoints already"):
+        begin("--resume_from_checkpoint", other)
+    (run.folder / "checkpoint_1" / STATE_FILE).unlink()
+    for flags in ([], ["--resume_from_checkpoint", other]):
+        with pytest.raises(DataError, match="holds checkpoints already"):
+            begin(*flags)
+    with pytest.raises(DataError, match="no checkpoint that can be read"):
+        begin("--resume_from_checkpoint", "latest_or_new")
+
+
+def test_flags_that_only_a_new_run_reads_are_said_to_be_unused(begin, run_folder, capsys):
+    run, state = begin()
+    name = stop_at(run, state, 1)
+    warm = run_folder / "work" / "tiny" / "checkpoint_0"
+    begin("--resume_from_checkpoint", name, "--warm_start", warm)
+    assert f"--warm_start {warm} is not used: the run had begun already" in capsys.readouterr().out
+
+
 def test_a_checkpoint_written_before_this_version_resumes(begin):
     """It says more than what is read today, and lacks the layout and the last rate."""
     run, state = begin()

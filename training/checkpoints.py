@@ -157,7 +157,7 @@ def find_checkpoint_folders(folder: Path) -> list[Path]:
     """List the folders in a run's folder that have a checkpoint's exact name, readable or not."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     paths = [folder / name for name in names if CHECKPOINT_NAME.fullmatch(name)]
-    return [path for path in paths if (path / STATE_FILE).is_file()]
+    return [p for p in paths if (p / STATE_FILE).is_file() or (p / WEIGHTS_FILE).is_file()]
 
 
 @file_errors()
@@ -215,17 +215,17 @@ def choose_checkpoint(folder: Path, resume_from: str | None, overwrite: bool) ->
     """Choose the checkpoint that a run resumes from; None for a new run.
 
     Raises:
-        DataError: when it does not exist, or when a new run finds checkpoints in its folder.
+        DataError: when it does not exist, or when the run's folder holds those of another run.
     """
-    if resume_from:
-        return find_run_checkpoint(folder, resume_from)
-    if find_checkpoint_folders(folder) and not overwrite:
+    found = find_run_checkpoint(folder, resume_from) if resume_from else None
+    is_own = found and folder.is_dir() and found.parent.samefile(folder)
+    if find_checkpoint_folders(folder) and not is_own and (found or not overwrite):
         raise DataError(
             f"{folder} holds checkpoints already: --resume_from_checkpoint latest continues from "
             "them, another --experiment_name starts a run beside them, and --overwrite would "
             "delete them"
         )
-    return None
+    return found
 
 
 def read_state_file(path: Path) -> dict[str, Any]:
@@ -291,6 +291,10 @@ def list_changed_flags(path: Path, flags: dict[str, Any]) -> list[str]:
         f"--{name} was {saved[name]} and is now {value}"
         for name, value in flags.items()
         if name in saved and saved[name] != value and name not in UNSAVED_FLAGS
+    ] + [
+        f"--{name} {flags[name]} is not used: the run had begun already"
+        for name in ("warm_start", "path_to_symbols")
+        if flags.get(name) not in (None, saved.get(name))
     ]
 
 

@@ -47,6 +47,7 @@ from training.state import TrainerState
 from training.tracking import Tracking, remove_events
 from training.validation import count_free_running_clips
 
+VALIDATION_FLAGS = ("--path_to_val_manifest", "--free_running_clips")  # that choose its clips
 VALIDATION_WORKERS = 4  # at most; each reads some 300 clips a second (benchmarks/loader.py)
 
 
@@ -308,6 +309,11 @@ def resume(run: Run, path: Path) -> TrainerState:
         )
         state.restart_epoch()
     best = run.folder / "best_checkpoint"
+    if state.best_epoch and any(line.startswith(VALIDATION_FLAGS) for line in changed):
+        state.best_epoch = 0
+        changed.append(
+            f"{best.name} was the best on other clips; the next validated epoch replaces it"
+        )
     if state.best_epoch and not holds_epoch(best, state.best_epoch):
         state.best_epoch = 0
         changed.append(f"{best.name} is not this run's; the next validated epoch replaces it")
