@@ -13,6 +13,7 @@ from pathlib import Path
 from command_line.files import DataError, one_line, read_json
 
 HUB_NAME = re.compile(r"(?P<repo>(?P<user>\w[\w.-]*)/\w[\w.-]*)(?:@(?P<revision>\S+))?", re.ASCII)
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 OWN_FIELDS = {"format_version", "audio", "symbols"}  # in config.json of our checkpoints only
 
 
@@ -25,13 +26,13 @@ def find_checkpoint(name: str | Path) -> Path:
     found = HUB_NAME.fullmatch(str(name))
     if not found or os.path.isdir(name) or os.path.isdir(found["user"]):
         return Path(name)
-    config_path = download(str(name), found["repo"], "config.json", found["revision"])
-    config = read_json(config_path, f"{name} of the Hugging Face Hub: config.json")
+    config_path = download(str(name), found["repo"], CONFIG_FILE, found["revision"])
+    config = read_json(config_path, f"{name} of the Hugging Face Hub: {CONFIG_FILE}")
     if not isinstance(config, dict) or not set(config) >= OWN_FIELDS:
-        lack = "its config.json has no audio settings and symbols"
+        lack = f"its {CONFIG_FILE} has no audio settings and symbols"
         raise DataError(f"{name}: is on the Hub, but not one of these checkpoints: {lack}")
     commit = config_path.parent.name  # take both files from one commit, even during an upload
-    return download(str(name), found["repo"], "model.safetensors", commit).parent
+    return download(str(name), found["repo"], WEIGHTS_FILE, commit).parent
 
 
 def download(name: str, repo: str, filename: str, revision: str | None) -> Path:

@@ -24,12 +24,12 @@ from command_line.files import DataError, one_line, read_json
 from dataset import AudioConfig
 from fast.decoder import speed_up
 from model import Tacotron2, Tacotron2Config
-from speech.hub import find_checkpoint
+from speech.hub import CONFIG_FILE, OWN_FIELDS, WEIGHTS_FILE, find_checkpoint
 from text.tokenizer import Tokenizer
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT_VERSION = 1
-OF_SOME = {"language": "", "lexicon": {}}  # of the tokenizer, in config.json where not empty
+# Fields of the tokenizer that are in config.json only where they are not empty
+OPTIONAL_FIELDS = {"language": "", "lexicon": {}}
 MAX_PARAMETERS = 10**9  # 4 GB in float32
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # for the matrix products
 
@@ -56,7 +56,9 @@ def write_config(
         "symbols": list(tokenizer.symbols),
         "cleaner": tokenizer.cleaner,
     }
-    config |= {name: getattr(tokenizer, name) for name in OF_SOME if getattr(tokenizer, name)}
+    config |= {
+        name: getattr(tokenizer, name) for name in OPTIONAL_FIELDS if getattr(tokenizer, name)
+    }
     content = json.dumps(config, indent=2, ensure_ascii=False)
     (Path(directory) / CONFIG_FILE).write_text(content, encoding="utf-8")
 
@@ -91,7 +93,7 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
         raise DataError(f"{directory}: not a checkpoint folder, {CONFIG_FILE} is missing")
     config = read_json(path)
     try:
-        if not {"format_version", "audio", "symbols"} & set(config):
+        if not OWN_FIELDS & set(config):
             raise DataError(
                 f"{path}: has neither audio settings nor symbols, which save_pretrained does not "
                 f"write: copy {CONFIG_FILE} of the checkpoint that the model came from to "
@@ -102,10 +104,10 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
             message = f"format_version {found!r:.40} is not the {FORMAT_VERSION} read here"
             raise DataError(f"{path}: {message}")
         audio, symbols, cleaner = (config.pop(name) for name in ("audio", "symbols", "cleaner"))
-        of_some = {name: config.pop(name, empty) for name, empty in OF_SOME.items()}
+        optional = {name: config.pop(name, empty) for name, empty in OPTIONAL_FIELDS.items()}
         check_fields(path, config, Tacotron2Config)
         check_fields(path, audio, AudioConfig)
-        tokenizer = Tokenizer(symbols, cleaner, **of_some)
+        tokenizer = Tokenizer(symbols, cleaner, **optional)
         result = Tacotron2Config(**config), AudioConfig(**audio), tokenizer
     except DataError:
         raise
