@@ -270,6 +270,18 @@ def test_another_runs_checkpoints_are_not_overwritten(begin, run_folder):
         begin("--resume_from_checkpoint", "latest_or_new")
 
 
+def test_another_runs_pictures_are_not_removed(begin, tmp_path):
+    """Both runs have the same --experiment_name and --save_audio_gen."""
+    run, state = begin()
+    elsewhere = ["--working_directory", tmp_path / "elsewhere"]
+    begin(*elsewhere)  # nothing is lost before the first checkpoint
+    begin()
+    save_checkpoint(run, state, "checkpoint_1")
+    with pytest.raises(DataError, match=r"has pictures of the run in .*tiny; give another"):
+        begin(*elsewhere)
+    begin("--resume_from_checkpoint", "latest")
+
+
 def test_flags_that_only_a_new_run_reads_are_said_to_be_unused(begin, run_folder, capsys):
     run, state = begin()
     name = stop_at(run, state, 1)

@@ -72,7 +72,11 @@ def test_a_run_leaves_what_the_docs_say(straight_run):
     kinds = ("_teacher_forced.png", "_free_running.png", "_free_running.wav", ".npz")
     names = {f"epoch_{epoch:03d}{kind}" for epoch in (1, 2) for kind in kinds}
     names |= {f"epoch_000_step_{step:06d}.npz" for step in range(5)}  # each of the first epoch's
-    assert {path.name for path in samples.iterdir()} == names | {"alignment.gif", "loss.png"}
+    assert {path.name for path in samples.iterdir()} == names | {
+        "alignment.gif",
+        "loss.png",
+        "run.txt",
+    }
     assert Image.open(samples / "alignment.gif").n_frames == 5 + 2
 
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
-from command_line.files import DataError, check_writable, read_json
+from command_line.files import DataError, check_writable, read_json, write_text
 from command_line.flags import FlagParser
 from command_line.main import say, warn
 from dataset import AudioConfig, Batch, BatchSampler, TTSCollator, TTSDataset
@@ -47,6 +47,7 @@ from training.state import TrainerState
 from training.tracking import Tracking, remove_events
 from training.validation import count_free_running_clips
 
+OWNER_FILE = "run.txt"  # beside the pictures: the folder of the run that they are of
 VALIDATION_FLAGS = ("--path_to_val_manifest", "--free_running_clips")  # that choose its clips
 VALIDATION_WORKERS = 4  # at most; each reads some 300 clips a second (benchmarks/loader.py)
 
@@ -86,6 +87,13 @@ def find_start(folder: Path, args: Any) -> Path | None:
     """Find the checkpoint that the run resumes from; None for a new run."""
     check_writable("--save_audio_gen", args.save_audio_gen)
     clear_remains(folder)
+    owner = Path(args.save_audio_gen) / args.experiment_name / OWNER_FILE
+    other = Path(owner.read_text(encoding="utf-8")) if owner.is_file() else folder.absolute()
+    if other != folder.absolute() and find_checkpoint_folders(other):
+        raise DataError(
+            f"--save_audio_gen {args.save_audio_gen}: {owner.parent} has pictures of the run in "
+            f"{other}; give another folder or another --experiment_name"
+        )
     return choose_checkpoint(folder, args.resume_from_checkpoint, args.overwrite)
 
 
@@ -96,7 +104,7 @@ def clear_folders(run: Run, is_new: bool) -> None:
             remove_checkpoint(path)
         remove_pictures(run.pictures)
         remove_events(run.folder)
-    run.pictures.mkdir(parents=True, exist_ok=True)
+    write_text(run.pictures / OWNER_FILE, str(run.folder.absolute()))
 
 
 def choose_tokenizer(config: TrainConfig, begun_with: Path | None, is_new: bool) -> Tokenizer:
