@@ -192,7 +192,8 @@ def list_differences(
     if saved_tokenizer.symbols != tokenizer.symbols:
         n_saved, n_given = saved_tokenizer.vocab_size, tokenizer.vocab_size
         differences.append(f"the symbols differ ({n_saved} were saved, {n_given} are given)")
-    return differences + compare_readings(saved_tokenizer, tokenizer)
+    # --num_mels is of both the model and the audio
+    return [*dict.fromkeys(differences + compare_readings(saved_tokenizer, tokenizer))]
 
 
 def compare_readings(saved: Tokenizer, given: Tokenizer) -> list[str]:
