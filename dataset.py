@@ -439,6 +439,7 @@ class TTSDataset(Dataset):
 
     `n_frames` are the clips' lengths in frames, from the manifest's durations. Everything that can
     be checked without the recordings is checked at once: later it would end a run midway.
+    `longest_text` is the length of the longest text in tokens.
 
     Args:
         manifest: path of the CSV.
@@ -470,6 +471,7 @@ class TTSDataset(Dataset):
         self.paths: list[str] = frame["file_path"].tolist()
         self.texts: list[str] = frame["normalized_transcript"].tolist()
         self.n_frames: list[float] = (frame["duration"] / audio_config.hop_seconds).tolist()
+        self.longest_text = 0
         for line, duration in enumerate(frame["duration"], start=2):
             if round(min(duration, 1e6) * audio_config.sampling_rate) < audio_config.n_fft:
                 raise DataError(
@@ -477,7 +479,7 @@ class TTSDataset(Dataset):
                     f"{audio_config.n_fft} samples"
                 )
             try:
-                self._encode(line - 2)
+                self.longest_text = max(self.longest_text, len(self._encode(line - 2)))
             except ValueError as error:
                 raise DataError(f"{manifest}: line {line}: {error}") from None
 

@@ -49,7 +49,7 @@ from speech.voice import DTYPES, Voice, add_device_flag, load_checkpoint
 from text.lexicon import read_lexicon
 from text.markup import strip_markup
 from text.phonemes import load_dictionary, to_phonemes
-from text.splitting import MAX_CHARACTERS, PARAGRAPH_END, split_text
+from text.splitting import PARAGRAPH_END, split_text
 
 __all__ = ["load_checkpoint", "main", "synthesize"]
 SUFFIXES = ("wav", "png", "npy", "txt", "json", "srt")  # of a sentence's files
@@ -71,7 +71,8 @@ HELP = {
     "stop_threshold": "probability of the stop token that ends a sentence; lower stops sooner",
     "n_retries": "how often a failed sentence is tried again",
     "batch_size": "sentences spoken at once",
-    "max_characters": "characters above which a text is spoken in pieces",
+    "max_characters": "characters above which a text is spoken in pieces; if unset, as many as the "
+    "longest text of training has, 80 to 150",
     "pause_ms": "pause between the sentences of a text in pieces; double between paragraphs",
     "speed": "speed of the sound, at the same pitch; the .npy keeps the model's own speed",
     "vocoder": "HiFi-GAN that makes the sound: universal or ljspeech (requirements/vocoder.txt), a "
@@ -221,7 +222,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("stop_threshold", type=float, default=0.5)
     add("n_retries", type=partial(count_argument, least=0), default=2)
     add("batch_size", type=count_argument, default=16)
-    add("max_characters", type=count_argument, default=MAX_CHARACTERS)
+    add("max_characters", type=count_argument)
     add("pause_ms", type=partial(number_between, least=0.0, most=60_000.0), default=300.0)
     add("speed", type=partial(number_between, least=0.25, most=4.0), default=1.0)
     add("vocoder", type=path_argument, metavar="NAME")
@@ -268,7 +269,8 @@ def write_files(
     with file_errors():
         output_dir.mkdir(parents=True, exist_ok=True)
         stems = name_files(args, sentences)
-    cut = [split_text(one.text, voice.tokenizer, args.max_characters) for one in sentences]
+    limit = args.max_characters or voice.max_characters
+    cut = [split_text(one.text, voice.tokenizer, limit) for one in sentences]
     all_pieces = [piece.text for pieces in cut for piece in pieces]
     results = speak(all_pieces, voice, options, args.batch_size)
     hidden = None if len(all_pieces) > 1 else True  # None shows the bar on a terminal only

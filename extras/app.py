@@ -37,7 +37,7 @@ from speech.timings import Word, restore_words, time_words
 from speech.vocoder import AUTO, PACKAGED, choose_vocoder
 from speech.voice import CONFIG_FILE, WEIGHTS_FILE, Voice, add_device_flag, load_checkpoint
 from text.markup import strip_markup
-from text.splitting import MAX_CHARACTERS, split_text
+from text.splitting import split_text
 
 if TYPE_CHECKING:
     import gradio
@@ -147,7 +147,7 @@ def speak_text(text: str, voice: Voice, options: SpeakingOptions) -> str:
     words: list[Word] = []
     if tags:
         blocks.append(f"<p>left out the tags {html.escape(' '.join(tags))}</p>")
-    pieces = split_text(text, voice.tokenizer, MAX_CHARACTERS)
+    pieces = split_text(text, voice.tokenizer, voice.max_characters)
     results = speak((piece.text for piece in pieces), voice, options)
     for piece, result in zip(pieces, results, strict=True):
         blocks.append(show_piece(piece.text, result, voice, n_samples / rate))

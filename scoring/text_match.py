@@ -19,7 +19,7 @@ from scoring.scores import to_cepstra, warp
 N_OTHERS = 15  # recordings of other texts
 N_AVERAGED = 2  # frames that are averaged into one, which makes warping four times as fast
 WINDOW_SECONDS = 0.5  # about a word
-GOOD, FAIR = 0.8, 0.4  # text matches from which on a voice is good and fair
+GOOD, FAIR = 0.8, 0.5  # text matches from which on a voice is good and fair
 
 
 def has_other_texts(clips: TTSDataset) -> bool:

@@ -19,7 +19,7 @@ from dataset import clamp_mel
 from model import build_padding_mask
 from speech.speaking import PAUSES, SpeakingOptions, dropout_from, encode, make_generator, to_wav
 from speech.voice import Voice, inference_precision
-from text.splitting import MAX_CHARACTERS, split_text
+from text.splitting import split_text
 
 FIRST_FRAMES, MORE_FRAMES = 24, 48  # decoded before the first sound, and between later ones
 FADE_FRAMES = 8  # that two neighbouring parts share, and over which they are cross-faded
@@ -29,7 +29,7 @@ def stream(
     text: str,
     voice: Voice,
     options: SpeakingOptions | None = None,
-    max_characters: int = MAX_CHARACTERS,
+    max_characters: int | None = None,
     pause_ms: float = 300.0,
 ) -> Iterator[Tensor]:
     """Speak a text of any length; yield its sound in parts, (n_samples,) float32 in [-1, 1].
@@ -38,7 +38,7 @@ def stream(
     """
     encode(text, voice)
     options = replace(options or SpeakingOptions(), speed=1.0)
-    pieces = split_text(text, voice.tokenizer, max_characters)
+    pieces = split_text(text, voice.tokenizer, max_characters or voice.max_characters)
     for i, piece in enumerate(pieces):
         yield from stream_piece(piece.text, voice, options)
         if i < len(pieces) - 1:

@@ -30,6 +30,7 @@ from text.tokenizer import Tokenizer
 FORMAT_VERSION = 1
 # Fields of the tokenizer that are in config.json only where they are not empty
 OPTIONAL_FIELDS = {"language": "", "lexicon": {}}
+MIN_CHARACTERS, MAX_CHARACTERS = 80, 150  # of a piece of text, by default
 MAX_PARAMETERS = 10**9  # 4 GB in float32
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # for the matrix products
 
@@ -40,6 +41,12 @@ class Voice(NamedTuple):
     model: Tacotron2
     audio_config: AudioConfig
     tokenizer: Tokenizer
+    longest_text: int = 0  # tokens of the longest text that it was trained on; 0 is unknown
+
+    @property
+    def max_characters(self) -> int:
+        """Tokens that it speaks in one go: attention gets lost in texts longer than it knows."""
+        return min(max(self.longest_text or MAX_CHARACTERS, MIN_CHARACTERS), MAX_CHARACTERS)
 
 
 def write_config(
@@ -47,6 +54,7 @@ def write_config(
     model_config: Tacotron2Config,
     audio_config: AudioConfig,
     tokenizer: Tokenizer,
+    longest_text: int = 0,
 ) -> None:
     """Write config.json, which is all that speaking needs besides the weights."""
     config = {
@@ -59,6 +67,7 @@ def write_config(
     config |= {
         name: getattr(tokenizer, name) for name in OPTIONAL_FIELDS if getattr(tokenizer, name)
     }
+    config |= {"longest_text": longest_text} if longest_text else {}
     content = json.dumps(config, indent=2, ensure_ascii=False)
     (Path(directory) / CONFIG_FILE).write_text(content, encoding="utf-8")
 
@@ -103,6 +112,8 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
         if (found := config.pop("format_version")) != FORMAT_VERSION:
             message = f"format_version {found!r:.40} is not the {FORMAT_VERSION} read here"
             raise DataError(f"{path}: {message}")
+        if type(longest_text := config.pop("longest_text", 0)) is not int:
+            raise ValueError(f"longest_text is {longest_text!r:.40}")
         audio, symbols, cleaner = (config.pop(name) for name in ("audio", "symbols", "cleaner"))
         optional = {name: config.pop(name, empty) for name, empty in OPTIONAL_FIELDS.items()}
         check_fields(path, config, Tacotron2Config)
@@ -154,7 +165,8 @@ def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -
     broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
     if broken:
         raise DataError(f"{path}: {broken[0]} holds NaN or infinity")
-    return Voice(speed_up(model).to(device).eval(), audio_config, tokenizer)
+    longest_text = read_json(Path(directory) / CONFIG_FILE).get("longest_text", 0)
+    return Voice(speed_up(model).to(device).eval(), audio_config, tokenizer, longest_text)
 
 
 def device_argument(value: str) -> str:

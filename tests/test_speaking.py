@@ -22,7 +22,7 @@ from speech.report import write_spoken
 from speech.speaking import SpeakingOptions, Synthesis, speak_batch, to_wav
 from speech.streaming import stream, stream_mels
 from speech.timings import Word, restore_words, time_words
-from speech.voice import load_checkpoint
+from speech.voice import Voice, load_checkpoint
 from synthesize import main
 from text.splitting import Piece
 from text.tokenizer import Tokenizer
@@ -310,3 +310,25 @@ def test_a_stream_that_cannot_be_written_is_one_sentence(voice, where):
     else:
         assert done.returncode == 1 and "synthesize.py: --stream: standard output" in said[-1]
         assert len(said) <= 2, "the format of the samples, and the sentence"
+
+
+def test_pieces_are_as_long_as_the_texts_that_the_voice_knows(voice, tmp_path, capsys):
+    """Within bounds; a voice of short texts speaks two sentences of 60 characters one by one."""
+    limits = [Voice(None, None, None, longest).max_characters for longest in (0, 42, 101, 400)]
+    assert limits == [150, 80, 101, 150]
+    known = tmp_path / "known"
+    shutil.copytree(voice, known)
+    config = json.loads((known / "config.json").read_text())
+    (known / "config.json").write_text(json.dumps(config | {"longest_text": 42}))
+    text = "The rain fell on the roof of the old barn, and on the corn. " * 2
+    for folder, has_pieces in ((voice, False), (known, True)):
+        flags = [
+            "--max_decoder_steps",
+            "5",
+            "--n_retries",
+            "0",
+            "--output_dir",
+            str(tmp_path / "o"),
+        ]
+        main(["--checkpoint", str(folder), "--text", text, *flags])
+        assert ("2 pieces" in capsys.readouterr().out) == has_pieces

@@ -16,7 +16,7 @@ import synthesize
 import train_taco
 from command_line.files import DataError
 from conftest import REPO
-from dataset import TTSCollator, TTSDataset
+from dataset import AudioConfig, TTSCollator, TTSDataset
 from forked_run import train
 from model import Tacotron2, Tacotron2Config, tacotron2_loss
 from runs import launch, run_flags
@@ -121,9 +121,12 @@ def test_bfloat16_trains_nearly_as_float32(straight_run, tiny_corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_folder_is_a_pretrained_model(straight_run, tmp_path):
+def test_a_checkpoint_folder_is_a_pretrained_model(straight_run, tiny_corpus, tmp_path):
     folder = straight_run[0] / "work" / "tiny" / "final_checkpoint"
     model = Tacotron2.from_pretrained(folder)
+    clips = TTSDataset(tiny_corpus.train_manifest, AudioConfig(), Tokenizer())
+    longest = max(len(clip.tokens) for clip in clips)
+    assert load_checkpoint(folder).longest_text == clips.longest_text == longest
     weights = load_file(folder / "model.safetensors")
     model.save_pretrained(tmp_path / "saved")
     models = [model, Tacotron2.from_pretrained(tmp_path / "saved"), load_checkpoint(folder).model]

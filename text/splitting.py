@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from text.tokenizer import Tokenizer
 
-MAX_CHARACTERS = 150  # of a piece, by default
 PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n\s*")
 SENTENCE_MARK, CLAUSE_MARK = "\U0010fffb", "\U0010fffc"  # private characters, which cleaning keeps
 # Brackets and quotes that close a sentence belong to its end; but '"is it?" she said' goes on.

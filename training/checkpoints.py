@@ -79,7 +79,8 @@ def save_checkpoint(run: Run, state: TrainerState, name: str) -> None:
         accelerator.save_state(str(temporary), safe_serialization=True)
         accelerator.wait_for_everyone()
         if run.is_main:
-            write_config(temporary, run.model_config, run.audio_config, run.tokenizer)
+            configs = run.model_config, run.audio_config, run.tokenizer
+            write_config(temporary, *configs, run.train_set.longest_text)
             content = {**asdict(state), "written_at": time.time(), "train_config": run.flags}
             (temporary / STATE_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
             for file in [*temporary.iterdir(), temporary]:  # all on the disk before the renaming
