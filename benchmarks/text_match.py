@@ -7,8 +7,9 @@
 Each --run is a name, a manifest and checkpoints. The clips of the manifest are spoken freely, and
 scored in the ways of SCORES. text_match.csv has a row for each checkpoint; a row that is there
 already is not measured again, so that the script can go on. text_match.png draws the word errors
-over each score, with Spearman's rank correlation, which is -1 for a score that orders all
-checkpoints as the recognizer does. text_gain and val_loss are those of training's own validation.
+over each score, with Spearman's rank correlation, which is -1 for a score that orders the
+checkpoints of each run as the recognizer does. text_gain and val_loss are those of training's own
+validation.
 """
 
 import sys
@@ -93,9 +94,16 @@ def measure(
 
 
 def correlate(rows: Sequence[Row]) -> dict[str, float]:
-    """Correlate each score's order of all checkpoints with that by word errors (Spearman)."""
-    table = pd.DataFrame(rows)[[*SCORES, "word_errors"]].astype(float)
-    return table.corr("spearman")["word_errors"][[*SCORES]].to_dict()
+    """Correlate each score's order of a run's checkpoints with that by word errors (Spearman).
+
+    The correlations are averaged over the runs, because scores of two corpora do not compare.
+    """
+    runs = [
+        part[[*SCORES, "word_errors"]].astype(float)
+        for _, part in pd.DataFrame(rows).groupby("run")
+    ]
+    of_runs = [run.corr("spearman")["word_errors"] for run in runs]
+    return pd.concat(of_runs, axis=1).mean(axis=1)[[*SCORES]].to_dict()
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
