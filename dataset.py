@@ -108,7 +108,7 @@ class AudioConfig:
                 "0 <= --fmin < --fmax <= half of --sampling_rate must hold, found "
                 f"{self.fmin}, {self.fmax}, {self.sampling_rate / 2}"
             )
-        if not -750 <= self.min_db < 0:  # at -760, float32 cannot hold a magnitude so small
+        if not -750 <= self.min_db < 0:  # float32's smallest normal number is -758 dB
             raise ValueError(f"--min_db must be below 0 and at least -750, found {self.min_db}")
         if not 0 < self.max_scaled_abs <= 1e6:
             found = f"found {self.max_scaled_abs:g}"

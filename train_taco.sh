@@ -66,7 +66,7 @@ arguments=(
     # --phonemes cmudict              # half the words of half the clips as CMUdict's phonemes
     #   or --phonemes espeak --language de   # all words as espeak-ng's phonemes, of any language
     # --lexicon words.tsv             # word<TAB>respelling or phonemes, kept in the checkpoint
-    # --warm_start voices/anna        # start from a checkpoint's weights, set the sizes below to the checkpoint's
+    # --warm_start voices/anna        # start from a checkpoint's weights; set its sizes below
     # --warm_start_allow_mismatch     # load only the weights that fit
 
     # Audio

@@ -13,6 +13,7 @@ validation.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -147,8 +148,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows.append({"run": name, "checkpoint": checkpoint, **scores})
             report(path, rows, machine)
     report(path, rows, machine)
-    if len(rows) < 3:
-        raise DataError("--run: three checkpoints or more are needed to see what follows what")
+    if max(Counter(row["run"] for row in rows).values(), default=0) < 3:
+        raise DataError("--run: three checkpoints of a run are needed to see what follows what")
     for score, correlation in correlate(rows).items():
         print(f"{score:<20} {correlation:6.2f}   {SCORES[score]}")
     draw(rows, path.with_suffix(".png"))

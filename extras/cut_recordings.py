@@ -171,13 +171,14 @@ def measure_piece(piece: Piece, wav: np.ndarray) -> Piece:
     soft, loud = np.percentile(levels, [2, 95])
     # librosa's own pitch trackers crash where two processes have compiled numba's functions at once
     # (numba issue 10128).
-    padded = torch.from_numpy(np.pad(wav, (0, 2 * hop)))  # a median of five frames loses two
-    pitches = detect_pitch_frequency(padded, SAMPLING_RATE, FRAME_SECONDS, 5, *PITCHES)
+    padded = np.pad(wav, (0, 2 * hop))  # a median of five frames loses two
+    pitches = detect_pitch_frequency(
+        torch.from_numpy(padded), SAMPLING_RATE, FRAME_SECONDS, 5, *PITCHES
+    )
     pitch = float(np.median(pitches.numpy()[: len(levels)][levels > loud - VOICED_DB]))
     piece = piece._replace(range_db=round(float(loud - soft), 1), pitch=round(pitch, 1))
     if piece.range_db >= MIN_RANGE_DB:
         return piece
-    padded = np.pad(wav, (0, 2 * hop))
     spectrum = librosa.stft(padded, n_fft=2 * hop, hop_length=hop, center=False)
     softest = np.abs(spectrum[:, : len(levels)][:, levels <= soft + 2])  # (hop + 1, n_softest)
     decibels = 10 * np.log10(np.square(softest).mean(axis=1) + 1e-12)

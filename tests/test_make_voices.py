@@ -43,7 +43,7 @@ def rehearsal(tmp_path_factory) -> Path:
 
 @needs_make
 @pytest.mark.slow
-def test_a_rehearsal_resumes(rehearsal):
+def test_a_rehearsal_resumes_and_follows_the_reference_recipe(rehearsal):
     rows = json.loads((rehearsal / "table.json").read_text())
     assert [row["step"] for row in rows] == [2, 4]
     assert 0 < rows[0]["hours"] < rows[1]["hours"] and rows[1]["seconds_per_step"] > 0
@@ -52,6 +52,15 @@ def test_a_rehearsal_resumes(rehearsal):
     assert (rehearsal / "table.txt").is_file() and (rehearsal / "curve.png").is_file()
     corpus = pd.read_csv(rehearsal / "corpus" / "metadata.csv", sep="|", header=None, quoting=3)
     assert corpus[1].str.len().between(12, 187).all() and corpus[1].str.len().mean() > 60
+    state = json.loads(
+        (rehearsal / "work_dir/tacotron2/final_checkpoint/trainer_state.json").read_text()
+    )
+    script = (REPO / "train_taco.sh").read_text()
+    for name in ("learning_rate", "guided_attention_weight", "guided_attention_sigma",
+                 "guided_attention_steps", "warmup_steps", "drop_frame_rate",
+                 "stop_positive_weight", "short_first_epochs"):  # fmt: skip
+        shown = script.split(f"    --{name} ")[1].split()[0]
+        assert float(shown) == state["train_config"][name], name
 
 
 @needs_make

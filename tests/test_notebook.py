@@ -82,3 +82,8 @@ def test_notebook_is_committed_with_outputs(request):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
     assert_clean([output for cell in code for output in cell.outputs])
+    text = "".join(str(cell.outputs) for cell in code)
+    assert text.count("'image/png'") == 5
+    assert text.count("<audio") in (7, 9)  # 9 where HiFi-GAN is installed
+    assert "stopped by itself" in text
+    assert (request.config.rootpath / NOTEBOOK).stat().st_size < 900_000

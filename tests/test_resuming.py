@@ -243,7 +243,7 @@ def test_best_checkpoint_is_believed_only_if_it_is_this_runs(begin, capsys, foun
 
 
 @pytest.mark.parametrize("flag", ["--path_to_val_manifest", "--free_running_clips"])
-def test_best_checkpoint_is_replaced_when_others_clips_judge(begin, tiny_corpus, capsys, flag):
+def test_best_checkpoint_is_replaced_when_other_clips_judge(begin, tiny_corpus, capsys, flag):
     run, state = begin()
     state.epoch = state.best_epoch = 3
     state.history = [{"epoch": 3, "step": 15, "val_loss": 0.5, "free_running_score": 0.4}]

@@ -322,13 +322,6 @@ def test_pieces_are_as_long_as_the_texts_that_the_voice_knows(voice, tmp_path, c
     (known / "config.json").write_text(json.dumps(config | {"longest_text": 42}))
     text = "The rain fell on the roof of the old barn, and on the corn. " * 2
     for folder, has_pieces in ((voice, False), (known, True)):
-        flags = [
-            "--max_decoder_steps",
-            "5",
-            "--n_retries",
-            "0",
-            "--output_dir",
-            str(tmp_path / "o"),
-        ]
-        main(["--checkpoint", str(folder), "--text", text, *flags])
+        speech = ["--checkpoint", str(folder), "--text", text, "--output_dir", str(tmp_path / "o")]
+        main([*speech, "--max_decoder_steps", "5", "--n_retries", "0"])
         assert ("2 pieces" in capsys.readouterr().out) == has_pieces

@@ -251,6 +251,11 @@ def test_training_on_real_clips(ljspeech_dir, tmp_path, capsys):
     assert mel.shape[0] == 80 and mel.dtype == np.float32
 
 
+def test_the_documents_settings_begin_with_the_flags_that_are_tried():
+    header = next(line for line in TRAINING_PAGE.splitlines() if line.startswith("| kHz |"))
+    assert re.findall(r"`(--\w+)`", header) == [*AUDIO_FLAGS] and len(RATES) == 5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", RATES, ids=lambda flags: flags[0])
 def test_the_documents_settings_train_and_speak(flags, begin):

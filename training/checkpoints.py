@@ -285,18 +285,18 @@ def read_flags(path: Path) -> dict[str, Any]:
     return flags
 
 
-def list_changed_flags(path: Path, flags: dict[str, Any]) -> list[str]:
-    """List the flags whose values differ from those in the checkpoint that a run resumes from."""
+def describe_changed_flags(path: Path, flags: dict[str, Any]) -> dict[str, str]:
+    """Describe, by name, the flags that differ from those of the checkpoint that a run resumes."""
     saved = read_state_file(path)["train_config"]
-    return [
-        f"--{name} was {saved[name]} and is now {value}"
+    return {
+        name: f"--{name} was {saved[name]} and is now {value}"
         for name, value in flags.items()
         if name in saved and saved[name] != value and name not in UNSAVED_FLAGS
-    ] + [
-        f"--{name} {flags[name]} is not used: the run had begun already"
+    } | {
+        name: f"--{name} {flags[name]} is not used: the run had begun already"
         for name in ("warm_start", "path_to_symbols")
         if flags.get(name) not in (None, saved.get(name))
-    ]
+    }
 
 
 def refuse_code(path: Path) -> None:

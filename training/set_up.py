@@ -31,8 +31,8 @@ from training.checkpoints import (
     choose_checkpoint,
     clear_remains,
     copy_weights,
+    describe_changed_flags,
     find_checkpoint_folders,
-    list_changed_flags,
     load_run_state,
     read_flags,
     read_state,
@@ -48,7 +48,7 @@ from training.tracking import Tracking, remove_events
 from training.validation import count_free_running_clips
 
 OWNER_FILE = "run.txt"  # beside the pictures: the folder of the run that they are of
-VALIDATION_FLAGS = ("--path_to_val_manifest", "--free_running_clips")  # that choose its clips
+VALIDATION_FLAGS = {"path_to_val_manifest", "free_running_clips"}  # that choose its clips
 VALIDATION_WORKERS = 4  # at most; each reads some 300 clips a second (benchmarks/loader.py)
 
 
@@ -304,7 +304,8 @@ def resume(run: Run, path: Path) -> TrainerState:
     Raises:
         DataError: when the checkpoint cannot be used, or not with these flags.
     """
-    changed = list_changed_flags(path, run.flags)
+    changed_flags = describe_changed_flags(path, run.flags)
+    changed = [*changed_flags.values()]
     state = read_state(path)
     load_run_state(run, path)
     for group in run.optimizer.param_groups:
@@ -317,7 +318,7 @@ def resume(run: Run, path: Path) -> TrainerState:
         )
         state.restart_epoch()
     best = run.folder / "best_checkpoint"
-    if state.best_epoch and any(line.startswith(VALIDATION_FLAGS) for line in changed):
+    if state.best_epoch and VALIDATION_FLAGS & changed_flags.keys():
         state.best_epoch = 0
         changed.append(
             f"{best.name} was the best on other clips; the next validated epoch replaces it"
