@@ -5,7 +5,8 @@
 
 The 50 sentences of hard_sentences.txt are of the kinds that FastSpeech (Ren et al. 2019) was tried
 on. There, listeners found 24 % of Tacotron 2's sentences wrong; those were other sentences. Each is
-spoken whole, first without retries, then with up to --n_retries of them.
+spoken whole, or in pieces of at most --max_characters, first without retries, then with up to
+--n_retries of them.
 
 A recognizer finds a skip where it misses a word, a repeat where it hears a word of the text once
 more, and a sentence wrong if it hears anything but the text. The attention skips a word if no
@@ -20,11 +21,13 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -43,9 +46,10 @@ from scoring.recognition import (
     plain_words,
 )
 from scoring.scores import COVERED
-from speech.speaking import MAX_DECODER_STEPS, SpeakingOptions, Synthesis, speak
+from speech.speaking import MAX_DECODER_STEPS, PAUSES, SpeakingOptions, Synthesis, speak
 from speech.vocoder import choose_vocoder
 from speech.voice import add_device_flag, load_checkpoint
+from text.splitting import Piece, split_text
 from text.tokenizer import Tokenizer
 
 # Attention that is this many characters behind where it has been, for this many frames in all,
@@ -98,25 +102,35 @@ def find_heard_errors(reference: str, transcript: str) -> Errors:
     return Errors(bool(more & known), any(edit.type == "delete" for edit in edits), True)
 
 
+def join(spoken: list[tuple[Piece, Synthesis]], sampling_rate: int) -> Tensor:
+    """Join the pieces of a sentence with synthesize.py's pauses, (n_samples,) at SAMPLING_RATE."""
+    pauses = [round(0.3 * PAUSES[piece.end] * sampling_rate) for piece, _ in spoken[:-1]]
+    wavs = [F.pad(x.wav, (0, n)) for (_, x), n in zip(spoken, [*pauses, 0], strict=True)]
+    return resample(torch.cat(wavs), sampling_rate, SAMPLING_RATE)
+
+
 def judge(
     sentences: Sequence[Sentence],
     wavs: Sequence[Tensor],
     recognizer: Recognizer,
     tokenizer: Tokenizer,
-    spoken: Sequence[Synthesis],
+    spoken: Sequence[list[tuple[Piece, Synthesis]]],
 ) -> list[Row]:
     """Make a row for each sentence, with the errors of its sound and of its attention.
 
-    wavs are (n_samples,) at the recognizer's SAMPLING_RATE.
+    wavs are (n_samples,) at the recognizer's SAMPLING_RATE; spoken has the pieces of each sentence.
     """
     rows = []
     transcripts = recognizer.transcribe(wavs)
-    for sentence, transcript, result in zip(sentences, transcripts, spoken, strict=True):
+    for sentence, transcript, pieces in zip(sentences, transcripts, spoken, strict=True):
         reference, heard = (plain_words(x, tokenizer) for x in (sentence.text, transcript))
-        written = tokenizer.decode(tokenizer.encode(sentence.text))
+        found = [
+            find_attention_errors(result, tokenizer.decode(tokenizer.encode(piece.text)))
+            for piece, result in pieces
+        ]
         errors = {
             "recognizer": find_heard_errors(reference, heard),
-            "attention": find_attention_errors(result, written),
+            "attention": Errors(*map(any, zip(*found, strict=True))),
         }
         named = {f"{who} {k}": x for who, e in errors.items() for k, x in e._asdict().items()}
         counted = count_errors(reference, heard)
@@ -131,16 +145,19 @@ def judge_voice(
 ) -> list[Row]:
     """Let the checkpoint speak without retries and with them, and judge both."""
     voice, rows = load_checkpoint(args.checkpoint, args.device), []
-    audio = voice.audio_config
+    audio, tokenizer = voice.audio_config, voice.tokenizer
     vocoder = choose_vocoder(args.vocoder, audio, args.device)
+    limit = args.max_characters or sys.maxsize
+    pieces = [split_text(sentence.text, tokenizer, limit) for sentence in sentences]
     for n_retries in sorted({0, args.n_retries}):
         options = SpeakingOptions(
             args.max_decoder_steps, seed=args.seed, n_retries=n_retries, vocoder=vocoder
         )
-        speaking = speak((sentence.text for sentence in sentences), voice, options)
-        spoken = [*tqdm(speaking, total=len(sentences), unit="sentence", disable=None)]
-        wavs = [resample(x.wav, audio.sampling_rate, SAMPLING_RATE) for x in spoken]
-        judged = judge(sentences, wavs, recognizer, voice.tokenizer, spoken)
+        speaking = speak((piece.text for piece in chain(*pieces)), voice, options)
+        results = iter(tqdm(speaking, total=sum(map(len, pieces)), unit="piece", disable=None))
+        spoken = [[(piece, next(results)) for piece in parts] for parts in pieces]
+        wavs = [join(parts, audio.sampling_rate) for parts in spoken]
+        judged = judge(sentences, wavs, recognizer, tokenizer, spoken)
         rows += [{"voice": f"retries: {n_retries}", **row} for row in judged]
     return rows
 
@@ -167,6 +184,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add("--n_retries", "tries again of the second time", type=count_argument, default=2)
     steps = "frames after which a sentence is cut"
     parser.add("--max_decoder_steps", steps, type=count_argument, default=MAX_DECODER_STEPS)
+    pieces = "characters above which a sentence is spoken in pieces; if unset, none is"
+    parser.add("--max_characters", pieces, type=count_argument)
     parser.add("--seed", "seed of the prenet's dropout", type=seed_argument, default=42)
     add_device_flag(parser)
     args = parser.parse_args(argv)

@@ -9,7 +9,8 @@ story if they are named in order, from --n_places of the corpus, half of them to
 by and half to measure with. my_voice.sh makes each voice from some of the others, drawn at random,
 and a smaller set is part of each larger one. minutes.csv gets a row for each voice; one that is
 made already is not made again, and one that is half made goes on, but then its minutes_taken are
-those of the last call alone.
+those of the last call alone. With --from_nothing, the voices take sizes and symbols from the
+checkpoint, and no weights.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import safetensors.torch
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -31,9 +33,13 @@ from benchmarks.common import Row, make_parser, print_device, report
 from command_line.files import DataError, count_argument, path_argument
 from command_line.main import script
 from dataset import read_manifest
+from model import Tacotron2
+from speech.hub import WEIGHTS_FILE
+from speech.voice import load_checkpoint, write_config
 
 MY_VOICE = Path(prep_splits.__file__).with_name("my_voice.sh")
 IN_A_ROW = 14  # recordings held out at each place
+GUIDE = "--guided_attention_weight 1 --guided_attention_sigma 0.4"  # of `make demo`
 REPORTED = (
     "text_match",
     "stopped_by_itself",
@@ -65,6 +71,17 @@ def take_minutes(clips: pd.DataFrame, minutes: float) -> pd.DataFrame:
     return shuffled[ends <= 60 * minutes].sort_values("duration", ascending=False)
 
 
+def save_untrained(checkpoint: str, folder: Path) -> Path:
+    """Save a voice that has the checkpoint's sizes and symbols, and new weights."""
+    voice = load_checkpoint(checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    weights = Tacotron2(voice.model.config).state_dict()
+    safetensors.torch.save_file(weights, folder / WEIGHTS_FILE)
+    write_config(folder, voice.model.config, voice.audio_config, voice.tokenizer)
+    return folder
+
+
 def make_voice(args: argparse.Namespace, splits: dict[str, pd.DataFrame], run: int) -> Row:
     """Train a voice on so many minutes, measure it on the sentences held out, and make its row."""
     minutes, epochs = args.minutes[run], args.epochs[run]
@@ -80,6 +97,8 @@ def make_voice(args: argparse.Namespace, splits: dict[str, pd.DataFrame], run: i
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "EPOCHS": str(epochs)}
     environment |= {name: os.path.abspath(value) for name, value in flags.items()}
+    if args.from_nothing:
+        environment["TRAIN_FLAGS"] = f"{GUIDE} {os.environ.get('TRAIN_FLAGS', '')}"
     if subprocess.run(["bash", MY_VOICE], env=environment).returncode:
         raise DataError(f"{folder}: my_voice.sh failed, as it says above")
     taken = (time.perf_counter() - start) / 60
@@ -98,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     recordings = "folder of recordings that prep_splits.py reads"
     parser.add("--recordings", recordings, type=path_argument, required=True)
     parser.add("--checkpoint", "voice to begin with", type=path_argument, required=True)
+    parser.add_argument("--from_nothing", action="store_true", help="begin with new weights")
     minutes = "minutes of recordings of each voice"
     parser.add_argument("--minutes", type=float, nargs="+", required=True, help=minutes)
     epochs = "epochs of each voice"
@@ -117,6 +137,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = hold_out(clips, args.n_places)
     print(", ".join(f"{len(part)} clips for {name}" for name, part in splits.items()))
     rows = pd.read_csv(table).drop(columns="machine").to_dict("records") if table.exists() else []
+    if args.from_nothing:
+        args.checkpoint = save_untrained(args.checkpoint, args.output_dir / "untrained")
     made = {row["minutes"] for row in rows}
     for run in (run for run, minutes in enumerate(args.minutes) if minutes not in made):
         rows.append(make_voice(args, splits, run))

@@ -7,7 +7,13 @@ import torch
 
 import speech.vocoder as vocoder
 from benchmarks import hard_sentences
-from benchmarks.hard_sentences import find_attention_errors, find_heard_errors, read_sentences
+from benchmarks.hard_sentences import (
+    Sentence,
+    find_attention_errors,
+    find_heard_errors,
+    read_sentences,
+)
+from scoring.recognition import SAMPLING_RATE
 from speech.speaking import Synthesis
 from text.tokenizer import Tokenizer
 
@@ -65,8 +71,9 @@ class Ear:
     speed = 1.0
 
     def transcribe(self, wavs):
-        texts = [sentence.text for sentence in read_sentences()]
+        texts = [sentence.text for sentence in hard_sentences.read_sentences()]
         assert len(wavs) == len(texts)
+        self.seconds = [len(wav) / SAMPLING_RATE for wav in wavs]
         return [f"{texts[0]} {texts[0]}", *texts[1:-1], ""]
 
 
@@ -89,3 +96,18 @@ def test_a_voice_is_counted_without_retries_and_with_them(voice, tmp_path, monke
     assert float(wrong["single letters and words"]) == 1 / 10 and float(wrong["numbers"]) == 0
     rows = [*csv.DictReader((tmp_path / "hard_sentences.csv").open())]
     assert len(rows) == 100 and rows[0]["heard"] == "b b"
+
+
+@pytest.mark.slow
+def test_long_sentences_are_spoken_in_pieces(voice, tmp_path, monkeypatch):
+    """Four sentences make one text and two clauses the other, and their pauses stand between."""
+    ear = Ear()
+    sentences = [Sentence("long", "It rained. " * 4), Sentence("long", "It rained there, " * 2)]
+    monkeypatch.setattr(hard_sentences, "read_sentences", lambda: sentences)
+    monkeypatch.setattr(hard_sentences, "load_recognizer", lambda *_: ear)
+    monkeypatch.setattr(vocoder, "mel_to_audio", lambda *_, **__: torch.zeros(22050))
+    hard_sentences.main(
+        ["--checkpoint", str(voice), "--asr", "stub", "--n_retries", "1", "--device", "cpu",
+         "--max_decoder_steps", "8", "--output_dir", str(tmp_path), "--max_characters", "20"]
+    )  # fmt: skip
+    assert ear.seconds == pytest.approx([4 + 3 * 0.3, 2 + 0.12], abs=0.001)
