@@ -61,6 +61,7 @@ from scoring.scores import (
 )
 from scoring.summary import WORD_ERRORS, make_report
 from scoring.text_match import has_other_texts, text_match
+from speech.contrast import sharpen
 from speech.speaking import MAX_DECODER_STEPS
 from speech.vocoder import Vocoder, choose_vocoder, to_audio
 from speech.voice import Voice, add_device_flag, load_checkpoint
@@ -127,8 +128,9 @@ def make_sounds(clip: ScoredClip, voice: Voice, vocoder: Vocoder | None) -> Soun
     the same as without --asr and --mos.
     """
     config = voice.audio_config
+    mels = sharpen(clip.mel, config, voice.contrast), clip.recording
     with torch.random.fork_rng(devices=[]):
-        free, vocoded = (to_audio(x, config, vocoder).cpu() for x in (clip.mel, clip.recording))
+        free, vocoded = (to_audio(mel, config, vocoder).cpu() for mel in mels)
     return {
         "free_running": resample(free, config.sampling_rate, SAMPLING_RATE),
         "vocoded": resample(vocoded, config.sampling_rate, SAMPLING_RATE),
@@ -213,6 +215,7 @@ def save_worst(
         match = f"text match {row['text_match']:.3f}, " if "text_match" in row else ""
         title = f"{Path(row['path']).name}: {match}MCD {row['mcd_db']:.2f} dB, {ending}"
         text = tokenizer.decode(tokenizer.encode(row["text"]))
+        mel = sharpen(mel, config, voice.contrast)
         figure = summary_figure(recording, mel, alignment, text, config.hop_seconds, title)
         save_figure(figure, folder / f"worst_{number}.png")
         wav = to_audio(mel, config, vocoder).cpu()

@@ -49,11 +49,11 @@ from dataset import (
     TTSCollator,
     TTSDataset,
     Utterance,
-    clamp_mel,
     load_wav,
     to_log_mel,
     write_wav,
 )
+from speech.contrast import sharpen
 from speech.hub import find_checkpoint
 from speech.voice import WEIGHTS_FILE, Voice, add_device_flag, load_checkpoint
 
@@ -73,7 +73,7 @@ def make_mels(voice: Voice, utterances: list[Utterance], source: str) -> list[Te
     batch = batch.to(next(voice.model.parameters()).device)
     output = voice.model(batch.tokens, batch.token_lengths, batch.mels, batch.mel_lengths)
     return [
-        clamp_mel(mel[:n].float(), voice.audio_config).cpu()
+        sharpen(mel[:n], voice.audio_config, voice.contrast).cpu()
         for mel, n in zip(output.mels_after, batch.mel_lengths.tolist(), strict=True)
     ]
 

@@ -238,6 +238,7 @@ def make_settings(voice: Voice, stop_threshold: float) -> dict[str, Any]:
         "language": voice.tokenizer.language,
         **{k: v for k, v in asdict(voice.model.config).items() if "prenet" in k},
         "stop_threshold": stop_threshold,
+        "contrast": voice.contrast and voice.contrast._asdict(),
         "audio": asdict(audio)
         | {"silence": audio.silence, "loudest": audio.loudest}
         | {"log_mel_scale": scale, "log_mel_shift": shift},

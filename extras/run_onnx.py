@@ -96,6 +96,18 @@ class Speaker:
         ratio = mel / (magnitude @ self.mel_filters.T).clip(TINY)
         return magnitude * (ratio @ self.mel_filters) / self.mel_filters.sum(axis=0).clip(TINY)
 
+    def sharpen(self, mel: np.ndarray) -> np.ndarray:
+        """Clamp a mel (T_mel, num_mels) and give it the contrast of recordings, if it is known."""
+        audio, contrast = self.settings["audio"], self.settings["contrast"]
+        mel = np.clip(np.nan_to_num(mel), audio["silence"], audio["loudest"])
+        if contrast:
+            k = np.arange(mel.shape[1])
+            cosines = np.cos(np.pi / len(k) * k[:, None] * (k + 0.5)) * np.sqrt(2 / len(k))
+            cosines[0] /= np.sqrt(2)  # (num_mels, num_mels), the orthonormal DCT-II
+            mean, scale = np.array(contrast["mean"]), np.array(contrast["scale"])
+            mel = mel + (mel @ cosines.T - mean) * (scale - 1) @ cosines
+        return np.clip(mel, audio["silence"], audio["loudest"])
+
     def to_audio(self, mel: np.ndarray, rng: np.random.Generator, n_iter: int = 48) -> np.ndarray:
         """Turn a mel (T_mel, num_mels) into samples (T_mel * hop_size,) within -1 .. 1.
 
@@ -107,8 +119,7 @@ class Speaker:
         start, width = (n_fft - a["window_size"]) // 2, a["window_size"]
         window[start : start + width] = np.hanning(width + 1)[:-1]
         edge = n_fft // hop + 1  # frames at each end that the overlapping windows need
-        mel = np.clip(np.nan_to_num(mel), a["silence"], a["loudest"])
-        mel = np.pad(mel, ((edge, edge), (0, 0)), mode="edge")
+        mel = np.pad(self.sharpen(mel), ((edge, edge), (0, 0)), mode="edge")
         mel = np.exp(mel * a["log_mel_scale"] + a["log_mel_shift"])
         places = np.arange(len(mel))[:, None] * hop + np.arange(n_fft)  # of each frame's samples
         weight = np.bincount(places.ravel(), np.tile(np.square(window), len(mel))).clip(TINY)

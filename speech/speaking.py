@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from command_line.files import DataError
-from dataset import AudioConfig, clamp_mel
+from dataset import AudioConfig
 from scoring.scores import free_running_scores
+from speech.contrast import sharpen
 from speech.vocoder import Vocoder, to_audio
 from speech.voice import Voice, inference_precision
 
@@ -53,7 +54,7 @@ class SpeakingOptions:
 class Synthesis(NamedTuple):
     """One spoken text."""
 
-    mel: Tensor  # (T_mel, num_mels), scaled as the checkpoint's audio_config says, clamped
+    mel: Tensor  # (T_mel, num_mels), scaled as the checkpoint's audio_config says, sharpened
     alignment: Tensor  # (T_mel, T_text)
     wav: Tensor  # (n_samples,)
     reached_limit: bool  # True: cut at max_decoder_steps, without a stop token
@@ -113,7 +114,7 @@ def speak_batch(texts: list[str], voice: Voice, options: SpeakingOptions) -> lis
             results[i] = best._replace(n_tries=n_tries)
     spoken = []
     for result in results:
-        mel = clamp_mel(result.mel, voice.audio_config)
+        mel = sharpen(result.mel, voice.audio_config, voice.contrast)
         phases = make_generator(options.seed, mel.device)
         wav = to_wav(mel, voice.audio_config, options, phases)
         spoken.append(result._replace(mel=mel.cpu(), wav=wav))

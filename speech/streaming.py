@@ -15,8 +15,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dataset import clamp_mel
 from model import build_padding_mask
+from speech.contrast import sharpen
 from speech.speaking import PAUSES, SpeakingOptions, dropout_from, encode, make_generator, to_wav
 from speech.voice import Voice, inference_precision
 from text.splitting import split_text
@@ -70,7 +70,7 @@ def stream_piece(text: str, voice: Voice, options: SpeakingOptions) -> Iterator[
 def stream_mels(
     text: str, voice: Voice, options: SpeakingOptions, generator: torch.Generator | None
 ) -> Iterator[Tensor]:
-    """Yield the mel of one piece in parts (n_frames, num_mels), clamped, as soon as it is known.
+    """Yield the mel of one piece in parts (n_frames, num_mels), sharpened, as soon as it is known.
 
     The prenet's dropout comes from `generator`, or torch's own.
     """
@@ -96,5 +96,6 @@ def stream_mels(
             known = decoded[:, first:]
             no_padding = torch.zeros(known.shape[:2], dtype=torch.bool, device=device)
             corrected = known + model.postnet(known, no_padding)
-        yield clamp_mel(corrected[0, n_done - first : end - first].float(), voice.audio_config)
+        part = corrected[0, n_done - first : end - first]
+        yield sharpen(part, voice.audio_config, voice.contrast)
         n_done, n_wanted = end, end + MORE_FRAMES + reach

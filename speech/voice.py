@@ -24,6 +24,7 @@ from command_line.files import DataError, one_line, read_json
 from dataset import AudioConfig
 from fast.decoder import speed_up
 from model import Tacotron2, Tacotron2Config
+from speech.contrast import Contrast, read_contrast
 from speech.hub import CONFIG_FILE, OWN_FIELDS, WEIGHTS_FILE, find_checkpoint
 from text.tokenizer import Tokenizer
 
@@ -42,6 +43,7 @@ class Voice(NamedTuple):
     audio_config: AudioConfig
     tokenizer: Tokenizer
     longest_text: int = 0  # tokens of the longest text that it was trained on; 0 is unknown
+    contrast: Contrast | None = None  # what its mels lack of that of recordings; None is unknown
 
     @property
     def max_characters(self) -> int:
@@ -55,6 +57,7 @@ def write_config(
     audio_config: AudioConfig,
     tokenizer: Tokenizer,
     longest_text: int = 0,
+    contrast: Contrast | None = None,
 ) -> None:
     """Write config.json, which is all that speaking needs besides the weights."""
     config = {
@@ -68,6 +71,7 @@ def write_config(
         name: getattr(tokenizer, name) for name in OPTIONAL_FIELDS if getattr(tokenizer, name)
     }
     config |= {"longest_text": longest_text} if longest_text else {}
+    config |= {"contrast": contrast._asdict()} if contrast else {}
     content = json.dumps(config, indent=2, ensure_ascii=False)
     (Path(directory) / CONFIG_FILE).write_text(content, encoding="utf-8")
 
@@ -112,6 +116,8 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
         if (found := config.pop("format_version")) != FORMAT_VERSION:
             message = f"format_version {found!r:.40} is not the {FORMAT_VERSION} read here"
             raise DataError(f"{path}: {message}")
+        read_contrast(config)
+        config.pop("contrast", None)
         if type(longest_text := config.pop("longest_text", 0)) is not int:
             raise ValueError(f"longest_text is {longest_text!r:.40}")
         audio, symbols, cleaner = (config.pop(name) for name in ("audio", "symbols", "cleaner"))
@@ -127,6 +133,12 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
     if result[0].vocab_size != result[2].vocab_size or result[0].num_mels != result[1].num_mels:
         raise DataError(f"{path}: model, symbols and audio do not fit each other")
     return result
+
+
+def read_notes(directory: str | Path) -> tuple[int, Contrast | None]:
+    """Read the notes of training in a config.json that `read_config` has checked."""
+    config = read_json(Path(directory) / CONFIG_FILE)
+    return config.get("longest_text", 0), read_contrast(config)
 
 
 def check_shapes(path: Path, model_config: Tacotron2Config) -> None:
@@ -165,8 +177,8 @@ def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -
     broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
     if broken:
         raise DataError(f"{path}: {broken[0]} holds NaN or infinity")
-    longest_text = read_json(Path(directory) / CONFIG_FILE).get("longest_text", 0)
-    return Voice(speed_up(model).to(device).eval(), audio_config, tokenizer, longest_text)
+    notes = read_notes(directory)
+    return Voice(speed_up(model).to(device).eval(), audio_config, tokenizer, *notes)
 
 
 def device_argument(value: str) -> str:

@@ -57,6 +57,7 @@ VOICES = {  # how to break a folder, and words of the message
     "language as a number": (edit(CONFIG, language=3), "must be strings"),
     "lexicon as a list": (edit(CONFIG, lexicon=["a"]), "not a checkpoint's config"),
     "a length as a text": (edit(CONFIG, longest_text="80"), "longest_text is '80'"),
+    "contrast of too few": (edit(CONFIG, contrast={"mean": [0], "scale": [1]}), "contrast's mean"),
     "size as a fraction": (edit(CONFIG, attention_dim=8.0), "attention_dim"),
     "size other": (edit(CONFIG, attention_dim=9), "weights do not fit"),
     "a model of 15 GB": (edit(CONFIG, decoder_rnn_embed_dim=16384), "parameters, at most"),

@@ -19,6 +19,7 @@ from conftest import speak
 from dataset import AudioConfig, audio_to_mel, mel_to_audio
 from extras import export_onnx
 from model import Prenet, Tacotron2, Tacotron2Config
+from speech.contrast import Contrast, sharpen
 from speech.voice import load_checkpoint, write_config
 from test_model import lively
 from test_synthesize import SMALL
@@ -128,6 +129,15 @@ def test_int8_quantises_the_lstms_alone_and_stays_close(exported, speaker, voice
     close = Speaker(exported, True, 1).speak(tokens, None, masks=masks, mels=mels)
     for ours, theirs in zip(exact, close, strict=True):
         assert 0 < np.abs(ours - theirs).max() < 0.05 * np.abs(ours).max()
+
+
+@pytest.mark.parametrize("contrast", [None, Contrast([0.1] * 80, [*np.linspace(1, 3, 80)])])
+def test_mels_are_sharpened_as_in_the_repo(exported, voice, contrast):
+    speaker = Speaker(exported, threads=1)
+    speaker.settings = export_onnx.make_settings(voice._replace(contrast=contrast), 0.5)
+    mel = 2 * torch.from_numpy(np.random.default_rng(0).standard_normal((20, 80), np.float32))
+    expected = sharpen(mel, voice.audio_config, contrast)
+    np.testing.assert_allclose(speaker.sharpen(mel.numpy()), expected.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("scaling", ["scaled_db", "log"])

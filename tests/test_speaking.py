@@ -18,6 +18,7 @@ import speech.speaking as speaking
 from command_line.files import DataError
 from conftest import REPO
 from scoring.scores import FREE_RUNNING_SCORES
+from speech.contrast import Contrast
 from speech.report import write_spoken
 from speech.speaking import SpeakingOptions, Synthesis, speak_batch, to_wav
 from speech.streaming import stream, stream_mels
@@ -236,6 +237,7 @@ def lively_voice(voice, tmp_path):
     voice = load_checkpoint(shutil.copytree(voice, tmp_path / "voice"))
     with torch.no_grad():
         voice.model.decoder.mel_projection.weight.mul_(5.0)
+    voice = voice._replace(contrast=Contrast([0.1] * 80, [1.0] * 40 + [2.0] * 40))
     return voice, SpeakingOptions(150, seed=1, n_retries=0)
 
 

@@ -80,7 +80,7 @@ def save_checkpoint(run: Run, state: TrainerState, name: str) -> None:
         accelerator.wait_for_everyone()
         if run.is_main:
             configs = run.model_config, run.audio_config, run.tokenizer
-            write_config(temporary, *configs, run.train_set.longest_text)
+            write_config(temporary, *configs, run.train_set.longest_text, run.contrast)
             content = {**asdict(state), "written_at": time.time(), "train_config": run.flags}
             (temporary / STATE_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
             for file in [*temporary.iterdir(), temporary]:  # all on the disk before the renaming

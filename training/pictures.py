@@ -20,6 +20,7 @@ from dataset import TTSDataset, Utterance, write_wav
 from model import Tacotron2, Tacotron2Output
 from scoring.pictures import alignment_film, save_figure, summary_figure
 from scoring.scores import free_running_limit
+from speech.contrast import sharpen
 from speech.vocoder import to_audio
 from training.run import Run
 from training.state import TrainerState
@@ -66,6 +67,7 @@ def draw_sample(run: Run, epoch: int) -> dict[str, Media]:
     forced = model(*batch)
     limit = free_running_limit(len(utterance.mel), config.max_decoder_steps)
     free = model.infer(*batch[:2], limit)
+    spoken = sharpen(free.mels[0], run.audio_config, run.contrast)
 
     def draw(kind: str, mels: Tensor, alignments: Tensor, title: str) -> Media:
         figure = summary_figure(
@@ -85,11 +87,11 @@ def draw_sample(run: Run, epoch: int) -> dict[str, Media]:
         "teacher_forced": draw(
             "teacher_forced", forced.mels_after, forced.alignments, "teacher forced"
         ),
-        "free_running": draw("free_running", free.mels, free.alignments, title),
+        "free_running": draw("free_running", spoken[None], free.alignments, title),
         "spoken": Media(f"{stem}_free_running.wav", f"epoch {epoch}, {title}: {text}"),
         "recording": Media(utterance.path, f"recording: {text}"),
     }
-    wav = to_audio(free.mels[0].float(), run.audio_config, run.vocoder).cpu()
+    wav = to_audio(spoken, run.audio_config, run.vocoder).cpu()
     write_wav(media["spoken"].path, wav, run.audio_config.sampling_rate)
     write_frame(f"{stem}.npz", forced)
     thin_out(run.pictures, epoch, config.keep_pictures)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from dataset import AudioConfig, TTSDataset
 from model import Tacotron2Config
+from speech.contrast import Contrast
 from speech.vocoder import Vocoder
 from text.tokenizer import Tokenizer
 from training.config import TrainConfig
@@ -36,6 +37,7 @@ class Run:
     interrupt: Interrupt
     progress: Progress
     vocoder: Vocoder | None = None  # for the sounds of validations; None for Griffin-Lim
+    contrast: Contrast | None = None  # that the voice lacked in the last validation
     saved_at: float = field(default_factory=time.monotonic)  # when the last checkpoint was written
 
     @property

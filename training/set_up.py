@@ -22,7 +22,7 @@ from fast.decoder import speed_up
 from model import Tacotron2
 from speech.hub import find_checkpoint
 from speech.vocoder import choose_vocoder
-from speech.voice import outline_model, read_config, warm_start
+from speech.voice import outline_model, read_config, read_notes, warm_start
 from text.espeak import choose_voice
 from text.lexicon import read_lexicon
 from text.phonemes import load_dictionary
@@ -308,6 +308,7 @@ def resume(run: Run, path: Path) -> TrainerState:
     changed = [*changed_flags.values()]
     state = read_state(path)
     load_run_state(run, path)
+    run.contrast = read_notes(path)[1]
     for group in run.optimizer.param_groups:
         group.update(eps=run.config.adam_eps, weight_decay=run.config.weight_decay)
     if state.epoch_step and state.layout != run.layout:

@@ -20,6 +20,7 @@ from scoring.scores import (
     free_running_scores,
 )
 from scoring.text_match import has_other_texts, text_match
+from speech.contrast import compare, sum_cepstra
 from training.failures import explain_memory
 from training.pictures import draw_sample
 from training.progress import describe_missing_speech, print_epoch, warning_is_due
@@ -102,13 +103,17 @@ def score_teacher_forced(run: Run) -> dict[str, float]:
 
 
 def score_free_running(run: Run) -> dict[str, float]:
-    """Average the scores of free running over clips spread over the validation set."""
+    """Average the scores of free running over clips spread over the validation set.
+
+    Also finds the contrast that their mels lack, for the checkpoints that follow.
+    """
     val_set, accelerator = run.val_set, run.accelerator
     n_clips = min(run.config.free_running_clips, len(val_set))
     picked = [round(i * (len(val_set) - 1) / max(n_clips - 1, 1)) for i in range(n_clips)]
     mine = picked[accelerator.process_index :: accelerator.num_processes]
     names = (*FREE_RUNNING_SCORES, *(["text_match"] if has_other_texts(val_set) else []))
     sums = torch.zeros(len(names) + 1, device=accelerator.device)  # last: clips
+    cepstra = torch.zeros(2, 3, val_set.audio_config.num_mels, device=accelerator.device)
     if mine:
         batch = TTSCollator(val_set.audio_config, val_set.tokenizer)([val_set[i] for i in mine])
         limit = free_running_limit(batch.mels.shape[1], run.config.max_decoder_steps)
@@ -116,11 +121,14 @@ def score_free_running(run: Run) -> dict[str, float]:
             batch.tokens.to(accelerator.device), batch.token_lengths, limit
         )
         scores = free_running_scores(output, batch.token_lengths)
+        mels = [mel[:n] for mel, n in zip(output.mels, output.mel_lengths, strict=True)]
+        recorded = [mel[:n] for mel, n in zip(batch.mels, batch.mel_lengths, strict=True)]
+        cepstra = torch.stack([sum_cepstra(x).to(cepstra) for x in (mels, recorded)])
         if "text_match" in names:
-            mels = [mel[:n] for mel, n in zip(output.mels, output.mel_lengths, strict=True)]
             matches = [text_match(val_set, *clip) for clip in zip(mine, mels, strict=True)]
             scores["text_match"] = torch.tensor(matches, device=accelerator.device)
         sums = torch.stack([score.sum() for score in scores.values()] + [sums[0] + len(mine)])
+    run.contrast = compare(*accelerator.reduce(cepstra, "sum"))
     *sums, n_scored = accelerator.reduce(sums, "sum").tolist()
     return {name: x / n_scored for name, x in zip(names, sums, strict=True)}
 
