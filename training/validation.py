@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from command_line.main import never_fatal, say
-from dataset import Batch, TTSCollator, TTSDataset
+from dataset import Batch, TTSCollator, TTSDataset, clamp_mel
 from model import Tacotron2Output, tacotron2_loss
 from scoring.pictures import loss_figure, save_figure
 from scoring.scores import (
@@ -123,7 +123,8 @@ def score_free_running(run: Run) -> dict[str, float]:
         scores = free_running_scores(output, batch.token_lengths)
         mels = [mel[:n] for mel, n in zip(output.mels, output.mel_lengths, strict=True)]
         recorded = [mel[:n] for mel, n in zip(batch.mels, batch.mel_lengths, strict=True)]
-        cepstra = torch.stack([sum_cepstra(x).to(cepstra) for x in (mels, recorded)])
+        clamped = [clamp_mel(mel, val_set.audio_config) for mel in mels]
+        cepstra = torch.stack([sum_cepstra(x).to(cepstra) for x in (clamped, recorded)])
         if "text_match" in names:
             matches = [text_match(val_set, *clip) for clip in zip(mine, mels, strict=True)]
             scores["text_match"] = torch.tensor(matches, device=accelerator.device)
