@@ -12,8 +12,8 @@ For each manifest it writes a filelist of lines ID|text, named after it. Then, i
         --input_training_file mels/train_metadata.txt --input_validation_file mels/test_metadata.txt
 
 The checkpoint makes the mels by teacher forcing, so that each frame belongs to the samples of the
-recording; with --source recording they are the recordings' own. If the export is interrupted, the
-same command continues it.
+recording, and sharpens them as in speaking (speech/contrast.py); with --source recording they are
+the recordings' own. If the export is interrupted, the same command continues it.
 """
 
 import argparse
@@ -201,7 +201,10 @@ def main(argv: list[str] | None = None) -> None:
     ]
     check_names(path for clips in manifests for path in clips.paths)
     sha256 = hashlib.sha256((checkpoint / WEIGHTS_FILE).read_bytes()).hexdigest()
-    claim_folder(output_dir, {"source": args.source, "weights_sha256": sha256})
+    settings = {"source": args.source, "weights_sha256": sha256}
+    if voice.contrast and args.source == "teacher_forced":
+        settings["contrast_sha256"] = hashlib.sha256(repr(voice.contrast).encode()).hexdigest()
+    claim_folder(output_dir, settings)
     torch.manual_seed(args.seed)
     for clips, name in zip(manifests, names, strict=True):
         export_manifest(clips, voice, output_dir, args)

@@ -4,9 +4,9 @@
         --text "Printing, in the only sense." --output_dir spoken
 
 The .npy holds the natural-log mel that a HiFi-GAN reads, float32, (num_mels, T_mel). Griffin-Lim
-makes the wav, or the HiFi-GAN of --vocoder, from the mel clamped to the range of recordings. The
-.txt holds the text as it is spoken. --timings adds NNN.json and NNN.srt, with the times of the
-words. Numbering continues after the files already in the folder.
+makes the wav, or the HiFi-GAN of --vocoder, from the mel in the range of recordings and with their
+contrast (speech/contrast.py). The .txt holds the text as it is spoken. --timings adds NNN.json and
+NNN.srt, with the times of the words. Numbering continues after the files already in the folder.
 
 speech/ has what this script calls: `load_checkpoint`, `synthesize`, `speak`, `stream`.
 """

@@ -10,7 +10,7 @@ by and half to measure with. my_voice.sh makes each voice from some of the other
 and a smaller set is part of each larger one. minutes.csv gets a row for each voice; one that is
 made already is not made again, and one that is half made goes on, but then its minutes_taken are
 those of the last call alone. With --from_nothing, the voices take sizes and symbols from the
-checkpoint, and no weights.
+checkpoint, but no weights, and the table is minutes_from_nothing.csv.
 """
 
 import argparse
@@ -85,7 +85,8 @@ def save_untrained(checkpoint: str, folder: Path) -> Path:
 def make_voice(args: argparse.Namespace, splits: dict[str, pd.DataFrame], run: int) -> Row:
     """Train a voice on so many minutes, measure it on the sentences held out, and make its row."""
     minutes, epochs = args.minutes[run], args.epochs[run]
-    folder = args.output_dir.absolute() / f"voice_{minutes:g}"
+    start = "nothing" if args.from_nothing else "voice"
+    folder = args.output_dir.absolute() / f"{start}_{minutes:g}"
     folder.mkdir(parents=True, exist_ok=True)
     train = take_minutes(splits["train"], minutes)
     for name, clips in (("train", train), ("test", splits["val"]), ("held_out", splits["test"])):
@@ -128,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if len(args.epochs) != len(args.minutes):
         parser.error("--epochs and --minutes: expected as many of one as of the other")
-    machine, table = print_device(torch.device("cpu")), args.output_dir / "minutes.csv"
+    name = "minutes_from_nothing.csv" if args.from_nothing else "minutes.csv"
+    machine, table = print_device(torch.device("cpu")), args.output_dir / name
     flags = ["--path_to_ljspech", args.recordings, "--path_to_save", args.output_dir / "all"]
     prep_splits.main([*map(str, flags)])
     parts = [read_manifest(path) for path in sorted((args.output_dir / "all").glob("*.csv"))]

@@ -38,6 +38,7 @@ from scoring.recognition import (
     score_sounds,
 )
 from scoring.text_match import text_match
+from speech.contrast import sharpen
 from speech.speaking import MAX_DECODER_STEPS
 from speech.vocoder import choose_vocoder, to_audio
 from speech.voice import Voice, load_checkpoint
@@ -63,7 +64,8 @@ def count_word_errors(
     config = voice.audio_config
     loaded = choose_vocoder(vocoder, config)
     rates = config.sampling_rate, SAMPLING_RATE
-    wavs = [resample(to_audio(x.mel, config, loaded), *rates) for x in spoken]
+    mels = [sharpen(x.mel, config, voice.contrast) for x in spoken]
+    wavs = [resample(to_audio(mel, config, loaded), *rates) for mel in mels]
     sounds, texts = [{"free_running": wav} for wav in wavs], [x.row["text"] for x in spoken]
     counts = pd.DataFrame(score_sounds(recognizer, sounds, texts, voice.tokenizer))
     errors = counts[[f"free_running_word_{kind}" for kind in KINDS]]

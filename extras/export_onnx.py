@@ -16,7 +16,8 @@ Only T_text and T_mel are dynamic. masks (decoder_prenet_depth, decoder_prenet_d
 of the prenet's dropout, 0 or 1 / (1 - p), which the program that runs the step draws for each
 frame. --int8 adds step.int8.onnx, with the products of both decoder LSTMs in 8 bits.
 
-Beside the graphs: settings.json (symbols, token ids of characters, audio settings, stop threshold),
+Beside the graphs: settings.json (symbols, token ids of characters, audio settings, stop threshold,
+and the contrast by which run_onnx.py sharpens mels_after),
 mel_filters.npy (num_mels, n_fft // 2 + 1), and speak.py, a copy of run_onnx.py, which needs only
 onnxruntime and numpy. It does not normalise text: it takes plain words or token ids.
 

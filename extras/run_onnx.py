@@ -98,7 +98,7 @@ class Speaker:
 
     def sharpen(self, mel: np.ndarray) -> np.ndarray:
         """Clamp a mel (T_mel, num_mels) and give it the contrast of recordings, if it is known."""
-        audio, contrast = self.settings["audio"], self.settings["contrast"]
+        audio, contrast = self.settings["audio"], self.settings.get("contrast")
         mel = np.clip(np.nan_to_num(mel), audio["silence"], audio["loudest"])
         if contrast:
             k = np.arange(mel.shape[1])
@@ -119,7 +119,8 @@ class Speaker:
         start, width = (n_fft - a["window_size"]) // 2, a["window_size"]
         window[start : start + width] = np.hanning(width + 1)[:-1]
         edge = n_fft // hop + 1  # frames at each end that the overlapping windows need
-        mel = np.pad(self.sharpen(mel), ((edge, edge), (0, 0)), mode="edge")
+        mel = np.clip(np.nan_to_num(mel), a["silence"], a["loudest"])
+        mel = np.pad(mel, ((edge, edge), (0, 0)), mode="edge")
         mel = np.exp(mel * a["log_mel_scale"] + a["log_mel_shift"])
         places = np.arange(len(mel))[:, None] * hop + np.arange(n_fft)  # of each frame's samples
         weight = np.bincount(places.ravel(), np.tile(np.square(window), len(mel))).clip(TINY)
@@ -177,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     if not (args.tokens or has_letter) or not 0 <= tokens.min() <= tokens.max() < n_symbols:
         sys.exit(f"nothing to say: {args.text or args.tokens!r} has no symbols of this voice")
     mel, stop_logits, _ = speaker.speak(tokens, rng, args.max_decoder_steps)
-    samples = (speaker.to_audio(mel, rng) * 32767).astype("<i2")
+    samples = (speaker.to_audio(speaker.sharpen(mel), rng) * 32767).astype("<i2")
     with wave.open(args.output, "wb") as file:
         file.setparams((1, 2, rate, 0, "NONE", ""))
         file.writeframes(samples.tobytes())

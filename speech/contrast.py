@@ -21,8 +21,9 @@ from torch import Tensor
 
 from dataset import AudioConfig, clamp_mel
 
-# Limits of the scales: the mels of a model that has learned nothing vary by nothing.
-LEAST_SCALE, MOST_SCALE = 0.5, 8.0
+LEAST_SCALE = 1.0  # what varies more than in the recordings stays as it is
+MOST_SCALE = 8.0  # the mels of a model that has learned nothing vary by nothing
+LARGEST_MEAN = 1000.0  # in a config.json; a mel of 80 times the loudest value has 55
 
 
 class Contrast(NamedTuple):
@@ -73,13 +74,15 @@ def sharpen(mel: Tensor, audio_config: AudioConfig, contrast: Contrast | None) -
 
 
 def read_contrast(config: dict[str, Any]) -> Contrast | None:
-    """Read the contrast in a config.json; anything else than num_mels numbers is a ValueError."""
+    """Read the contrast in a config.json; anything that `compare` does not give is a ValueError."""
     if "contrast" not in config:
         return None
     contrast = Contrast(**config["contrast"])
-    for name, numbers in contrast._asdict().items():
+    limits = {"mean": (-LARGEST_MEAN, LARGEST_MEAN), "scale": (LEAST_SCALE, MOST_SCALE)}
+    for name, (least, most) in limits.items():
+        numbers = getattr(contrast, name)
         fits = type(numbers) is list and len(numbers) == config["num_mels"]
-        if not (fits and all(type(x) in (int, float) and math.isfinite(x) for x in numbers)):
-            expected = f"{config['num_mels']} numbers"
+        if not (fits and all(type(x) in (int, float) and least <= x <= most for x in numbers)):
+            expected = f"{config['num_mels']} numbers from {least:g} to {most:g}"
             raise ValueError(f"contrast's {name} is {numbers!r:.40}, not {expected}")
     return contrast

@@ -4,8 +4,9 @@
     voice = load_checkpoint("USER/NAME")   # from the Hugging Face Hub, see speech/hub.py
 
 config.json holds the model's sizes, the audio settings, the symbols and the name of the text
-cleaner, which is all that speaking needs besides the weights. training/checkpoints.py adds the
-files that resuming needs.
+cleaner, which is all that speaking needs besides the weights, and what training has noted: the
+length of the longest text, and the contrast that the voice lacks (speech/contrast.py).
+training/checkpoints.py adds the files that resuming needs.
 """
 
 import argparse

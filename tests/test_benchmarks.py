@@ -13,7 +13,7 @@ from benchmarks.common import MODELS, OURS, PLAIN, TORCHAUDIO, forward_flops
 from command_line.files import DataError
 from dataset import AudioConfig, BatchSampler, TTSDataset
 from model import Tacotron2, Tacotron2Config
-from speech.voice import DTYPES
+from speech.voice import DTYPES, load_checkpoint
 from text.tokenizer import Tokenizer
 
 SMALL = {
@@ -235,3 +235,12 @@ def test_voices_of_few_minutes_share_their_sentences(tmp_path):
     assert (len(few), len(more)) == (20, 50) and {*few.index} < {*more.index}
     with pytest.raises(DataError, match=r"there are 17\.2 minutes"):
         minutes.take_minutes(splits["train"], 18)
+
+
+def test_a_voice_from_nothing_has_the_checkpoints_sizes_and_new_weights(voice, tmp_path):
+    known = load_checkpoint(voice)
+    new = load_checkpoint(minutes.save_untrained(voice, tmp_path / "untrained"))
+    assert new.model.config == known.model.config and new.audio_config == known.audio_config
+    assert new.tokenizer.symbols == known.tokenizer.symbols
+    known, new = (x.model.decoder.stop_projection.bias for x in (known, new))
+    assert (known == -100).all() and (new.abs() < 1).all()

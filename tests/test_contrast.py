@@ -12,7 +12,7 @@ import train_taco
 import training.validation as validation
 from command_line.files import DataError
 from dataset import AudioConfig
-from evaluate import ScoredClip, make_sounds
+from evaluate import ScoredClip, make_sounds, save_worst
 from export_mels import make_mels
 from model import InferenceOutput
 from speech.contrast import Contrast, compare, sharpen, sum_cepstra
@@ -73,8 +73,25 @@ def test_a_voice_that_has_learned_nothing_is_no_error(recorded):
     assert contrast.scale == [8.0] * 80 and contrast.mean == [0.0] * 80
 
 
+def test_what_varies_more_than_in_recordings_is_not_smoothed(recorded):
+    contrast = compare(sum_cepstra(2 * mel for mel in recorded), sum_cepstra(recorded))
+    assert contrast.scale == [1.0] * 80
+
+
+@pytest.mark.parametrize("scaling", ["scaled_db", "log"])
+def test_other_mels_are_sharpened_too(scaling):
+    audio_config = AudioConfig(num_mels=40, mel_scaling=scaling)
+    rng = np.random.default_rng(0)
+    middle = (audio_config.silence + audio_config.loudest) / 2
+    detail = torch.from_numpy(rng.uniform(-2, 2, (200, 40))).float()
+    sharp = middle + detail - detail.mean(dim=0)
+    dull = middle + 0.5 * (sharp - middle)
+    contrast = compare(sum_cepstra([dull]), sum_cepstra([sharp]))
+    torch.testing.assert_close(sharpen(dull, audio_config, contrast), sharp, atol=1e-3, rtol=0)
+
+
 def test_validation_notes_the_contrast_and_checkpoints_keep_it(begin, monkeypatch):
-    """Of what is spoken freely, without the padding; also after a resume, until it is noted anew.
+    """Of what is spoken freely, no longer than the recording; a run that goes on has it too.
 
     The voice speaks each clip as it was recorded, but blurred.
     """
@@ -87,9 +104,10 @@ def test_validation_notes_the_contrast_and_checkpoints_keep_it(begin, monkeypatc
         texts = [run.tokenizer.decode(row) for row in tokens]
         spoken = [c for text in texts for c in clips if run.tokenizer.decode(c.tokens) == text]
         lengths = torch.tensor([len(clip.mel) for clip in spoken])
-        mels = torch.full((len(spoken), max(lengths) + 5, 80), 99.0)
+        mels = torch.full((len(spoken), max(lengths) + 50, 80), -3.0)
         for mel, clip in zip(mels, spoken, strict=True):
             mel[: len(clip.mel)] = blur(clip.mel, mean)
+        lengths += 50 * (lengths == max(lengths))  # it did not stop there
         alignments = torch.ones(len(spoken), mels.shape[1], tokens.shape[1])
         return InferenceOutput(mels, lengths, mels[..., 0], alignments, lengths < 0)
 
@@ -115,16 +133,22 @@ def test_mels_that_ran_away_leave_numbers(begin, monkeypatch):
     assert np.isfinite(run.contrast).all()
 
 
-def test_each_way_to_sound_is_sharpened_and_recordings_are_not(voice, tiny_corpus, monkeypatch):
-    """evaluate.py's sounds and export_mels.py's mels; scores are of the mels as they are."""
+def test_each_way_to_sound_is_sharpened_and_recordings_are_not(
+    voice, tiny_corpus, tmp_path, monkeypatch
+):
+    """evaluate.py's sounds and export_mels.py's mels."""
     voice = load_checkpoint(voice)._replace(contrast=UNEVEN)
     clip = validation.TTSDataset(tiny_corpus.test_manifest, AUDIO, voice.tokenizer)[0]
     mels = []
     monkeypatch.setattr(evaluate, "to_audio", lambda mel, *_: mels.append(mel) or mel[:, 0])
     dull = 0.5 * clip.mel
-    row = {"path": clip.path}
-    make_sounds(ScoredClip(row, clip.mel, dull, torch.ones(1, 1)), voice, None)
-    assert torch.equal(mels[0], sharpen(dull, AUDIO, UNEVEN)) and torch.equal(mels[1], clip.mel)
+    row = {"path": clip.path, "text": "a", "mcd_db": 1.0, "stopped_by_itself": 1.0}
+    scored = ScoredClip(row, clip.mel, dull, torch.ones(len(dull), 1))
+    make_sounds(scored, voice, None)
+    save_worst([scored], voice, tmp_path, None)
+    sharp = sharpen(dull, AUDIO, UNEVEN)
+    for mel, expected in zip(mels, (sharp, clip.mel, sharp), strict=True):
+        assert torch.equal(mel, expected)
     torch.manual_seed(0)
     (with_it,) = make_mels(voice, [clip], "teacher_forced")
     torch.manual_seed(0)
@@ -136,7 +160,15 @@ def test_each_way_to_sound_is_sharpened_and_recordings_are_not(voice, tiny_corpu
 def test_a_file_without_a_contrast_has_none_and_a_broken_one_is_named(voice, tmp_path):
     assert load_checkpoint(voice).contrast is None
     config = json.loads((voice / "config.json").read_text())
-    for broken in ({"mean": [0.0], "scale": [1.0]}, {"mean": [0.0] * 80, "scale": ["1"] * 80}, 3):
+    zeros, ones = [0.0] * 80, [1.0] * 80
+    for broken in (
+        {"mean": [0.0], "scale": [1.0]},
+        *({"mean": zeros, "scale": [x] * 80} for x in ("1", True, 0.9, -3, 1e300, 10**400)),
+        *({"mean": [x] * 80, "scale": ones} for x in (float("nan"), 10**400)),
+        {"mean": zeros},
+        None,
+        3,
+    ):
         (tmp_path / "config.json").write_text(json.dumps(config | {"contrast": broken}))
         with pytest.raises(DataError, match=r"config\.json: not a checkpoint's config"):
             load_checkpoint(tmp_path)

@@ -1,5 +1,6 @@
 """export_mels.py: files as HiFi-GAN's fine-tuning reads them, and exports that stop."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -170,6 +171,15 @@ def test_a_folder_of_other_mels_is_refused(flags, capsys):
     run("export_mels", *flags, "--source", "recording", capsys=capsys)
     said = refused(capsys, *flags)
     assert "--output_dir" in said and "'recording'" in said and "'teacher_forced'" in said
+
+
+def test_a_folder_of_mels_with_another_contrast_is_refused(voice, flags, tmp_path, capsys):
+    run("export_mels", *flags, capsys=capsys)
+    other = shutil.copytree(voice, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    contrast = {"mean": [0.0] * 80, "scale": [1.5] * 80}
+    (other / "config.json").write_text(json.dumps(config | {"contrast": contrast}))
+    assert "contrast_sha256" in refused(capsys, *flags, "--checkpoint", other)
 
 
 def test_names_that_a_filelist_cannot_tell_apart_are_refused(flags, tiny_corpus, tmp_path, capsys):

@@ -140,6 +140,17 @@ def test_mels_are_sharpened_as_in_the_repo(exported, voice, contrast):
     np.testing.assert_allclose(speaker.sharpen(mel.numpy()), expected.numpy(), atol=1e-5)
 
 
+def test_the_command_sharpens_before_it_makes_the_sound(exported, tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(Speaker, "sharpen", lambda self, mel: mel + 1)
+    monkeypatch.setattr(Speaker, "speak", lambda *_: (np.zeros((9, 80)), np.zeros(9), None))
+    monkeypatch.setattr(
+        Speaker, "to_audio", lambda self, mel, rng: heard.append(mel) or np.zeros(9)
+    )
+    run_onnx.main(["--folder", str(exported), "--tokens", "9", "--output", f"{tmp_path}/a.wav"])
+    assert (heard[0] == 1).all()
+
+
 @pytest.mark.parametrize("scaling", ["scaled_db", "log"])
 def test_sound_is_that_of_the_repos_griffin_lim(exported, scaling, voice):
     audio_config = AudioConfig(mel_scaling=scaling, window_size=800)

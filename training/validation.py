@@ -123,7 +123,9 @@ def score_free_running(run: Run) -> dict[str, float]:
         scores = free_running_scores(output, batch.token_lengths)
         mels = [mel[:n] for mel, n in zip(output.mels, output.mel_lengths, strict=True)]
         recorded = [mel[:n] for mel, n in zip(batch.mels, batch.mel_lengths, strict=True)]
-        clamped = [clamp_mel(mel, val_set.audio_config) for mel in mels]
+        # What follows where a voice does not stop is not speech.
+        pairs = zip(mels, recorded, strict=True)
+        clamped = [clamp_mel(mel[: len(own)], val_set.audio_config) for mel, own in pairs]
         cepstra = torch.stack([sum_cepstra(x).to(cepstra) for x in (clamped, recorded)])
         if "text_match" in names:
             matches = [text_match(val_set, *clip) for clip in zip(mine, mels, strict=True)]
