@@ -36,6 +36,7 @@ from corpora.text_tables import is_table, read_rows
 from speech.report import print_report, write_spoken
 from speech.speaking import (
     MAX_DECODER_STEPS,
+    PAUSE_MS,
     SpeakingOptions,
     encode,
     speak,
@@ -223,7 +224,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("n_retries", type=partial(count_argument, least=0), default=2)
     add("batch_size", type=count_argument, default=16)
     add("max_characters", type=count_argument)
-    add("pause_ms", type=partial(number_between, least=0.0, most=60_000.0), default=300.0)
+    add("pause_ms", type=partial(number_between, least=0.0, most=60_000.0), default=PAUSE_MS)
     add("speed", type=partial(number_between, least=0.25, most=4.0), default=1.0)
     add("vocoder", type=path_argument, metavar="NAME")
     add("dtype", choices=DTYPES, default="float32")

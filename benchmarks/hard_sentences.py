@@ -46,7 +46,7 @@ from scoring.recognition import (
     plain_words,
 )
 from scoring.scores import COVERED
-from speech.speaking import MAX_DECODER_STEPS, PAUSES, SpeakingOptions, Synthesis, speak
+from speech.speaking import MAX_DECODER_STEPS, PAUSE_MS, PAUSES, SpeakingOptions, Synthesis, speak
 from speech.vocoder import choose_vocoder
 from speech.voice import add_device_flag, load_checkpoint
 from text.splitting import Piece, split_text
@@ -104,7 +104,9 @@ def find_heard_errors(reference: str, transcript: str) -> Errors:
 
 def join(spoken: list[tuple[Piece, Synthesis]], sampling_rate: int) -> Tensor:
     """Join the pieces of a sentence with synthesize.py's pauses, (n_samples,) at SAMPLING_RATE."""
-    pauses = [round(0.3 * PAUSES[piece.end] * sampling_rate) for piece, _ in spoken[:-1]]
+    pauses = [
+        round(PAUSE_MS / 1000 * PAUSES[piece.end] * sampling_rate) for piece, _ in spoken[:-1]
+    ]
     wavs = [F.pad(x.wav, (0, n)) for (_, x), n in zip(spoken, [*pauses, 0], strict=True)]
     return resample(torch.cat(wavs), sampling_rate, SAMPLING_RATE)
 

@@ -35,7 +35,7 @@ from command_line.main import script
 from dataset import read_manifest
 from model import Tacotron2
 from speech.hub import WEIGHTS_FILE
-from speech.voice import load_checkpoint, write_config
+from speech.voice import read_config, write_config
 
 MY_VOICE = Path(prep_splits.__file__).with_name("my_voice.sh")
 IN_A_ROW = 14  # recordings held out at each place
@@ -73,20 +73,20 @@ def take_minutes(clips: pd.DataFrame, minutes: float) -> pd.DataFrame:
 
 def save_untrained(checkpoint: str, folder: Path) -> Path:
     """Save a voice that has the checkpoint's sizes and symbols, and new weights."""
-    voice = load_checkpoint(checkpoint)
+    model_config, audio_config, tokenizer, *_ = read_config(checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    weights = Tacotron2(voice.model.config).state_dict()
+    weights = Tacotron2(model_config).state_dict()
     safetensors.torch.save_file(weights, folder / WEIGHTS_FILE)
-    write_config(folder, voice.model.config, voice.audio_config, voice.tokenizer)
+    write_config(folder, model_config, audio_config, tokenizer)
     return folder
 
 
 def make_voice(args: argparse.Namespace, splits: dict[str, pd.DataFrame], run: int) -> Row:
     """Train a voice on so many minutes, measure it on the sentences held out, and make its row."""
     minutes, epochs = args.minutes[run], args.epochs[run]
-    start = "nothing" if args.from_nothing else "voice"
-    folder = args.output_dir.absolute() / f"{start}_{minutes:g}"
+    kind = "nothing" if args.from_nothing else "voice"
+    folder = args.output_dir.absolute() / f"{kind}_{minutes:g}"
     folder.mkdir(parents=True, exist_ok=True)
     train = take_minutes(splits["train"], minutes)
     for name, clips in (("train", train), ("test", splits["val"]), ("held_out", splits["test"])):

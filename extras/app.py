@@ -32,7 +32,7 @@ from command_line.files import (
 from command_line.flags import FlagParser
 from command_line.main import say, script
 from speech.report import describe_result, find_faults
-from speech.speaking import PAUSES, SpeakingOptions, Synthesis, encode, speak
+from speech.speaking import PAUSE_MS, PAUSES, SpeakingOptions, Synthesis, encode, speak
 from speech.timings import Word, restore_words, time_words
 from speech.vocoder import AUTO, PACKAGED, choose_vocoder
 from speech.voice import CONFIG_FILE, WEIGHTS_FILE, Voice, add_device_flag, load_checkpoint
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 GRIFFIN_LIM = "Griffin-Lim"
 MAX_TEXT = 2000  # characters, about two minutes of speech
-PAUSE_SECONDS = 0.3  # between sentences
 STYLE = """
 .piece { position: relative; margin-top: 1em }
 .piece img { width: 100%; display: block }
@@ -152,7 +151,7 @@ def speak_text(text: str, voice: Voice, options: SpeakingOptions) -> str:
     for piece, result in zip(pieces, results, strict=True):
         blocks.append(show_piece(piece.text, result, voice, n_samples / rate))
         words += time_words(piece.text, result, voice, n_samples / rate)
-        pause = torch.zeros(round(PAUSE_SECONDS * PAUSES[piece.end] * rate))
+        pause = torch.zeros(round(PAUSE_MS / 1000 * PAUSES[piece.end] * rate))
         sounds += [result.wav, pause]
         n_samples += len(result.wav) + len(pause)
     content = io.BytesIO()

@@ -34,6 +34,7 @@ MAX_DECODER_STEPS = 2000  # 23 s at 86 frames per second
 # A text with lower scores has failed. The worst of the demo's 100 test sentences has a coverage of
 # 1.0 and a monotonicity of 0.95.
 MIN_COVERAGE, MIN_MONOTONICITY = 0.9, 0.9
+PAUSE_MS = 300.0  # between sentences, by default
 # Pauses after a piece, in multiples of --pause_ms.
 PAUSES = {"word": 0.0, "clause": 0.4, "sentence": 1.0, "paragraph": 2.0}
 

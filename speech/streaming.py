@@ -17,7 +17,15 @@ from torch import Tensor
 
 from model import build_padding_mask
 from speech.contrast import sharpen
-from speech.speaking import PAUSES, SpeakingOptions, dropout_from, encode, make_generator, to_wav
+from speech.speaking import (
+    PAUSE_MS,
+    PAUSES,
+    SpeakingOptions,
+    dropout_from,
+    encode,
+    make_generator,
+    to_wav,
+)
 from speech.voice import Voice, inference_precision
 from text.splitting import split_text
 
@@ -30,7 +38,7 @@ def stream(
     voice: Voice,
     options: SpeakingOptions | None = None,
     max_characters: int | None = None,
-    pause_ms: float = 300.0,
+    pause_ms: float = PAUSE_MS,
 ) -> Iterator[Tensor]:
     """Speak a text of any length; yield its sound in parts, (n_samples,) float32 in [-1, 1].
 

@@ -37,6 +37,16 @@ MAX_PARAMETERS = 10**9  # 4 GB in float32
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # for the matrix products
 
 
+class VoiceConfig(NamedTuple):
+    """What config.json holds."""
+
+    model: Tacotron2Config
+    audio: AudioConfig
+    tokenizer: Tokenizer
+    longest_text: int
+    contrast: Contrast | None
+
+
 class Voice(NamedTuple):
     """A checkpoint, ready to speak."""
 
@@ -98,7 +108,7 @@ def outline_model(model_config: Tacotron2Config) -> Tacotron2:
     return model
 
 
-def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, Tokenizer]:
+def read_config(directory: str | Path) -> VoiceConfig:
     """Read config.json of a checkpoint folder."""
     path = Path(directory) / CONFIG_FILE
     if not os.path.isdir(directory):  # unlike Path.is_dir, False for any unusable name
@@ -117,7 +127,7 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
         if (found := config.pop("format_version")) != FORMAT_VERSION:
             message = f"format_version {found!r:.40} is not the {FORMAT_VERSION} read here"
             raise DataError(f"{path}: {message}")
-        read_contrast(config)
+        contrast = read_contrast(config)
         config.pop("contrast", None)
         if type(longest_text := config.pop("longest_text", 0)) is not int:
             raise ValueError(f"longest_text is {longest_text!r:.40}")
@@ -126,20 +136,16 @@ def read_config(directory: str | Path) -> tuple[Tacotron2Config, AudioConfig, To
         check_fields(path, config, Tacotron2Config)
         check_fields(path, audio, AudioConfig)
         tokenizer = Tokenizer(symbols, cleaner, **optional)
-        result = Tacotron2Config(**config), AudioConfig(**audio), tokenizer
+        configs = Tacotron2Config(**config), AudioConfig(**audio)
+        result = VoiceConfig(*configs, tokenizer, longest_text, contrast)
     except DataError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a checkpoint's config ({error})") from None
-    if result[0].vocab_size != result[2].vocab_size or result[0].num_mels != result[1].num_mels:
+    model, audio, tokenizer, *_ = result
+    if model.vocab_size != tokenizer.vocab_size or model.num_mels != audio.num_mels:
         raise DataError(f"{path}: model, symbols and audio do not fit each other")
     return result
-
-
-def read_notes(directory: str | Path) -> tuple[int, Contrast | None]:
-    """Read the notes of training in a config.json that `read_config` has checked."""
-    config = read_json(Path(directory) / CONFIG_FILE)
-    return config.get("longest_text", 0), read_contrast(config)
 
 
 def check_shapes(path: Path, model_config: Tacotron2Config) -> None:
@@ -163,7 +169,7 @@ def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -
     A checkpoint that cannot be downloaded, is incomplete or is broken is a DataError.
     """
     directory = find_checkpoint(directory)
-    model_config, audio_config, tokenizer = read_config(directory)
+    model_config, *others = read_config(directory)
     path = Path(directory) / WEIGHTS_FILE
     if not path.is_file():
         raise DataError(f"{directory}: {WEIGHTS_FILE} is missing")
@@ -178,8 +184,7 @@ def load_checkpoint(directory: str | Path, device: str | torch.device = "cpu") -
     broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
     if broken:
         raise DataError(f"{path}: {broken[0]} holds NaN or infinity")
-    notes = read_notes(directory)
-    return Voice(speed_up(model).to(device).eval(), audio_config, tokenizer, *notes)
+    return Voice(speed_up(model).to(device).eval(), *others)
 
 
 def device_argument(value: str) -> str:
@@ -208,7 +213,7 @@ def list_differences(
     path: Path, model_config: Tacotron2Config, audio_config: AudioConfig, tokenizer: Tokenizer
 ) -> list[str]:
     """List how a checkpoint's config.json differs from these settings, a phrase for each."""
-    saved_model, saved_audio, saved_tokenizer = read_config(path)
+    saved_model, saved_audio, saved_tokenizer, *_ = read_config(path)
     differences = []
     for saved, given in ((saved_model, model_config), (saved_audio, audio_config)):
         for name, value in asdict(saved).items():

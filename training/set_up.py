@@ -22,7 +22,7 @@ from fast.decoder import speed_up
 from model import Tacotron2
 from speech.hub import find_checkpoint
 from speech.vocoder import choose_vocoder
-from speech.voice import outline_model, read_config, read_notes, warm_start
+from speech.voice import outline_model, read_config, warm_start
 from text.espeak import choose_voice
 from text.lexicon import read_lexicon
 from text.phonemes import load_dictionary
@@ -67,7 +67,7 @@ def set_up(
         parser.set_defaults(**read_flags(resumed))
     begun_with = resumed or (args.warm_start and find_checkpoint(args.warm_start))
     if begun_with:
-        model_config, audio_config, tokenizer = read_config(begun_with)
+        model_config, audio_config, tokenizer, *_ = read_config(begun_with)
         parser.set_defaults(**asdict(model_config) | asdict(audio_config))
         if not resumed and not tokenizer.language:
             parser.set_defaults(cleaner=tokenizer.cleaner)
@@ -116,7 +116,10 @@ def choose_tokenizer(config: TrainConfig, begun_with: Path | None, is_new: bool)
     Raises:
         DataError: when a file cannot be used, or a resumed run lacks symbols that are asked for.
     """
-    saved, language = read_config(begun_with)[2] if begun_with else None, config.language or ""
+    saved, language = (
+        read_config(begun_with).tokenizer if begun_with else None,
+        config.language or "",
+    )
     if not saved or (is_new and bool(saved.language) != bool(language)):
         saved = Tokenizer(ESPEAK_SYMBOLS if language else DEFAULT_SYMBOLS)
     symbols = saved.symbols
@@ -308,7 +311,7 @@ def resume(run: Run, path: Path) -> TrainerState:
     changed = [*changed_flags.values()]
     state = read_state(path)
     load_run_state(run, path)
-    run.contrast = read_notes(path)[1]
+    run.contrast = read_config(path).contrast
     for group in run.optimizer.param_groups:
         group.update(eps=run.config.adam_eps, weight_decay=run.config.weight_decay)
     if state.epoch_step and state.layout != run.layout:
