@@ -106,6 +106,7 @@ def train_step(run: Run, batches: list[Batch], step: int) -> dict[str, float]:
                 guided_attention_sigma=config.guided_attention_sigma,
                 n_frames=n_frames / accelerator.num_processes,
                 stop_positive_weight=config.stop_positive_weight,
+                l1_weight=config.l1_weight,
             )
             accelerator.backward(losses["loss"])
         totals += torch.stack([losses[name].detach() for name in LOSSES])

@@ -22,6 +22,7 @@ DEFAULTS = {
     "weight_decay": 1e-6, "adam_eps": 1e-6, "max_grad_norm": 1.0, "guided_attention_weight": 5.0,
     "guided_attention_sigma": 0.2, "guided_attention_steps": 300, "warmup_steps": 100,
     "drop_frame_rate": 0.0, "stop_positive_weight": 1.0, "short_first_epochs": 1,
+    "l1_weight": 1.0,
 }  # fmt: skip
 
 
@@ -65,8 +66,9 @@ def sum_of_losses(output, batch, guided_weight: float, flags: dict):
         n, t = int(n), int(t)
         mel, target = batch.mels[i, :t], torch.zeros(t)
         target[-1] = 1.0
-        total += ((output.mels_before[i, :t] - mel) ** 2).mean(dim=1).sum()
-        total += ((output.mels_after[i, :t] - mel) ** 2).mean(dim=1).sum()
+        for mels in (output.mels_before, output.mels_after):
+            total += ((mels[i, :t] - mel) ** 2).mean(dim=1).sum()
+            total += flags["l1_weight"] * abs(mels[i, :t] - mel).mean(dim=1).sum()
         probability = torch.sigmoid(output.stop_logits[i, :t])
         stop = F.binary_cross_entropy(probability, target, reduction="none")
         total += stop[:-1].sum() + flags["stop_positive_weight"] * stop[-1]

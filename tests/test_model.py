@@ -220,12 +220,13 @@ def test_losses_are_means_over_valid_frames():
         torch.rand(3, 20, 9, generator=rng),
     )
     stop_targets = build_padding_mask(mel_lengths - 1, 20).float()
-    sums = np.zeros(4)
+    sums, absolute = np.zeros(4), np.zeros(2)
     for i, (n, t) in enumerate(zip(token_lengths.tolist(), mel_lengths.tolist(), strict=True)):
         for frame in range(t):
             true = mels[i, frame].numpy()
-            sums[0] += ((output.mels_before[i, frame].numpy() - true) ** 2).mean()
-            sums[1] += ((output.mels_after[i, frame].numpy() - true) ** 2).mean()
+            before, after = (x[i, frame].numpy() - true for x in output[:2])
+            sums[:2] += (before**2).mean(), (after**2).mean()
+            absolute += abs(before).mean(), abs(after).mean()
             probability = 1 / (1 + np.exp(-float(output.stop_logits[i, frame])))
             sums[2] -= np.log(probability if frame == t - 1 else 1 - probability)
             for character in range(n):
@@ -241,6 +242,9 @@ def test_losses_are_means_over_valid_frames():
     arguments = output, mels, token_lengths, mel_lengths, stop_targets, 2.0, 0.3
     half = tacotron2_loss(*arguments, n_frames=2 * mel_lengths.sum())["loss"]
     torch.testing.assert_close(half, losses["loss"] / 2)
+    with_l1 = tacotron2_loss(*arguments, l1_weight=3.0)
+    added = [(with_l1[name] - losses[name]).item() for name in names]
+    np.testing.assert_allclose(added, [*3 * absolute / mel_lengths.sum().item(), 0, 0], rtol=1e-4)
 
 
 @pytest.mark.parametrize(

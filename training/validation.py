@@ -63,8 +63,8 @@ def force(run: Run, batch: Batch) -> tuple[Tacotron2Output, dict[str, Tensor]]:
     """Run a batch by teacher forcing; the losses are sums over frames."""
     output = run.model(batch.tokens, batch.token_lengths, batch.mels, batch.mel_lengths)
     one = torch.ones((), device=batch.mels.device)
-    lengths = batch.token_lengths, batch.mel_lengths
-    return output, tacotron2_loss(output, batch.mels, *lengths, batch.stop_targets, n_frames=one)
+    inputs = batch.mels, batch.token_lengths, batch.mel_lengths, batch.stop_targets
+    return output, tacotron2_loss(output, *inputs, n_frames=one, l1_weight=run.config.l1_weight)
 
 
 def score_teacher_forced(run: Run) -> dict[str, float]:
