@@ -6,10 +6,11 @@
 
 A trained model speaks a middle of the mels that would fit its text: their mean by squared error,
 their median by absolute error. What differs from one of them to the next gets lost, above all the
-harmonics, so the mel is blurred and the sound muffled. One sees it in the cepstrum: each coefficient of the voice's mels varies less
-than that of recordings, the less the finer the detail that it stands for. Here each is scaled about
-its mean, so that it varies as much: the global variance of Toda and Tokuda (2007), brought back by
-the scaling of Silén et al. (2012). A voice that is not blurred stays as it is.
+harmonics, so the mel is blurred and the sound muffled. One sees it in the cepstrum: each
+coefficient of the voice's mels varies less than that of recordings, the less the finer the detail
+that it stands for. Here each is scaled about its mean, so that it varies as much: the global
+variance of Toda and Tokuda (2007), brought back by the scaling of Silén et al. (2012). A voice that
+is not blurred stays as it is.
 """
 
 from collections.abc import Iterable
