@@ -116,10 +116,8 @@ def choose_tokenizer(config: TrainConfig, begun_with: Path | None, is_new: bool)
     Raises:
         DataError: when a file cannot be used, or a resumed run lacks symbols that are asked for.
     """
-    saved, language = (
-        read_config(begun_with).tokenizer if begun_with else None,
-        config.language or "",
-    )
+    saved = read_config(begun_with).tokenizer if begun_with else None
+    language = config.language or ""
     if not saved or (is_new and bool(saved.language) != bool(language)):
         saved = Tokenizer(ESPEAK_SYMBOLS if language else DEFAULT_SYMBOLS)
     symbols = saved.symbols
