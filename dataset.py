@@ -509,17 +509,23 @@ class TTSDataset(Dataset):
 
 
 class TTSCollator:
-    """Pads utterances to a Batch: tokens with pad_token_id, mels with silence."""
+    """Pads utterances to a Batch: tokens with pad_token_id, mels with silence.
 
-    def __init__(self, audio_config: AudioConfig, tokenizer: Tokenizer) -> None:
-        self.silence = audio_config.silence
+    The longest mel gets tail_frames of silence too, so that each clip has so many.
+    """
+
+    def __init__(
+        self, audio_config: AudioConfig, tokenizer: Tokenizer, tail_frames: int = 0
+    ) -> None:
+        self.silence, self.tail_frames = audio_config.silence, tail_frames
         self.pad_token_id = tokenizer.pad_token_id
 
     def __call__(self, utterances: Sequence[Utterance]) -> Batch:
         """Make a batch, in the order given."""
         pad = torch.nn.utils.rnn.pad_sequence
         tokens = pad([u.tokens for u in utterances], True, self.pad_token_id)  # (B, T_text)
-        mels = pad([u.mel for u in utterances], True, self.silence)  # (B, T_mel, num_mels)
+        mels = pad([u.mel for u in utterances], True, self.silence)
+        mels = F.pad(mels, (0, 0, 0, self.tail_frames), value=self.silence)  # (B, T_mel, num_mels)
         mel_lengths = torch.tensor([len(u.mel) for u in utterances])
         return Batch(
             tokens=tokens,

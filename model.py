@@ -534,6 +534,7 @@ def tacotron2_loss(
     n_frames: Tensor | None = None,
     stop_positive_weight: float = 1.0,
     l1_weight: float = 0.0,
+    stop_tail_frames: int = 0,
 ) -> dict[str, Tensor]:
     """Compute the losses by name, each a mean over valid frames, and their sum, `loss`.
 
@@ -544,9 +545,10 @@ def tacotron2_loss(
         guided_attention_sigma: width of the diagonal, as a share of the clip.
         n_frames: what to divide by instead of this batch's valid frames: those of the whole
             optimizer step, over the number of processes, whose gradients are averaged.
-        stop_positive_weight: factor of the stop loss on the one valid frame of each clip whose
-            target is 1.
+        stop_positive_weight: factor of the stop loss on the frames whose target is 1.
         l1_weight: factor of the absolute error in both mel losses; 0, the paper's, leaves it out.
+        stop_tail_frames: how many frames of padding after each clip the stop loss counts too. A
+            voice that misses its last frame learns from them that the sentence is over.
     """
     token_lengths = token_lengths.to(mels.device, non_blocking=True)
     mel_lengths = mel_lengths.to(mels.device, non_blocking=True)
@@ -566,5 +568,7 @@ def tacotron2_loss(
         )
         off_diagonal = (output.alignments.float() * penalty).sum(dim=2)
         per_frame["guided_attention_loss"] = guided_attention_weight * off_diagonal
-    losses = {k: v.masked_fill(padding_mask, 0.0).sum() / n_frames for k, v in per_frame.items()}
+    ignored = dict.fromkeys(per_frame, padding_mask)
+    ignored["stop_loss"] = build_padding_mask(mel_lengths + stop_tail_frames, mels.shape[1])
+    losses = {k: v.masked_fill(ignored[k], 0.0).sum() / n_frames for k, v in per_frame.items()}
     return losses | {"loss": sum(losses.values())}

@@ -107,6 +107,7 @@ def train_step(run: Run, batches: list[Batch], step: int) -> dict[str, float]:
                 n_frames=n_frames / accelerator.num_processes,
                 stop_positive_weight=config.stop_positive_weight,
                 l1_weight=config.l1_weight,
+                stop_tail_frames=config.stop_tail_frames,
             )
             accelerator.backward(losses["loss"])
         totals += torch.stack([losses[name].detach() for name in LOSSES])

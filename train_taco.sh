@@ -41,6 +41,7 @@ arguments=(
     --guided_attention_steps 300
     --drop_frame_rate 0.0      # try 0.5 if the voice does not say its texts
     --stop_positive_weight 1.0 # try 5 to 10 if free running does not stop
+    --stop_tail_frames 8       # 0 trains the stop token up to each clip's end alone
     --l1_weight 1.0            # 0 is the paper's squared error alone
     --short_first_epochs 1
     --alignment_warning_steps 2000

@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from dataset import AudioConfig, TTSCollator, TTSDataset
 from fast.decoder import speed_up
@@ -22,7 +21,7 @@ DEFAULTS = {
     "weight_decay": 1e-6, "adam_eps": 1e-6, "max_grad_norm": 1.0, "guided_attention_weight": 5.0,
     "guided_attention_sigma": 0.2, "guided_attention_steps": 300, "warmup_steps": 100,
     "drop_frame_rate": 0.0, "stop_positive_weight": 1.0, "short_first_epochs": 1,
-    "l1_weight": 1.0,
+    "l1_weight": 1.0, "stop_tail_frames": 8,
 }  # fmt: skip
 
 
@@ -64,14 +63,13 @@ def sum_of_losses(output, batch, guided_weight: float, flags: dict):
     total = 0.0
     for i, (n, t) in enumerate(zip(batch.token_lengths, batch.mel_lengths, strict=True)):
         n, t = int(n), int(t)
-        mel, target = batch.mels[i, :t], torch.zeros(t)
-        target[-1] = 1.0
+        mel, end = batch.mels[i, :t], t + flags["stop_tail_frames"]
         for mels in (output.mels_before, output.mels_after):
             total += ((mels[i, :t] - mel) ** 2).mean(dim=1).sum()
             total += flags["l1_weight"] * abs(mels[i, :t] - mel).mean(dim=1).sum()
-        probability = torch.sigmoid(output.stop_logits[i, :t])
-        stop = F.binary_cross_entropy(probability, target, reduction="none")
-        total += stop[:-1].sum() + flags["stop_positive_weight"] * stop[-1]
+        probability = torch.sigmoid(output.stop_logits[i, :end])
+        total -= torch.log(1 - probability[: t - 1]).sum()
+        total -= flags["stop_positive_weight"] * torch.log(probability[t - 1 :]).sum()
         diagonal = torch.arange(n)[None, :] / n - torch.arange(t)[:, None] / t  # (t, n)
         penalty = 1 - torch.exp(-(diagonal**2) / (2 * flags["guided_attention_sigma"] ** 2))
         total += guided_weight * (penalty * output.alignments[i, :t, :n]).sum()
@@ -107,7 +105,8 @@ def train(manifest, model_sizes: dict, n_processes: int = 1, **changes) -> dict[
     """The weights after `training_epochs`; `changes` are flags of train_taco.py."""
     flags = {**DEFAULTS, **changes}
     tokenizer, audio = Tokenizer(), AudioConfig()
-    dataset, collate = TTSDataset(manifest, audio, tokenizer), TTSCollator(audio, tokenizer)
+    dataset = TTSDataset(manifest, audio, tokenizer)
+    collate = TTSCollator(audio, tokenizer, flags["stop_tail_frames"])
     torch.manual_seed(flags["seed"])
     # The fast decoder, held to the plain one elsewhere: the two draw dropout in another order.
     model = speed_up(Tacotron2(Tacotron2Config(vocab_size=tokenizer.vocab_size, **model_sizes)))

@@ -13,14 +13,14 @@ from dataset import AudioConfig, BatchSampler, TTSCollator, TTSDataset
 from text.tokenizer import Tokenizer
 
 
-@pytest.mark.parametrize("mel_scaling", ["scaled_db", "log"])
-def test_collator_pads_in_any_order(tiny_corpus, mel_scaling):
+@pytest.mark.parametrize(("mel_scaling", "tail_frames"), [("scaled_db", 0), ("log", 3)])
+def test_collator_pads_in_any_order(tiny_corpus, mel_scaling, tail_frames):
     config = AudioConfig(mel_scaling=mel_scaling)
     clips = TTSDataset(tiny_corpus.train_manifest, config, Tokenizer())
     utterances = [clips[i] for i in (4, 8, 0)]
-    batch = TTSCollator(config, clips.tokenizer)(utterances)
+    batch = TTSCollator(config, clips.tokenizer, tail_frames)(utterances)
     assert batch.tokens.shape == (3, max(len(u.tokens) for u in utterances))
-    assert batch.mels.shape == (3, max(len(u.mel) for u in utterances), 80)
+    assert batch.mels.shape == (3, max(len(u.mel) for u in utterances) + tail_frames, 80)
     assert batch.tokens.dtype == batch.token_lengths.dtype == batch.mel_lengths.dtype == torch.int64
     assert batch.texts == [u.text for u in utterances]
     assert batch.paths == [u.path for u in utterances]

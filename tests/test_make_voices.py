@@ -58,7 +58,8 @@ def test_a_rehearsal_resumes_and_follows_the_reference_recipe(rehearsal):
     script = (REPO / "train_taco.sh").read_text()
     for name in ("learning_rate", "guided_attention_weight", "guided_attention_sigma",
                  "guided_attention_steps", "warmup_steps", "drop_frame_rate",
-                 "stop_positive_weight", "l1_weight", "short_first_epochs"):  # fmt: skip
+                 "stop_positive_weight", "stop_tail_frames", "l1_weight",
+                 "short_first_epochs"):  # fmt: skip
         shown = script.split(f"    --{name} ")[1].split()[0]
         assert float(shown) == state["train_config"][name], name
 

@@ -220,7 +220,7 @@ def test_losses_are_means_over_valid_frames():
         torch.rand(3, 20, 9, generator=rng),
     )
     stop_targets = build_padding_mask(mel_lengths - 1, 20).float()
-    sums, absolute = np.zeros(4), np.zeros(2)
+    sums, absolute, tail = np.zeros(4), np.zeros(2), 0.0
     for i, (n, t) in enumerate(zip(token_lengths.tolist(), mel_lengths.tolist(), strict=True)):
         for frame in range(t):
             true = mels[i, frame].numpy()
@@ -233,6 +233,7 @@ def test_losses_are_means_over_valid_frames():
                 off = 1 - np.exp(-((character / n - frame / t) ** 2) / (2 * 0.3**2))
                 sums[3] += 2.0 * off * float(output.alignments[i, frame, character])
         output.alignments[i, :, n:] = 0.0
+        tail += np.log1p(np.exp(-output.stop_logits[i, t : t + 2].numpy())).sum()
     expected = sums / mel_lengths.sum().item()
     losses = tacotron2_loss(output, mels, token_lengths, mel_lengths, stop_targets, 2.0, 0.3)
     names = ("mel_before_loss", "mel_after_loss", "stop_loss", "guided_attention_loss")
@@ -245,6 +246,9 @@ def test_losses_are_means_over_valid_frames():
     with_l1 = tacotron2_loss(*arguments, l1_weight=3.0)
     added = [(with_l1[name] - losses[name]).item() for name in names]
     np.testing.assert_allclose(added, [*3 * absolute / mel_lengths.sum().item(), 0, 0], rtol=1e-4)
+    with_tail = tacotron2_loss(*arguments, stop_tail_frames=2)
+    added = [(with_tail[name] - losses[name]).item() for name in names]
+    np.testing.assert_allclose(added, [0, 0, tail / mel_lengths.sum().item(), 0], rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def plain_reference(tiny_corpus):
         {"seed": 7, "batch_size": 2},
         {"learning_rate": 1e-3, "min_learning_rate": 1e-4, "start_decay_epochs": 0},
         {"weight_decay": 0.01, "adam_eps": 1e-2},
-        {"l1_weight": 0.0},
+        {"l1_weight": 0.0, "stop_tail_frames": 0},
         {"max_grad_norm": 0.1, "warmup_steps": 4},
         {"guided_attention_weight": 5.0, "guided_attention_steps": 3},
         {"guided_attention_sigma": 0.1, "stop_positive_weight": 6.0},

@@ -291,20 +291,21 @@ def test_flags_that_only_a_new_run_reads_are_said_to_be_unused(begin, run_folder
 
 
 def test_a_checkpoint_written_before_this_version_resumes(begin):
-    """It says more than what is read today, and lacks the layout, the last rate and --l1_weight."""
+    """It says more than what is read today, and lacks the layout, the last rate and two flags."""
     run, state = begin()
     name = stop_at(run, state, 2)
     file = run.folder / name / STATE_FILE
     content = json.loads(file.read_text())
     for key in ("layout", "learning_rate", "speech_checked"):
         del content[key]
-    del content["train_config"]["l1_weight"]
+    del content["train_config"]["l1_weight"], content["train_config"]["stop_tail_frames"]
     content |= {"epoch_skipped": 0, "order_checksum": 7, "alignment_judged": True}
     content["train_config"] |= {"skip_nonfinite": False, "checkpoint_minutes": None}
     file.write_text(json.dumps(content))
     run, state = begin("--resume_from_checkpoint", name)
     assert (state.epoch, state.epoch_step, state.step) == (0, 0, 2)
-    assert run.config.l1_weight == 0.0  # the loss that the run has had
+    # the loss that the run has had
+    assert run.config.l1_weight == run.config.stop_tail_frames == 0
 
 
 def save_at(run, state, epoch: int, name: str | None = None) -> None:

@@ -254,6 +254,7 @@ def read_state_file(path: Path) -> dict[str, Any]:
         if isinstance(flags.get("phonemes"), bool):  # as it was before --phonemes espeak
             flags["phonemes"] = "cmudict" if flags["phonemes"] else None
         flags.setdefault("l1_weight", 0.0)  # squared error alone, as before the flag
+        flags.setdefault("stop_tail_frames", 0)
         return content
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read ({error})") from None

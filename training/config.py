@@ -79,6 +79,9 @@ class TrainConfig:
     stop_positive_weight: Annotated[
         float, "weight of the frames at which to stop; 5 to 10 where free running does not stop"
     ] = 1.0
+    stop_tail_frames: Annotated[
+        int, "frames after a clip's end at which the stop token is trained too"
+    ] = 8
     l1_weight: Annotated[
         float, "weight of the mels' absolute error beside the squared; 0 is the paper's, and blurs"
     ] = 1.0
@@ -166,7 +169,7 @@ class TrainConfig:
             **dict.fromkeys(
                 ("weight_decay", "guided_attention_weight", "guided_attention_steps",
                  "alignment_warning_steps", "num_workers", "seed", "start_decay_epochs",
-                 "warmup_steps", "short_first_epochs", "l1_weight"), 0
+                 "warmup_steps", "short_first_epochs", "l1_weight", "stop_tail_frames"), 0
             ),
         }  # fmt: skip
         for name, bound in least.items():

@@ -145,7 +145,12 @@ def choose_tokenizer(config: TrainConfig, begun_with: Path | None, is_new: bool)
 
 
 def make_loader(
-    dataset: TTSDataset, config: TrainConfig, accelerator: Accelerator, n_workers: int, **order: Any
+    dataset: TTSDataset,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    n_workers: int,
+    tail_frames: int = 0,
+    **order: Any,
 ) -> DataLoader:
     """Make a loader of this process's batches, in the order that BatchSampler draws.
 
@@ -162,17 +167,21 @@ def make_loader(
         )
     except DataError as error:
         raise DataError(f"{dataset.manifest}: {error}") from None
-    return open_loader(dataset, sampler, n_workers, accelerator.device)
+    return open_loader(dataset, sampler, n_workers, accelerator.device, tail_frames)
 
 
 def open_loader(
-    dataset: TTSDataset, batches: Iterable[list[int]], n_workers: int, device: torch.device
+    dataset: TTSDataset,
+    batches: Iterable[list[int]],
+    n_workers: int,
+    device: torch.device,
+    tail_frames: int = 0,
 ) -> DataLoader:
     """Make a loader of collated batches; its processes live as long as it does."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=TTSCollator(dataset.audio_config, dataset.tokenizer),
+        collate_fn=TTSCollator(dataset.audio_config, dataset.tokenizer, tail_frames),
         num_workers=n_workers,
         worker_init_fn=leave_process_group,
         persistent_workers=n_workers > 0,
@@ -275,7 +284,8 @@ def build_run(
     vocoder = choose_vocoder(config.vocoder, configs.audio, device, tell)
     n_workers = config.num_workers
     order = {"seed": config.seed, "short_first_epochs": config.short_first_epochs}
-    train_loader = make_loader(train_set, config, accelerator, n_workers, **order)
+    tail = config.stop_tail_frames
+    train_loader = make_loader(train_set, config, accelerator, n_workers, tail, **order)
     n_workers = min(n_workers, VALIDATION_WORKERS)
     val_loader = make_loader(val_set, config, accelerator, n_workers, shuffle=False)
     model, optimizer = accelerator.prepare(model, optimizer)
