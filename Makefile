@@ -105,7 +105,7 @@ my_voice: | $(BIN)/installed
 
 rehearsal: $(REHEARSAL)/train_metadata.csv
 	$(BIN)/python -m extras.rehearsal --folder $(REHEARSAL) --steps $(REHEARSAL_STEPS) \
-		--train_flags="$(REHEARSAL_FLAGS)"
+		--cpu_precision $(PRECISION) --train_flags="$(REHEARSAL_FLAGS)"
 
 $(REHEARSAL)/train_metadata.csv: $(REHEARSAL)/corpus/metadata.csv
 	$(BIN)/python prep_splits.py --path_to_ljspech $(REHEARSAL)/corpus --path_to_save $(REHEARSAL) \

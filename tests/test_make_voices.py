@@ -33,11 +33,11 @@ def rehearsal(tmp_path_factory) -> Path:
     for steps in (2, 4):
         done = make(
             "rehearsal", REHEARSAL=folder, REHEARSAL_STEPS=steps, REHEARSAL_SENTENCES=34,
-            REHEARSAL_FLAGS=TINY,
+            REHEARSAL_FLAGS=TINY, PRECISION="no",
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         assert "2 steps to go, in epochs of 2: about" in done.stdout
-        assert " = 16 clips a step" in done.stdout
+        assert " = 16 clips a step" in done.stdout and "mixed precision: no" in done.stdout
     return folder
 
 
