@@ -40,13 +40,14 @@ def is_table(path: str, lines: list[str]) -> bool:
             problem = "holds JSON"
     shapes = {re.sub(r"\d+", "0", line.split()[0]) for line in lines}
     first_words = {line.split()[0] for line in lines}
+    named = [line for line in lines if re.fullmatch(rf"(?i){AUDIO_NAME}(?:\s[^,;|\t]*)?", line)]
     # Arrows, tags and NUL are read or left out; the times of subtitles are found without them.
     markup = find_markup(strip_markup("\n".join(lines).replace("-->", "-"))[0])
     if markup and not markup.startswith(("HTML", "NUL")):
         problem = f"holds {markup}"
     elif lines and all(re.fullmatch(r'\(\s*\S+\s+".*"\s*\)', line) for line in lines):
         problem = "holds the prompts of Festival"
-    elif any(re.fullmatch(rf"(?i){AUDIO_NAME}(?:\s[^,;|\t]*)?", line) for line in lines):
+    elif named and 2 * len(named) >= len(lines):
         problem = "names recordings, and no | or tab stands between them and a text"
     elif (
         len(lines) == len(first_words) > len(shapes) == 1

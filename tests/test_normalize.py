@@ -74,7 +74,8 @@ def test_what_the_table_of_symbols_has_is_kept(table, text, cleaned):
 
 @pytest.mark.parametrize(
     "unit",
-    ["A.", "a@", "1-", "1/", "1 1 ", "+1 ", "1.1", "$", "www.", "FBI ", "U.S. ", " ", "111,"],
+    ["A.", "a@", "1-", "1/", "1 1 ", "+1 ", "1.1", "$", "www.", "FBI ", "U.S. ", " ", "111,",
+     "www.b.com/" + "a" * 40 + "qj "],
 )  # fmt: skip
 def test_the_time_grows_with_the_length_of_the_text(unit):
     text = "a " + unit * (10_000 // len(unit))

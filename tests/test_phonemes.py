@@ -75,6 +75,8 @@ def test_what_is_encoded_comes_back(parts):
 def test_braces_without_usable_phonemes():
     assert find_odd_phoneme("{it}, {AB}, {A B C}, {T ER1 N}") == "A in {A B C}"
     assert find_odd_phoneme("{it}, {AB}, {US}, {T ER1 N}") == ""
+    assert find_odd_phoneme("{T ER3 N}") == "ER3 in {T ER3 N}"
+    assert find_odd_phoneme("{T ER1 NGG}") == "NGG in {T ER1 NGG}"
     with pytest.raises(ValueError, match=r"CK in \{T CK N\} is no phoneme"):
         TABLE.encode("say {T CK N}")
     assert TABLE.clean("{it} {T CK N}") == "(it) (t c k n)"

@@ -171,6 +171,7 @@ def test_lists_that_are_no_sentences_are_refused(checkpoint, tmp_path, content, 
     [
         ("1990, it rained.\n1991, it snowed.\n", ["1990, it rained.", "1991, it snowed."]),
         ("Open a.wav, then.\nNow b.wav, too.", ["Open a.wav, then.", "Now b.wav, too."]),
+        ("I love song.mp3 a lot.\nIt is\nso.", ["I love song.mp3 a lot.", "It is", "so."]),
         ("Tell me your name, then read the text.\nThen, stop.",
          ["Tell me your name, then read the text.", "Then, stop."]),
         ("Q1, profits rose.\nQ2, they fell.", ["Q1, profits rose.", "Q2, they fell."]),

@@ -25,7 +25,7 @@ TYPOGRAPHIC = {
     **dict.fromkeys("\u2010\u2011\u2043\ufe63\uff0d", "-"),
     **dict.fromkeys("\u22ef\u2025", "..."),
     "\u00b2": "^2", "\u00b3": "^3", "\u2044": "/", "\u2116": "No. ", "\u2122": " ",
-    "\u2033": "\u2033", "\u00bf": "", "\u00a1": "",
+    "\u2033": "\u2033", "\u02da": "\u00b0", "\u00bf": "", "\u00a1": "",
     # The ends of sentences and clauses in other scripts
     **dict.fromkeys("\u0964\u0965\u06d4\u0589\u3002\uff61\u1362\u17d4\u17d5\u104b", "."),
     **dict.fromkeys("\u0f0d\u0f0e", "."),

@@ -111,9 +111,9 @@ ROMAN = (
 # Read letter by letter although they can be pronounced
 INITIALISMS = _split(
     "abc ac ad ai aka am aol apa api ata atm bc ceo cfo cia coo cv dea diy ecg eeg ekg epa er esa "
-    "est eta eu fda gui hiv icu id ie io ios iou ip ipo iq ira irs iso ivf lol ma mba mit mri nra "
-    "nsa ny nyu ok os pa phd pm pow pr qa rna roi sos suv tba uae ucla ufo ui uk ul un ups url us "
-    "usa usaf usb ussr utc uv ux vip"
+    "est eta eu fda gui hiv icu id ie io ios iou ip ipo iq ira irs iso iv ivf lol ma mba mit mri "
+    "nra nsa ny nyu ok os pa phd pm pow pr qa rna roi sos suv tba uae ucla ufo ui uk ul un ups url "
+    "us usa usaf usb ussr utc uv ux vip"
 )
 WORDS_WHEN_SHOUTED = _split("us am ad ma pa id ok un er")  # in a text that is all capitals
 UTTERANCES = _split("hmm shh psst mr mrs ms dr nth")
@@ -260,9 +260,9 @@ def _spell_address(match: re.Match) -> str:
     words = []
     for part in re.findall(r"[A-Za-z]+|\d+|.", address):
         lower = part.lower()
-        is_word = is_pronounceable(lower) and lower not in INITIALISMS
-        if re.fullmatch("[a-z]+", lower) and len(part) <= MAX_SPELLED and not is_word:
-            part = " ".join(lower)
+        if re.fullmatch("[a-z]+", lower) and len(part) <= MAX_SPELLED:
+            is_word = is_pronounceable(lower) and lower not in INITIALISMS
+            part = part if is_word else " ".join(lower)
         words.append(SIGNS_IN_ADDRESSES.get(part, part))
     return " ".join(words)
 
@@ -273,6 +273,8 @@ def _expand_abbreviation(match: re.Match) -> str:
     before = _before(match)
     if word in DOTTED_UNITS and _NUMBER_BEHIND.search(before):
         full = DOTTED_UNITS[word]
+    elif match[1] in ("C", "P"):  # 20 degrees C. 5 men left.
+        return match[0]
     elif word in BEFORE_NUMBERS and _NUMBER_AHEAD.match(text, end):
         if match[1].islower() and _is_word(word, before, text, end):
             return match[0]
@@ -352,6 +354,8 @@ def expand_roman_numerals(text: str) -> str:
 def _write_roman(match: re.Match) -> str:
     """Write 'Henry VIII', 'World War II'; one letter only after words that a number follows."""
     word, roman = match[1], match[3]
+    if word in STARTERS:
+        return match[0]  # The IV was in his arm.
     number = ROMAN.split().index(roman) + 1
     is_king = word in KINGS or bool(match[2])
     if len(roman) == 1 and word.capitalize() not in NUMBERED and not (is_king and roman != "I"):

@@ -236,6 +236,12 @@ def _write_amount(match: re.Match) -> str:
 
 
 def _write_money(match: re.Match) -> str:
+    """Write an amount, apart from a letter right behind it: '$100s'."""
+    glued = match.string[match.end() : match.end() + 1].isalnum()
+    return _write_amount_of_money(match) + " " * glued
+
+
+def _write_amount_of_money(match: re.Match) -> str:
     """Write '$3.50', '\u20ac3,50', '\u00a35m', '$1.5 million', 'US$5', '5 EUR', '$5/kg'."""
     found = match.groupdict()
     sign = CODES.get(found["sign"], found["sign"])
@@ -270,7 +276,7 @@ _MEASURES |= {"hundred", "thousand", "million", "billion", "trillion", "bn"}
 _MEASURE_AHEAD = rf"(?=\s?(?:{any_of(_MEASURES)})s?(?:\^[23])?(?![\w^]))"
 _SIGN = rf"[{''.join(sign for sign in CURRENCIES if len(sign) == 1)}]"
 _PRICE = rf"(?P<number>\d+,\d\d?(?![\d,])|{_NUMBER}|\.\d+)"
-_PRICE += rf"(?:\s?(?P<magnitude>(?i:{any_of(MAGNITUDES)}))(?![\w^]))?"
+_PRICE += rf"(?:[\s-]?(?P<magnitude>(?i:{any_of(MAGNITUDES)}))(?![\w^]))?"
 _DIVISOR = r"(?P<divisor>/[A-Za-z\u03bc]+(?:\^[23])?)?"
 _HOUR = r"(?<![\w.,:])(?P<hour>\d{1,2})"
 _MINUTE = r"(?P<minute>\d\d)(?::(?P<second>\d\d))?"
@@ -352,8 +358,8 @@ _RULES: list[tuple[str, str | Callable[[re.Match], str]]] = [
     ),
     # Money, units, fractions
     (
-        rf"(?<!\w)(?:(?P<nation>{any_of(NATIONS)}) ?)?(?P<sign>{_SIGN}|{any_of(CODES)})\s?"
-        rf"{_PRICE}{_DIVISOR}",
+        rf"(?<!\w)(?:(?P<nation>{any_of(NATIONS)})(?:(?<=\w\w) )?)?"  # A$5, US $5, but "A $5 note"
+        rf"(?P<sign>{_SIGN}|{any_of(CODES)})\s?{_PRICE}{_DIVISOR}",
         _write_money,
     ),
     (rf"(?<![\d.,]){_PRICE}\s?(?P<sign>{_SIGN}|(?:{any_of(CODES)})\b){_DIVISOR}", _write_money),

@@ -18,7 +18,7 @@ CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH"
 ARPABET = tuple(sorted(CONSONANTS.split() + [v + s for v in VOWELS.split() for s in ("", *"012")]))
 _ONE_PHONEME = rf"(?:{'|'.join(sorted(ARPABET, key=len, reverse=True))})"
 PHONEMES_IN_BRACES = re.compile(rf"(\{{\s*{_ONE_PHONEME}(?:\s+{_ONE_PHONEME})*\s*\}})")
-_LIKE_PHONEMES_IN_BRACES = re.compile(r"\{\s*([A-Z]{1,2}[0-2]?(?:\s+[A-Z]{1,2}[0-2]?)*)\s*\}")
+_LIKE_PHONEMES_IN_BRACES = re.compile(r"\{\s*([A-Z]{1,3}\d?(?:\s+[A-Z]{1,3}\d?)*)\s*\}")
 _WORD_OR_BRACES = re.compile(r"\{[^{}]*\}|[A-Za-z]+(?:'[A-Za-z]+)*")
 SHARE_OF_TEXTS, SHARE_OF_WORDS = 0.5, 0.5  # that training writes in phonemes
 
