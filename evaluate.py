@@ -54,9 +54,8 @@ from scoring.scores import (
     alignment_scores,
     free_running_limit,
     free_running_scores,
-    indices_fit,
     mel_cepstral_distortion,
-    place_in_ipa,
+    place_words,
     word_start_errors,
 )
 from scoring.summary import WORD_ERRORS, make_report
@@ -105,12 +104,7 @@ def score_batch(
             "mcd_db": mel_cepstral_distortion(mel, recording, voice.audio_config),
         }
         words = (word_times or {}).get(Path(path).stem, [])
-        if voice.tokenizer.language:
-            words = place_in_ipa(words, voice.tokenizer.decode(batch.tokens[i, :n_text]))
-        else:
-            cleaned = voice.tokenizer.clean(text)
-            fits = n_text == len(cleaned) and indices_fit(words, text, cleaned)
-            words = words if fits else []
+        words = place_words(words, text, batch.tokens[i, :n_text], voice.tokenizer)
         alignment = forced.alignments[i, :n_frames, :n_text].cpu()
         if word_times is not None:
             errors = word_start_errors(alignment, words, voice.audio_config.hop_seconds)

@@ -30,8 +30,9 @@ from command_line.files import import_extra, path_argument, read_json, seed_argu
 from command_line.main import script
 from dataset import TTSDataset
 from extras.export_onnx import fill_folder
-from scoring.scores import free_running_limit, word_start_errors
+from scoring.scores import free_running_limit, place_words, word_start_errors
 from speech.voice import Voice, load_checkpoint
+from text.tokenizer import Tokenizer
 
 MAX_FRAMES = 2000
 FLOAT32, INT8 = "onnxruntime float32", "onnxruntime int8"
@@ -66,7 +67,9 @@ def time_text(
     return n_frames, common.in_turn(timed, args.repeats)
 
 
-def score(speaker: Any, clips: TTSDataset, word_times: dict[str, list[dict]], seed: int) -> str:
+def score(
+    speaker: Any, clips: TTSDataset, tokenizer: Tokenizer, word_times: dict[str, list], seed: int
+) -> str:
     """Describe how the clips of a manifest are spoken."""
     rng, errors, n_stopped = np.random.default_rng(seed), [], 0
     for clip in clips:
@@ -74,8 +77,8 @@ def score(speaker: Any, clips: TTSDataset, word_times: dict[str, list[dict]], se
         limit = free_running_limit(len(mel), MAX_FRAMES)
         stop_logits = speaker.speak(tokens, rng, limit, 0.5)[1]
         n_stopped += bool(stop_logits[-1] > 0)
-        is_plain = len(clip.tokens) == len(clip.text)  # so that words are where they were typed
-        words = word_times.get(Path(clip.path).stem, []) if is_plain else []
+        words = word_times.get(Path(clip.path).stem, [])
+        words = place_words(words, clip.text, clip.tokens, tokenizer)
         alignment = torch.from_numpy(speaker.speak(tokens, rng, mels=mel)[2])
         errors += word_start_errors(alignment, words, clips.audio_config.hop_seconds)[0]
     milliseconds = 1000 * np.abs(errors) if errors else np.array([np.nan])
@@ -106,7 +109,7 @@ def measure(args: argparse.Namespace) -> None:
         word_times = read_json(args.word_times, args.word_times) if args.word_times else {}
         clips = TTSDataset(args.path_to_manifest, voice.audio_config, voice.tokenizer)
         for name, speaker in speakers.items():
-            print(f"{name}: {score(speaker, clips, word_times, args.seed)}")
+            print(f"{name}: {score(speaker, clips, voice.tokenizer, word_times, args.seed)}")
 
 
 @script

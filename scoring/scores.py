@@ -13,6 +13,7 @@ from torch import Tensor
 from command_line.files import DataError
 from dataset import AudioConfig, to_log_mel
 from model import InferenceOutput
+from text.tokenizer import Tokenizer
 
 # Training, its pictures and checkpoints, wandb and evaluate.py use these names. Scores without
 # "free_running_" are those of a teacher-forced alignment.
@@ -131,6 +132,19 @@ def word_start_errors(
     return errors, diagonal_errors
 
 
+def place_words(words: list[dict], text: str, tokens: Tensor, tokenizer: Tokenizer) -> list[dict]:
+    """Give the words of a text the places where they begin in its tokens; [] if those are unknown.
+
+    Args:
+        words: of word_times.json, with "start" in seconds and "index" in characters of the text.
+        tokens: (T_text,) of the text.
+    """
+    if tokenizer.language:
+        return place_in_ipa(words, tokenizer.decode(tokens))
+    cleaned = tokenizer.clean(text)
+    return words if len(tokens) == len(cleaned) and indices_fit(words, text, cleaned) else []
+
+
 def place_in_ipa(words: list[dict], ipa: str) -> list[dict]:
     """Move words of a text to where they begin in its IPA; [] if that has more or fewer of them."""
     starts = [word.start() for word in re.finditer(r"[^\s.,;:!?]+", ipa)]
@@ -145,6 +159,9 @@ def indices_fit(words: list[dict], text: str, cleaned: str) -> bool:
     make_demo_corpus.py counts the text as written, which is as long unless cleaning spells out a
     number or an abbreviation. extras/align_words.py finds its words in the cleaned text.
     """
-    if len(text) == len(cleaned):
-        return True
-    return all(cleaned.startswith(word.get("word", "?"), word["index"]) for word in words)
+    forms = (text.lower(), cleaned) if len(text) == len(cleaned) else (cleaned,)
+    unnamed = "" if len(text) == len(cleaned) else "?"
+    return all(
+        any(form.startswith(word.get("word", unnamed).lower(), word["index"]) for form in forms)
+        for word in words
+    )

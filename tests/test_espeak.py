@@ -19,7 +19,7 @@ from convert_checkpoint import SYMBOLS
 from forked_run import train
 from runs import run_flags
 from scoring.recognition import plain_words
-from scoring.scores import place_in_ipa
+from scoring.scores import place_in_ipa, place_words
 from text.espeak import IPA, choose_voice, to_ipa
 from text.lexicon import read_lexicon
 from text.splitting import split_text
@@ -188,6 +188,11 @@ def test_words_are_found_in_the_ipa():
     places = [word["index"] for word in place_in_ipa(words, "na, zoː vas?")]
     assert places == [0, 4, 8]
     assert place_in_ipa(words, "na, zoːvas?") == []
+    text = "Na, so was?"
+    tokens = GERMAN.encode(text)
+    placed = place_words(words, text, tokens, GERMAN)
+    ipa = GERMAN.decode(tokens)
+    assert [ipa[word["index"]] for word in placed] == ["n", "z", "v"]
 
 
 # ---------------------------------------------------------------- lexicons
