@@ -52,6 +52,7 @@ MEL_SCALINGS = ("scaled_db", "log")
 MAX_OVERLAP = 64  # frames that share a sample
 MOMENTUM = 0.99 / 1.99  # of Griffin-Lim, as torchaudio.functional.griffinlim's momentum=0.99
 TINY = 1e-8  # smaller than any magnitude that matters; keeps divisions finite
+DURATION_TOLERANCE = 0.1  # seconds by which a recording may differ from its manifest
 LENGTH_JITTER = 0.03  # share of a clip's length; reshuffles the batches at about 3 % padding
 
 
@@ -412,13 +413,15 @@ def read_manifest(path: str | Path) -> "pd.DataFrame":
         )
     if frame.empty:
         raise DataError(f"{path}: holds no clips")
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first column for names
+        raise DataError(f"{path}: line 2 has more fields than the header")
     frame["duration"] = pd.to_numeric(frame["duration"], errors="coerce")
     frame["file_path"] = [str(path.parent.absolute() / name) for name in frame["file_path"]]
     rows = zip(frame["file_path"], frame["normalized_transcript"], frame["duration"], strict=True)
     for line, (file_path, text, duration) in enumerate(rows, start=2):
         if not text.strip():
             raise DataError(f"{path}: line {line} has an empty normalized_transcript")
-        later = (part.split(",")[0] for part in text.split("\n")[1:])
+        later = (name for part in text.split("\n")[1:] for name in part.split(","))
         if any(os.path.isfile(path.parent.absolute() / name) for name in later if name):
             raise DataError(
                 f"{path}: line {line} has a quote that does not end before the next row"
@@ -501,6 +504,13 @@ class TTSDataset(Dataset):
     def __getitem__(self, index: int) -> Utterance:
         path, text = self.paths[index], self.texts[index]
         wav = load_wav(path, self.audio_config.sampling_rate)
+        seconds = len(wav) / self.audio_config.sampling_rate
+        expected = self.n_frames[index] * self.audio_config.hop_seconds
+        if abs(seconds - expected) > DURATION_TOLERANCE:
+            raise DataError(
+                f"{path}: lasts {seconds:.2f} s, but {self.manifest} says {expected:.2f} s; where "
+                "recordings have changed, run prep_splits.py again"
+            )
         try:
             mel = audio_to_mel(wav, self.audio_config)
         except DataError as error:

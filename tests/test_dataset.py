@@ -42,6 +42,11 @@ def manifest(tmp_path):
         (HEADER + "clip.wav,hello,0\n", "line 2 has no duration above 0"),
         (HEADER + "clip.wav,hello,inf\n", "line 2 has no duration"),
         (HEADER + 'clip.wav,"I will,1\nclip.wav,go",1\n', "line 2 has a quote that does not end"),
+        (
+            'duration,file_path,normalized_transcript\n1,clip.wav,"I will\n1,clip.wav,go"\n',
+            "line 2 has a quote that does not end",
+        ),
+        (HEADER + "clip.wav,hello,1,\n", "line 2 has more fields than the header"),
         (HEADER + 'clip.wav,"  ",1\n', "line 2 has an empty normalized_transcript"),
         (HEADER + "x" * 5000 + ".wav,hello,1\n", "line 2 names .* which is not a file"),
     ],
@@ -86,8 +91,15 @@ def test_dataset_holds_the_clips_of_the_manifest(tiny_corpus):
 
 
 def test_dataset_names_the_clip_or_the_line_that_cannot_be_used(manifest):
-    path = manifest(HEADER + "clip.wav,hello,1\n")
+    path = manifest(HEADER + "clip.wav,hello,0.1\n")
     clips, wav = TTSDataset(path, AudioConfig(), Tokenizer()), path.with_name("clip.wav")
+    for seconds, is_read in ((0.19, True), (0.21, False)):
+        soundfile.write(wav, sine(440, seconds, RATE), RATE)
+        if is_read:
+            assert len(clips[0].mel) == 16
+        else:
+            with pytest.raises(DataError, match=f"^{wav}: lasts 0.21 s, but {path} says 0.10 s"):
+                clips[0]
     soundfile.write(wav, sine(440, 0.03, RATE), RATE)
     with pytest.raises(DataError, match=f"^{wav}: .*less than one window"):
         clips[0]

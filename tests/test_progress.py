@@ -46,17 +46,17 @@ def show_steps(monkeypatch):
     return show_steps
 
 
-def test_console_and_trackers_get_means_since_the_last_time(show_steps, capsys):
+def test_console_and_trackers_each_get_means_since_their_last_time(show_steps, capsys):
     """And the speed; the time left is from all of this epoch's steps.
 
-    Step 26 goes to the trackers, 27 to the console, 28 to the trackers and 30 to both. At step 27,
-    3 steps have taken 6 s and 23 are left; at step 30, 6 have taken 13 s and 20 are left.
+    Steps 26, 28 and 30 go to the trackers, 27 and 30 to the console. At step 27, 3 steps have taken
+    6 s and 23 are left; at step 30, 6 have taken 13 s and 20 are left.
     """
     _, logged = show_steps()
     said = capsys.readouterr()
     assert said.out.splitlines() == [
-        "epoch 3  step 7/10  loss 4.000  stop 2.000  frames/s 250  left 0:00:46",
-        "epoch 3  step 10/10  loss 6.000  stop 6.000  frames/s 600  left 0:00:43",
+        "epoch 3  step 7/10  loss 2.333  stop 0.917  frames/s 150  left 0:00:46",
+        "epoch 3  step 10/10  loss 5.000  stop 4.333  frames/s 200  left 0:00:43",
     ]
     assert said.err == ""
     names = ("loss", "stop_loss", "grad_norm", "frames_per_second", "learning_rate")
@@ -64,7 +64,7 @@ def test_console_and_trackers_get_means_since_the_last_time(show_steps, capsys):
         (dict(zip(names, values, strict=True)), step, 2 + (step - 20) / 10)
         for step, values in {
             26: (1.5, 0.375, 5.5, 100.0, 0.006),
-            28: (3.0, 1.0, 8.0, 40.0, 0.008),
+            28: (3.5, 1.5, 7.5, 100.0, 0.008),
             30: (6.0, 6.0, 9.5, 600.0, 0.01),
         }.items()
     ]

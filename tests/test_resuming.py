@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -253,6 +254,9 @@ def test_best_checkpoint_is_replaced_when_other_clips_judge(begin, tiny_corpus, 
     _, state = begin("--resume_from_checkpoint", "checkpoint_3", flag, value)
     assert state.best_epoch == 0
     assert "best_checkpoint was the best on other clips" in capsys.readouterr().out
+    same_clips = f"{tiny_corpus.test_manifest.parent}/./{tiny_corpus.test_manifest.name}"
+    flags = ("--resume_from_checkpoint", "checkpoint_3", "--path_to_val_manifest", same_clips)
+    assert begin(*flags)[1].best_epoch == 3
 
 
 def test_another_runs_checkpoints_are_not_overwritten(begin, run_folder):
@@ -312,6 +316,17 @@ def save_at(run, state, epoch: int, name: str | None = None) -> None:
     state.epoch = state.step = epoch
     state.history = [{"epoch": epoch, "step": epoch, "free_running_score": 0.0, "val_loss": 1.0}]
     save_checkpoint(run, state, name or f"checkpoint_{epoch}")
+
+
+def test_a_clock_that_goes_back_does_not_cost_the_newest_checkpoint(begin, monkeypatch):
+    run, state = begin("--keep_checkpoints", 1)
+    save_at(run, state, 1)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    for epoch in (2, 3):
+        save_at(run, state, epoch)
+    assert names_in(run.folder) == ["checkpoint_3"]
+    assert find_run_checkpoint(run.folder, "latest").name == "checkpoint_3"
 
 
 def test_the_newest_checkpoints_are_kept_and_only_those_of_a_run_are_touched(begin):

@@ -70,7 +70,7 @@ def save_checkpoint(run: Run, state: TrainerState, name: str) -> None:
     """
     path, accelerator = run.folder / name, run.accelerator
     temporary = path.with_name(TEMPORARY_PREFIX + name)
-    state.layout = run.layout
+    state.layout, state.val_clips = run.layout, run.val_clips
     try:
         if run.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -81,7 +81,8 @@ def save_checkpoint(run: Run, state: TrainerState, name: str) -> None:
         if run.is_main:
             configs = run.model_config, run.audio_config, run.tokenizer
             write_config(temporary, *configs, run.train_set.longest_text, run.contrast)
-            content = {**asdict(state), "written_at": time.time(), "train_config": run.flags}
+            content = {**asdict(state), "written_at": choose_time(run.folder)}
+            content["train_config"] = run.flags
             (temporary / STATE_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
             for file in [*temporary.iterdir(), temporary]:  # all on the disk before the renaming
                 flush_to_disk(file)
@@ -99,6 +100,12 @@ def save_checkpoint(run: Run, state: TrainerState, name: str) -> None:
         prune_checkpoints(run.folder, run.config.keep_checkpoints)
     run.saved_at = time.monotonic()
     accelerator.wait_for_everyone()
+
+
+def choose_time(folder: Path) -> float:
+    """Return the time, or one just after the last checkpoint's where a clock has gone back."""
+    before = [read_state_file(path)["written_at"] for path in list_checkpoints(folder)[-1:]]
+    return max([time.time(), *(written_at + 1e-3 for written_at in before)])
 
 
 def describe_checkpoint(state: TrainerState, name: str) -> str:

@@ -73,7 +73,7 @@ class TrainConfig:
     ] = 300
     drop_frame_rate: Annotated[
         float,
-        "share of teacher frames replaced by their mean, 0 to 1; 0.5 where free running does not "
+        "share of teacher frames replaced by their mean, below 1; 0.5 where free running does not "
         "say its texts",
     ] = 0.0
     stop_positive_weight: Annotated[

@@ -15,6 +15,27 @@ from training.state import TrainerState
 from training.tracking import Tracking
 
 
+class Means:
+    """Adds up what the steps return, for means over them."""
+
+    def __init__(self) -> None:
+        self.since, self.n_steps = time.perf_counter(), 0
+        self.sums: dict[str, float] = {}
+
+    def add(self, losses: dict[str, float]) -> None:
+        """Add a step."""
+        self.n_steps += 1
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def compute(self) -> dict[str, float]:
+        """Return the means, with frames_per_second in place of n_frames."""
+        means = {name: total / self.n_steps for name, total in self.sums.items()}
+        del means["n_frames"]
+        means["frames_per_second"] = self.sums["n_frames"] / (time.perf_counter() - self.since)
+        return means
+
+
 class Progress:
     """Shows the means over the last steps on the console and passes them to the trackers.
 
@@ -30,7 +51,7 @@ class Progress:
         """Start a bar and new means for an epoch of n_steps, from step epoch_step on."""
         self.epoch, self.n_steps = epoch, n_steps
         self.begun_at, self.begun_step = time.perf_counter(), epoch_step
-        self.reset_means()
+        self.of_console, self.of_trackers = Means(), Means()
         with never_fatal("the progress bar"):
             self.bar = tqdm(
                 total=n_steps,
@@ -38,11 +59,6 @@ class Progress:
                 desc=f"epoch {epoch + 1}/{self.config.training_epochs}",
                 disable=not (self.is_main and sys.stderr.isatty()),
             )
-
-    def reset_means(self) -> None:
-        """Start new means."""
-        self.since, self.n_shown = time.perf_counter(), 0
-        self.sums: dict[str, float] = {}
 
     def show(self, state: TrainerState, losses: dict[str, float]) -> None:
         """Add a step to the means; show them every --console_out_iters and --wandb_log_iters.
@@ -52,38 +68,30 @@ class Progress:
             losses: the losses that `train_step` returned.
         """
         step, epoch_step = state.step, state.epoch_step
-        self.n_shown += 1
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        to_console = step % self.config.console_out_iters == 0
-        tracked = self.tracking is not None and bool(self.tracking.trackers)
-        to_trackers = tracked and step % self.config.wandb_log_iters == 0
-        if not self.is_main or not (to_console or to_trackers):
+        self.of_console.add(losses)
+        self.of_trackers.add(losses)
+        if not self.is_main:
             return
-        means = {name: total / self.n_shown for name, total in self.sums.items()}
-        frames_per_second = self.sums["n_frames"] / (time.perf_counter() - self.since)
-        del means["n_frames"]
-        if to_console:
+        if step % self.config.console_out_iters == 0:
+            means, self.of_console = self.of_console.compute(), Means()
             with never_fatal("the progress line"):
-                self.print_means(epoch_step, means, frames_per_second)
-        if to_trackers:
-            values = {**means, "frames_per_second": frames_per_second}
+                self.print_means(epoch_step, means)
+        tracked = self.tracking is not None and bool(self.tracking.trackers)
+        if tracked and step % self.config.wandb_log_iters == 0:
+            values, self.of_trackers = self.of_trackers.compute(), Means()
             values["learning_rate"] = state.learning_rate
             self.tracking.log_step(values, step, self.epoch + epoch_step / self.n_steps)
-        self.reset_means()
 
-    def print_means(
-        self, epoch_step: int, means: dict[str, float], frames_per_second: float
-    ) -> None:
+    def print_means(self, epoch_step: int, means: dict[str, float]) -> None:
         """Print a line, or advance the bar and update the numbers after it."""
         per_step = (time.perf_counter() - self.begun_at) / (epoch_step - self.begun_step)
         n_left = (self.config.training_epochs - self.epoch) * self.n_steps - epoch_step
         shown = {
             name.replace("_loss", ""): f"{mean:.3f}"
             for name, mean in means.items()
-            if name != "grad_norm"
+            if name not in ("grad_norm", "frames_per_second")
         }
-        shown["frames/s"] = f"{frames_per_second:,.0f}"
+        shown["frames/s"] = f"{means['frames_per_second']:,.0f}"
         shown["left"] = str(timedelta(seconds=round(per_step * n_left)))
         if self.bar.disable:
             line = "  ".join(f"{name} {value}" for name, value in shown.items())

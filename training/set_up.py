@@ -48,7 +48,6 @@ from training.tracking import Tracking, remove_events
 from training.validation import count_free_running_clips
 
 OWNER_FILE = "run.txt"  # beside the pictures: the folder of the run that they are of
-VALIDATION_FLAGS = {"path_to_val_manifest", "free_running_clips"}  # that choose its clips
 VALIDATION_WORKERS = 4  # at most; each reads some 300 clips a second (benchmarks/loader.py)
 
 
@@ -330,7 +329,8 @@ def resume(run: Run, path: Path) -> TrainerState:
         )
         state.restart_epoch()
     best = run.folder / "best_checkpoint"
-    if state.best_epoch and VALIDATION_FLAGS & changed_flags.keys():
+    other_clips = state.val_clips not in (0, run.val_clips)
+    if state.best_epoch and (other_clips or "free_running_clips" in changed_flags):
         state.best_epoch = 0
         changed.append(
             f"{best.name} was the best on other clips; the next validated epoch replaces it"

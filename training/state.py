@@ -16,6 +16,7 @@ class TrainerState:
     epoch_losses: list[float] = field(default_factory=lambda: [0.0] * len(LOSSES))  # sums
     history: list[dict] = field(default_factory=list)  # losses and scores of completed epochs
     best_epoch: int = 0  # the epoch whose weights best_checkpoint holds; 0 for none
+    val_clips: int = 0  # Run.val_clips, on which best_epoch was the best; 0 if nobody has noted it
     speech_checked: bool = False  # True once the run has looked whether the voice says its texts
     wandb_run_id: str | None = None
     layout: dict[str, int] = field(default_factory=dict)  # Run.layout of the current epoch
