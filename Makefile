@@ -5,7 +5,7 @@
 # make rehearsal  train the reference recipe at full size, on sentences as long as LJSpeech's
 # make test       run the tests; LJSPEECH_DIR=... adds those on real speech
 # make test_latest   run the tests on the newest versions that requirements/dev.txt allows
-# make mutants    break the code in 200 places, one at a time; list the breaks that no test notices
+# make mutants    break the code in many places, one at a time; list the breaks that no test notices
 # make lint       run ruff
 # make bench      compare speed and memory with torchaudio's Tacotron2
 # make bench_gpu  do the same at a GPU's sizes, and measure training from loader to optimizer

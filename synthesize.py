@@ -78,7 +78,7 @@ HELP = {
     "speed": "speed of the sound, at the same pitch; the .npy keeps the model's own speed",
     "vocoder": "HiFi-GAN that makes the sound: universal or ljspeech (requirements/vocoder.txt), a "
     "folder, or auto: universal where that is installed and fits, else Griffin-Lim, as if unset",
-    "dtype": "precision of the matrix products; bfloat16 is faster",
+    "dtype": "precision of the matrix products; bfloat16 is faster on processors that have it",
 }
 
 
