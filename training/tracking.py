@@ -1,6 +1,6 @@
 """Log a run to wandb (--log_wandb) and TensorBoard (--log_tensorboard), under the same names.
 
-    train/loss, train/grad_norm, ...     means over --wandb_log_iters steps of training
+    train/loss, train/grad_norm, ...     means over the last --wandb_log_iters steps of an epoch
     train/epoch_loss, ...                means over an epoch
     val/loss, val/text_gain, ...         teacher forcing on the validation set
     free/text_match, ...                 free running on the validation set
