@@ -504,6 +504,10 @@ class TTSDataset(Dataset):
     def __getitem__(self, index: int) -> Utterance:
         path, text = self.paths[index], self.texts[index]
         wav = load_wav(path, self.audio_config.sampling_rate)
+        try:
+            mel = audio_to_mel(wav, self.audio_config)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
         seconds = len(wav) / self.audio_config.sampling_rate
         expected = self.n_frames[index] * self.audio_config.hop_seconds
         if abs(seconds - expected) > DURATION_TOLERANCE:
@@ -511,10 +515,6 @@ class TTSDataset(Dataset):
                 f"{path}: lasts {seconds:.2f} s, but {self.manifest} says {expected:.2f} s; where "
                 "recordings have changed, run prep_splits.py again"
             )
-        try:
-            mel = audio_to_mel(wav, self.audio_config)
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from None
         return Utterance(self._encode(index), mel, text, path)
 
 
