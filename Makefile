@@ -52,7 +52,8 @@ DEMO_FLAGS := \
 	--training_epochs $(if $(DEMO_LANGUAGE),11,6) --batch_size 16 --learning_rate 0.004 --min_learning_rate 1e-4 \
 	--warmup_steps 50 --short_first_epochs 0 \
 	--guided_attention_weight 1 --guided_attention_sigma 0.4 --drop_frame_rate 0.5 \
-	--checkpoint_epochs 5 --console_out_iters 20 --num_workers 0 --alignment_warning_steps 500 \
+	--checkpoint_epochs 5 --console_out_iters 20 --num_workers 0 --cache_mels $(DEMO_CORPUS)/mels \
+	--alignment_warning_steps 500 \
 	--character_embed_dim 256 --encoder_embed_dim 256 --decoder_rnn_embed_dim 512 \
 	--decoder_prenet_dim 128 --attention_dim 64 --decoder_postnet_n_filters 256 \
 	--encoder_dropout_p 0.1 --decoder_postnet_dropout_p 0.1 --attention_dropout_p 0 \

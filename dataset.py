@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 import audio.numba_cache  # noqa: F401 before librosa
+from audio.mel_cache import MelCache
 from audio.recording import read_recording
 from command_line.files import DataError, one_line, write_whole
 from text.phonemes import to_phonemes
@@ -451,6 +452,7 @@ class TTSDataset(Dataset):
         dictionary: from `load_dictionary`, to turn half of the words of half of the clips into
             phonemes. Seed, epoch (`set_epoch`) and clip alone decide which words.
         seed: of that choice.
+        cache_mels: folder that keeps the mels, so that each is computed once; see MelCache.
 
     Raises:
         DataError: naming the manifest and the line, or, from [], the recording.
@@ -463,6 +465,7 @@ class TTSDataset(Dataset):
         tokenizer: Tokenizer,
         dictionary: Mapping[str, str] | None = None,
         seed: int = 0,
+        cache_mels: str | None = None,
     ) -> None:
         import_librosa()
         frame = read_manifest(manifest)
@@ -470,6 +473,7 @@ class TTSDataset(Dataset):
         self.audio_config = audio_config
         self.tokenizer = tokenizer
         self.dictionary, self.seed = dictionary, seed
+        self.cache = MelCache(cache_mels, audio_config) if cache_mels else None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader processes see it
         self.paths: list[str] = frame["file_path"].tolist()
         self.texts: list[str] = frame["normalized_transcript"].tolist()
@@ -501,16 +505,20 @@ class TTSDataset(Dataset):
             text = to_phonemes(self.tokenizer.clean(text), self.dictionary, rng)
         return self.tokenizer.encode(text)
 
-    def __getitem__(self, index: int) -> Utterance:
-        path, text = self.paths[index], self.texts[index]
+    def _compute_mel(self, path: str) -> Tensor:
         wav = load_wav(path, self.audio_config.sampling_rate)
         try:
-            mel = audio_to_mel(wav, self.audio_config)
+            return audio_to_mel(wav, self.audio_config)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
-        seconds = len(wav) / self.audio_config.sampling_rate
-        expected = self.n_frames[index] * self.audio_config.hop_seconds
-        if abs(seconds - expected) > DURATION_TOLERANCE:
+
+    def __getitem__(self, index: int) -> Utterance:
+        path, text, compute = self.paths[index], self.texts[index], self._compute_mel
+        mel = self.cache.read(path, compute) if self.cache else compute(path)
+        hop_seconds = self.audio_config.hop_seconds
+        seconds = (len(mel) + 0.5) * hop_seconds  # to half a hop, since a rest is no frame
+        expected = self.n_frames[index] * hop_seconds
+        if abs(seconds - expected) > DURATION_TOLERANCE + hop_seconds / 2:
             raise DataError(
                 f"{path}: lasts {seconds:.2f} s, but {self.manifest} says {expected:.2f} s; where "
                 "recordings have changed, run prep_splits.py again"

@@ -6,6 +6,7 @@
 #   make my_voice RECORDINGS=DIR CHECKPOINT=voices/other VOICE=anna EPOCHS=150
 # RECORDINGS is a folder that prep_splits.py reads, at any sampling rate. The folder VOICE gets:
 #   recordings/        a report on the recordings, and pairs of sound and text that look wrong
+#   mels/              the recordings' mels, which training reads; remove them when it is done
 #   samples/voice/     pictures and sounds of every validation, alignment.gif, loss.png
 #   report.txt, worst/ scores on the sentences held out, and pictures of the worst
 #   suspects/          the five training clips with the worst scores: check their texts
@@ -76,7 +77,7 @@ touch "$VOICE/training_began"
     --learning_rate 3e-3 --warmup_steps 50 --min_learning_rate 1e-4 --short_first_epochs 0 \
     --guided_attention_weight 0 --drop_frame_rate 0.5 --validation_epochs 10 \
     --checkpoint_epochs 1000 --checkpoint_minutes 5 --keep_checkpoints 1 \
-    --console_out_iters 20 --num_workers 0 --alignment_warning_steps 500 \
+    --console_out_iters 20 --num_workers 0 --cache_mels "$VOICE/mels" --alignment_warning_steps 500 \
     --resume_from_checkpoint latest_or_new $TRAIN_FLAGS
 
 checkpoint=$VOICE/work_dir/voice/final_checkpoint

@@ -60,6 +60,7 @@ arguments=(
     # --resume_from_checkpoint latest # or latest_or_new, a checkpoint's name or its path
     # --overwrite                     # remove the checkpoints of an earlier run and start anew
     # --keep_checkpoints 3            # keep only the newest numbered checkpoints
+    # --cache_mels data/mels          # compute mels in the first epoch only; 2.4 GB for LJSpeech
     # --vocoder universal             # needs pip install -r requirements/vocoder.txt
     # --free_running_clips 16         # default: as many as a tenth of an epoch's time allows
     # --path_to_symbols symbols.json  # replace the table of symbols

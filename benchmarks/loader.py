@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import dataset
 from benchmarks import common
 from benchmarks.common import Row
-from command_line.files import count_argument
+from command_line.files import count_argument, path_argument
 from command_line.main import script
 from dataset import AudioConfig, BatchSampler, TTSDataset
 from text.tokenizer import Tokenizer
@@ -98,7 +98,7 @@ def measure(args: argparse.Namespace, manifest: Path) -> None:
     """Measure loaders and padding; print and write."""
     machine, folder = common.print_device(CPU), args.output_dir
     hop_seconds = AudioConfig().hop_seconds
-    clips = TTSDataset(manifest, AudioConfig(), Tokenizer())
+    clips = TTSDataset(manifest, AudioConfig(), Tokenizer(), cache_mels=args.cache_mels)
     n_clips, audio_seconds = len(clips), sum(clips.n_frames) * hop_seconds
     print(f"{n_clips:,} clips, {audio_seconds / n_clips:.2f} s on average")
     rows = []
@@ -129,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = common.make_parser(__doc__, **counts, repeats=(3, "timed passes"))
     add = parser.add_argument
     add("--manifest", type=Path, help="CSV of prep_splits.py; noise if unset")
+    add("--cache_mels", type=path_argument, help="folder of mels, as train_taco.py takes it")
     add("--num_workers", type=count_argument, nargs="+", default=[2], help="processes (default: 2)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

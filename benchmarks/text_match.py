@@ -9,7 +9,8 @@ scored in the ways of SCORES. text_match.csv has a row for each checkpoint; a ro
 already is not measured again, so that the script can go on. text_match.png draws the word errors
 over each score, with Spearman's rank correlation, which is -1 for a score that orders the
 checkpoints of each run as the recognizer does. text_gain and val_loss are those of training's own
-validation.
+validation. word_errors.png draws the word errors over the minutes of training, its validations
+included, by the times at which a run without a break wrote its checkpoints.
 """
 
 import sys
@@ -89,7 +90,8 @@ def measure(
             clip.row["text_match"] = text_match(clips, int(index), clip.mel)
         spoken += scored
     means = pd.DataFrame([clip.row for clip in spoken]).mean(numeric_only=True)
-    row = {name: means.get(name) for name in SCORES} | {"step": state["step"]}
+    row = {name: means.get(name) for name in SCORES}
+    row |= {"step": state["step"], "written_at": state["written_at"]}
     validated = {**state["history"][-1]} if state["history"] else {}
     if validated.get("step") == state["step"]:  # otherwise the checkpoint was not validated
         row |= {name: validated.get(name) for name in ("text_gain", "val_loss")}
@@ -127,6 +129,21 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     save_figure(figure, path)
 
 
+def draw_minutes(rows: Sequence[Row], path: Path) -> None:
+    """Draw the word errors over the minutes of training: steps times a run's minutes per step."""
+    figure = new_figure(6.4, 3.2)
+    axes = figure.add_subplot()
+    for run, part in pd.DataFrame(rows).sort_values("step").groupby("run", sort=False):
+        minutes, steps = part["written_at"] / 60, part["step"]
+        per_step = (minutes.iloc[-1] - minutes.iloc[0]) / (steps.iloc[-1] - steps.iloc[0])
+        axes.plot(steps * per_step, 100 * part["word_errors"], marker="o", ms=3, label=run)
+    axes.set(xlabel="minutes of training", ylabel="word errors, %", xlim=(0, None), ylim=(0, 100))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    freeze_layout(figure)
+    save_figure(figure, path)
+
+
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is not yet measured, write the table, and draw it."""
@@ -155,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for score, correlation in correlate(rows).items():
         print(f"{score:<20} {correlation:6.2f}   {SCORES[score]}")
     draw(rows, path.with_suffix(".png"))
+    draw_minutes(rows, path.with_name("word_errors.png"))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import common
 from benchmarks.loader import LJSPEECH_CLIPS, open_corpus
 from benchmarks.train_step import Contender, make_contender, train_step
-from command_line.files import DataError, count_argument, seed_argument
+from command_line.files import DataError, count_argument, path_argument, seed_argument
 from command_line.main import script
 from dataset import AudioConfig, BatchSampler, TTSDataset
 from model import Tacotron2Config
@@ -131,6 +131,7 @@ def parse_args(argv: Sequence[str] | None) -> common.Flags:
     parser = common.make_parser(__doc__, **counts, repeats=(3, "timed passes"))
     add = parser.add_argument
     add("--manifest", type=Path, help="CSV of prep_splits.py; noise if unset")
+    add("--cache_mels", type=path_argument, help="folder of mels, as train_taco.py takes it")
     add("--dtype", choices=DTYPES, default="bfloat16", help="of products (default: %(default)s)")
     n_workers = min((os.cpu_count() or 1) - 1, MOST_WORKERS)
     worker_count = partial(count_argument, least=0, most=MAX_WORKERS)
@@ -145,7 +146,7 @@ def parse_args(argv: Sequence[str] | None) -> common.Flags:
 def measure(args: argparse.Namespace, config: Tacotron2Config, manifest: Path) -> None:
     """Measure passes of both models in turn; print and write."""
     machine = common.print_device(args.device)
-    dataset = TTSDataset(manifest, args.audio_config, Tokenizer())
+    dataset = TTSDataset(manifest, args.audio_config, Tokenizer(), cache_mels=args.cache_mels)
     batches = draw_batches(dataset, args.batch_size, args.seed, args.steps)
     print(f"{len(dataset):,} clips, {len(batches):,} steps to a pass")
     rate = common.matmul_rate(args.device, args.dtype)

@@ -161,7 +161,11 @@ for place, make in (
 ):
     row(f"write to {place}: prep_splits", prep("--path_to_save", make), "locked")
     row(f"write to {place}: prep_splits --report", prep("--report", make), "locked", "--report")
-    for what, flag in (("checkpoints", "--working_directory"), ("samples", "--save_audio_gen")):
+    for what, flag in (
+        ("checkpoints", "--working_directory"),
+        ("samples", "--save_audio_gen"),
+        ("mels", "--cache_mels"),
+    ):
         row(f"write to {place}: train {what}", train(flag, make), "locked", flag)
     row(f"write to {place}: synthesize", say("--output_dir", make), "locked")
     row(f"write to {place}: evaluate", judge("--output_json", inside(make)), "locked")

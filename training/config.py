@@ -120,6 +120,10 @@ class TrainConfig:
     num_workers: Annotated[
         int, "processes that load data, per device; 0 loads it in the training process"
     ] = 2
+    cache_mels: Annotated[
+        str | None,
+        "folder that keeps the recordings' mels, which only the first epoch then computes",
+    ] = None
     log_wandb: Annotated[bool, "log to Weights & Biases"] = False
     log_tensorboard: Annotated[bool, "log to the folder tensorboard beside the checkpoints"] = False
     path_to_symbols: Annotated[
@@ -252,6 +256,7 @@ PATHS = (
     "warm_start",
     "resume_from_checkpoint",
     "vocoder",
+    "cache_mels",
 )
 
 

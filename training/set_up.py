@@ -85,6 +85,8 @@ def set_up(
 def find_start(folder: Path, args: Any) -> Path | None:
     """Find the checkpoint that the run resumes from; None for a new run."""
     check_writable("--save_audio_gen", args.save_audio_gen)
+    if args.cache_mels:
+        check_writable("--cache_mels", args.cache_mels)
     clear_remains(folder)
     owner = Path(args.save_audio_gen) / args.experiment_name / OWNER_FILE
     other = Path(owner.read_text(encoding="utf-8")) if owner.is_file() else folder.absolute()
@@ -222,11 +224,12 @@ def open_data(
         DataError: naming the manifest and what is wrong with it.
     """
     dictionary = load_dictionary() if config.phonemes == "cmudict" else None
-    train_set = TTSDataset(
-        config.path_to_train_manifest, audio_config, tokenizer, dictionary, config.seed
+    manifests = config.path_to_train_manifest, config.path_to_val_manifest
+    dictionaries = dictionary, None if tokenizer.has_letters else dictionary
+    train_set, val_set = (
+        TTSDataset(manifest, audio_config, tokenizer, words, config.seed, config.cache_mels)
+        for manifest, words in zip(manifests, dictionaries, strict=True)
     )
-    val_dictionary = None if tokenizer.has_letters else dictionary
-    val_set = TTSDataset(config.path_to_val_manifest, audio_config, tokenizer, val_dictionary)
     return train_set, val_set
 
 
