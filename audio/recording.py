@@ -24,6 +24,7 @@ UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's number of samples in such a flac
 # Programs that write to a pipe leave a size of 0, or of about 2 or 4 GiB (0x7FFFF000, 0xFFFFFFFF).
 PLACEHOLDERS = (2**31, 2**32, 2**63, 2**64)
 PLACEHOLDER_MARGIN = 2**13  # bytes between a placeholder and these
+SAMPLING_RATES = range(1_000, 1_000_001)  # of sound
 MAX_PEAK = 8.0  # a float recording's loudest sample; what is above 1 is scaled down
 FRAME_SECONDS = 0.02
 SILENCE_DB = 40.0  # below the loudest frame
@@ -171,7 +172,7 @@ def read_recording(path: str | Path) -> Recording:
     except (OSError, RuntimeError, TypeError, ValueError, MemoryError) as error:
         reason = "no such file" if not os.path.isfile(path) else str(error).strip(". ")
         raise DataError(f"{path}: cannot be read as audio ({reason})") from None
-    if not 1_000 <= sampling_rate <= 1_000_000:
+    if sampling_rate not in SAMPLING_RATES:
         raise DataError(f"{path}: has a sampling rate of {sampling_rate} Hz")
     if len(channels) == 0:
         raise DataError(f"{path}: holds no samples")

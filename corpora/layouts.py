@@ -13,6 +13,7 @@ without that suffix, or with that of the files that they were converted from.
 import os
 import re
 import sys
+import unicodedata
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -95,7 +96,7 @@ def read_pairs(folder: Path) -> list[Clip]:
                 problem = f"{text_file} has {markup}"
             elif not (transcript := " ".join(text.split())):
                 problem = "empty transcript"
-        except DataError as error:
+        except (DataError, OSError) as error:
             problem = str(error)
         clips.append(Clip(f"{name}.txt", name, transcript, folder / recording, problem=problem))
     texts = [name for name in list_files(folder) if name.lower().endswith(".txt")]
@@ -139,4 +140,20 @@ def read_clips(
         )
     with file_errors():
         clips = read_table(table, file_column, text_column) if table else read_pairs(folder)
-    return map_clips(partial(check_audio, folder=folder), clips, "checking")
+    clips = map_clips(partial(check_audio, folder=folder), clips, "checking")
+    if table and not any(clip.problem for clip in clips):
+        count_unnamed(table, clips)
+    return clips
+
+
+def count_unnamed(table: Path, clips: list[Clip]) -> None:
+    """Count on stderr the recordings, beside a table or in its wavs/, that no row names."""
+    compose = partial(unicodedata.normalize, "NFC")
+    named = {compose(AUDIO_SUFFIX.sub("", clip.clip_id)) for clip in clips}
+    files = [name for place in (table.parent, table.parent / "wavs") for name in list_files(place)]
+    recordings = {
+        name: compose(remove_suffix(name)) for name in files if remove_suffix(name) != name
+    }
+    if unnamed := [name for name, stem in recordings.items() if stem not in named]:
+        count = f"{len(unnamed)} ({escape_bytes(unnamed[0])!r})"
+        say(f"Recordings that {table.name} does not name: {count}", file=sys.stderr)

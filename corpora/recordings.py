@@ -14,14 +14,16 @@ import soundfile
 from tqdm import tqdm
 
 import audio.numba_cache  # noqa: F401 before librosa
-from audio.recording import find_sample_size, open_recording, read_recording
+from audio.recording import SAMPLING_RATES, find_sample_size, open_recording, read_recording
 from command_line.files import DataError, write_whole
 
 SUFFIXES = (".wav", ".flac", ".WAV", ".FLAC", ".Wav", ".Flac")  # in the order of trial
 AUDIO_SUFFIX = re.compile(  # of any format; a table may name the files before their conversion
     r"(?<=[^/])\.(wave?|flac|mp3|ogg|oga|opus|m4a|mp4|aac|wma|aiff?|webm|amr)\Z", re.IGNORECASE
 )
+MIN_SECONDS = 0.05  # of a clip: training's windows last 46 ms by default
 MAX_SECONDS = 20.0  # of a clip that trains well
+MAX_DIFFERENCE = 0.1  # seconds between a header and the sound behind it
 MAX_LISTED = 10  # bad clips to name on the console
 
 T = TypeVar("T")
@@ -90,22 +92,28 @@ def find_recording(name: Path, folder: Path) -> Path | None:
 def inspect_recording(path: Path) -> tuple[float, str, tuple[str, ...]]:
     """Return a recording's length in seconds, a problem or "", and how training reads it if oddly.
 
-    The header tells this of a mono wav of integers. Others are read: a flac may be incomplete,
-    a float NaN, and channels may cancel each other.
+    The header tells this of a mono wav of integers. Others are read: a flac, or an mp3 named wav,
+    may be incomplete, a float NaN, and channels may cancel each other.
     """
     with open_recording(path) as file:
         if file.frames <= 0:
             return 0.0, f"zero-length: no samples in {path}", ()
-        is_rf64, is_flac = file.format == "RF64", file.format == "FLAC"
-        if "should be" in file.extra_info or is_rf64:  # libsndfile's note on a wrong size
+        # "should be" is libsndfile's note on a wrong size.
+        if "should be" in file.extra_info or file.format == "RF64":
             size = find_sample_size(path)
             if size and size.is_truncated:
                 problem = f"{size.held} bytes of samples instead of {size.promised} in {path}"
                 return 0.0, f"truncated: {problem}", ()
-        if file.channels == 1 and not is_flac and file.subtype not in ("FLOAT", "DOUBLE"):
-            return file.frames / file.samplerate, "", ()
+        by_header, knows_length = file.frames / file.samplerate, file.seekable()
+        is_wav = file.format in ("WAV", "WAVEX", "RF64") and file.samplerate in SAMPLING_RATES
+        if is_wav and file.channels == 1 and file.subtype not in ("FLOAT", "DOUBLE"):
+            return by_header, "", ()
     recording = read_recording(path)
-    return len(recording.wav) / recording.sampling_rate, "", recording.remarks
+    seconds = len(recording.wav) / recording.sampling_rate
+    if knows_length and abs(seconds - by_header) > MAX_DIFFERENCE:
+        problem = f"truncated: {seconds:.2f} s of sound instead of {by_header:.2f} s in {path}"
+        return 0.0, problem, ()
+    return seconds, "", recording.remarks
 
 
 def check_audio(clip: Clip, folder: Path) -> Clip:
@@ -122,7 +130,13 @@ def check_audio(clip: Clip, folder: Path) -> Clip:
         duration, problem, remarks = inspect_recording(path)
     except (DataError, soundfile.SoundFileError, OSError) as error:
         duration, problem, remarks = 0.0, f"unreadable: {error}", ()
+    problem = problem or describe_brevity(duration)
     return clip._replace(path=path, duration=duration, problem=problem, remarks=remarks)
+
+
+def describe_brevity(seconds: float) -> str:
+    """Return "", or what is wrong with a clip that is too short to train on."""
+    return f"lasts {seconds:.3f} s, less than {MIN_SECONDS:g} s" if seconds < MIN_SECONDS else ""
 
 
 def trim_clip(clip: Clip, folder: Path, trim_db: float) -> Clip:
@@ -141,4 +155,5 @@ def trim_clip(clip: Clip, folder: Path, trim_db: float) -> Clip:
         write_whole(path, lambda new: soundfile.write(new, pcm, sampling_rate, format="WAV"))
     except Exception as error:  # of any kind: it is listed with the clip that it belongs to
         return clip._replace(problem=f"trimming failed: {error}")
-    return clip._replace(path=path, duration=len(pcm) / sampling_rate)
+    seconds = len(pcm) / sampling_rate
+    return clip._replace(path=path, duration=seconds, problem=describe_brevity(seconds))

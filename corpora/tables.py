@@ -176,19 +176,37 @@ def names_recording(cell: str, folder: Path) -> bool:
 
 
 def choose_file(
-    header: Sequence[str], rows: list[list[str]], columns: Iterable[int], folder: Path
+    header: Sequence[str], rows: list[list[str]], columns: set[int], folder: Path
 ) -> int:
-    """Choose the column that names the recordings; where there are none, by its name and look."""
+    """Choose the column that names the recordings; where there are none, by its name and look.
+
+    Raises:
+        DataError: when two columns name recordings, others in each row, as numbers of rows may.
+    """
     named = find_named(header, AUDIO_COLUMNS)
 
     def rank(column: int) -> tuple:
         cells = {row[column] for row in rows}
         tests = (partial(names_recording, folder=folder), is_audio_name, is_plain)
-        exist, are_audio, are_plain = (2 * sum(map(test, cells)) >= len(rows) for test in tests)
+        n_found, n_audio, n_plain = (sum(map(test, cells)) for test in tests)
+        exist, are_audio, are_plain = (2 * n >= len(rows) for n in (n_found, n_audio, n_plain))
         by_name = -named.index(column) if column in named else -len(named)
-        return exist, by_name, are_audio, are_plain, -column
+        return exist, exist and are_audio, exist * n_found, by_name, are_audio, are_plain, -column
 
-    return max(columns, key=rank)
+    ranks = {column: rank(column) for column in columns}
+    best = max(columns, key=ranks.__getitem__)
+    if ranks[best][0] and best not in find_named(header, AUDIO_COLUMNS[:-1]):
+        for other in (i for i in columns if i != best and ranks[i][:3] == ranks[best][:3]):
+            pairs = [
+                [AUDIO_SUFFIX.sub("", clean_name(row[i])) for i in (best, other)] for row in rows
+            ]
+            if differing := [row for row, (a, b) in zip(rows, pairs, strict=True) if a != b]:
+                found = number_cells(differing[0])
+                raise DataError(
+                    f"{folder}: columns {best + 1} and {other + 1} name different recordings, as "
+                    f"in {found}{HOW_TO_NAME}"
+                )
+    return best
 
 
 def choose_text(
@@ -348,11 +366,16 @@ def read_table(
     rows = split_rows(lines, separator, path)[bool(named) :]
     flags = {"--file_column": file_column, "--text_column": text_column}
     columns = find_columns(path, lines, rows, separator, flags)
-    clips, first_lines = [], {}  # the line of each id
+    clips, first_lines, piece_before = [], {}, False  # the line of each id
     for line_number, cells in rows[bool(columns.names) :]:
         clip = read_row(cells, columns, separator, f"{path.name} line {line_number}")
-        if clips and len(cells) == 1 and cells[0].strip() and not clips[-1].problem:
+        is_piece = len(cells) == 1 and bool(cells[0].strip())
+        if columns.text < columns.file:  # a text with a line end begins in the row before
+            if piece_before and not clip.problem:
+                clip = clip._replace(problem=f"the text may begin in {clips[-1].place}")
+        elif is_piece and clips and not clips[-1].problem:
             clips[-1] = clips[-1]._replace(problem=f"the text may go on in line {line_number}")
+        piece_before = is_piece
         first = line_number if clip.problem else first_lines.setdefault(clip.clip_id, line_number)
         if first != line_number:
             clip = clip._replace(problem=f"duplicate id, first on line {first}")

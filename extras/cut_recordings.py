@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from audio.recording import FRAME_SECONDS, SILENCE_DB, read_recording
+from audio.recording import FRAME_SECONDS, SILENCE_DB, find_sample_size, read_recording
 from command_line.files import (
     DataError,
     check_writable,
@@ -147,6 +147,10 @@ def write_pieces(folder: Path, recordings: list[str]) -> list[Piece]:
     pieces = []
     for path in tqdm(recordings, desc="cutting", unit="recording", disable=None):
         wav, _, rate, _ = read_recording(path)
+        if (size := find_sample_size(path)) and size.is_truncated:
+            found = f"{size.held} bytes of samples instead of {size.promised}"
+            raise DataError(f"{path}: is truncated, {found}")
+        say(f"{path}: {len(wav) / rate / 60:.1f} minutes")
         edges = cut(measure_levels(wav, rate), round(FRAME_SECONDS * rate) / rate)
         for number, (start, end) in enumerate(edges, 1):
             why = f"shorter than {MIN_SECONDS:g} s" if end - start < MIN_SECONDS else ""

@@ -206,6 +206,16 @@ def test_a_transcript_of_something_else_is_noticed(tmp_path):
     assert kept.items() <= dict(zip(HEARD, SENTENCES, strict=True)).items() and len(kept) >= 3
 
 
+def test_half_of_a_recording_is_refused(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "talk.wav", WAV, RATE)
+    content = (tmp_path / "talk.wav").read_bytes()
+    (tmp_path / "talk.wav").write_bytes(content[: len(content) // 2])
+    monkeypatch.setattr(cut_recordings, "load_recognizer", lambda *_: Recognizer([]))
+    flags = ["--recordings", tmp_path / "talk.wav", "--output_dir", tmp_path / "out"]
+    with pytest.raises(SystemExit, match=r"talk\.wav: is truncated, \d+ bytes of samples instead"):
+        cut_recordings.main([*map(str, flags), "--asr", "x"])
+
+
 @pytest.mark.parametrize(
     ("files", "flags", "message"),
     [

@@ -466,6 +466,82 @@ def test_a_quotation_over_several_clips_is_refused(tmp_path):
     assert read_clips(corpus)[0].transcript.split() == ["I", "came", "home", '"late"']
 
 
+@pytest.mark.parametrize(
+    ("table", "first"),
+    [
+        ("id,recording_file,text\n{i},clip{i}.wav", 0),  # ids that are numbers of rows
+        ("id,source,text\n{n},{i}.wav", 0),  # and name a recording, though another
+        (",nummer,satz\n{i},{n}", 1),  # all of these exist, of the others all but one
+        ("nr;quelle;satz\n{n};{i}", None),  # all of both exist
+        ("{n}\t{i}", None),
+        ("id\tquelle\ttext\n{n}\t{i}", None),
+        ("id\tfile\ttext\n{n}\t{i}", 0),  # says which
+    ],
+)
+def test_row_numbers_are_not_taken_for_recordings(tmp_path, table, first):
+    header, _, line = table.rpartition("\n")
+    separator = next(c for c in ";\t," if c in line)
+    for name in [f"clip{i}" for i in range(5)] + [str(i) for i in range(first or 0, 6)]:
+        (tmp_path / "wavs").mkdir(exist_ok=True)
+        write_wav(tmp_path / f"wavs/{name}.wav", 0.1)
+    texts = ["Hello to you", "Good bye, my friend", "We walk home", "It rains a lot", "The end"]
+    lines = [f'{line.format(i=i, n=i + 1)}{separator}"{text}"' for i, text in enumerate(texts)]
+    (tmp_path / "metadata.csv").write_text("\n".join([header, *lines] if header else lines))
+    if first is None:
+        with pytest.raises(DataError, match=r"1 and 2 name different recordings, .*--file_column"):
+            read_clips(tmp_path)
+        assert [clip.path.stem for clip in read_clips(tmp_path, file_column="2")] == [*"01234"]
+        return
+    clips = read_clips(tmp_path)
+    assert [clip.transcript for clip in clips] == texts and not any(c.problem for c in clips)
+    assert [int(clip.path.stem[-1]) for clip in clips] == [first + i for i in range(5)]
+
+
+def test_a_text_with_a_line_end_before_the_recordings_name_is_a_bad_row(tmp_path):
+    corpus = make_corpus(tmp_path / "lj", 4)
+    rows = ["text|file", "The first row|clip0.wav", "It begins here", "and ends here|clip1.wav"]
+    (corpus / "metadata.csv").write_text("\n".join([*rows, "The last row|clip2.wav"]))
+    problems = {clip.clip_id: clip.problem for clip in read_clips(corpus)}
+    assert problems["clip1"] == "the text may begin in metadata.csv line 3"
+    assert problems["clip0"] == problems["clip2"] == ""
+
+
+def test_what_training_would_refuse_is_a_bad_row(tmp_path):
+    """Too short, incomplete, of no rate of sound, or with a text that cannot be read."""
+    folder = make_pairs(tmp_path / "voice")
+    write_wav(folder / "clip1.wav", 0.03)
+    sound = np.sin(np.arange(60_000) / 20)
+    soundfile.write(folder / "whole.mp3", sound, 22050)
+    content = (folder / "whole.mp3").read_bytes()
+    (folder / "clip2.wav").write_bytes(content)
+    (folder / "clip3.wav").write_bytes(content[: len(content) // 2])
+    soundfile.write(folder / "clip4.wav", sound, 500)
+    (folder / "clip5.txt").unlink()
+    (folder / "clip5.txt").symlink_to("nowhere.txt")
+    clips = {clip.clip_id: clip for clip in read_clips(folder)}
+    found = {name: clip.problem for name, clip in clips.items() if clip.problem}
+    expected = {
+        "clip1": "lasts 0.030 s, less than 0.05 s",
+        "clip3": "truncated: ",
+        "clip4": "has a sampling rate of 500 Hz",
+        "clip5": "No such file",
+    }
+    assert found.keys() == expected.keys()
+    assert all(text in found[name] for name, text in expected.items())
+    assert clips["clip2"].duration == pytest.approx(60_000 / 22050, abs=0.1)
+
+
+def test_recordings_that_the_table_does_not_name_are_counted(tmp_path, capsys):
+    corpus = make_corpus(tmp_path / "lj", 4)
+    read_clips(corpus)
+    assert capsys.readouterr().err == ""
+    write_wav(corpus / "wavs/new.wav", 0.1)
+    write_wav(corpus / "clip9.wav", 0.1)
+    read_clips(corpus)
+    err = capsys.readouterr().err
+    assert err == "Recordings that metadata.csv does not name: 2 ('clip9.wav')\n"
+
+
 def test_a_text_belongs_to_the_recording_beside_it(tmp_path):
     """Not to one of the same name in wavs/, such as a raw take."""
     corpus = make_corpus(tmp_path / "lj", 2)
