@@ -155,8 +155,12 @@ def check_names(paths: Iterable[str]) -> None:
 
 
 @file_errors()
-def claim_folder(output_dir: Path, settings: dict[str, object]) -> None:
-    """Note in a new folder where its mels come from; refuse a folder with other mels."""
+def claim_folder(output_dir: Path, settings: dict[str, object], names: Iterable[str]) -> None:
+    """Note in a new folder where its mels come from; refuse one with other mels or a user's files.
+
+    Args:
+        names: of the filelists.
+    """
     path = output_dir / SETTINGS_FILE
     if os.path.isfile(path):
         found = read_json(path)
@@ -164,6 +168,10 @@ def claim_folder(output_dir: Path, settings: dict[str, object]) -> None:
             message = f"holds mels of {found}, and these would be of {settings}"
             raise DataError(f"--output_dir {output_dir}: {message}; give another one")
         return
+    for name in ("wavs", *(f"{name}.txt" for name in names)):
+        if os.path.lexists(output_dir / name):  # as a corpus has
+            message = f"has {name} already, which no export has written"
+            raise DataError(f"--output_dir {output_dir}: {message}; give another one")
     check_writable("--output_dir", output_dir)
     write_text(path, json.dumps(settings, indent=2))
 
@@ -201,10 +209,11 @@ def main(argv: list[str] | None = None) -> None:
     ]
     check_names(path for clips in manifests for path in clips.paths)
     sha256 = hashlib.sha256((checkpoint / WEIGHTS_FILE).read_bytes()).hexdigest()
-    settings = {"source": args.source, "weights_sha256": sha256}
+    audio_sha256 = hashlib.sha256(repr(voice.audio_config).encode()).hexdigest()
+    settings = {"source": args.source, "weights_sha256": sha256, "audio_sha256": audio_sha256}
     if voice.contrast and args.source == "teacher_forced":
         settings["contrast_sha256"] = hashlib.sha256(repr(voice.contrast).encode()).hexdigest()
-    claim_folder(output_dir, settings)
+    claim_folder(output_dir, settings, names)
     torch.manual_seed(args.seed)
     for clips, name in zip(manifests, names, strict=True):
         export_manifest(clips, voice, output_dir, args)

@@ -157,12 +157,16 @@ def collect(args: argparse.Namespace) -> Material:
             raise
         warn(f"left out of the card: {error}")
     samples = f"validation/{experiment}", f"samples/{experiment}"
+    written = (checkpoint / WEIGHTS_FILE).stat().st_mtime
+    sounds = find(args.sounds, ("spoken",), "*.wav")
+    if not args.sounds:  # an older sound is of another voice
+        sounds = [path for path in sounds if path.stat().st_mtime >= written]
     material = Material(
         report,
         step,
         find(args.samples, samples, "epoch_*_free_running.png")[-1:],
         find(args.samples, samples, "loss.png"),
-        find(args.sounds, ("spoken",), "*.wav")[:N_SOUNDS],
+        sounds[:N_SOUNDS],
     )
     parts = {
         "numbers (--report)": report,

@@ -33,7 +33,7 @@ def alignment_scores(
     """Score how well formed each alignment (B, T_mel, T_text) is; each score is (B,).
 
     focus: the mean over frames of the alignment's maximum, 1 is sharp; coverage: the share of
-    characters that get at least half a frame of attention; monotonicity: the share of steps on
+    characters that get at least half a frame of attention; monotonicity: the share of frames at
     which the arg-max does not go back.
     """
     alignments, token_lengths = alignments.float(), token_lengths.to(alignments.device)

@@ -9,6 +9,7 @@ cross-faded with the sound so far. Griffin-Lim finds other phases for a part tha
 a stream sounds nearly, but not exactly, like `speak`.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -80,7 +81,7 @@ def stream_mels(
 ) -> Iterator[Tensor]:
     """Yield the mel of one piece in parts (n_frames, num_mels), sharpened, as soon as it is known.
 
-    The prenet's dropout comes from `generator`, or torch's own.
+    The prenet's dropout comes from `generator`, or torch's own. Warns if no stop token comes.
     """
     model, tokens = voice.model, encode(text, voice)
     device, lengths = next(model.parameters()).device, torch.tensor([len(tokens)])
@@ -92,12 +93,13 @@ def stream_mels(
     # The correction of a frame depends on so many frames before it and after it.
     reach = sum(conv[0].kernel_size[0] // 2 for conv in model.postnet.convolutions)
     decoded = torch.zeros(1, 0, model.config.num_mels, device=device)
-    n_done, n_wanted, is_last = 0, FIRST_FRAMES + reach, False
+    n_done, n_wanted, is_last, has_stopped = 0, FIRST_FRAMES + reach, False, False
     while not is_last:
         with inference_precision(device, options.dtype), dropout_from(generator):
             while decoded.shape[1] < n_wanted and not is_last:
-                frames, *_ = next(steps, (decoded[:, :0],))
+                frames, stop_logits, *_ = next(steps, (decoded[:, :0], decoded[:, :0, 0]))
                 is_last = not frames.shape[1]
+                has_stopped |= bool((stop_logits.sigmoid() > options.stop_threshold).any())
                 decoded = torch.cat([decoded, frames.float()], dim=1)
             first = max(0, n_done - reach)
             end = decoded.shape[1] - (0 if is_last else reach)
@@ -107,3 +109,5 @@ def stream_mels(
         part = corrected[0, n_done - first : end - first]
         yield sharpen(part, voice.audio_config, voice.contrast)
         n_done, n_wanted = end, end + MORE_FRAMES + reach
+    if not has_stopped:
+        warnings.warn(f"did not stop within {n_done} frames: {text}", stacklevel=2)

@@ -96,7 +96,13 @@ def restore_words(typed: str, words: list[Word], clean: Callable[[str], str]) ->
     expected = [(i, part) for i, word in enumerate(typed_words) for part in cleaned[word]]
     texts = [key_of(part) for _, part in expected], [key_of(word.word) for word in words]
     starts = [(0, 0)]  # of each entry: its first word among those typed, and among those spoken
-    for _, i, i_end, j, j_end in SequenceMatcher(None, *texts, autojunk=False).get_opcodes():
+    early: list[str] = []  # spoken just before, in another order than typed
+    for kind, i, i_end, j, j_end in SequenceMatcher(None, *texts, autojunk=False).get_opcodes():
+        while kind in ("replace", "delete") and i < i_end and texts[0][i] in early:
+            early.remove(texts[0][i])
+            i += 1
+        if kind != "equal":
+            early = texts[1][j:j_end] if kind == "insert" else []
         n_typed, n_spoken = i_end - i, j_end - j
         for k in range(n_spoken if n_typed == n_spoken else min(n_typed, n_spoken, 1)):
             if expected[i + k][0] > starts[-1][0] and j + k > starts[-1][1]:

@@ -174,6 +174,24 @@ def test_a_folder_of_other_mels_is_refused(flags, capsys):
     assert "--output_dir" in said and "'recording'" in said and "'teacher_forced'" in said
 
 
+@pytest.mark.parametrize("name", ["wavs/mine.wav", "test.txt"])
+def test_a_folder_with_files_of_the_users_is_refused(flags, tmp_path, capsys, name):
+    mine = tmp_path / "mels" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert f"has {Path(name).parts[0]} already" in refused(capsys, *flags)
+    assert mine.read_text() == "mine" and len([*(tmp_path / "mels").rglob("*")]) < 3
+
+
+def test_mels_of_other_audio_settings_are_refused(voice, flags, tmp_path, capsys):
+    run("export_mels", *flags, capsys=capsys)
+    other = shutil.copytree(voice, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["audio"]["min_db"] = -60.0
+    (other / "config.json").write_text(json.dumps(config))
+    assert "audio_sha256" in refused(capsys, *flags, "--checkpoint", other)
+
+
 def test_a_folder_of_mels_with_another_contrast_is_refused(voice, flags, tmp_path, capsys):
     run("export_mels", *flags, capsys=capsys)
     other = shutil.copytree(voice, tmp_path / "other")

@@ -1,6 +1,7 @@
 """extras/publish.py: what it uploads, and the model card."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -108,6 +109,14 @@ def test_the_numbers_of_another_voice_stay_off_the_card(run, tmp_path, monkeypat
     publish_it(run, "--dry_run", "--output_dir", tmp_path / "card")
     assert "is of another checkpoint" in capsys.readouterr().err
     assert "0.594" not in (tmp_path / "card/README.md").read_text()
+
+
+def test_sounds_that_are_older_than_the_weights_stay_off_the_card(hub, run, capsys):
+    for path in run.parents[2].glob("spoken/*.wav"):
+        os.utime(path, (0, 0))
+    publish_it(run)
+    assert "sounds (--sounds)" in capsys.readouterr().err
+    assert "sound_1.wav" not in hub.repos[NAME]
 
 
 def test_what_cannot_be_published_is_refused(hub, run, tmp_path, monkeypatch):
