@@ -60,11 +60,20 @@ def leave_out_bad(clips: list[Clip], skip_bad: bool) -> list[Clip]:
 
 
 def refuse_recordings(folder: Path, clips: list[Clip]) -> None:
-    """Raise a DataError if the folder for trimmed copies is that of the recordings."""
+    """Raise a DataError if the folder for trimmed copies has recordings that are no such copies."""
     trimmed = Path(os.path.realpath(folder))
-    for parent in {Path(os.path.realpath(clip.path.parent)) for clip in clips}:
-        if trimmed in (parent, *parent.parents):
+    for path in (path for clip in clips for path in (clip.path.parent, clip.path)):
+        place = Path(os.path.realpath(path))
+        if trimmed in (place, *place.parents):
             raise DataError(f"{folder} is the corpus' own wavs folder; use another --path_to_save.")
+    copies = {str(folder / f"{clip.clip_id}.wav") for clip in clips}
+    names = ("train_metadata.csv", "test_metadata.csv", VAL_NAME)  # of an earlier run
+    for manifest in filter(os.path.isfile, (folder.parent / name for name in names)):
+        with open(manifest, encoding="utf-8", errors="replace", newline="") as file:
+            copies |= {row[0] for row in csv.reader(file) if row}
+    for path in folder.rglob("*"):
+        if path.is_file() and str(path) not in copies:
+            raise DataError(f"{path} would be removed; use another --path_to_save.")
 
 
 def leave_out_lengths(clips: list[Clip], min_seconds: float, max_seconds: float) -> list[Clip]:

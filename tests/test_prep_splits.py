@@ -393,3 +393,20 @@ def test_trimming_never_writes_into_the_corpus(tmp_path, capsys):
     (tmp_path / "out/trimmed_wavs").symlink_to(corpus / "wavs")
     flags = ("--path_to_ljspech", corpus, "--path_to_save", tmp_path / "out", "--trim_db", 40)
     assert "corpus' own wavs folder" in fail(capsys, *flags)
+
+
+def test_trimming_removes_no_recording_that_is_no_copy_of_its_own(tmp_path, capsys):
+    corpus, out = make_corpus(tmp_path / "lj", 4), tmp_path / "out"
+    flags = ("--path_to_ljspech", corpus, "--path_to_save", out, "--trim_db", 40)
+    run(corpus, out, "--trim_db", "40")
+    lines = (corpus / "metadata.csv").read_text().splitlines()
+    (corpus / "metadata.csv").write_text("\n".join(lines[:3]))
+    run(corpus, out, "--trim_db", "40")  # the copy of the fourth may go
+    assert len(listing(out / "trimmed_wavs")) == 3
+    write_wav(out / "trimmed_wavs/mine.wav", 1.0)
+    assert "trimmed_wavs/mine.wav would be removed" in fail(capsys, *flags)
+    (out / "trimmed_wavs/mine.wav").unlink()
+    (corpus / "wavs/clip0.wav").rename(out / "trimmed_wavs/original.wav")
+    (corpus / "wavs/clip0.wav").symlink_to(out / "trimmed_wavs/original.wav")
+    assert "corpus' own wavs folder" in fail(capsys, *flags)
+    assert (out / "trimmed_wavs/original.wav").is_file()
