@@ -15,6 +15,7 @@ import argparse
 import os
 import re
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -302,9 +303,11 @@ def write_stream(args: argparse.Namespace, texts: list[str], voice: Voice) -> No
     warn(f"16-bit little-endian samples, mono, {rate} Hz, as for aplay -f S16_LE -r {rate}")
     text, options = "\n\n".join(texts), make_options(args, voice)
     try:
-        for wav in stream(text, voice, options, args.max_characters, args.pause_ms):
-            sys.stdout.buffer.write(to_pcm(wav))
-            sys.stdout.buffer.flush()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: warn(message)
+            for wav in stream(text, voice, options, args.max_characters, args.pause_ms):
+                sys.stdout.buffer.write(to_pcm(wav))
+                sys.stdout.buffer.flush()
     except BrokenPipeError:
         pass  # the listener has heard enough
     except OSError as error:

@@ -307,6 +307,7 @@ def test_the_stream_of_the_command_is_samples(voice, capfdbinary):
     assert run(voice, None, "--stream", "--text", "It rained.") == 0
     out, err = capfdbinary.readouterr()
     assert len(out) == 20 * 256 * 2 and b"22050 Hz" in err
+    assert err.endswith(b"did not stop within 20 frames: It rained.\n")
 
 
 @pytest.mark.slow
