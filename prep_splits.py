@@ -62,8 +62,8 @@ def leave_out_bad(clips: list[Clip], skip_bad: bool) -> list[Clip]:
 def refuse_recordings(folder: Path, clips: list[Clip]) -> None:
     """Raise a DataError if the folder for trimmed copies has recordings that are no such copies."""
     trimmed = Path(os.path.realpath(folder))
-    for path in (path for clip in clips for path in (clip.path.parent, clip.path)):
-        place = Path(os.path.realpath(path))
+    places = {clip.path.parent for clip in clips} | {clip.path for clip in clips}
+    for place in map(Path, map(os.path.realpath, places)):
         if trimmed in (place, *place.parents):
             raise DataError(f"{folder} is the corpus' own wavs folder; use another --path_to_save.")
     copies = {str(folder / f"{clip.clip_id}.wav") for clip in clips}

@@ -61,6 +61,9 @@ class SampleSize(NamedTuple):
         distance = min(abs(self.promised - size) for size in PLACEHOLDERS)
         return self.promised == 0 or distance <= PLACEHOLDER_MARGIN
 
+    def __str__(self) -> str:
+        return f"{self.held} bytes of samples instead of {self.promised}"
+
 
 class _Stream(soundfile.SoundFile):
     """Reads a flac of unknown length, in which libsndfile cannot seek."""

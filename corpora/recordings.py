@@ -102,8 +102,7 @@ def inspect_recording(path: Path) -> tuple[float, str, tuple[str, ...]]:
         if "should be" in file.extra_info or file.format == "RF64":
             size = find_sample_size(path)
             if size and size.is_truncated:
-                problem = f"{size.held} bytes of samples instead of {size.promised} in {path}"
-                return 0.0, f"truncated: {problem}", ()
+                return 0.0, f"truncated: {size} in {path}", ()
         by_header, knows_length = file.frames / file.samplerate, file.seekable()
         is_wav = file.format in ("WAV", "WAVEX", "RF64") and file.samplerate in SAMPLING_RATES
         if is_wav and file.channels == 1 and file.subtype not in ("FLOAT", "DOUBLE"):

@@ -148,8 +148,7 @@ def write_pieces(folder: Path, recordings: list[str]) -> list[Piece]:
     for path in tqdm(recordings, desc="cutting", unit="recording", disable=None):
         wav, _, rate, _ = read_recording(path)
         if (size := find_sample_size(path)) and size.is_truncated:
-            found = f"{size.held} bytes of samples instead of {size.promised}"
-            raise DataError(f"{path}: is truncated, {found}")
+            raise DataError(f"{path}: is truncated, {size}")
         say(f"{path}: {len(wav) / rate / 60:.1f} minutes")
         edges = cut(measure_levels(wav, rate), round(FRAME_SECONDS * rate) / rate)
         for number, (start, end) in enumerate(edges, 1):

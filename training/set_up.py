@@ -224,12 +224,14 @@ def open_data(
         DataError: naming the manifest and what is wrong with it.
     """
     dictionary = load_dictionary() if config.phonemes == "cmudict" else None
-    manifests = config.path_to_train_manifest, config.path_to_val_manifest
-    dictionaries = dictionary, None if tokenizer.has_letters else dictionary
-    train_set, val_set = (
-        TTSDataset(manifest, audio_config, tokenizer, words, config.seed, config.cache_mels)
-        for manifest, words in zip(manifests, dictionaries, strict=True)
+    val_dictionary = None if tokenizer.has_letters else dictionary
+    cache, train, val = (
+        config.cache_mels,
+        config.path_to_train_manifest,
+        config.path_to_val_manifest,
     )
+    train_set = TTSDataset(train, audio_config, tokenizer, dictionary, config.seed, cache)
+    val_set = TTSDataset(val, audio_config, tokenizer, val_dictionary, cache_mels=cache)
     return train_set, val_set
 
 
